@@ -1,0 +1,298 @@
+"""The command line that both main scripts share, in groups, in the vocabulary of the transformers examples."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from cxr.hub import MODEL_ID
+from cxr.optimization import SCHEDULES
+from cxr.optimization import Schedule
+from cxr.optimization import make_schedule
+
+VIEWS = ("frontal", "lateral", "all")
+LABELERS = ("negbio", "chexpert")
+UNCERTAIN = ("negative", "positive", "exclude")
+ON_BAD_IMAGE = ("error", "skip")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with usage errors of one line (argparse prints the whole usage before them) and exit status 2."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # an abbreviated flag changes its meaning when a flag is added
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+
+
+def number(kind: type, expected: str, valid: Callable[[float], bool]) -> Callable[[str], float]:
+    """Returns an argparse type for numbers that are `valid`; `expected` says in words which are."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
+        if not valid(value):
+            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, "a whole number from 1", lambda value: value >= 1)
+non_negative_int = number(int, "a whole number from 0", lambda value: value >= 0)
+positive_float = number(float, "a number above 0", lambda value: 0 < value < float("inf"))
+non_negative_float = number(float, "a number from 0", lambda value: 0 <= value < float("inf"))
+probability = number(float, "a number in [0, 1]", lambda value: 0 <= value <= 1)
+share_below_one = number(float, "a number in [0, 1)", lambda value: 0 <= value < 1)
+share_above_zero = number(float, "a number in (0, 1]", lambda value: 0 < value <= 1)
+
+
+def model_id(text: str) -> str:
+    if not MODEL_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected organisation/name, such as my-lab/mae-cxr"
+        )
+    return text
+
+
+def epoch_or_steps(text: str) -> str | int:
+    return text if text == "epoch" else positive_int(text)
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser, *, default_model: str, config_names: list[str]
+) -> None:
+    group = parser.add_argument_group("model")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--model_name_or_path",
+        help=f"pretrained model: a name on the Hub or in --hub_dir, or a folder (default: {default_model})",
+    )
+    which.add_argument("--config_name", choices=config_names, help="train this model from scratch instead")
+    group.add_argument(
+        "--config_overrides", metavar="KEY=VALUE,...", help="changes of the --config_name, e.g. patch_size=8"
+    )
+    group.add_argument(
+        "--model_revision", default="main", help="branch, tag or commit of a model given by name"
+    )
+    group.add_argument(
+        "--image_size",
+        type=positive_int,
+        help="side of the model's square input in pixels (default: the pretrained model's, or 224)",
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data_dir",
+        type=Path,
+        help="the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)",
+    )
+    group.add_argument("--dataset_config_name", choices=("finding", "pleural_effusion"), default="finding")
+    group.add_argument("--labeler", choices=LABELERS, default="negbio")
+    group.add_argument("--view", choices=VIEWS, default="frontal")
+    group.add_argument(
+        "--uncertain", choices=UNCERTAIN, default="negative", help="what a label of -1.0 counts as"
+    )
+    group.add_argument(
+        "--on_bad_image", choices=ON_BAD_IMAGE, default="error", help="missing or corrupt images"
+    )
+    group.add_argument(
+        "--cache_image_size",
+        type=positive_int,
+        help="shortest side, in pixels, at which images are kept in the cache (default: 8/7 of the image size)",
+    )
+    group.add_argument(
+        "--cache_dir", type=Path, help="where the shrunk images are kept (default: that of datasets)"
+    )
+    group.add_argument(
+        "--max_train_samples",
+        type=positive_int,
+        help="train on this many images: nested between sizes, by patient, stratified, drawn by --seed",
+    )
+    group.add_argument(
+        "--max_eval_samples", type=positive_int, help="evaluate on the first images only; for trials"
+    )
+    group.add_argument(
+        "--preprocessing_num_workers",
+        type=positive_int,
+        help="processes that shrink images (default: all cores)",
+    )
+    group.add_argument(
+        "--dataloader_num_workers",
+        type=non_negative_int,
+        help="processes that load images (default: 0 on a CPU, else its share of the cores, at most 16)",
+    )
+
+
+def add_training_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    num_train_epochs: int,
+    per_device_train_batch_size: int,
+    weight_decay: float,
+    lr_scheduler_type: str,
+    warmup_ratio: float,
+) -> argparse._ArgumentGroup:
+    """Adds the group "training", with a script's own defaults, and returns it for the script's own learning rates."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--num_train_epochs", type=positive_int, default=num_train_epochs)
+    group.add_argument("--max_train_steps", type=positive_int, help="stop after so many optimizer steps")
+    group.add_argument(
+        "--per_device_train_batch_size", type=positive_int, default=per_device_train_batch_size, metavar="B"
+    )
+    group.add_argument("--per_device_eval_batch_size", type=positive_int, default=64, metavar="B")
+    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1)
+    group.add_argument("--weight_decay", type=non_negative_float, default=weight_decay)
+    group.add_argument(
+        "--max_grad_norm", type=positive_float, help="clip the gradient's norm (default: no clipping)"
+    )
+    group.add_argument("--lr_scheduler_type", choices=SCHEDULES, default=lr_scheduler_type)
+    group.add_argument(
+        "--warmup_ratio", type=share_below_one, default=warmup_ratio, help="share of all steps"
+    )
+    group.add_argument(
+        "--seed", type=non_negative_int, default=0, help="order, sample, augmentation, masks, weights"
+    )
+    return group
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir: str) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output_dir",
+        type=Path,
+        help=f"new folder of this run (default: {default_output_dir}-<date>-<time>)",
+    )
+    group.add_argument(
+        "--checkpointing_steps",
+        type=epoch_or_steps,
+        default="epoch",
+        help="a number of steps, or epoch (default)",
+    )
+    group.add_argument(
+        "--checkpoints_total_limit", type=positive_int, default=1, help="keep the newest ones only"
+    )
+    group.add_argument(
+        "--resume_from_checkpoint", metavar="latest|FOLDER", help="continue the run in --output_dir"
+    )
+    group.add_argument(
+        "--logging_steps", type=positive_int, default=10, help="steps between two readings of the loss"
+    )
+    group.add_argument("--with_tracking", action="store_true", help="log to --report_to as well")
+    group.add_argument(
+        "--report_to", choices=("tensorboard", "wandb", "mlflow", "all"), default="tensorboard"
+    )
+
+    hub = parser.add_argument_group("hub")
+    hub.add_argument(
+        "--push_to_hub", action="store_true", help="add the model to --hub_dir as a new revision"
+    )
+    hub.add_argument("--hub_model_id", type=model_id, metavar="ORG/NAME")
+    hub.add_argument(
+        "--hub_dir", type=Path, help="Hub-like local directory to push to and to load names from"
+    )
+
+
+def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str) -> None:
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--learning_rate", type=positive_float, metavar="LR", help=f"peak (default: {default})"
+    )
+    which.add_argument(
+        "--base_learning_rate",
+        type=positive_float,
+        metavar="LR",
+        help="peak for 256 images a step; it is scaled",
+    )
+
+
+def schedule_of(args: argparse.Namespace, *, num_images: int, num_processes: int) -> Schedule:
+    """Returns the schedule of the run; `--base_learning_rate` is in proportion to the images of an optimizer step."""
+    images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
+    return make_schedule(
+        num_images,
+        images_per_step=images_per_step,
+        num_epochs=args.num_train_epochs,
+        max_steps=args.max_train_steps,
+        warmup_ratio=args.warmup_ratio,
+        peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
+        kind=args.lr_scheduler_type,
+    )
+
+
+def parse_with_defaults(
+    parser: ArgumentParser,
+    argv: list[str] | None,
+    *,
+    default_model: str,
+    default_learning_rate: dict[str, float],
+    sample_defaults: dict[str, object],
+) -> argparse.Namespace:
+    """Parses `argv` with the defaults that fit it, and checks it.
+
+    Neither data nor model named: `sample_defaults`, a model so small that a CPU trains it in minutes. Data but no
+    model: `default_model`. No learning rate: `default_learning_rate`, unless the sample's defaults have their own.
+    """
+    named = parser.parse_args(argv)
+    defaults = {}
+    if not named.model_name_or_path and not named.config_name:
+        defaults = {"model_name_or_path": default_model} if named.data_dir else dict(sample_defaults)
+    if not named.learning_rate and not named.base_learning_rate:
+        defaults = {**default_learning_rate, **defaults}
+    else:
+        defaults = {name: value for name, value in defaults.items() if not name.endswith("learning_rate")}
+    parser.set_defaults(**defaults)
+    args = parser.parse_args(argv)
+    _check_shared_arguments(parser, args)
+    return args
+
+
+def data_options(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the keywords of `cxr.data.load_images` that come straight from flags."""
+    return {
+        "config_name": args.dataset_config_name,
+        "labeler": args.labeler,
+        "view": args.view,
+        "uncertain": args.uncertain,
+        "on_bad_image": args.on_bad_image,
+        "cache_dir": args.cache_dir,
+        "num_proc": args.preprocessing_num_workers,
+    }
+
+
+def loader_options(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the keywords of `cxr.data.make_loaders` that come straight from flags."""
+    return {
+        "train_batch_size": args.per_device_train_batch_size,
+        "eval_batch_size": args.per_device_eval_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "seed": args.seed,
+        "num_workers": args.dataloader_num_workers,
+    }
+
+
+def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses flags that contradict each other; each message says what to do."""
+    if args.push_to_hub and not (args.hub_dir and args.hub_model_id):
+        parser.error("--push_to_hub needs --hub_dir DIR and --hub_model_id ORG/NAME")
+    if args.config_overrides and not args.config_name:
+        parser.error("--config_overrides changes a --config_name; expected one of its choices beside it")
+    if args.config_overrides and not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", args.config_overrides):
+        parser.error(f"--config_overrides: found {args.config_overrides!r}, expected key=value,key=value")
+    if args.data_dir and not args.data_dir.is_dir():
+        parser.error(
+            f"--data_dir {args.data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with files/ and "
+            "the CSVs in it; leave the flag out to try the synthetic sample"
+        )
+    if args.resume_from_checkpoint and not args.output_dir:
+        parser.error("--resume_from_checkpoint needs the --output_dir of the run to continue")

@@ -1,0 +1,112 @@
+"""Checkpoints: `checkpoints/step_N` folders that appear whole, and the small object that says where a run stands."""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from cxr.records import new_folder
+from cxr.records import write_json
+
+PROGRESS_FILE = "progress.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands. With the model, the optimizer and the scaler it is all that a resume needs:
+
+    the images, augmentations and masks of a step, and its learning rate, are functions of the step and the seed.
+    """
+
+    step: int = 0  # optimizer steps done
+    loss_sum: float = 0.0  # of the steps done in this epoch
+    train_seconds: float = 0.0  # spent in training steps, without evaluation and saving
+    best: dict[str, Any] = field(default_factory=dict)  # the best epoch so far
+
+
+def is_due(checkpointing_steps: str | int, step: int, *, ends_epoch: bool) -> bool:
+    return ends_epoch if checkpointing_steps == "epoch" else step % checkpointing_steps == 0
+
+
+def save_checkpoint(
+    accelerator: Accelerator, checkpoints_dir: Path, progress: Progress, *, total_limit: int | None
+) -> None:
+    """Writes `checkpoints_dir/step_N` aside and renames it; then deletes all but the newest `total_limit`."""
+    target = checkpoints_dir / f"step_{progress.step}"
+    temporary = (
+        checkpoints_dir / f".step_{progress.step}.saving"
+    )  # one name on all ranks, which all write to it
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(temporary / PROGRESS_FILE, asdict(progress))
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+        if total_limit is not None:
+            for old in complete_checkpoints(checkpoints_dir)[:-total_limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """Returns the checkpoint folders, oldest first. The step is read from the file inside, not from the name."""
+    if not checkpoints_dir.is_dir():
+        return []
+    found = [path.parent for path in checkpoints_dir.glob(f"step_*/{PROGRESS_FILE}")]
+    return sorted(found, key=lambda folder: read_progress(folder).step)
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    return Progress(**json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8")))
+
+
+def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
+    """Returns the folder that `--resume_from_checkpoint` means: `latest` or a path. Raises FileNotFoundError."""
+    if resume_from_checkpoint != "latest":
+        path = Path(resume_from_checkpoint)
+        if not (path / PROGRESS_FILE).is_file():
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint {path} is not a checkpoint: found no {PROGRESS_FILE} in it; "
+                f"name a folder such as {output_dir / 'checkpoints' / 'step_100'}, or latest"
+            )
+        return path
+    found = complete_checkpoints(output_dir / "checkpoints")
+    if not found:
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint latest: found no complete checkpoint in {output_dir / 'checkpoints'}; "
+            "start the run anew in another --output_dir"
+        )
+    return found[-1]
+
+
+def resume(accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None) -> Progress:
+    """Loads the checkpoint that the flag means into what `accelerator` prepared, and returns where the run stands."""
+    if resume_from_checkpoint is None:
+        return Progress()
+    checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
+    accelerator.load_state(str(checkpoint))
+    progress = read_progress(checkpoint)
+    logger.info("Resuming from %s, after step %d.", checkpoint, progress.step)
+    return progress
+
+
+def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path) -> None:
+    """Writes `model_dir` for plain transformers' `from_pretrained`: weights as safetensors, config, image processor."""
+    state_dict = accelerator.get_state_dict(model)  # a collective where the weights are sharded
+    if accelerator.is_main_process:
+        with new_folder(model_dir) as folder:
+            accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state_dict)
+            image_processor.save_pretrained(folder)
+    accelerator.wait_for_everyone()

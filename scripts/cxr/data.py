@@ -1,0 +1,280 @@
+"""From the dataset script to batches of uint8 images: the same ones for any number of processes and workers."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
+from torch.utils.data import Sampler
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_jpeg
+from torchvision.transforms import v2
+
+from cxr.optimization import Schedule
+from cxr.runtime import REPOSITORY
+from cxr.samples import draw_sample
+from cxr.samples import sample_record
+from cxr.seeding import derive_seed
+
+DATASET_SCRIPT = REPOSITORY / "mimic_cxr_dataset"
+SAMPLE_DIR = REPOSITORY / "sample_data"
+
+EVALUATION_SEED = (
+    0  # not --seed: validation masks are the same in all runs, so that their losses can be compared
+)
+
+logger = logging.getLogger(__name__)
+
+
+def make_sample_data_once() -> Path:
+    """Returns the folder of the synthetic sample; makes it on first use."""
+    if not SAMPLE_DIR.exists():
+        script = REPOSITORY / "scripts" / "make_sample_data.py"
+        subprocess.run([sys.executable, str(script), str(SAMPLE_DIR)], check=True)
+    return SAMPLE_DIR
+
+
+def load_images(
+    accelerator: Accelerator,
+    data_dir: Path | None,
+    *,
+    config_name: str,
+    shortest_side: int,
+    cache_dir: Path | None,
+    num_proc: int | None,
+    **label_options: str,
+) -> datasets.DatasetDict:
+    """Loads the splits with images of `shortest_side` pixels, left encoded: `image` is {"bytes", "path"}.
+
+    The first call shrinks every image once, into the Arrow cache, on one process of each machine; later calls, of
+    any script, find it there. With no `data_dir` the images are the synthetic sample. `label_options` are the
+    dataset script's: labeler, view, uncertain, on_bad_image.
+    """
+    if not accelerator.is_local_main_process:
+        datasets.disable_progress_bars()
+    with accelerator.local_main_process_first():
+        if data_dir is None:
+            data_dir = make_sample_data_once()
+            logger.warning("No --data_dir given: using the synthetic sample in %s", data_dir)
+        splits = datasets.load_dataset(
+            str(DATASET_SCRIPT),
+            config_name,
+            data_dir=str(data_dir.resolve()),
+            trust_remote_code=True,
+            cache_dir=str(cache_dir) if cache_dir else None,
+            num_proc=num_proc or os.cpu_count(),
+            image_size=shortest_side,
+            **label_options,
+        )
+    for split in ("train", "validation"):
+        if split not in splits:
+            raise ValueError(f"{data_dir} has no {split} images; expected some in its split CSV")
+    return splits.cast_column("image", datasets.Image(decode=False))
+
+
+def draw_training_images(
+    images: datasets.Dataset, *, num_samples: int | None, seed: int
+) -> tuple[datasets.Dataset, dict]:
+    """Returns the images to train on (see `cxr.samples`) and the content of `samples.json`."""
+    chosen = draw_sample(images["subject_id"], images["label"], num_samples=num_samples, seed=seed)
+    images = images.select(chosen)
+    return images, sample_record(images["dicom_id"], seed=seed)
+
+
+def first_images(images: datasets.Dataset, num_images: int | None) -> datasets.Dataset:
+    return images if num_images is None else images.select(range(min(num_images, len(images))))
+
+
+def default_cache_image_size(image_size: int) -> int:
+    """256 for 224: room for random crops, yet small enough that reading is cheap."""
+    return round(image_size * 8 / 7)
+
+
+class ChestXrays(Dataset):
+    """Images of one split as tensors, augmented as a function of (seed, epoch, image) alone.
+
+    A key is (epoch, index) rather than an index, so that workers which persist and fetch ahead know the epoch.
+    An item has `image` (1, H, W) uint8, `label`, and, if `num_patches` is set, `noise` (num_patches,) float32 in
+    [0, 1): the patches of lowest noise are those that a masked model sees.
+    """
+
+    def __init__(
+        self, images: datasets.Dataset, transform: v2.Transform, *, seed: int, num_patches: int | None = None
+    ):
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+        self.num_patches = num_patches
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        epoch, index = key
+        row = self.images[index]
+        encoded = torch.frombuffer(bytearray(row["image"]["bytes"]), dtype=torch.uint8)
+        image = decode_jpeg(encoded, mode=ImageReadMode.GRAY)
+        item = {"label": row["label"]}
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # without workers this is the training process: leave its state
+            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, row["dicom_id"]))
+            item["image"] = self.transform(image)
+            if self.num_patches is not None:
+                item["noise"] = torch.rand(self.num_patches)
+        return item
+
+
+class TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """The micro-batches of one process from optimizer step `start_step` to the end of training, over all epochs.
+
+    Every epoch has its own order of all images, a function of (seed, epoch). A step takes the next
+    `batch_size * gradient_accumulation_steps * num_processes` images of it, so the images of a step do not depend on
+    how many processes share them; what is left of an epoch and does not fill a step is not used in that epoch.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        gradient_accumulation_steps: int,
+        num_processes: int,
+        process_index: int,
+        seed: int,
+        start_step: int,
+        num_steps: int,
+    ):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.seed = seed
+        self.start_step = start_step
+        self.num_steps = num_steps
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    def __len__(self) -> int:
+        return (self.num_steps - self.start_step) * self.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps_per_epoch = self.num_images // self.images_per_step
+        ordered_epoch = None
+        for step in range(self.start_step, self.num_steps):
+            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+            if epoch != ordered_epoch:
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+                order, ordered_epoch = torch.randperm(self.num_images, generator=generator), epoch
+            for micro_batch in range(self.gradient_accumulation_steps):
+                position = micro_batch * self.num_processes + self.process_index
+                first = step_in_epoch * self.images_per_step + position * self.batch_size
+                yield [(epoch, index) for index in order[first : first + self.batch_size].tolist()]
+
+
+class EvaluationBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of one process in an evaluation of all images, in order; always epoch 0, so always the same draws.
+
+    All processes get the same number of samples, as collective operations need: where the images do not divide, the
+    last ones are repeated, and `gather_in_order` drops the repetitions.
+    """
+
+    def __init__(self, num_images: int, *, batch_size: int, num_processes: int, process_index: int):
+        padded = -(-num_images // num_processes) * num_processes
+        indices = np.minimum(np.arange(process_index, padded, num_processes), num_images - 1)
+        self.keys = [(0, index) for index in indices.tolist()]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.keys) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self.keys), self.batch_size):
+            yield self.keys[first : first + self.batch_size]
+
+
+def make_loaders(
+    accelerator: Accelerator,
+    train_set: ChestXrays,
+    eval_set: ChestXrays,
+    *,
+    schedule: Schedule,
+    start_step: int,
+    train_batch_size: int,
+    eval_batch_size: int,
+    gradient_accumulation_steps: int,
+    seed: int,
+    num_workers: int | None,
+) -> tuple[DataLoader, DataLoader]:
+    """Returns this process's loaders: the training one runs from `start_step` to the end, over all epochs."""
+    batches = TrainingBatches(
+        len(train_set),
+        batch_size=train_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        seed=seed,
+        start_step=start_step,
+        num_steps=schedule.num_steps,
+    )
+    return (
+        _make_loader(train_set, batches, accelerator, num_workers),
+        make_evaluation_loader(accelerator, eval_set, batch_size=eval_batch_size, num_workers=num_workers),
+    )
+
+
+def make_evaluation_loader(
+    accelerator: Accelerator, eval_set: ChestXrays, *, batch_size: int, num_workers: int | None
+) -> DataLoader:
+    batches = EvaluationBatches(
+        len(eval_set),
+        batch_size=batch_size,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    return _make_loader(eval_set, batches, accelerator, num_workers)
+
+
+def _make_loader(
+    dataset: ChestXrays, batches: Sampler, accelerator: Accelerator, num_workers: int | None
+) -> DataLoader:
+    if num_workers is None:
+        num_workers = default_num_workers(accelerator)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # its own, so that starting an iterator draws nothing from the global one
+    )
+
+
+def default_num_workers(accelerator: Accelerator) -> int:
+    """A CPU run loads in its own process, as its cores are busy with the model; a GPU run uses its share of cores."""
+    if accelerator.device.type == "cpu":
+        return 0
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(16, max(1, (os.cpu_count() or 1) // processes_here))
+
+
+def gather_in_order(accelerator: Accelerator, values: torch.Tensor, *, num_samples: int) -> torch.Tensor:
+    """Joins what the processes computed over `EvaluationBatches` into (num_samples, ...), each sample once, in order.
+
+    `values` has one row per key, the same number on all processes; process r's k-th row is of sample
+    k * num_processes + r, and rows past `num_samples` are repetitions.
+    """
+    gathered = accelerator.gather(values)
+    by_process = gathered.view(accelerator.num_processes, len(values), *values.shape[1:])
+    return by_process.transpose(0, 1).reshape(-1, *values.shape[1:])[:num_samples].cpu()

@@ -1,0 +1,85 @@
+"""Models by name in a local directory, in the documented layout of the Hugging Face Hub's cache.
+
+    DIR/models--org--name/blobs/<sha256>          a file's content, shared by all revisions that have it
+    DIR/models--org--name/snapshots/<commit>/...  a revision: links to blobs (copies where links are not allowed)
+    DIR/models--org--name/refs/main               the commit that the name means
+
+So `from_pretrained("org/name", cache_dir=DIR, local_files_only=True)` works in plain transformers, with no network.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from cxr.records import new_folder
+from cxr.records import write_text
+
+logger = logging.getLogger(__name__)
+
+MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def repository_dir(hub_dir: Path, model_id: str) -> Path:
+    return hub_dir / f"models--{model_id.replace('/', '--')}"
+
+
+def push_model(model_dir: Path, *, hub_dir: Path, model_id: str) -> str:
+    """Adds the files of `model_dir` as a new revision of `model_id`, makes it `main`, and returns its commit.
+
+    Order matters: blobs, then the snapshot, then the ref, each appearing whole; an interrupted push leaves `main`
+    where it was. The commit is a hash over the parent, the time and every file's name and content.
+    """
+    repository = repository_dir(hub_dir, model_id)
+    blobs = {path.name: _store_blob(path, repository / "blobs") for path in sorted(model_dir.iterdir())}
+    ref = repository / "refs" / "main"
+    parent = ref.read_text(encoding="utf-8") if ref.exists() else None
+    content = json.dumps({"files": blobs, "parent": parent, "time_ns": time.time_ns()}, sort_keys=True)
+    commit = hashlib.sha1(content.encode()).hexdigest()
+
+    with new_folder(repository / "snapshots" / commit) as snapshot:
+        for name, digest in blobs.items():
+            _link_or_copy(repository / "blobs" / digest, snapshot / name)
+    ref.parent.mkdir(exist_ok=True)
+    write_text(ref, commit)
+    return commit
+
+
+def push_if_asked(asked: bool, model_dir: Path, hub_dir: Path | None, model_id: str | None) -> str | None:
+    """Pushes `model_dir` where `--push_to_hub` asks for it, and says how to load it; returns the commit or None."""
+    if not asked:
+        return None
+    commit = push_model(model_dir, hub_dir=hub_dir, model_id=model_id)
+    logger.info(
+        "Pushed: from_pretrained(%r, cache_dir=%r, local_files_only=True), revision %s",
+        model_id,
+        str(hub_dir),
+        commit,
+    )
+    return commit
+
+
+def _store_blob(path: Path, blobs_dir: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+    digest = sha256.hexdigest()
+    blob = blobs_dir / digest
+    if not blob.exists():
+        blobs_dir.mkdir(parents=True, exist_ok=True)
+        temporary = blobs_dir / f".{digest}.{os.getpid()}.tmp"
+        shutil.copyfile(path, temporary)
+        temporary.replace(blob)
+    return digest
+
+
+def _link_or_copy(blob: Path, link: Path) -> None:
+    try:
+        link.symlink_to(Path("..") / ".." / "blobs" / blob.name)
+    except OSError:  # Windows without the right to make links
+        shutil.copyfile(blob, link)

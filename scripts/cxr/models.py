@@ -1,0 +1,257 @@
+"""Models by name: configurations to train from scratch, pretrained ones, and the image processor stored with each."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from transformers import AutoImageProcessor
+from transformers import PretrainedConfig
+from transformers import PreTrainedModel
+from transformers import ResNetConfig
+from transformers import ResNetForImageClassification
+from transformers import ViTConfig
+from transformers import ViTForImageClassification
+from transformers import ViTImageProcessor
+from transformers import ViTMAEConfig
+from transformers import ViTMAEForPreTraining
+
+from cxr.hub import repository_dir
+from cxr.transforms import GRAY_MEAN
+from cxr.transforms import GRAY_STD
+
+logger = logging.getLogger(__name__)
+
+
+def _vit_mae(
+    width: int, depth: int, heads: int, decoder: tuple[int, int, int], **more: Any
+) -> dict[str, Any]:
+    decoder_width, decoder_depth, decoder_heads = decoder
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "decoder_hidden_size": decoder_width,
+        "decoder_num_hidden_layers": decoder_depth,
+        "decoder_num_attention_heads": decoder_heads,
+        "decoder_intermediate_size": 4 * decoder_width,
+        **more,
+    }
+
+
+# Base, Large and Huge are those of He et al. 2021 with their 512-wide, 8-deep decoder; the smaller ones are the
+# customary ViT-Ti and ViT-S with decoders in proportion.
+VIT_MAE_CONFIGS = {
+    "vit-mae-tiny": _vit_mae(192, 12, 3, decoder=(128, 2, 4)),
+    "vit-mae-small": _vit_mae(384, 12, 6, decoder=(256, 4, 8)),
+    "vit-mae-base": _vit_mae(768, 12, 12, decoder=(512, 8, 16)),
+    "vit-mae-large": _vit_mae(1024, 24, 16, decoder=(512, 8, 16)),
+    "vit-mae-huge": _vit_mae(1280, 32, 16, decoder=(512, 8, 16), patch_size=14),
+}
+
+_BASIC = {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]}
+_BOTTLENECK = {"layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048]}
+
+# He et al. 2015, table 1.
+RESNET_CONFIGS = {
+    "resnet-18": {**_BASIC, "depths": [2, 2, 2, 2]},
+    "resnet-34": {**_BASIC, "depths": [3, 4, 6, 3]},
+    "resnet-50": {**_BOTTLENECK, "depths": [3, 4, 6, 3]},
+    "resnet-101": {**_BOTTLENECK, "depths": [3, 4, 23, 3]},
+    "resnet-152": {**_BOTTLENECK, "depths": [3, 8, 36, 3]},
+}
+
+DEFAULT_IMAGE_SIZE = 224
+
+
+def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:
+    """Returns the configuration `config_name` with `overrides` ("key=value,...") and the image size applied."""
+    if config_name in VIT_MAE_CONFIGS:
+        config = ViTMAEConfig(**VIT_MAE_CONFIGS[config_name], image_size=image_size or DEFAULT_IMAGE_SIZE)
+    else:
+        config = ResNetConfig(**RESNET_CONFIGS[config_name])
+    if overrides:
+        try:
+            config.update_from_string(overrides)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"--config_overrides {overrides}: {error}; expected keys of {config_name}"
+            ) from error
+    if config.model_type == "vit_mae":
+        _check_vit_mae(config)
+    return config
+
+
+def _check_vit_mae(config: ViTMAEConfig) -> None:
+    if config.image_size % config.patch_size:
+        raise ValueError(
+            f"--image_size {config.image_size} is not a multiple of the patch size {config.patch_size}; "
+            f"name one that is, or another with --config_overrides patch_size=N"
+        )
+    for side, width, heads in (
+        ("", config.hidden_size, config.num_attention_heads),
+        ("decoder_", config.decoder_hidden_size, config.decoder_num_attention_heads),
+    ):
+        if width % heads or width % 4:
+            raise ValueError(
+                f"--config_overrides: {side}hidden_size {width} must be a multiple of 4 and of "
+                f"{side}num_attention_heads {heads}"
+            )
+
+
+def load_config(
+    name: str, *, hub_dir: Path | None, revision: str, expected: tuple[str, ...]
+) -> PretrainedConfig:
+    """Returns the configuration of a pretrained model. Raises ValueError or OSError with what to do instead."""
+    config = _load(AutoConfig, name, hub_dir=hub_dir, revision=revision)
+    if config.model_type not in expected:
+        raise ValueError(
+            f"--model_name_or_path {name} is a {config.model_type!r} model; expected one of {', '.join(expected)}"
+        )
+    return config
+
+
+def check_image_size(config: PretrainedConfig, image_size: int | None) -> None:
+    """Raises ValueError when a pretrained ViT is asked for another size than its position embeddings have."""
+    if image_size not in (None, config.image_size):
+        raise ValueError(
+            f"--image_size {image_size}: found a pretrained model for {config.image_size} pixels; leave the flag out, "
+            "or pretrain one for the size you want with run_mae_pretrain.py --config_name"
+        )
+
+
+def _load(loader: Any, name: str, *, hub_dir: Path | None, revision: str, **options: Any) -> Any:
+    """`loader.from_pretrained`, from `hub_dir` where it has the name, with an error that says what to do."""
+    if hub_dir is not None and not Path(name).is_dir() and repository_dir(hub_dir, name).is_dir():
+        options |= {"cache_dir": str(hub_dir), "local_files_only": True}
+    try:
+        return loader.from_pretrained(name, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        logger.debug("Loading %s failed.", name, exc_info=True)
+        where = f"the local folder {name}" if Path(name).is_dir() else f"{name!r}, revision {revision!r},"
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"--model_name_or_path: {where} could not be loaded ({reason}); name a folder with a model, a name in "
+            "--hub_dir DIR or one on a Hub that can be reached, or train from scratch with --config_name"
+        ) from error
+
+
+def load_pretrained(
+    model_class: type[PreTrainedModel],
+    name: str,
+    *,
+    config: PretrainedConfig,
+    hub_dir: Path | None,
+    revision: str,
+    new_head: str | None = None,
+) -> PreTrainedModel:
+    """Loads `name` into `model_class`; only parameters under the prefix `new_head` may be missing or change shape.
+
+    Raises ValueError when others do: part of the model would silently start from random weights.
+    """
+    model, info = _load(
+        model_class,
+        name,
+        hub_dir=hub_dir,
+        revision=revision,
+        config=config,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    unexplained = sorted(key for key in fresh if new_head is None or not key.startswith(new_head))
+    if unexplained:
+        raise ValueError(
+            f"--model_name_or_path {name} does not fit {model_class.__name__}: {len(unexplained)} parameters are "
+            f"missing or of another shape, first {unexplained[0]}; expected a complete checkpoint of that model"
+        )
+    return model
+
+
+def load_image_processor(
+    name: str | None, *, hub_dir: Path | None, revision: str, image_size: int
+) -> ViTImageProcessor:
+    """Returns the processor to store with a model: whole image to a square, gray to RGB, the model's statistics.
+
+    A pretrained model keeps the mean and standard deviation it was trained with; one from scratch (`name` None, or
+    a model that has none) gets those of MIMIC-CXR-JPG, the same in all channels.
+    """
+    mean, std = [GRAY_MEAN] * 3, [GRAY_STD] * 3
+    if name is not None:
+        try:
+            pretrained = _load(AutoImageProcessor, name, hub_dir=hub_dir, revision=revision)
+            mean, std = list(pretrained.image_mean), list(pretrained.image_std)
+        except OSError:
+            logger.warning("%s has no image processor; it gets the statistics of MIMIC-CXR-JPG.", name)
+    return ViTImageProcessor(
+        size={"height": image_size, "width": image_size}, image_mean=mean, image_std=std, do_convert_rgb=True
+    )
+
+
+def new_mae(config: ViTMAEConfig) -> ViTMAEForPreTraining:
+    """Returns an untrained masked autoencoder, initialised as He et al. do.
+
+    transformers 5 leaves the position embeddings, class token and mask token of a model made from a configuration at
+    zero: such a model cannot know where a patch was. They are set here.
+    """
+    model = ViTMAEForPreTraining(config)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    embeddings, decoder = model.vit.embeddings, model.decoder
+    projection = embeddings.patch_embeddings.projection.weight
+    nn.init.xavier_uniform_(projection.data.view(len(projection), -1))
+    nn.init.normal_(embeddings.cls_token, std=config.initializer_range)
+    nn.init.normal_(decoder.mask_token, std=config.initializer_range)
+    grid_size = config.image_size // config.patch_size
+    embeddings.position_embeddings.data.copy_(sin_cos_position_embeddings(grid_size, config.hidden_size))
+    decoder.decoder_pos_embed.data.copy_(sin_cos_position_embeddings(grid_size, config.decoder_hidden_size))
+    return model
+
+
+def sin_cos_position_embeddings(grid_size: int, width: int) -> torch.Tensor:
+    """Returns fixed 2-D position embeddings (1, 1 + grid_size², width), zero for the class token.
+
+    The first half of the width encodes the column, the second the row, as in the published MAE checkpoints.
+    """
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid_size, width / 2)
+    rows, columns = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
+    patches = torch.cat([axis[columns.flatten()], axis[rows.flatten()]], dim=1)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches])[None].float()
+
+
+def vit_config(config: ViTMAEConfig | ViTConfig, labels: list[str]) -> ViTConfig:
+    """Returns the classifier's configuration of an encoder's: a ViT-MAE's without its decoder and masking."""
+    shape = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "image_size",
+        "patch_size",
+    )
+    details = ("num_channels", "hidden_act", "layer_norm_eps", "qkv_bias", "initializer_range")
+    noise = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    same = {name: getattr(config, name) for name in (*shape, *details, *noise)}
+    return ViTConfig(**same, encoder_stride=config.patch_size, **label_names(labels))
+
+
+def label_names(labels: list[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def new_classifier(config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
+    """Returns an untrained classifier. A ViT starts where its masked autoencoder would, so both can be compared."""
+    if config.model_type == "resnet":
+        config.update(label_names(labels))
+        return ResNetForImageClassification(config)
+    model = ViTForImageClassification(vit_config(config, labels))
+    encoder = new_mae(config).vit.state_dict()
+    model.vit.load_state_dict(encoder)
+    return model

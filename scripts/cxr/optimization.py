@@ -1,0 +1,106 @@
+"""The optimizer and the learning rate as a pure function of the optimizer step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+def _constant(progress: float) -> float:
+    return 1.0
+
+
+def _linear(progress: float) -> float:
+    return 1.0 - progress
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+# Each maps the share of the steps after warm-up that are done, in [0, 1), to a share of the peak learning rate.
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long a run is and how fast it learns, as functions of the number of optimizer steps.
+
+    A scheduler object would count its own calls: a prepared one steps once per process, and not at all when fp16
+    skipped the update. A function of the step cannot drift, and a resumed run needs no state for it.
+    """
+
+    images_per_step: int  # of all processes and micro-batches
+    steps_per_epoch: int
+    num_steps: int
+    num_warmup_steps: int
+    peak_learning_rate: float
+    kind: str  # a key of SCHEDULES
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of step `step` (from 0): linear warm-up to the peak, then `kind`."""
+        if step < self.num_warmup_steps:
+            return self.peak_learning_rate * (step + 1) / self.num_warmup_steps
+        progress = (step - self.num_warmup_steps) / (self.num_steps - self.num_warmup_steps)
+        return self.peak_learning_rate * SCHEDULES[self.kind](progress)
+
+    def epoch(self, num_done: int) -> int:
+        """Returns the epoch, from 1, of the last of `num_done` steps."""
+        return -(-num_done // self.steps_per_epoch)
+
+    def steps_in_epoch(self, num_done: int) -> int:
+        """Returns how many of `num_done` steps belong to the epoch of the last one."""
+        return num_done - (self.epoch(num_done) - 1) * self.steps_per_epoch
+
+    def ends_epoch(self, num_done: int) -> bool:
+        return num_done % self.steps_per_epoch == 0 or num_done == self.num_steps
+
+
+def make_schedule(
+    num_images: int,
+    *,
+    images_per_step: int,
+    num_epochs: int,
+    max_steps: int | None,
+    warmup_ratio: float,
+    peak_learning_rate: float,
+    kind: str,
+) -> Schedule:
+    """Returns the schedule of a run over `num_images`. Raises ValueError when they do not fill one step."""
+    if num_images < images_per_step:
+        raise ValueError(
+            f"found {num_images} training images, expected at least the {images_per_step} of one optimizer step; "
+            "lower --per_device_train_batch_size or --gradient_accumulation_steps"
+        )
+    steps_per_epoch = num_images // images_per_step
+    num_steps = min(num_epochs * steps_per_epoch, max_steps or math.inf)
+    return Schedule(
+        images_per_step=images_per_step,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        num_warmup_steps=math.ceil(warmup_ratio * num_steps),
+        peak_learning_rate=peak_learning_rate,
+        kind=kind,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def make_adamw(
+    model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; biases, norm weights and single tokens are not decayed.
+
+    They are told by their shape, as He et al. do: names differ between models and between transformers versions.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.squeeze().ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.squeeze().ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas)

@@ -1,0 +1,82 @@
+"""The figures of a run folder, drawn from its records."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from sklearn import metrics
+
+matplotlib.use("Agg")  # no screen is needed
+
+from matplotlib import pyplot as plt
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
+    """Mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    numbers = [record["epoch"] for record in epochs]
+    for key, name in (("train_loss", "training"), ("eval_loss", "validation")):
+        axes.plot(numbers, [record[key] for record in epochs], marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel="mean loss", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_roc_and_precision_recall(
+    labels: np.ndarray, probabilities: np.ndarray, path: Path, *, title: str
+) -> None:
+    """Both curves beside each other, with what chance would give; `labels` has both classes."""
+    figure, (roc, precision_recall) = plt.subplots(1, 2, figsize=(10, 4.5))
+    metrics.RocCurveDisplay.from_predictions(labels, probabilities, ax=roc, plot_chance_level=True)
+    metrics.PrecisionRecallDisplay.from_predictions(
+        labels, probabilities, ax=precision_recall, plot_chance_level=True
+    )
+    for axes, name in ((roc, "ROC"), (precision_recall, "precision-recall")):
+        axes.set(title=name, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right" if axes is roc else "lower left", fontsize="small")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_confusion_matrix(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    path: Path,
+    *,
+    thresholds: dict[str, float],
+    names: list[str],
+) -> None:
+    """Counts of images by true and predicted label, at each of the named thresholds."""
+    figure, all_axes = plt.subplots(1, len(thresholds), figsize=(5 * len(thresholds), 4.2), squeeze=False)
+    for axes, (name, threshold) in zip(all_axes[0], thresholds.items()):
+        counts = metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1])
+        metrics.ConfusionMatrixDisplay(counts, display_labels=names).plot(
+            ax=axes, cmap="Blues", colorbar=False
+        )
+        axes.set_title(f"{name}: threshold {threshold:.3f}")
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
+    """A row per image and a column per entry of `images`: name -> gray images (N, H, W) in [0, 1]."""
+    num_images = len(next(iter(images.values())))
+    figure, all_axes = plt.subplots(
+        num_images, len(images), figsize=(2.2 * len(images), 2.3 * num_images), squeeze=False
+    )
+    for column, (name, pictures) in enumerate(images.items()):
+        all_axes[0][column].set_title(name)
+        for row, picture in enumerate(pictures):
+            all_axes[row][column].imshow(picture, cmap="gray", vmin=0, vmax=1)
+            all_axes[row][column].axis("off")
+    figure.tight_layout()
+    _save(figure, path)

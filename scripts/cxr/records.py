@@ -1,0 +1,114 @@
+"""The run folder: what each file is called, and writes that leave a whole file or none."""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` atomically: another process sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling folder to fill, which becomes `path` when the block ends without an error.
+
+    An existing `path` is replaced. It is renamed away before the new one is renamed to it, so at every moment the
+    name stands for a whole folder or for none.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+def claim_output_dir(output_dir: Path, *, resume: bool) -> None:
+    """Makes `output_dir`. Raises ValueError when it holds something and the run does not continue it."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
+    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
+        raise ValueError(
+            f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
+            "or continue the run in it with --resume_from_checkpoint latest"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+
+class RunRecord:
+    """Writes the records of one run; on other processes than the main one (`enabled=False`) it writes nothing."""
+
+    def __init__(self, output_dir: Path, *, enabled: bool):
+        self.output_dir = output_dir
+        self.enabled = enabled
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes the JSON file `name`. `results.json` is written last of all: its presence means "done"."""
+        if self.enabled:
+            write_json(self.output_dir / name, content)
+
+    def append_epoch(self, record: dict[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl`."""
+        if self.enabled:
+            with (self.output_dir / "metrics.jsonl").open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def epochs(self) -> list[dict[str, Any]]:
+        path = self.output_dir / "metrics.jsonl"
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if path.exists()
+            else []
+        )
+
+    def rewind(self, step: int) -> None:
+        """Drops the epochs that a resumed run, which starts at optimizer step `step`, is about to repeat."""
+        if self.enabled:
+            kept = [json.dumps(record) + "\n" for record in self.epochs() if record["step"] <= step]
+            write_text(self.output_dir / "metrics.jsonl", "".join(kept))
+
+    def write_predictions(self, name: str, rows: Iterable[tuple[str, int, float]]) -> None:
+        """Writes `name` with the columns dicom_id, label, probability, readable by the owner alone."""
+        if not self.enabled:
+            return
+        path = self.output_dir / name
+        temporary = path.with_name(f".{name}.tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            temporary.chmod(0o600)  # row-level predictions are covered by the data-use agreement
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["dicom_id", "label", "probability"])
+            writer.writerows((dicom_id, label, f"{probability:.8g}") for dicom_id, label, probability in rows)
+        temporary.replace(path)

@@ -1,0 +1,174 @@
+"""Start and end of a script: processes, seeds, the run folder, logging, and errors in one line."""
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from accelerate.utils import set_seed
+from datasets.exceptions import DatasetsError
+from torch import nn
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from cxr.checkpoints import complete_checkpoints
+from cxr.optimization import Schedule
+from cxr.records import RunRecord
+from cxr.records import claim_output_dir
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+logger = logging.getLogger("cxr")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Calls `main`; an error that a user can cause ends it with one line and exit status 2, its trace in train.log."""
+    try:
+        main()
+    except (ValueError, OSError, DatasetsError) as error:
+        logger.debug("The run failed.", exc_info=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Accelerator, RunRecord]:
+    """Starts the processes, claims the run folder, writes `args.json` and begins `train.log`.
+
+    Returns the accelerator and the record of the run; `record.output_dir` is where the run writes.
+    """
+    tracker = args.report_to if args.with_tracking else None
+    accelerator = Accelerator(log_with=tracker)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed precision fp16 needs a GPU, found a CPU; use --mixed_precision bf16 or no")
+    output_dir = _agree_on_output_dir(accelerator, args, default_output_dir)
+    accelerator.project_configuration.set_directories(str(output_dir))
+    _start_logging(accelerator, output_dir)
+    set_seed(args.seed)  # the same initial weights on all processes
+
+    record = RunRecord(output_dir, enabled=accelerator.is_main_process)
+    plain_args = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+    }
+    if args.resume_from_checkpoint:
+        _warn_of_changed_arguments(output_dir / "args.json", plain_args)
+    else:
+        record.write("args.json", plain_args)
+    if args.with_tracking:
+        scalars = {k: v for k, v in plain_args.items() if isinstance(v, int | float | str | bool)}
+        accelerator.init_trackers("mae-chest-xrays", config=scalars)
+    return accelerator, record
+
+
+def log_plan(accelerator: Accelerator, plan: dict[str, object]) -> None:
+    """Logs, before the first step, the numbers that follow from the flags and the data."""
+    processes = (
+        f"{accelerator.num_processes} on {accelerator.device}, mixed precision {accelerator.mixed_precision}"
+    )
+    for name, value in {"processes": processes, **plan}.items():
+        logger.info("  %-22s %s", name, f"{value:,}" if isinstance(value, int) else value)
+
+
+def describe_training(model: nn.Module, schedule: Schedule) -> dict[str, object]:
+    """The part of the plan that both scripts have."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {
+        "images per step": schedule.images_per_step,
+        "optimizer steps": f"{schedule.num_steps:,}, {schedule.steps_per_epoch:,} an epoch",
+        "learning rate": f"{schedule.peak_learning_rate:.3g} at its peak, {schedule.kind}, "
+        f"after {schedule.num_warmup_steps:,} steps of warm-up",
+        "trainable parameters": f"{trainable:,} of {sum(p.numel() for p in model.parameters()):,}",
+    }
+
+
+def progress_bar(accelerator: Accelerator, steps: range) -> tqdm:
+    """A bar over the optimizer steps, from where a resumed run starts, on the main process."""
+    return tqdm(
+        steps, total=steps.stop, initial=steps.start, unit="step", disable=not accelerator.is_main_process
+    )
+
+
+def log_reading(accelerator: Accelerator, bar: tqdm, values: dict[str, float], *, step: int) -> None:
+    """Shows a reading of the training on the progress bar and sends it to the log file and the trackers."""
+    bar.set_postfix_str(f"loss {values['train_loss']:.4f}")
+    logger.debug("step %d: %s", step, ", ".join(f"{name} {value:.6g}" for name, value in values.items()))
+    accelerator.log(values, step=step)
+
+
+def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -> None:
+    """Prints an epoch's line and sends its numbers to the trackers."""
+    values = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    numbers = ", ".join(
+        f"{name} {value:.4g}" for name, value in values.items() if name not in ("epoch", "step")
+    )
+    with logging_redirect_tqdm():  # above the bar, not through it
+        logger.info("epoch %d: %s", record["epoch"], numbers)
+    accelerator.log({f"epoch/{name}": value for name, value in values.items()}, step=record["step"])
+
+
+def stop_if_not_finite(loss: float, *, step: int, checkpoints_dir: Path) -> None:
+    """Raises ValueError when the loss is not a number any more, before such weights are saved."""
+    if not math.isfinite(loss):
+        found = complete_checkpoints(checkpoints_dir)
+        raise ValueError(
+            f"the loss is {loss} at step {step}; expected a finite number; last good checkpoint: "
+            f"{found[-1] if found else 'none'}; lower the learning rate, or use bf16 rather than fp16"
+        )
+
+
+def _agree_on_output_dir(accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str) -> Path:
+    """Makes the run folder on the main process and tells the others its name, or the error, so that none waits."""
+    said = [None, None]
+    if accelerator.is_main_process:
+        default = REPOSITORY / "runs" / f"{default_output_dir}-{time.strftime('%Y%m%d-%H%M%S')}"
+        said[0] = str(args.output_dir or default)
+        try:
+            claim_output_dir(Path(said[0]), resume=args.resume_from_checkpoint is not None)
+        except (ValueError, OSError) as error:
+            said[1] = str(error)
+    output_dir, error = broadcast_object_list(said)
+    if error:
+        raise ValueError(error)
+    return Path(output_dir)
+
+
+def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:
+    datasets.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
+    logging.captureWarnings(True)
+    handlers = []
+    if accelerator.is_main_process:
+        console = logging.StreamHandler()
+        console.setLevel(logging.INFO)
+        handlers = [console, logging.FileHandler(output_dir / "train.log", encoding="utf-8")]
+        handlers[1].setLevel(logging.DEBUG)
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    for handler in handlers or [logging.NullHandler()]:
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logger.setLevel(logging.DEBUG)
+
+
+def _warn_of_changed_arguments(path: Path, now: dict) -> None:
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for name in sorted(set(now) - {"resume_from_checkpoint", "output_dir"}):
+        if before.get(name) != now[name]:
+            logger.warning(
+                "--%s was %s when this run began and is %s now.", name, before.get(name), now[name]
+            )

@@ -1,0 +1,373 @@
+"""Pretrains a masked autoencoder (ViT-MAE, He et al. 2021) on chest X-rays.
+
+    # Two minutes on a laptop: a tiny model on a synthetic sample.
+    python scripts/run_mae_pretrain.py
+
+    # From the ImageNet checkpoint, on MIMIC-CXR-JPG, on one GPU.
+    accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/run_mae_pretrain.py \\
+        --data_dir /data/mimic-cxr-jpg --model_name_or_path facebook/vit-mae-base --output_dir runs/mae
+
+    # From scratch, with the masking and crops of Medical MAE (Xiao et al. 2023).
+    accelerate launch scripts/run_mae_pretrain.py --data_dir /data/mimic-cxr-jpg --config_name vit-mae-base \\
+        --mask_ratio 0.9 --crop_scale 0.5 1.0 --no-norm_pix_loss --output_dir runs/mae-scratch
+
+The run folder gets model/ (for `from_pretrained`), metrics.jsonl, loss.png, reconstructions.png and, last,
+results.json. Fine-tune the model with run_classification.py --model_name_or_path OUTPUT_DIR/model.
+"""
+
+import argparse
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from cxr import arguments
+from cxr import checkpoints
+from cxr import data
+from cxr import hub
+from cxr import models
+from cxr import optimization
+from cxr import plots
+from cxr import records
+from cxr import runtime
+from cxr import transforms
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import ViTImageProcessor
+from transformers import ViTMAEForPreTraining
+
+NUM_PICTURES = 6
+
+logger = logging.getLogger("cxr.pretrain")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = arguments.ArgumentParser(__doc__)
+    default_model = "facebook/vit-mae-base"
+    arguments.add_model_arguments(
+        parser, default_model=default_model, config_names=list(models.VIT_MAE_CONFIGS)
+    )
+
+    mae = parser.add_argument_group("masked autoencoder")
+    mae.add_argument(
+        "--mask_ratio",
+        type=arguments.share_below_one,
+        default=0.75,
+        help="share of the patches that is hidden",
+    )
+    mae.add_argument(
+        "--norm_pix_loss",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="predict each patch's pixels normalised by its own mean and deviation",
+    )
+    mae.add_argument(
+        "--crop_scale",
+        type=arguments.share_above_zero,
+        nargs=2,
+        default=(0.2, 1.0),
+        metavar=("MIN", "MAX"),
+        help="share of the image's area that a random resized crop covers",
+    )
+    mae.add_argument("--horizontal_flip", action=argparse.BooleanOptionalAction, default=True)
+
+    arguments.add_data_arguments(parser)
+    training = arguments.add_training_arguments(
+        parser,
+        num_train_epochs=100,
+        per_device_train_batch_size=64,
+        weight_decay=0.05,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.05,
+    )
+    arguments.add_learning_rate_arguments(training, default="base_learning_rate 1.5e-4")
+    arguments.add_output_arguments(parser, default_output_dir="runs/mae_pretrain")
+    args = arguments.parse_with_defaults(
+        parser,
+        argv,
+        default_model=default_model,
+        default_learning_rate={"base_learning_rate": 1.5e-4},
+        sample_defaults={
+            "config_name": "vit-mae-tiny",
+            "config_overrides": "patch_size=8",
+            "image_size": 64,
+            "num_train_epochs": 20,
+            "per_device_train_batch_size": 32,
+            "base_learning_rate": 4e-3,
+        },
+    )
+    if args.crop_scale[0] > args.crop_scale[1]:
+        parser.error(
+            f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"
+        )
+    return args
+
+
+def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
+    """Returns the model, pretrained or new, with this run's masking and loss, and its image processor."""
+    source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
+    if args.config_name:
+        config = models.make_config(
+            args.config_name, overrides=args.config_overrides, image_size=args.image_size
+        )
+        model = models.new_mae(config)
+    else:
+        config = models.load_config(args.model_name_or_path, expected=("vit_mae",), **source)
+        models.check_image_size(config, args.image_size)
+        model = models.load_pretrained(ViTMAEForPreTraining, args.model_name_or_path, config=config, **source)
+    num_patches = (config.image_size // config.patch_size) ** 2
+    num_visible = int(num_patches * (1 - args.mask_ratio))  # as the model computes it
+    if not 0 < num_visible < num_patches:
+        raise ValueError(
+            f"--mask_ratio {args.mask_ratio} hides {num_patches - num_visible} of {num_patches} patches; "
+            "expected some hidden and some visible"
+        )
+    model.config.mask_ratio = args.mask_ratio
+    model.config.norm_pix_loss = args.norm_pix_loss
+    image_processor = models.load_image_processor(
+        args.model_name_or_path, image_size=config.image_size, **source
+    )
+    return model, image_processor
+
+
+def load_datasets(
+    args: argparse.Namespace, accelerator: Accelerator, record: records.RunRecord, config
+) -> tuple[data.ChestXrays, data.ChestXrays]:
+    """Returns the training and the validation images and writes `samples.json`."""
+    splits = data.load_images(
+        accelerator,
+        args.data_dir,
+        shortest_side=args.cache_image_size or data.default_cache_image_size(config.image_size),
+        **arguments.data_options(args),
+    )
+    train_images, sample = data.draw_training_images(
+        splits["train"], num_samples=args.max_train_samples, seed=args.seed
+    )
+    record.write("samples.json", sample)
+    num_patches = (config.image_size // config.patch_size) ** 2
+    train_transform = transforms.pretraining_transform(
+        config.image_size, crop_scale=args.crop_scale, horizontal_flip=args.horizontal_flip
+    )
+    eval_images = data.first_images(splits["validation"], args.max_eval_samples)
+    eval_transform = transforms.evaluation_transform(config.image_size)
+    return (
+        data.ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches),
+        data.ChestXrays(eval_images, eval_transform, seed=data.EVALUATION_SEED, num_patches=num_patches),
+    )
+
+
+def reconstruction_loss(model: ViTMAEForPreTraining, pixel_values: torch.Tensor, outputs) -> torch.Tensor:
+    """Returns each image's loss (B,): the mean squared error over its hidden patches, as the model's own mean of it."""
+    target = model.patchify(pixel_values)  # (B, L, patch_size² * 3)
+    if model.config.norm_pix_loss:
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    by_patch = ((outputs.logits - target) ** 2).mean(-1)
+    return (by_patch * outputs.mask).sum(1) / outputs.mask.sum(1)
+
+
+def train_step(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[dict],
+    normalize: transforms.Normalizer,
+) -> torch.Tensor:
+    """One optimizer step over `gradient_accumulation_steps` micro-batches; returns this process's mean loss."""
+    total = torch.zeros((), device=accelerator.device)
+    for micro_batch in range(1, args.gradient_accumulation_steps + 1):
+        batch = next(batches)
+        last = micro_batch == args.gradient_accumulation_steps
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            noise = batch["noise"].to(accelerator.device, non_blocking=True)
+            loss = (
+                model(pixel_values=normalize(batch["image"]), noise=noise).loss
+                / args.gradient_accumulation_steps
+            )
+            accelerator.backward(loss)
+        total += loss.detach()
+    if args.max_grad_norm:
+        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def train(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    record: records.RunRecord,
+    schedule: optimization.Schedule,
+    progress: checkpoints.Progress,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: tuple[DataLoader, DataLoader],
+    normalize: transforms.Normalizer,
+) -> None:
+    """Trains from where `progress` stands to the end, evaluating after each epoch."""
+    train_loader, eval_loader = loaders
+    checkpoints_dir = record.output_dir / "checkpoints"
+    batches = iter(train_loader)
+    loss_sum = torch.tensor(progress.loss_sum, device=accelerator.device)
+    bar = runtime.progress_bar(accelerator, range(progress.step, schedule.num_steps))
+    model.train()
+    started = time.perf_counter()
+    for step in bar:
+        learning_rate = schedule.learning_rate(step)
+        optimization.set_learning_rate(optimizer, learning_rate)
+        loss_sum += train_step(args, accelerator, model, optimizer, batches, normalize)
+        progress.step = step + 1
+        ends_epoch = schedule.ends_epoch(progress.step)
+        saves = checkpoints.is_due(args.checkpointing_steps, progress.step, ends_epoch=ends_epoch)
+        if not (ends_epoch or saves or progress.step % args.logging_steps == 0):
+            continue  # reading the loss makes the host wait for the device
+
+        progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
+        train_loss = progress.loss_sum / schedule.steps_in_epoch(progress.step)
+        progress.train_seconds += time.perf_counter() - started
+        runtime.stop_if_not_finite(train_loss, step=progress.step, checkpoints_dir=checkpoints_dir)
+        reading = {"train_loss": train_loss, "learning_rate": learning_rate}
+        runtime.log_reading(accelerator, bar, reading, step=progress.step)
+        if ends_epoch:
+            eval_loss = evaluate(accelerator, model, eval_loader, normalize)
+            epoch = {
+                "epoch": schedule.epoch(progress.step),
+                "step": progress.step,
+                **reading,
+                "eval_loss": eval_loss,
+            }
+            record.append_epoch(epoch)
+            runtime.log_epoch(accelerator, epoch)
+            progress.loss_sum = 0.0
+            loss_sum.zero_()
+        if saves:
+            limit = args.checkpoints_total_limit
+            checkpoints.save_checkpoint(accelerator, checkpoints_dir, progress, total_limit=limit)
+        started = time.perf_counter()
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, normalize: transforms.Normalizer
+) -> float:
+    """Returns the mean loss over all validation images: whole images, and the same mask for each at every call."""
+    model.eval()
+    losses = []
+    for batch in tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_main_process):
+        pixel_values = normalize(batch["image"])
+        outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(accelerator.device))
+        losses.append(reconstruction_loss(accelerator.unwrap_model(model), pixel_values, outputs))
+    model.train()
+    return data.gather_in_order(accelerator, torch.cat(losses), num_samples=len(loader.dataset)).mean().item()
+
+
+@torch.no_grad()
+def reconstruct(
+    accelerator: Accelerator, model: torch.nn.Module, batch: dict, normalize: transforms.Normalizer
+) -> dict[str, torch.Tensor]:
+    """Returns gray images (B, H, W) in [0, 1]: as they are, as the model saw them, and what it made of them."""
+    model.eval()
+    pixel_values = normalize(batch["image"])
+    outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(accelerator.device))
+    autoencoder = accelerator.unwrap_model(model)
+    patches, predicted = autoencoder.patchify(pixel_values), outputs.logits  # (B, L, patch_size² * 3)
+    if autoencoder.config.norm_pix_loss:  # undone with the true patches, as in the figures of He et al.
+        predicted = predicted * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
+    hidden = outputs.mask.unsqueeze(-1).bool()
+    columns = {
+        "original": patches,
+        "what the model saw": patches.masked_fill(hidden, 0.0),  # 0 is the mean gray
+        "reconstruction": predicted,
+        "reconstruction + visible": torch.where(hidden, predicted, patches),
+    }
+    return {name: normalize.invert(autoencoder.unpatchify(value)) for name, value in columns.items()}
+
+
+def finish(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    record: records.RunRecord,
+    schedule: optimization.Schedule,
+    progress: checkpoints.Progress,
+    model: torch.nn.Module,
+    image_processor: ViTImageProcessor,
+    loaders: tuple[DataLoader, DataLoader],
+    normalize: transforms.Normalizer,
+) -> None:
+    """Writes the model, the figures and, last of all, `results.json`."""
+    train_loader, eval_loader = loaders
+    checkpoints.save_model(accelerator, model, image_processor, record.output_dir / "model")
+    pictures = reconstruct(accelerator, model, next(iter(eval_loader)), normalize)
+    if not accelerator.is_main_process:
+        return
+    plots.plot_reconstructions(
+        {name: images[:NUM_PICTURES].cpu().numpy() for name, images in pictures.items()},
+        record.output_dir / "reconstructions.png",
+    )
+    epochs = record.epochs()
+    plots.plot_losses(
+        epochs, record.output_dir / "loss.png", title=f"masked autoencoder, {args.mask_ratio:.0%} hidden"
+    )
+    commit = hub.push_if_asked(args.push_to_hub, record.output_dir / "model", args.hub_dir, args.hub_model_id)
+    results = {
+        "task": "mae_pretraining",
+        "model": args.config_name or args.model_name_or_path,
+        "train_loss": epochs[-1]["train_loss"],
+        "eval_loss": epochs[-1]["eval_loss"],
+        "images_per_second": progress.step * schedule.images_per_step / progress.train_seconds,
+        "steps": progress.step,
+        "num_train_images": len(train_loader.dataset),
+        "num_eval_images": len(eval_loader.dataset),
+        "seed": args.seed,
+        "hub_commit": commit,
+        "versions": records.library_versions(),
+    }
+    record.write("results.json", results)
+    logger.info("Model: %s", record.output_dir / "model")
+    logger.info("Figures: %s and loss.png beside it", record.output_dir / "reconstructions.png")
+    logger.info(
+        "Next: python scripts/run_classification.py --model_name_or_path %s", record.output_dir / "model"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    accelerator, record = runtime.start_run(args, default_output_dir="mae_pretrain")
+    model, image_processor = load_model(args)
+    train_set, eval_set = load_datasets(args, accelerator, record, model.config)
+    schedule = arguments.schedule_of(args, num_images=len(train_set), num_processes=accelerator.num_processes)
+    optimizer = optimization.make_adamw(
+        model, learning_rate=schedule.peak_learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.95)
+    )
+    runtime.log_plan(
+        accelerator,
+        {
+            "images": f"{len(train_set):,} for training, {len(eval_set):,} for validation",
+            "hidden patches": f"{args.mask_ratio:.0%} of {train_set.num_patches}",
+            **runtime.describe_training(model, schedule),
+        },
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    progress = checkpoints.resume(accelerator, record.output_dir, args.resume_from_checkpoint)
+    record.rewind(progress.step)
+
+    loaders = data.make_loaders(
+        accelerator,
+        train_set,
+        eval_set,
+        schedule=schedule,
+        start_step=progress.step,
+        **arguments.loader_options(args),
+    )
+    normalize = transforms.Normalizer(
+        image_processor.image_mean, image_processor.image_std, accelerator.device
+    )
+    train(args, accelerator, record, schedule, progress, model, optimizer, loaders, normalize)
+    finish(args, accelerator, record, schedule, progress, model, image_processor, loaders, normalize)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)
