@@ -74,7 +74,7 @@ def add_model_arguments(
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--model_name_or_path",
-        help=f"pretrained model: a name on the Hub or in --hub_dir, or a folder (default: {default_model})",
+        help=f"pretrained model: a folder, or a name in --hub_dir or on the Hub (default: {default_model})",
     )
     which.add_argument("--config_name", choices=config_names, help="train this model from scratch instead")
     group.add_argument(
@@ -255,6 +255,11 @@ def parse_with_defaults(
     args = parser.parse_args(argv)
     _check_shared_arguments(parser, args)
     return args
+
+
+def source_of(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the keywords of `cxr.models`' loading functions: where the name of a model is looked up."""
+    return {"hub_dir": args.hub_dir, "revision": args.model_revision}
 
 
 def data_options(args: argparse.Namespace) -> dict[str, object]:

@@ -30,7 +30,7 @@ def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 def classification_metrics(
     labels: np.ndarray, probabilities: np.ndarray, *, chosen_threshold: float, split: str
-) -> dict[str, float | int | None | dict]:
+) -> dict[str, float | int | dict | None]:
     """Returns all metrics of one split: at 0.5, and those that depend on a threshold again at `chosen_threshold`.
 
     `labels` are 0 or 1 and `probabilities` those of class 1, both (N,). AUROC and average precision are None, with

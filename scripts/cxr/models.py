@@ -66,6 +66,23 @@ RESNET_CONFIGS = {
 
 DEFAULT_IMAGE_SIZE = 224
 
+# What makes two ViT encoders the same network.
+VIT_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
+
 
 def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:
     """Returns the configuration `config_name` with `overrides` ("key=value,...") and the image size applied."""
@@ -226,32 +243,19 @@ def sin_cos_position_embeddings(grid_size: int, width: int) -> torch.Tensor:
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches])[None].float()
 
 
-def vit_config(config: ViTMAEConfig | ViTConfig, labels: list[str]) -> ViTConfig:
-    """Returns the classifier's configuration of an encoder's: a ViT-MAE's without its decoder and masking."""
-    shape = (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "image_size",
-        "patch_size",
-    )
-    details = ("num_channels", "hidden_act", "layer_norm_eps", "qkv_bias", "initializer_range")
-    noise = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    same = {name: getattr(config, name) for name in (*shape, *details, *noise)}
-    return ViTConfig(**same, encoder_stride=config.patch_size, **label_names(labels))
-
-
-def label_names(labels: list[str]) -> dict[str, dict]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+def classifier_config(config: PretrainedConfig, labels: list[str]) -> PretrainedConfig:
+    """Returns the configuration of the classifier on an encoder; that of a ViT-MAE loses its decoder and masking."""
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    if config.model_type == "resnet":
+        return ResNetConfig(**{**config.to_dict(), **names})
+    same = {name: value for name, value in config.to_dict().items() if name in VIT_FIELDS}
+    return ViTConfig(**same, encoder_stride=config.patch_size, **names)
 
 
 def new_classifier(config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
     """Returns an untrained classifier. A ViT starts where its masked autoencoder would, so both can be compared."""
     if config.model_type == "resnet":
-        config.update(label_names(labels))
-        return ResNetForImageClassification(config)
-    model = ViTForImageClassification(vit_config(config, labels))
-    encoder = new_mae(config).vit.state_dict()
-    model.vit.load_state_dict(encoder)
+        return ResNetForImageClassification(classifier_config(config, labels))
+    model = ViTForImageClassification(classifier_config(config, labels))
+    model.vit.load_state_dict(new_mae(config).vit.state_dict())
     return model

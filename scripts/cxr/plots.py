@@ -54,6 +54,7 @@ def plot_confusion_matrix(
     *,
     thresholds: dict[str, float],
     names: list[str],
+    title: str,
 ) -> None:
     """Counts of images by true and predicted label, at each of the named thresholds."""
     figure, all_axes = plt.subplots(1, len(thresholds), figsize=(5 * len(thresholds), 4.2), squeeze=False)
@@ -63,6 +64,7 @@ def plot_confusion_matrix(
             ax=axes, cmap="Blues", colorbar=False
         )
         axes.set_title(f"{name}: threshold {threshold:.3f}")
+    figure.suptitle(title)
     figure.tight_layout()
     _save(figure, path)
 

@@ -1,0 +1,496 @@
+"""Fine-tunes and measures a binary chest X-ray classifier: MAE-ViT or ResNet.
+
+    # Minutes on a laptop: a tiny ViT from scratch on a synthetic sample.
+    python scripts/run_classification.py
+
+    # The paper's MAE-ViT on MIMIC-CXR-JPG with 1,000 labelled images, on one GPU.
+    accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/run_classification.py \\
+        --data_dir /data/mimic-cxr-jpg --model_name_or_path facebook/vit-mae-base --augmentation mae \\
+        --max_train_samples 1000 --evaluate_test --output_dir runs/vit-1k
+
+    # Its ResNet-18, and a ViT that run_mae_pretrain.py pretrained.
+    accelerate launch scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
+        --model_name_or_path microsoft/resnet-18 --augmentation classic --output_dir runs/resnet
+    accelerate launch scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
+        --model_name_or_path runs/mae/model --output_dir runs/vit
+
+The run folder gets model/ (of the epoch with the best validation AUROC), metrics.jsonl, predictions, plots and, last,
+results.json.
+"""
+
+import argparse
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from cxr import arguments
+from cxr import checkpoints
+from cxr import data
+from cxr import hub
+from cxr import metrics
+from cxr import models
+from cxr import optimization
+from cxr import plots
+from cxr import records
+from cxr import runtime
+from cxr import transforms
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PretrainedConfig
+from transformers import PreTrainedModel
+from transformers import ResNetForImageClassification
+from transformers import ViTForImageClassification
+from transformers import ViTImageProcessor
+
+CLASSIFIERS = {
+    "vit_mae": ViTForImageClassification,
+    "vit": ViTForImageClassification,
+    "resnet": ResNetForImageClassification,
+}
+
+logger = logging.getLogger("cxr.classification")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = arguments.ArgumentParser(__doc__)
+    default_model = "facebook/vit-mae-base"
+    config_names = [*models.VIT_MAE_CONFIGS, *models.RESNET_CONFIGS]
+    arguments.add_model_arguments(parser, default_model=default_model, config_names=config_names)
+
+    study = parser.add_argument_group("what the study varies")
+    study.add_argument("--augmentation", choices=transforms.AUGMENTATIONS, default="none")
+    study.add_argument(
+        "--crop_scale",
+        type=arguments.share_above_zero,
+        nargs=2,
+        default=(0.08, 1.0),
+        metavar=("MIN", "MAX"),
+        help="share of the image's area that the random resized crop of --augmentation mae covers",
+    )
+    study.add_argument(
+        "--random_erasing_prob",
+        type=arguments.probability,
+        default=0.0,
+        help="probability that a rectangle of a training image becomes noise",
+    )
+    study.add_argument(
+        "--mask_ratio",
+        type=arguments.share_below_one,
+        default=0.0,
+        help="share of the patches that a ViT does not see while training; at evaluation it sees all",
+    )
+    study.add_argument(
+        "--train_last_layer_only", action="store_true", help="freeze all but the classifier's head"
+    )
+
+    arguments.add_data_arguments(parser)
+    training = arguments.add_training_arguments(
+        parser,
+        num_train_epochs=20,
+        per_device_train_batch_size=32,
+        weight_decay=0.01,
+        lr_scheduler_type="constant",
+        warmup_ratio=0.0,
+    )
+    arguments.add_learning_rate_arguments(training, default="learning_rate 1e-6")
+    training.add_argument(
+        "--evaluate_test", action="store_true", help="measure the best epoch on the test split too"
+    )
+    arguments.add_output_arguments(parser, default_output_dir="runs/classification")
+    args = arguments.parse_with_defaults(
+        parser,
+        argv,
+        default_model=default_model,
+        default_learning_rate={"learning_rate": 1e-6},
+        sample_defaults={
+            "config_name": "vit-mae-tiny",
+            "config_overrides": "patch_size=8",
+            "image_size": 64,
+            "num_train_epochs": 10,
+            "learning_rate": 5e-4,
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+        },
+    )
+    if args.crop_scale[0] > args.crop_scale[1]:
+        parser.error(
+            f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"
+        )
+    return args
+
+
+def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
+    """Returns the configuration of the model that the flags name, before it has labels, and the side of its input."""
+    if args.config_name:
+        config = models.make_config(
+            args.config_name, overrides=args.config_overrides, image_size=args.image_size
+        )
+    else:
+        config = models.load_config(
+            args.model_name_or_path, expected=tuple(CLASSIFIERS), **arguments.source_of(args)
+        )
+    if config.model_type == "resnet":
+        if args.mask_ratio:
+            raise ValueError(
+                f"--mask_ratio {args.mask_ratio}: found a ResNet, which has no patches; leave it out"
+            )
+        return config, args.image_size or models.DEFAULT_IMAGE_SIZE
+    models.check_image_size(config, args.image_size)
+    return config, config.image_size
+
+
+def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
+    """Returns the classifier, from scratch or with a pretrained body, and a head that is new unless it fits."""
+    if args.config_name:
+        model = models.new_classifier(config, labels)
+        if args.learning_rate and args.learning_rate < 1e-5:
+            logger.warning(
+                "--learning_rate %g is for pretrained models: from scratch try 5e-4", args.learning_rate
+            )
+    else:
+        model = models.load_pretrained(
+            CLASSIFIERS[config.model_type],
+            args.model_name_or_path,
+            config=models.classifier_config(config, labels),
+            new_head="classifier.",
+            **arguments.source_of(args),
+        )
+    if args.train_last_layer_only:
+        model.requires_grad_(False)
+        model.classifier.requires_grad_(True)
+    return model
+
+
+def load_datasets(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    record: records.RunRecord,
+    config: PretrainedConfig,
+    image_size: int,
+) -> dict[str, data.ChestXrays]:
+    """Returns the images by split and writes `samples.json`."""
+    splits = data.load_images(
+        accelerator,
+        args.data_dir,
+        shortest_side=args.cache_image_size or data.default_cache_image_size(image_size),
+        **arguments.data_options(args),
+    )
+    train_images, sample = data.draw_training_images(
+        splits["train"], num_samples=args.max_train_samples, seed=args.seed
+    )
+    record.write("samples.json", sample)
+    num_patches = (image_size // config.patch_size) ** 2 if args.mask_ratio else None
+    train_transform = transforms.training_transform(
+        args.augmentation,
+        image_size,
+        crop_scale=args.crop_scale,
+        random_erasing_prob=args.random_erasing_prob,
+    )
+    sets = {"train": data.ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches)}
+    for split in ("validation", "test") if args.evaluate_test else ("validation",):
+        if split not in splits:
+            raise ValueError(
+                f"--evaluate_test: found no {split} images; leave it out, or check the split CSV"
+            )
+        images = data.first_images(splits[split], args.max_eval_samples)
+        sets[split] = data.ChestXrays(
+            images, transforms.evaluation_transform(image_size), seed=data.EVALUATION_SEED
+        )
+    return sets
+
+
+class PatchDropout:
+    """A forward hook on a ViT's embeddings that keeps a random share of the patches, and always the class token.
+
+    It is MAE's masking carried into fine-tuning. `noise` (B, L) names the patches to keep: those of lowest noise;
+    None keeps all, as at evaluation. A hook leaves the model the plain transformers one that is saved and loaded.
+    """
+
+    def __init__(self, mask_ratio: float):
+        self.mask_ratio = mask_ratio
+        self.noise: torch.Tensor | None = None
+
+    def __call__(self, module: torch.nn.Module, inputs: tuple, tokens: torch.Tensor) -> torch.Tensor:
+        if self.noise is None:
+            return tokens
+        class_token, patches = tokens[:, :1], tokens[:, 1:]  # (B, 1, D), (B, L, D)
+        num_kept = max(1, int(patches.shape[1] * (1 - self.mask_ratio)))
+        kept = self.noise.argsort(dim=1)[:, :num_kept, None].expand(-1, -1, patches.shape[2])
+        return torch.cat([class_token, patches.gather(1, kept)], dim=1)
+
+
+def train_step(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[dict],
+    normalize: transforms.Normalizer,
+    patch_dropout: PatchDropout,
+) -> torch.Tensor:
+    """One optimizer step over `gradient_accumulation_steps` micro-batches; returns this process's mean loss."""
+    total = torch.zeros((), device=accelerator.device)
+    for micro_batch in range(1, args.gradient_accumulation_steps + 1):
+        batch = next(batches)
+        last = micro_batch == args.gradient_accumulation_steps
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            if args.mask_ratio:
+                patch_dropout.noise = batch["noise"].to(accelerator.device, non_blocking=True)
+            logits = model(pixel_values=normalize(batch["image"])).logits
+            labels = batch["label"].to(accelerator.device, non_blocking=True)
+            loss = F.cross_entropy(logits, labels) / args.gradient_accumulation_steps
+            accelerator.backward(loss)
+        total += loss.detach()
+    patch_dropout.noise = None
+    if args.max_grad_norm:
+        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def train(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    record: records.RunRecord,
+    schedule: optimization.Schedule,
+    progress: checkpoints.Progress,
+    model: torch.nn.Module,
+    image_processor: ViTImageProcessor,
+    optimizer: torch.optim.Optimizer,
+    loaders: tuple[DataLoader, DataLoader],
+    normalize: transforms.Normalizer,
+) -> None:
+    """Trains from where `progress` stands to the end; after each epoch evaluates, and keeps the best model."""
+    train_loader, eval_loader = loaders
+    checkpoints_dir = record.output_dir / "checkpoints"
+    patch_dropout = PatchDropout(args.mask_ratio)
+    if args.mask_ratio:
+        accelerator.unwrap_model(model).vit.embeddings.register_forward_hook(patch_dropout)
+    batches = iter(train_loader)
+    loss_sum = torch.tensor(progress.loss_sum, device=accelerator.device)
+    bar = runtime.progress_bar(accelerator, range(progress.step, schedule.num_steps))
+    model.train(not args.train_last_layer_only)  # a frozen body also keeps its batch-norm statistics
+    started = time.perf_counter()
+    for step in bar:
+        learning_rate = schedule.learning_rate(step)
+        optimization.set_learning_rate(optimizer, learning_rate)
+        loss_sum += train_step(args, accelerator, model, optimizer, batches, normalize, patch_dropout)
+        progress.step = step + 1
+        ends_epoch = schedule.ends_epoch(progress.step)
+        saves = checkpoints.is_due(args.checkpointing_steps, progress.step, ends_epoch=ends_epoch)
+        if not (ends_epoch or saves or progress.step % args.logging_steps == 0):
+            continue  # reading the loss makes the host wait for the device
+
+        progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
+        train_loss = progress.loss_sum / schedule.steps_in_epoch(progress.step)
+        progress.train_seconds += time.perf_counter() - started
+        runtime.stop_if_not_finite(train_loss, step=progress.step, checkpoints_dir=checkpoints_dir)
+        reading = {"train_loss": train_loss, "learning_rate": learning_rate}
+        runtime.log_reading(accelerator, bar, reading, step=progress.step)
+        if ends_epoch:
+            validation, _, _ = evaluate(accelerator, model, eval_loader, normalize, split="validation")
+            model.train(not args.train_last_layer_only)
+            epoch = {"epoch": schedule.epoch(progress.step), "step": progress.step, **reading}
+            epoch |= {"eval_loss": validation.pop("loss"), **validation}
+            record.append_epoch(epoch)
+            runtime.log_epoch(accelerator, epoch)
+            if is_better(epoch, progress.best):
+                progress.best = epoch
+                checkpoints.save_model(accelerator, model, image_processor, record.output_dir / "model")
+            progress.loss_sum = 0.0
+            loss_sum.zero_()
+        if saves:
+            limit = args.checkpoints_total_limit
+            checkpoints.save_checkpoint(accelerator, checkpoints_dir, progress, total_limit=limit)
+        started = time.perf_counter()
+
+
+def is_better(epoch: dict, best: dict) -> bool:
+    """The best epoch has the highest validation AUROC; where one class leaves it undefined, the lowest loss."""
+    if not best:
+        return True
+    if epoch["auroc"] is None:
+        return epoch["eval_loss"] < best["eval_loss"]
+    return epoch["auroc"] > best["auroc"]
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    loader: DataLoader,
+    normalize: transforms.Normalizer,
+    *,
+    split: str,
+    threshold: float | None = None,
+) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Returns the metrics of a split, its labels (N,) and the probabilities (N,) of the positive class.
+
+    `threshold` is the chosen operating point; None chooses it on this split, which must be the validation split.
+    """
+    model.eval()
+    logits, labels = [], []
+    for batch in tqdm(loader, desc=split, leave=False, disable=not accelerator.is_main_process):
+        logits.append(model(pixel_values=normalize(batch["image"])).logits.float())
+        labels.append(batch["label"].to(accelerator.device))
+    num_samples = len(loader.dataset)
+    logits = data.gather_in_order(accelerator, torch.cat(logits), num_samples=num_samples).double()
+    labels = data.gather_in_order(accelerator, torch.cat(labels), num_samples=num_samples)
+    loss = F.cross_entropy(logits, labels).item()
+    labels, probabilities = labels.numpy(), logits.softmax(dim=1)[:, 1].numpy()
+    if threshold is None:
+        threshold = metrics.choose_threshold(labels, probabilities)
+    measured = metrics.classification_metrics(labels, probabilities, chosen_threshold=threshold, split=split)
+    return {"loss": loss, **measured}, labels, probabilities
+
+
+def measure_best(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    record: records.RunRecord,
+    model_class: type[PreTrainedModel],
+    image_processor: ViTImageProcessor,
+    sets: dict[str, data.ChestXrays],
+    normalize: transforms.Normalizer,
+) -> dict[str, dict]:
+    """Loads the best epoch's model as a user would, measures it on every split but train, and draws its curves."""
+    model_dir = record.output_dir / "model"
+    best = model_class.from_pretrained(model_dir)
+    model = accelerator.prepare_model(best, evaluation_mode=True)
+    threshold, measured = None, {}
+    for split in [name for name in sets if name != "train"]:
+        loader = data.make_evaluation_loader(
+            accelerator,
+            sets[split],
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+        )
+        measured[split], labels, probabilities = evaluate(
+            accelerator, model, loader, normalize, split=split, threshold=threshold
+        )
+        threshold = measured[split]["at_chosen_threshold"]["threshold"]  # validation comes first
+        rows = zip(sets[split].images["dicom_id"], labels.tolist(), probabilities.tolist())
+        record.write_predictions(f"predictions_{split}.csv", rows)
+        if accelerator.is_main_process:
+            draw_curves(
+                record, split, labels, probabilities, threshold, names=list(best.config.id2label.values())
+            )
+    best.config.decision_threshold = threshold  # for those who want a decision and not a probability
+    checkpoints.save_model(accelerator, best, image_processor, model_dir)
+    return measured
+
+
+def draw_curves(
+    record: records.RunRecord,
+    split: str,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    *,
+    names: list[str],
+) -> None:
+    title = f"{names[1]} on {split}, n = {len(labels):,}"
+    if len(np.unique(labels)) == 2:
+        plots.plot_roc_and_precision_recall(
+            labels, probabilities, record.output_dir / f"roc_pr_{split}.png", title=title
+        )
+    thresholds = {"fixed": 0.5, "chosen on validation": threshold}
+    path = record.output_dir / f"confusion_matrix_{split}.png"
+    plots.plot_confusion_matrix(labels, probabilities, path, thresholds=thresholds, names=names, title=title)
+
+
+def finish(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    record: records.RunRecord,
+    schedule: optimization.Schedule,
+    progress: checkpoints.Progress,
+    sets: dict[str, data.ChestXrays],
+    measured: dict[str, dict],
+) -> None:
+    """Draws the loss, pushes the model and, last of all, writes `results.json`."""
+    plots.plot_losses(record.epochs(), record.output_dir / "loss.png", title="classification")
+    commit = hub.push_if_asked(args.push_to_hub, record.output_dir / "model", args.hub_dir, args.hub_model_id)
+    results = {
+        "task": args.dataset_config_name,
+        "model": args.config_name or args.model_name_or_path,
+        "augmentation": args.augmentation,
+        "mask_ratio": args.mask_ratio,
+        "best_epoch": progress.best["epoch"],
+        **measured,
+        "train_loss": progress.best["train_loss"],
+        "images_per_second": progress.step * schedule.images_per_step / progress.train_seconds,
+        "steps": progress.step,
+        "num_train_images": len(sets["train"]),
+        "seed": args.seed,
+        "hub_commit": commit,
+        "versions": records.library_versions(),
+    }
+    record.write("results.json", results)
+    for split, values in measured.items():
+        numbers = ("n", "auroc", "average_precision", "accuracy", "f1")
+        shown = ", ".join(f"{name} {values[name]:.4g}" for name in numbers if values[name] is not None)
+        logger.info("%s, epoch %d: %s", split, progress.best["epoch"], shown)
+    logger.info("Model, predictions, figures: %s", record.output_dir)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    accelerator, record = runtime.start_run(args, default_output_dir="classification")
+    config, image_size = load_config(args)
+    sets = load_datasets(args, accelerator, record, config, image_size)
+    label_feature = sets["train"].images.features["label"]
+    model = load_model(args, config, label_feature.names)
+    image_processor = models.load_image_processor(
+        args.model_name_or_path, image_size=image_size, **arguments.source_of(args)
+    )
+    schedule = arguments.schedule_of(
+        args, num_images=len(sets["train"]), num_processes=accelerator.num_processes
+    )
+    optimizer = optimization.make_adamw(
+        model, learning_rate=schedule.peak_learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.999)
+    )
+    positives = {split: sum(images.images["label"]) for split, images in sets.items()}
+    runtime.log_plan(
+        accelerator,
+        {
+            **{
+                split: f"{len(sets[split]):,} images, {positives[split]:,} {label_feature.names[1]}"
+                for split in sets
+            },
+            **runtime.describe_training(model, schedule),
+        },
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    progress = checkpoints.resume(accelerator, record.output_dir, args.resume_from_checkpoint)
+    record.rewind(progress.step)
+
+    loaders = data.make_loaders(
+        accelerator,
+        sets["train"],
+        sets["validation"],
+        schedule=schedule,
+        start_step=progress.step,
+        **arguments.loader_options(args),
+    )
+    normalize = transforms.Normalizer(
+        image_processor.image_mean, image_processor.image_std, accelerator.device
+    )
+    train(
+        args, accelerator, record, schedule, progress, model, image_processor, optimizer, loaders, normalize
+    )
+    model_class = CLASSIFIERS[config.model_type]
+    measured = measure_best(args, accelerator, record, model_class, image_processor, sets, normalize)
+    if accelerator.is_main_process:
+        finish(args, accelerator, record, schedule, progress, sets, measured)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)
