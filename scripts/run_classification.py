@@ -14,8 +14,8 @@
     accelerate launch scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
         --model_name_or_path runs/mae/model --output_dir runs/vit
 
-The run folder gets model/ (of the epoch with the best validation AUROC), metrics.jsonl, predictions, plots and, last,
-results.json.
+The run folder gets model/ (of the epoch with the best validation AUROC), metrics.jsonl, predictions, plots
+and, last, results.json.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
-    """Returns the configuration of the model that the flags name, before it has labels, and the side of its input."""
+    """Returns the configuration that the flags name, yet without labels, and the side of its input."""
     if args.config_name:
         config = models.make_config(
             args.config_name, overrides=args.config_overrides, image_size=args.image_size
@@ -145,7 +145,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
 
 
 def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
-    """Returns the classifier, from scratch or with a pretrained body, and a head that is new unless it fits."""
+    """Returns the classifier, from scratch or with a pretrained body; the head is new unless it fits."""
     if args.config_name:
         model = models.new_classifier(config, labels)
         if args.learning_rate and args.learning_rate < 1e-5:
@@ -205,10 +205,11 @@ def load_datasets(
 
 
 class PatchDropout:
-    """A forward hook on a ViT's embeddings that keeps a random share of the patches, and always the class token.
+    """A forward hook on a ViT's embeddings that keeps a random share of the patches, and the class token.
 
-    It is MAE's masking carried into fine-tuning. `noise` (B, L) names the patches to keep: those of lowest noise;
-    None keeps all, as at evaluation. A hook leaves the model the plain transformers one that is saved and loaded.
+    It is MAE's masking carried into fine-tuning. `noise` (B, L) names the patches to keep: those of lowest
+    noise; None keeps all, as at evaluation. A hook leaves the model the plain transformers one that is saved
+    and loaded.
     """
 
     def __init__(self, mask_ratio: float):
@@ -233,7 +234,7 @@ def train_step(
     normalize: transforms.Normalizer,
     patch_dropout: PatchDropout,
 ) -> torch.Tensor:
-    """One optimizer step over `gradient_accumulation_steps` micro-batches; returns this process's mean loss."""
+    """One optimizer step over all its micro-batches; returns this process's mean loss."""
     total = torch.zeros((), device=accelerator.device)
     for micro_batch in range(1, args.gradient_accumulation_steps + 1):
         batch = next(batches)
@@ -266,7 +267,7 @@ def train(
     loaders: tuple[DataLoader, DataLoader],
     normalize: transforms.Normalizer,
 ) -> None:
-    """Trains from where `progress` stands to the end; after each epoch evaluates, and keeps the best model."""
+    """Trains from where `progress` stands to the end; evaluates each epoch and keeps the best model."""
     train_loader, eval_loader = loaders
     checkpoints_dir = record.output_dir / "checkpoints"
     patch_dropout = PatchDropout(args.mask_ratio)
@@ -312,7 +313,7 @@ def train(
 
 
 def is_better(epoch: dict, best: dict) -> bool:
-    """The best epoch has the highest validation AUROC; where one class leaves it undefined, the lowest loss."""
+    """The best epoch has the highest validation AUROC or, where that is undefined, the lowest loss."""
     if not best:
         return True
     if epoch["auroc"] is None:
@@ -332,7 +333,8 @@ def evaluate(
 ) -> tuple[dict, np.ndarray, np.ndarray]:
     """Returns the metrics of a split, its labels (N,) and the probabilities (N,) of the positive class.
 
-    `threshold` is the chosen operating point; None chooses it on this split, which must be the validation split.
+    `threshold` is the chosen operating point; None chooses it on this split, which must be the validation
+    split.
     """
     model.eval()
     logits, labels = [], []
@@ -359,7 +361,7 @@ def measure_best(
     sets: dict[str, data.ChestXrays],
     normalize: transforms.Normalizer,
 ) -> dict[str, dict]:
-    """Loads the best epoch's model as a user would, measures it on every split but train, and draws its curves."""
+    """Loads the best epoch's model as a user would, measures it on all splits but train, draws its curves."""
     model_dir = record.output_dir / "model"
     best = model_class.from_pretrained(model_dir)
     model = accelerator.prepare_model(best, evaluation_mode=True)

@@ -107,7 +107,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """Returns the model, pretrained or new, with this run's masking and loss, and its image processor."""
-    source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
+    source = arguments.source_of(args)
     if args.config_name:
         config = models.make_config(
             args.config_name, overrides=args.config_overrides, image_size=args.image_size
@@ -159,7 +159,7 @@ def load_datasets(
 
 
 def reconstruction_loss(model: ViTMAEForPreTraining, pixel_values: torch.Tensor, outputs) -> torch.Tensor:
-    """Returns each image's loss (B,): the mean squared error over its hidden patches, as the model's own mean of it."""
+    """Returns each image's loss (B,), of which the model's own is the mean: the MSE over hidden patches."""
     target = model.patchify(pixel_values)  # (B, L, patch_size² * 3)
     if model.config.norm_pix_loss:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
@@ -175,7 +175,7 @@ def train_step(
     batches: Iterator[dict],
     normalize: transforms.Normalizer,
 ) -> torch.Tensor:
-    """One optimizer step over `gradient_accumulation_steps` micro-batches; returns this process's mean loss."""
+    """One optimizer step over all its micro-batches; returns this process's mean loss."""
     total = torch.zeros((), device=accelerator.device)
     for micro_batch in range(1, args.gradient_accumulation_steps + 1):
         batch = next(batches)
@@ -252,7 +252,7 @@ def train(
 def evaluate(
     accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, normalize: transforms.Normalizer
 ) -> float:
-    """Returns the mean loss over all validation images: whole images, and the same mask for each at every call."""
+    """Returns the mean loss over all validation images, whole and with the same mask at every call."""
     model.eval()
     losses = []
     for batch in tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_main_process):
@@ -267,7 +267,7 @@ def evaluate(
 def reconstruct(
     accelerator: Accelerator, model: torch.nn.Module, batch: dict, normalize: transforms.Normalizer
 ) -> dict[str, torch.Tensor]:
-    """Returns gray images (B, H, W) in [0, 1]: as they are, as the model saw them, and what it made of them."""
+    """Returns gray images (B, H, W) in [0, 1]: whole, as the model saw them, and what it made of them."""
     model.eval()
     pixel_values = normalize(batch["image"])
     outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(accelerator.device))

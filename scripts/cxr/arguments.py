@@ -1,4 +1,4 @@
-"""The command line that both main scripts share, in groups, in the vocabulary of the transformers examples."""
+"""The command line that both main scripts share, in the vocabulary of the transformers examples."""
 
 import argparse
 import re
@@ -18,7 +18,7 @@ ON_BAD_IMAGE = ("error", "skip")
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with usage errors of one line (argparse prints the whole usage before them) and exit status 2."""
+    """argparse with usage errors of one line, without the whole usage before them, and exit status 2."""
 
     def __init__(self, description: str):
         super().__init__(
@@ -109,7 +109,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache_image_size",
         type=positive_int,
-        help="shortest side, in pixels, at which images are kept in the cache (default: 8/7 of the image size)",
+        help="shortest side in pixels of the images in the cache (default: 8/7 of the image size)",
     )
     group.add_argument(
         "--cache_dir", type=Path, help="where the shrunk images are kept (default: that of datasets)"
@@ -143,7 +143,7 @@ def add_training_arguments(
     lr_scheduler_type: str,
     warmup_ratio: float,
 ) -> argparse._ArgumentGroup:
-    """Adds the group "training", with a script's own defaults, and returns it for the script's own learning rates."""
+    """Adds the group "training" with a script's own defaults; returns it for what the script adds."""
     group = parser.add_argument_group("training")
     group.add_argument("--num_train_epochs", type=positive_int, default=num_train_epochs)
     group.add_argument("--max_train_steps", type=positive_int, help="stop after so many optimizer steps")
@@ -217,7 +217,7 @@ def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str)
 
 
 def schedule_of(args: argparse.Namespace, *, num_images: int, num_processes: int) -> Schedule:
-    """Returns the schedule of the run; `--base_learning_rate` is in proportion to the images of an optimizer step."""
+    """Returns the run's schedule; `--base_learning_rate` grows with the images of an optimizer step."""
     images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
     return make_schedule(
         num_images,
@@ -240,8 +240,9 @@ def parse_with_defaults(
 ) -> argparse.Namespace:
     """Parses `argv` with the defaults that fit it, and checks it.
 
-    Neither data nor model named: `sample_defaults`, a model so small that a CPU trains it in minutes. Data but no
-    model: `default_model`. No learning rate: `default_learning_rate`, unless the sample's defaults have their own.
+    Neither data nor model named: `sample_defaults`, a model so small that a CPU trains it in minutes. Data
+    but no model: `default_model`. No learning rate: `default_learning_rate`, unless the sample's defaults
+    have their own.
     """
     named = parser.parse_args(argv)
     defaults = {}
@@ -296,8 +297,8 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
         parser.error(f"--config_overrides: found {args.config_overrides!r}, expected key=value,key=value")
     if args.data_dir and not args.data_dir.is_dir():
         parser.error(
-            f"--data_dir {args.data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with files/ and "
-            "the CSVs in it; leave the flag out to try the synthetic sample"
+            f"--data_dir {args.data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "
+            "files/ and the CSVs; leave the flag out to try the synthetic sample"
         )
     if args.resume_from_checkpoint and not args.output_dir:
         parser.error("--resume_from_checkpoint needs the --output_dir of the run to continue")

@@ -1,4 +1,4 @@
-"""Checkpoints: `checkpoints/step_N` folders that appear whole, and the small object that says where a run stands."""
+"""Checkpoints: `checkpoints/step_N` folders that appear whole, and where a run stands."""
 
 import json
 import logging
@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Where a run stands. With the model, the optimizer and the scaler it is all that a resume needs:
 
-    the images, augmentations and masks of a step, and its learning rate, are functions of the step and the seed.
+    the images, augmentations and masks of a step, and its learning rate, are functions of the step and the
+    seed.
     """
 
     step: int = 0  # optimizer steps done
@@ -61,7 +62,7 @@ def save_checkpoint(
 
 
 def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
-    """Returns the checkpoint folders, oldest first. The step is read from the file inside, not from the name."""
+    """Returns the checkpoint folders, oldest first, by the step in the file inside, not by the name."""
     if not checkpoints_dir.is_dir():
         return []
     found = [path.parent for path in checkpoints_dir.glob(f"step_*/{PROGRESS_FILE}")]
@@ -73,7 +74,7 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
-    """Returns the folder that `--resume_from_checkpoint` means: `latest` or a path. Raises FileNotFoundError."""
+    """Returns the folder that the flag means: `latest` or a path. Raises FileNotFoundError."""
     if resume_from_checkpoint != "latest":
         path = Path(resume_from_checkpoint)
         if not (path / PROGRESS_FILE).is_file():
@@ -92,7 +93,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
 
 
 def resume(accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None) -> Progress:
-    """Loads the checkpoint that the flag means into what `accelerator` prepared, and returns where the run stands."""
+    """Loads the checkpoint that the flag means into what was prepared; returns where the run stands."""
     if resume_from_checkpoint is None:
         return Progress()
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
@@ -103,7 +104,7 @@ def resume(accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: s
 
 
 def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path) -> None:
-    """Writes `model_dir` for plain transformers' `from_pretrained`: weights as safetensors, config, image processor."""
+    """Writes `model_dir` for plain `from_pretrained`: safetensors, config, image processor."""
     state_dict = accelerator.get_state_dict(model)  # a collective where the weights are sharded
     if accelerator.is_main_process:
         with new_folder(model_dir) as folder:

@@ -1,4 +1,4 @@
-"""From the dataset script to batches of uint8 images: the same ones for any number of processes and workers."""
+"""From the dataset script to batches of uint8 images, the same for any number of processes and workers."""
 
 import logging
 import os
@@ -54,9 +54,9 @@ def load_images(
 ) -> datasets.DatasetDict:
     """Loads the splits with images of `shortest_side` pixels, left encoded: `image` is {"bytes", "path"}.
 
-    The first call shrinks every image once, into the Arrow cache, on one process of each machine; later calls, of
-    any script, find it there. With no `data_dir` the images are the synthetic sample. `label_options` are the
-    dataset script's: labeler, view, uncertain, on_bad_image.
+    The first call shrinks every image once, into the Arrow cache, on one process of each machine; later
+    calls, of any script, find it there. With no `data_dir` the images are the synthetic sample.
+    `label_options` are the dataset script's: labeler, view, uncertain, on_bad_image.
     """
     if not accelerator.is_local_main_process:
         datasets.disable_progress_bars()
@@ -101,9 +101,9 @@ def default_cache_image_size(image_size: int) -> int:
 class ChestXrays(Dataset):
     """Images of one split as tensors, augmented as a function of (seed, epoch, image) alone.
 
-    A key is (epoch, index) rather than an index, so that workers which persist and fetch ahead know the epoch.
-    An item has `image` (1, H, W) uint8, `label`, and, if `num_patches` is set, `noise` (num_patches,) float32 in
-    [0, 1): the patches of lowest noise are those that a masked model sees.
+    A key is (epoch, index) rather than an index, so that workers which persist and fetch ahead know the
+    epoch. An item has `image` (1, H, W) uint8, `label`, and, if `num_patches` is set, `noise` (num_patches,)
+    float32 in [0, 1): the patches of lowest noise are those that a masked model sees.
     """
 
     def __init__(
@@ -134,11 +134,12 @@ class ChestXrays(Dataset):
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """The micro-batches of one process from optimizer step `start_step` to the end of training, over all epochs.
+    """The micro-batches of one process from optimizer step `start_step` to the end of training.
 
     Every epoch has its own order of all images, a function of (seed, epoch). A step takes the next
-    `batch_size * gradient_accumulation_steps * num_processes` images of it, so the images of a step do not depend on
-    how many processes share them; what is left of an epoch and does not fill a step is not used in that epoch.
+    `batch_size * gradient_accumulation_steps * num_processes` images of it, so the images of a step do not
+    depend on how many processes share them; what is left of an epoch and does not fill a step is not used in
+    that epoch.
     """
 
     def __init__(
@@ -184,10 +185,10 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
 
 class EvaluationBatches(Sampler[list[tuple[int, int]]]):
-    """The batches of one process in an evaluation of all images, in order; always epoch 0, so always the same draws.
+    """The batches of one process in an evaluation of all images; always epoch 0, so the same draws.
 
-    All processes get the same number of samples, as collective operations need: where the images do not divide, the
-    last ones are repeated, and `gather_in_order` drops the repetitions.
+    All processes get the same number of samples, as collective operations need: where the images do not
+    divide, the last ones are repeated, and `gather_in_order` drops the repetitions.
     """
 
     def __init__(self, num_images: int, *, batch_size: int, num_processes: int, process_index: int):
@@ -257,12 +258,12 @@ def _make_loader(
         num_workers=num_workers,
         pin_memory=accelerator.device.type == "cuda",
         persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # its own, so that starting an iterator draws nothing from the global one
+        generator=torch.Generator(),  # its own: starting an iterator must not draw from the global one
     )
 
 
 def default_num_workers(accelerator: Accelerator) -> int:
-    """A CPU run loads in its own process, as its cores are busy with the model; a GPU run uses its share of cores."""
+    """On a CPU none, as its cores are busy with the model; on a GPU this process's share of the cores."""
     if accelerator.device.type == "cpu":
         return 0
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -270,7 +271,7 @@ def default_num_workers(accelerator: Accelerator) -> int:
 
 
 def gather_in_order(accelerator: Accelerator, values: torch.Tensor, *, num_samples: int) -> torch.Tensor:
-    """Joins what the processes computed over `EvaluationBatches` into (num_samples, ...), each sample once, in order.
+    """Joins what the processes computed over `EvaluationBatches`: (num_samples, ...), once and in order.
 
     `values` has one row per key, the same number on all processes; process r's k-th row is of sample
     k * num_processes + r, and rows past `num_samples` are repetitions.

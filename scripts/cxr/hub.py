@@ -1,10 +1,10 @@
 """Models by name in a local directory, in the documented layout of the Hugging Face Hub's cache.
 
     DIR/models--org--name/blobs/<sha256>          a file's content, shared by all revisions that have it
-    DIR/models--org--name/snapshots/<commit>/...  a revision: links to blobs (copies where links are not allowed)
+    DIR/models--org--name/snapshots/<commit>/...  a revision: links to blobs, or copies where there are none
     DIR/models--org--name/refs/main               the commit that the name means
 
-So `from_pretrained("org/name", cache_dir=DIR, local_files_only=True)` works in plain transformers, with no network.
+So `from_pretrained("org/name", cache_dir=DIR, local_files_only=True)` works in plain transformers, offline.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ def repository_dir(hub_dir: Path, model_id: str) -> Path:
 def push_model(model_dir: Path, *, hub_dir: Path, model_id: str) -> str:
     """Adds the files of `model_dir` as a new revision of `model_id`, makes it `main`, and returns its commit.
 
-    Order matters: blobs, then the snapshot, then the ref, each appearing whole; an interrupted push leaves `main`
-    where it was. The commit is a hash over the parent, the time and every file's name and content.
+    Order matters: blobs, then the snapshot, then the ref, each appearing whole; an interrupted push leaves
+    `main` where it was. The commit is a hash over the parent, the time and every file's name and content.
     """
     repository = repository_dir(hub_dir, model_id)
     blobs = {path.name: _store_blob(path, repository / "blobs") for path in sorted(model_dir.iterdir())}
@@ -50,7 +50,7 @@ def push_model(model_dir: Path, *, hub_dir: Path, model_id: str) -> str:
 
 
 def push_if_asked(asked: bool, model_dir: Path, hub_dir: Path | None, model_id: str | None) -> str | None:
-    """Pushes `model_dir` where `--push_to_hub` asks for it, and says how to load it; returns the commit or None."""
+    """Pushes `model_dir` if `--push_to_hub` asks for it and says how to load it; returns the commit."""
     if not asked:
         return None
     commit = push_model(model_dir, hub_dir=hub_dir, model_id=model_id)

@@ -1,4 +1,4 @@
-"""Metrics of a binary classifier, as functions of arrays, through `evaluate` and the repository's own metric module."""
+"""Metrics of a binary classifier as functions of arrays, through `evaluate` and chest_xray_metrics."""
 
 import functools
 import logging
@@ -19,7 +19,7 @@ def _metric():
 
 
 def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Returns the operating point of Youden's J (sensitivity + specificity - 1) on validation; 0.5 for one class."""
+    """Returns the threshold of the highest sensitivity + specificity (Youden's J); 0.5 for one class."""
     from sklearn.metrics import roc_curve
 
     if len(np.unique(labels)) < 2:
@@ -31,10 +31,10 @@ def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def classification_metrics(
     labels: np.ndarray, probabilities: np.ndarray, *, chosen_threshold: float, split: str
 ) -> dict[str, float | int | dict | None]:
-    """Returns all metrics of one split: at 0.5, and those that depend on a threshold again at `chosen_threshold`.
+    """Returns the metrics of a split at 0.5, and those that need a threshold again at `chosen_threshold`.
 
-    `labels` are 0 or 1 and `probabilities` those of class 1, both (N,). AUROC and average precision are None, with
-    a warning, for a split with one class.
+    `labels` are 0 or 1 and `probabilities` those of class 1, both (N,). AUROC and average precision are None,
+    with a warning, for a split with one class.
     """
     at_half = _metric().compute(references=labels, predictions=probabilities, threshold=0.5)
     at_chosen = _metric().compute(references=labels, predictions=probabilities, threshold=chosen_threshold)

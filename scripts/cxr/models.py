@@ -1,4 +1,4 @@
-"""Models by name: configurations to train from scratch, pretrained ones, and the image processor stored with each."""
+"""Models by name, from scratch or pretrained, and the image processor stored with each."""
 
 import logging
 from pathlib import Path
@@ -42,8 +42,8 @@ def _vit_mae(
     }
 
 
-# Base, Large and Huge are those of He et al. 2021 with their 512-wide, 8-deep decoder; the smaller ones are the
-# customary ViT-Ti and ViT-S with decoders in proportion.
+# Base, Large and Huge are those of He et al. 2021 with their 512-wide, 8-deep decoder; the smaller ones are
+# the customary ViT-Ti and ViT-S with decoders in proportion.
 VIT_MAE_CONFIGS = {
     "vit-mae-tiny": _vit_mae(192, 12, 3, decoder=(128, 2, 4)),
     "vit-mae-small": _vit_mae(384, 12, 6, decoder=(256, 4, 8)),
@@ -85,7 +85,7 @@ VIT_FIELDS = (
 
 
 def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:
-    """Returns the configuration `config_name` with `overrides` ("key=value,...") and the image size applied."""
+    """Returns the configuration `config_name` with the image size and `overrides` ("key=value,...")."""
     if config_name in VIT_MAE_CONFIGS:
         config = ViTMAEConfig(**VIT_MAE_CONFIGS[config_name], image_size=image_size or DEFAULT_IMAGE_SIZE)
     else:
@@ -122,11 +122,11 @@ def _check_vit_mae(config: ViTMAEConfig) -> None:
 def load_config(
     name: str, *, hub_dir: Path | None, revision: str, expected: tuple[str, ...]
 ) -> PretrainedConfig:
-    """Returns the configuration of a pretrained model. Raises ValueError or OSError with what to do instead."""
+    """Returns a pretrained model's configuration. Raises ValueError or OSError with what to do instead."""
     config = _load(AutoConfig, name, hub_dir=hub_dir, revision=revision)
     if config.model_type not in expected:
         raise ValueError(
-            f"--model_name_or_path {name} is a {config.model_type!r} model; expected one of {', '.join(expected)}"
+            f"--model_name_or_path {name} is a {config.model_type!r} model; expected {' or '.join(expected)}"
         )
     return config
 
@@ -135,8 +135,8 @@ def check_image_size(config: PretrainedConfig, image_size: int | None) -> None:
     """Raises ValueError when a pretrained ViT is asked for another size than its position embeddings have."""
     if image_size not in (None, config.image_size):
         raise ValueError(
-            f"--image_size {image_size}: found a pretrained model for {config.image_size} pixels; leave the flag out, "
-            "or pretrain one for the size you want with run_mae_pretrain.py --config_name"
+            f"--image_size {image_size}: found a model pretrained for {config.image_size} pixels; leave the "
+            "flag out, or pretrain one for the size you want with run_mae_pretrain.py --config_name"
         )
 
 
@@ -151,8 +151,8 @@ def _load(loader: Any, name: str, *, hub_dir: Path | None, revision: str, **opti
         where = f"the local folder {name}" if Path(name).is_dir() else f"{name!r}, revision {revision!r},"
         reason = " ".join(str(error).split())[:200]
         raise OSError(
-            f"--model_name_or_path: {where} could not be loaded ({reason}); name a folder with a model, a name in "
-            "--hub_dir DIR or one on a Hub that can be reached, or train from scratch with --config_name"
+            f"--model_name_or_path: {where} could not be loaded ({reason}); name a folder with a model, "
+            "a name in --hub_dir DIR or one on a Hub that can be reached, or train from scratch with --config_name"
         ) from error
 
 
@@ -165,7 +165,7 @@ def load_pretrained(
     revision: str,
     new_head: str | None = None,
 ) -> PreTrainedModel:
-    """Loads `name` into `model_class`; only parameters under the prefix `new_head` may be missing or change shape.
+    """Loads `name` into `model_class`; only parameters of `new_head` may be missing or of another shape.
 
     Raises ValueError when others do: part of the model would silently start from random weights.
     """
@@ -182,8 +182,8 @@ def load_pretrained(
     unexplained = sorted(key for key in fresh if new_head is None or not key.startswith(new_head))
     if unexplained:
         raise ValueError(
-            f"--model_name_or_path {name} does not fit {model_class.__name__}: {len(unexplained)} parameters are "
-            f"missing or of another shape, first {unexplained[0]}; expected a complete checkpoint of that model"
+            f"--model_name_or_path {name} does not fit {model_class.__name__}: {len(unexplained)} parameters "
+            f"are missing or of another shape, first {unexplained[0]}; expected a complete checkpoint of it"
         )
     return model
 
@@ -191,10 +191,10 @@ def load_pretrained(
 def load_image_processor(
     name: str | None, *, hub_dir: Path | None, revision: str, image_size: int
 ) -> ViTImageProcessor:
-    """Returns the processor to store with a model: whole image to a square, gray to RGB, the model's statistics.
+    """Returns the processor to store with a model: whole image to a square, gray to RGB, statistics.
 
-    A pretrained model keeps the mean and standard deviation it was trained with; one from scratch (`name` None, or
-    a model that has none) gets those of MIMIC-CXR-JPG, the same in all channels.
+    A pretrained model keeps the mean and standard deviation it was trained with; one from scratch (`name`
+    None, or a model that has none) gets those of MIMIC-CXR-JPG, the same in all channels.
     """
     mean, std = [GRAY_MEAN] * 3, [GRAY_STD] * 3
     if name is not None:
@@ -211,8 +211,8 @@ def load_image_processor(
 def new_mae(config: ViTMAEConfig) -> ViTMAEForPreTraining:
     """Returns an untrained masked autoencoder, initialised as He et al. do.
 
-    transformers 5 leaves the position embeddings, class token and mask token of a model made from a configuration at
-    zero: such a model cannot know where a patch was. They are set here.
+    transformers 5 leaves the position embeddings, class token and mask token of a model made from a
+    configuration at zero: such a model cannot know where a patch was. They are set here.
     """
     model = ViTMAEForPreTraining(config)
     for module in model.modules():
@@ -244,7 +244,7 @@ def sin_cos_position_embeddings(grid_size: int, width: int) -> torch.Tensor:
 
 
 def classifier_config(config: PretrainedConfig, labels: list[str]) -> PretrainedConfig:
-    """Returns the configuration of the classifier on an encoder; that of a ViT-MAE loses its decoder and masking."""
+    """Returns the configuration of the classifier on an encoder; a ViT-MAE's loses decoder and masking."""
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if config.model_type == "resnet":
         return ResNetConfig(**{**config.to_dict(), **names})
@@ -253,7 +253,7 @@ def classifier_config(config: PretrainedConfig, labels: list[str]) -> Pretrained
 
 
 def new_classifier(config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
-    """Returns an untrained classifier. A ViT starts where its masked autoencoder would, so both can be compared."""
+    """Returns an untrained classifier; a ViT starts where its masked autoencoder would, to be compared."""
     if config.model_type == "resnet":
         return ResNetForImageClassification(classifier_config(config, labels))
     model = ViTForImageClassification(classifier_config(config, labels))

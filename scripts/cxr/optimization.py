@@ -20,7 +20,8 @@ def _cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-# Each maps the share of the steps after warm-up that are done, in [0, 1), to a share of the peak learning rate.
+# Each maps the share of the steps after warm-up that are done, in [0, 1), to a share of the peak learning
+# rate.
 SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
 
 
@@ -28,8 +29,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "linear
 class Schedule:
     """How long a run is and how fast it learns, as functions of the number of optimizer steps.
 
-    A scheduler object would count its own calls: a prepared one steps once per process, and not at all when fp16
-    skipped the update. A function of the step cannot drift, and a resumed run needs no state for it.
+    A scheduler object would count its own calls: a prepared one steps once per process, and not at all when
+    fp16 skipped the update. A function of the step cannot drift, and a resumed run needs no state for it.
     """
 
     images_per_step: int  # of all processes and micro-batches
@@ -71,8 +72,8 @@ def make_schedule(
     """Returns the schedule of a run over `num_images`. Raises ValueError when they do not fill one step."""
     if num_images < images_per_step:
         raise ValueError(
-            f"found {num_images} training images, expected at least the {images_per_step} of one optimizer step; "
-            "lower --per_device_train_batch_size or --gradient_accumulation_steps"
+            f"found {num_images} training images, expected at least the {images_per_step} of one optimizer "
+            "step; lower --per_device_train_batch_size or --gradient_accumulation_steps"
         )
     steps_per_epoch = num_images // images_per_step
     num_steps = min(num_epochs * steps_per_epoch, max_steps or math.inf)
@@ -96,7 +97,8 @@ def make_adamw(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; biases, norm weights and single tokens are not decayed.
 
-    They are told by their shape, as He et al. do: names differ between models and between transformers versions.
+    They are told by their shape, as He et al. do: names differ between models and between transformers
+    versions.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [

@@ -35,8 +35,8 @@ def write_json(path: Path, content: Any) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary sibling folder to fill, which becomes `path` when the block ends without an error.
 
-    An existing `path` is replaced. It is renamed away before the new one is renamed to it, so at every moment the
-    name stands for a whole folder or for none.
+    An existing `path` is replaced. It is renamed away before the new one is renamed to it, so at every moment
+    the name stands for a whole folder or for none.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -69,7 +69,7 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> None:
 
 
 class RunRecord:
-    """Writes the records of one run; on other processes than the main one (`enabled=False`) it writes nothing."""
+    """Writes the records of one run; on processes that are not the main one it is not `enabled`."""
 
     def __init__(self, output_dir: Path, *, enabled: bool):
         self.output_dir = output_dir

@@ -31,7 +31,7 @@ logger = logging.getLogger("cxr")
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Calls `main`; an error that a user can cause ends it with one line and exit status 2, its trace in train.log."""
+    """Calls `main`; a user's error ends it with one line and exit status 2, the trace in train.log."""
     try:
         main()
     except (ValueError, OSError, DatasetsError) as error:
@@ -128,7 +128,7 @@ def stop_if_not_finite(loss: float, *, step: int, checkpoints_dir: Path) -> None
 
 
 def _agree_on_output_dir(accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str) -> Path:
-    """Makes the run folder on the main process and tells the others its name, or the error, so that none waits."""
+    """Makes the run folder on the main process and tells the others its name, or the error: none waits."""
     said = [None, None]
     if accelerator.is_main_process:
         default = REPOSITORY / "runs" / f"{default_output_dir}-{time.strftime('%Y%m%d-%H%M%S')}"

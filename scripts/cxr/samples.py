@@ -1,4 +1,4 @@
-"""Training samples of the study: nested (1k in 10k in all), by patient, stratified by label, a function of the seed."""
+"""Training samples of the study: nested (1k in 10k in all), by patient, stratified by label."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from cxr.seeding import derive_seed
 def sample_order(subject_ids: Sequence[int], labels: Sequence[int], *, seed: int) -> np.ndarray:
     """Returns an order of all images of which every prefix is a stratified sample by patient.
 
-    `subject_ids` and `labels` have one entry per image, shape (N,); so has the returned array of image indices.
-    The images of a patient stand together, so a prefix splits at most one patient. Patients are shuffled within
-    three strata (all images negative, some, all positive) and the strata are interleaved in proportion to their
-    number of images, so every prefix has nearly the label distribution of the whole.
+    `subject_ids` and `labels` have one entry per image, shape (N,); so has the returned array of image
+    indices. The images of a patient stand together, so a prefix splits at most one patient. Patients are
+    shuffled within three strata (all images negative, some, all positive) and the strata are interleaved in
+    proportion to their number of images, so every prefix has nearly the label distribution of the whole.
     """
     subject_ids = np.asarray(subject_ids)
     labels = np.asarray(labels)
@@ -56,7 +56,7 @@ def draw_sample(
 
 
 def sample_record(dicom_ids: Sequence[str], *, seed: int) -> dict:
-    """Returns what `samples.json` holds: the images trained on and a hash by which two runs compare theirs."""
+    """Returns what `samples.json` holds: the images trained on, and a hash to compare two runs by."""
     dicom_ids = sorted(dicom_ids)
     digest = hashlib.sha256(json.dumps(dicom_ids).encode()).hexdigest()
     return {"num_images": len(dicom_ids), "seed": seed, "sha256": digest, "dicom_ids": dicom_ids}

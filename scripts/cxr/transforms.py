@@ -1,6 +1,7 @@
-"""Image transforms: on uint8 gray tensors of shape (1, H, W) in the loader's workers, normalised on the device.
+"""Image transforms: uint8 gray tensors (1, H, W) in the loader's workers, normalised on the device.
 
-All draws come from torch's global CPU generator, which the dataset seeds for each image (`cxr.data.ChestXrays`).
+All draws come from torch's global CPU generator, which the dataset seeds for each image
+(`cxr.data.ChestXrays`).
 """
 
 import math
@@ -12,7 +13,8 @@ from torchvision.transforms.v2 import functional as F
 # What is uncovered by a rotation or a shift gets this gray: the mean of MIMIC-CXR-JPG (0.4978 of 255).
 FILL = 127
 
-# Statistics of MIMIC-CXR-JPG, for models that start from scratch. Pretrained models keep those they were trained with.
+# Statistics of MIMIC-CXR-JPG, for models that start from scratch. Pretrained models keep those they were
+# trained with.
 GRAY_MEAN = 0.4978
 GRAY_STD = 0.2449
 
@@ -20,8 +22,9 @@ GRAY_STD = 0.2449
 def evaluation_transform(image_size: int) -> v2.Transform:
     """The whole image at (1, image_size, image_size).
 
-    Nothing is cropped: a central square of a portrait radiograph would lose the costophrenic angles, where effusions
-    are seen. It is also what the stored image processor does, so that plain transformers sees the same pixels.
+    Nothing is cropped: a central square of a portrait radiograph would lose the costophrenic angles, where
+    effusions are seen. It is also what the stored image processor does, so that plain transformers sees the
+    same pixels.
     """
     return v2.Resize((image_size, image_size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
@@ -29,17 +32,18 @@ def evaluation_transform(image_size: int) -> v2.Transform:
 def pretraining_transform(
     image_size: int, *, crop_scale: tuple[float, float], horizontal_flip: bool
 ) -> v2.Transform:
-    """Random resized crop and flip, all the augmentation that a masked autoencoder needs (He et al. 2021, table 1e)."""
+    """Random resized crop and flip: all that a masked autoencoder needs (He et al. 2021, table 1e)."""
     crop = v2.RandomResizedCrop(image_size, scale=tuple(crop_scale), antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if horizontal_flip else crop
 
 
 class RandAugment(v2.Transform):
-    """RandAugment as `rand-m9-mstd0.5-inc1` names it in timm, which MAE's fine-tuning recipe uses, for gray images.
+    """RandAugment as timm's `rand-m9-mstd0.5-inc1`, which MAE's fine-tuning uses, for gray images.
 
-    Two operations are drawn with replacement, each applied with probability 0.5 and a magnitude from N(9, 0.5) cut to
-    [0, 10]; "inc1" makes every operation stronger with the magnitude. torchvision's RandAugment(2, 9) is a different,
-    much weaker transform: its magnitude 9 is of 30, and it always applies both operations.
+    Two operations are drawn with replacement, each applied with probability 0.5 and a magnitude from N(9,
+    0.5) cut to [0, 10]; "inc1" makes every operation stronger with the magnitude. torchvision's
+    RandAugment(2, 9) is a different, much weaker transform: its magnitude 9 is of 30, and it always applies
+    both operations.
     """
 
     NUM_OPERATIONS = 2
@@ -148,7 +152,7 @@ OPERATIONS = (
 
 
 class RandomErasing(v2.Transform):
-    """Replaces a random rectangle by noise with the statistics of the data (timm's "pixel" mode, Zhong et al. 2017).
+    """Replaces a random rectangle by noise like the data (timm's "pixel" mode; Zhong et al. 2017).
 
     The rectangle covers 2 to 33 % of the image with an aspect ratio from 0.3 to 3.3.
     """
@@ -193,14 +197,14 @@ def _mae(image_size, crop_scale):
     return [crop, v2.RandomHorizontalFlip(), RandAugment()]
 
 
-# "classic" is the paper's "flipping, rotation, and distortion"; "mae" the built-in augmentation of MAE's fine-tuning.
+# "classic" is the paper's "flipping, rotation, and distortion"; "mae" is that of MAE's fine-tuning.
 AUGMENTATIONS = {"none": _none, "classic": _classic, "mae": _mae}
 
 
 def training_transform(
     augmentation: str, image_size: int, *, crop_scale: tuple[float, float], random_erasing_prob: float
 ) -> v2.Transform:
-    """The transform of a classification run; `crop_scale` is the area range of "mae"'s random resized crop."""
+    """The transform of a classification run; `crop_scale` is that of "mae"'s random resized crop."""
     steps = AUGMENTATIONS[augmentation](image_size, crop_scale)
     return v2.Compose([*steps, RandomErasing(random_erasing_prob)] if random_erasing_prob else steps)
 
@@ -208,7 +212,8 @@ def training_transform(
 class Normalizer:
     """Turns uint8 gray images (B, 1, H, W) into a model's float input (B, 3, H, W), on the device.
 
-    On the device, so that one byte a pixel is moved rather than twelve. The arithmetic is the image processor's.
+    On the device, so that one byte a pixel is moved rather than twelve. The arithmetic is the image
+    processor's.
     """
 
     def __init__(self, mean: list[float], std: list[float], device: torch.device):
