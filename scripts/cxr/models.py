@@ -152,7 +152,7 @@ def _load(loader: Any, name: str, *, hub_dir: Path | None, revision: str, **opti
         reason = " ".join(str(error).split())[:200]
         raise OSError(
             f"--model_name_or_path: {where} could not be loaded ({reason}); name a folder with a model, "
-            "a name in --hub_dir DIR or one on a Hub that can be reached, or train from scratch with --config_name"
+            "a name in --hub_dir DIR or on a Hub that can be reached, or train from scratch: --config_name"
         ) from error
 
 
