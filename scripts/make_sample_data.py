@@ -1,11 +1,11 @@
 """Draws a synthetic MIMIC-CXR-JPG tree, so that every script of this repository runs without credentials.
 
-The images are chest radiographs drawn by code: air, soft tissue, bone and metal are added up as attenuation and
-then exposed like film. Nothing in them comes from a patient. Labels follow from what was drawn, and
+The images are chest radiographs drawn by code: air, soft tissue, bone and metal add up to attenuation, which
+is then exposed like film. Nothing in them comes from a patient. Labels follow from what was drawn, and
 `sample-findings.json.gz` tells where that is. The same arguments always write the same bytes.
 
-    python scripts/make_sample_data.py /tmp/sample --num_images 60 --image_size 64   # a first try, in seconds
-    python scripts/make_sample_data.py data/sample                                   # 600 images of 256 pixels
+    python scripts/make_sample_data.py /tmp/sample --num_images 60 --image_size 64  # a first try, in seconds
+    python scripts/make_sample_data.py data/sample                                  # 600 images of 256 pixels
     python scripts/run_classification.py --data_dir data/sample
 """
 
@@ -20,6 +20,7 @@ import os
 import shutil
 import signal
 import sys
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -32,16 +33,17 @@ from PIL import ImageDraw
 from PIL import ImageFilter
 from tqdm import tqdm
 
-LABELS = tuple(
-    "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,"
-    "No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices".split(",")
+LABELS = (
+    *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture"),
+    *("Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia"),
+    *("Pneumothorax", "Support Devices"),
 )
-METADATA_COLUMNS = tuple(
-    "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
-    "ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,PatientOrientationCodeSequence_CodeMeaning".split(
-        ","
-    )
+METADATA_COLUMNS = (
+    *("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition"),
+    *("Rows", "Columns", "StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning"),
+    *("ViewCodeSequence_CodeMeaning", "PatientOrientationCodeSequence_CodeMeaning"),
 )
+OFTEN_NEGATED = ("Pleural Effusion", "Pneumothorax", "Consolidation", "Edema", "Pneumonia", "Cardiomegaly")
 # Non-frontal views in the order in which they are dealt out: all once, then the first six again and again.
 OTHER_VIEWS = ("LATERAL", "LL", "", "LATERAL", "LL", "LATERAL", "LPO", "XTABLE LATERAL", "SWIMMERS")
 LATERAL_VIEWS = ("LATERAL", "LL", "XTABLE LATERAL", "SWIMMERS")
@@ -55,7 +57,7 @@ VIEW_MEANINGS = {
     "SWIMMERS": "Swimmer's",
 }
 POSITIVE_FRACTION = 0.59  # of frontal images, as published: 141,268 of 237,962
-MIN_NUM_IMAGES = 12
+MIN_NUM_IMAGES, MIN_IMAGE_SIZE = 12, 32
 MAX_DRAWN_SIDE = 768  # pixels; larger images are drawn at this size and enlarged: the shapes are soft anyway
 README = """Synthetic chest radiographs, drawn by code: no image, identifier or label is from a patient.
 Written by make_sample_data.py with num_images={num_images}, image_size={image_size}, seed={seed}.
@@ -86,9 +88,7 @@ class Study:
     split: str
     subject_id: int
     study_id: int
-    drawn: dict[
-        str, float
-    ]  # finding -> strength; below 0.5: something faint, which its label calls uncertain
+    drawn: dict[str, float]  # finding -> strength; below 0.5: faint, and its label calls it uncertain
     negbio: dict[str, str] | None  # label -> "1.0", "0.0", "-1.0" or ""; None: the study has no row
     chexpert: dict[str, str] | None
 
@@ -130,14 +130,7 @@ def label_study(kind: str, drawn: dict[str, float], rng: np.random.Generator) ->
     labels = dict.fromkeys(LABELS, "")
     for finding, strength in drawn.items():
         labels[finding] = "1.0" if strength > 0.5 else "-1.0"
-    for finding in (
-        "Pleural Effusion",
-        "Pneumothorax",
-        "Consolidation",
-        "Edema",
-        "Pneumonia",
-        "Cardiomegaly",
-    ):
+    for finding in OFTEN_NEGATED:
         if not labels[finding] and rng.random() < 0.25:
             labels[finding] = "0.0"
     unmentioned = [label for label in FINDINGS if not labels[label] and label != "Support Devices"]
@@ -151,9 +144,7 @@ def label_study(kind: str, drawn: dict[str, float], rng: np.random.Generator) ->
 def relabel_study(labels: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
     """What another labeller makes of the same report: now and then it hears a doubt, or misses a negation."""
     labels = dict(labels)
-    mentioned = [
-        label for label in LABELS if labels[label] and label not in ("No Finding", "Support Devices")
-    ]
+    mentioned = [label for label in FINDINGS if labels[label] and label != "Support Devices"]
     if mentioned and rng.random() < 0.15:
         changed = str(rng.choice(mentioned))
         labels[changed] = {"1.0": "-1.0", "0.0": "", "-1.0": "1.0"}[labels[changed]]
@@ -180,9 +171,9 @@ def plan_images(num_images: int, *, image_size: int, seed: int) -> list[PlannedI
             lean = 0.25 * (POSITIVE_FRACTION * num_frontal - num_positive)
             kind = draw_kind(rng, positive=POSITIVE_FRACTION + lean, train=split == "train")
             kind = first_kinds[position] if position < len(first_kinds) else kind
-            same_patient = (
-                position == 1 if position < 3 and split == "train" else position > 1 and rng.random() < 0.4
-            )
+            same_patient = position > 1 and rng.random() < 0.4
+            if split == "train" and position < 3:
+                same_patient = position == 1  # so that some patient has two studies
             num_patients += not same_patient
             study_rng = random_generator(seed, STUDY, num_studies)
             drawn = choose_findings(kind, study_rng)
@@ -250,9 +241,8 @@ class Canvas:
         self.matrix = np.array([[cosine, -sine], [sine, cosine]]) * zoom * self.unit
         self.center = np.array([width, height]) / 2 + rng.normal(0, 0.014 * unrest, 2) * self.unit
         rows, columns = np.mgrid[:height, :width].astype(np.float32)
-        self.x, self.y = np.moveaxis(self.to_body(np.stack([columns, rows], axis=-1) + 0.5), -1, 0).astype(
-            np.float32
-        )
+        body = self.to_body(np.stack([columns, rows], axis=-1) + 0.5).astype(np.float32)
+        self.x, self.y = body[..., 0], body[..., 1]
 
     def to_pixels(self, points: Points | np.ndarray) -> np.ndarray:
         return (np.asarray(points) - 0.5) @ self.matrix.T + self.center
@@ -268,24 +258,19 @@ class Canvas:
     def blank(self) -> Image.Image:
         return Image.new("L", (self.width * self.oversampling, self.height * self.oversampling))
 
-    def area(self, *outlines: Points, blur: float, curved: bool = True) -> np.ndarray:
+    def area(self, *outlines: Points, blur: float) -> np.ndarray:
         image = self.blank()
         for outline in outlines:
-            points = smooth_curve(outline, closed=True) if curved else outline
-            ImageDraw.Draw(image).polygon(
-                list(map(tuple, self.to_pixels(points) * self.oversampling)), fill=255
-            )
+            pixels = self.to_pixels(smooth_curve(outline, closed=True)) * self.oversampling
+            ImageDraw.Draw(image).polygon(list(map(tuple, pixels)), fill=255)
         return self.finish(image, blur)
 
     def lines(self, lines: Strokes, *, blur: float, curved: bool = True) -> np.ndarray:
         image = self.blank()
-        draw = ImageDraw.Draw(image)
         for points, width in lines:
-            points = smooth_curve(points) if curved else points
-            pixels = list(map(tuple, self.to_pixels(points) * self.oversampling))
-            draw.line(
-                pixels, fill=255, width=max(1, round(width * self.unit * self.oversampling)), joint="curve"
-            )
+            pixels = self.to_pixels(smooth_curve(points) if curved else points) * self.oversampling
+            width = max(1, round(width * self.unit * self.oversampling))
+            ImageDraw.Draw(image).line(list(map(tuple, pixels)), fill=255, width=width, joint="curve")
         return self.finish(image, blur)
 
     def blob(
@@ -311,13 +296,13 @@ class Lung:
     inner: np.ndarray  # x at each of the ys
     outer: np.ndarray
     diaphragm: Points  # from the outer wall to the inner
-    hilum: tuple[float, float]
+    hilum: Point
 
     @property
     def bottom(self) -> float:
         return self.diaphragm[0][1]
 
-    def point(self, across: float, down: float) -> tuple[float, float]:
+    def point(self, across: float, down: float) -> Point:
         """Position from 0 (inner wall, apex) to 1 (outer wall, costophrenic angle)."""
         y = self.ys[0] + down * (self.bottom - self.ys[0])
         inner, outer = np.interp(y, self.ys, self.inner), np.interp(y, self.ys, self.outer)
@@ -358,9 +343,7 @@ class Chest:
 # --- Anatomy
 
 
-def shape(
-    text: str, *, at: tuple[float, float] = (0.0, 0.0), scale: tuple[float, float] = (1.0, 1.0)
-) -> Points:
+def shape(text: str, *, at: Point = (0.0, 0.0), scale: Point = (1.0, 1.0)) -> Points:
     """Points "x,y x,y ..." in hundredths of body coordinates, scaled about the origin and moved to `at`."""
     pairs = (pair.split(",") for pair in text.split())
     return [(at[0] + scale[0] * float(x) / 100, at[1] + scale[1] * float(y) / 100) for x, y in pairs]
@@ -403,33 +386,16 @@ def draw_gas(canvas: Canvas, rng: np.random.Generator, x: float, y: float) -> np
     return 0.18 * (rng.random() < 0.6) * bubble + 0.08 * loops
 
 
-def draw_frontal(canvas: Canvas, traits: dict[str, float], view: str, rng: np.random.Generator) -> Chest:
-    """The patient's right is on the image's left. AP: lying in bed, so heart and diaphragm stand wider and higher."""
-    ap, broad, flank = view != "PA", traits["broad"], traits["broad"] * traits["flank"]
-    base = traits["base"] - (0.035 if ap else 0.0) + rng.normal(0, 0.012)
-    ys = (0.13, 0.15, 0.19, 0.27, 0.36, 0.46, 0.56, 0.66, 0.76, 0.90)
-    cage = broad * np.array([0.125, 0.165, 0.215, 0.277, 0.318, 0.346, 0.364, 0.374, 0.378, 0.37])
-    lungs = []
-    for side, low, hilum in (
-        (-1, base, (0.425, 0.41)),
-        (1, base + 0.028, (0.585, 0.395)),
-    ):  # the liver lifts one
-        wall = float(np.interp(low + 0.075, ys, cage))
-        dome = shape("100,7.5 93,3.5 78,.4 57,0 34,2.2 20,5 12,6", at=(0.5, low), scale=(side * wall, 1))
-        inner = 0.5 + side * np.array([0.085, 0.055, *[0.045] * 8])
-        lungs.append(
-            Lung(side=side, ys=ys, inner=inner, outer=0.5 + side * cage, diaphragm=dome, hilum=hilum)
-        )
-
-    # Soft tissue: trunk, neck and arms, thicker in the middle and below the diaphragm.
-    slope = traits["slope"] - (0.02 if ap else 0.0)
-    neck, sides = "0,-20 10.5,-20 10,0 12.5,6 22,11 36,14 46,22", "6,36 0,50 0,75 1.5,130"
-    left, right = (
-        shape(neck, at=(0.5, slope), scale=(side, 1))
-        + shape(sides, at=(0.5 + side * flank, 0), scale=(side, 1))
-        for side in (-1, 1)
-    )
-    trunk = right + left[::-1]
+def frontal_tissue(
+    canvas: Canvas, traits: dict[str, float], base: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Trunk, neck and arms: thicker in the middle and below the diaphragm."""
+    broad, slope = traits["broad"], traits["slope"]
+    flank, trunk = broad * traits["flank"], []
+    for side in (1, -1):
+        neck = shape("0,-20 10.5,-20 10,0 12.5,6 22,11 36,14 46,22", at=(0.5, slope), scale=(side, 1))
+        half = neck + shape("6,36 0,50 0,75 1.5,130", at=(0.5 + side * flank, 0), scale=(side, 1))
+        trunk += half[::side]  # down on one side, up on the other
     gap = 100 * (flank + rng.uniform(0.02, 0.07))
     arm = f"36,14 47,19 56,30 62,60 64,130 {gap + 3},130 {gap},60 37,38"
     body, arms = canvas.area(trunk, blur=0.004), canvas.area(*both_sides(arm, lift=slope), blur=0.004)
@@ -440,65 +406,92 @@ def draw_frontal(canvas: Canvas, traits: dict[str, float], view: str, rng: np.ra
         y = 0.60 + traits["breasts"]
         breast = canvas.blob(0.5 + side * broad * 0.22, y, broad * 0.17, 0.14, edge=0.3)
         tissue += 0.08 * breast * body * np.clip((canvas.y - y + 0.12) / 0.14, 0, 1)
+    gas = draw_gas(canvas, rng, 0.5 + rng.uniform(0.13, 0.2), base + 0.1)
+    return tissue - body * gas
 
-    # Heart and great vessels stand before the air; the aortic knob is on the image's right.
-    size, wide = (traits[name] * (1.09 if ap else 1.0) for name in ("heart", "mediastinum"))
-    outline = "-4.5,12 -7.6,30 -8.8,54 -8,88 -4,101 6,104 13.5,101 16.5,89 15.3,73 11.8,42 8.5,20 5,0"
-    heart = canvas.area(shape(outline, at=(0.5, 0.36), scale=(size, (base - 0.29) / 1.0)), blur=0.006)
-    column = both_sides("7,0 5.5,12 5.2,25 6,36 6,42 0,50", broad=wide)
-    knob = shape(
-        "-3,0 -2,-3 0,-4 2.5,-3 3.4,0 2.5,3 0,4 -2,3", at=(0.5 + 0.05 * wide, 0.295), scale=(wide, 1)
-    )
-    mediastinum = canvas.area(column[0] + column[1][::-1], knob, blur=0.006)
-    outlines = [lung.outline() for lung in lungs]
-    air = canvas.area(*outlines, blur=0.004) * (0.45 + 0.55 * canvas.area(*outlines, blur=0.035))
-    air *= 1 - np.maximum(0.86 * heart, 0.93 * mediastinum)
-    airways = [(shape("50,-10 50,10 50.3,30"), 0.036), (shape("50,29 47,34.5 44,38"), 0.02)]
-    air += 0.3 * canvas.lines([*airways, (shape("50.5,29 54,35 57.5,37"), 0.017)], blur=0.005)
-    tissue += np.maximum(0.13 * heart, 0.10 * mediastinum * np.clip((canvas.y - 0.1) / 0.1, 0, 1))
-    tissue -= body * draw_gas(canvas, rng, 0.5 + rng.uniform(0.13, 0.2), base + 0.1)
 
-    # A rib runs from the spine outwards and down behind the lung, then inwards and down before it.
-    ribs, front_ribs = [], []
+def frontal_ribs(lung: Lung, base: float) -> tuple[list[Points], list[Points]]:
+    """A rib runs from the spine outwards and down behind the lung, then inwards and down before it."""
+    behind, before = [], []
     for index in range(10):
         y, drop = 0.135 + index * (base - 0.10) / 8.3, 0.035 + 0.008 * index
-        reach, low = np.interp([y + drop, y + 2.6 * drop], ys, cage)
-        for side in (-1, 1):
-            behind = shape("65,10 92,60 100,120", at=(0.5, y), scale=(side * reach, drop))
-            ribs.append([(0.5 + side * 0.035, y + 0.01), (0.5 + side * 0.3 * reach, y - 0.012), *behind])
-            before = shape("98,190 80,290 50,350", at=(0.5, y), scale=(side * low, drop))
-            front_ribs += [[behind[-1], *before]] * (0 < index < 7)
-    bone = 0.15 * draw_bones(canvas, ribs, 0.023, blur=0.0022) + 0.07 * draw_bones(
-        canvas, front_ribs, 0.023, blur=0.003
+        reach, low = np.interp([y + drop, y + 2.6 * drop], lung.ys, lung.outer) - 0.5
+        path = [(0.5 + lung.side * 0.035, y + 0.01), (0.5 + 0.3 * reach, y - 0.012)]
+        behind.append(path + shape("65,10 92,60 100,120", at=(0.5, y), scale=(reach, drop)))
+        before.append(behind[-1][-1:] + shape("98,190 80,290 50,350", at=(0.5, y), scale=(low, drop)))
+    return behind, before[1:7]
+
+
+def frontal_shoulders_and_spine(
+    canvas: Canvas, traits: dict[str, float], rng: np.random.Generator
+) -> np.ndarray:
+    slope = traits["slope"]
+    clavicles = both_sides("3.5,20 10,18.7 20,16.5 29,15.5 37,17", lift=slope + rng.normal(0.0, 0.008))
+    # Hands on the hips turn the shoulder blades out of the lungs, but not in bed.
+    blades = both_sides(
+        "40,16 36,20 30,28 33.5,40 37,30 41,22", lift=slope, broad=1 - 0.03 * traits["bedside"]
     )
-    bone *= 1 - 0.6 * np.maximum(heart, mediastinum)
-    lift = slope + rng.normal(0.0, 0.008)
-    clavicles = both_sides("3.5,20 10,18.7 20,16.5 29,15.5 37,17", lift=lift)
-    inward = 97 if ap else 100  # hands on the hips turn the shoulder blades out of the lungs, but not in bed
-    blades = both_sides("40,16 36,20 30,28 33.5,40 37,30 41,22", lift=slope, broad=inward / 100)
     blade = canvas.area(*blades, blur=0.003)
-    bone += 0.19 * draw_bones(canvas, clavicles, 0.024, blur=0.0025)
-    bone += 0.05 * blade + 0.08 * np.clip(blade - canvas.area(*blades, blur=0.014), 0, 1)
-    bone += 0.14 * draw_bones(canvas, both_sides("43,20 47,30 52,60 55,120", lift=slope), 0.05, blur=0.004)
-    bone += 0.14 * draw_bones(
-        canvas, both_sides("42.5,18.5 43.5,20.5 44.5,22.5", lift=slope), 0.08, blur=0.004
-    )
+    upper_arms = both_sides("43,20 47,30 52,60 55,120", lift=slope)
+    heads = both_sides("42.5,18.5 43.5,20.5 44.5,22.5", lift=slope)
     vertebrae = [shape("-3,0 0,0 3,0", at=(0.5, 0.02 + index * 0.056)) for index in range(20)]
+    bone = 0.19 * draw_bones(canvas, clavicles, 0.024, blur=0.0025)
+    bone += 0.05 * blade + 0.08 * np.clip(blade - canvas.area(*blades, blur=0.014), 0, 1)
+    bone += 0.14 * draw_bones(canvas, upper_arms, 0.05, blur=0.004)
+    bone += 0.14 * draw_bones(canvas, heads, 0.08, blur=0.004)
     bone += 0.05 * draw_bones(canvas, vertebrae, 0.042, blur=0.004)
-    bone += 0.03 * canvas.lines([(shape("50,-10 50,50 50,120"), 0.085)], blur=0.006)
+    return bone + 0.03 * canvas.lines([(shape("50,-10 50,50 50,120"), 0.085)], blur=0.006)
+
+
+def draw_frontal(canvas: Canvas, traits: dict[str, float], rng: np.random.Generator) -> Chest:
+    """The patient's right is at the left. At the bedside (AP) the heart looks wider, the diaphragm higher."""
+    broad, bedside = traits["broad"], traits["bedside"]
+    base = traits["base"] - 0.035 * bedside + rng.normal(0, 0.012)
+    ys = (0.13, 0.15, 0.19, 0.27, 0.36, 0.46, 0.56, 0.66, 0.76, 0.90)
+    cage = broad * np.array([0.125, 0.165, 0.215, 0.277, 0.318, 0.346, 0.364, 0.374, 0.378, 0.37])
+    lungs = []
+    for side, hilum in ((-1, (0.425, 0.41)), (1, (0.585, 0.395))):
+        low = base + 0.028 * (side == 1)  # the liver lifts the other side
+        wall = side * float(np.interp(low + 0.075, ys, cage))
+        dome = shape("100,7.5 93,3.5 78,.4 57,0 34,2.2 20,5 12,6", at=(0.5, low), scale=(wall, 1))
+        inner, outer = 0.5 + side * np.array([0.085, 0.055, *[0.045] * 8]), 0.5 + side * cage
+        lungs.append(Lung(side=side, ys=ys, inner=inner, outer=outer, diaphragm=dome, hilum=hilum))
+
+    # Heart and great vessels stand before the air; the aortic knob is on the image's right.
+    size, wide = (traits[name] * (1 + 0.09 * bedside) for name in ("heart", "mediastinum"))
+    outline = "-4.5,12 -7.6,30 -8.8,54 -8,88 -4,101 6,104 13.5,101 16.5,89 15.3,73 11.8,42 8.5,20 5,0"
+    heart = canvas.area(shape(outline, at=(0.5, 0.36), scale=(size, base - 0.29)), blur=0.006)
+    column = both_sides("7,0 5.5,12 5.2,25 6,36 6,42 0,50", broad=wide)
+    knob = "-3,0 -2,-3 0,-4 2.5,-3 3.4,0 2.5,3 0,4 -2,3"
+    knob = shape(knob, at=(0.5 + 0.05 * wide, 0.295), scale=(wide, 1))
+    mediastinum = canvas.area(column[0] + column[1][::-1], knob, blur=0.006)
+    middle = np.maximum(0.86 * heart, 0.93 * mediastinum)
+    outlines = [lung.outline() for lung in lungs]
+    air = (
+        canvas.area(*outlines, blur=0.004) * (0.45 + 0.55 * canvas.area(*outlines, blur=0.035)) * (1 - middle)
+    )
+    airways = [(shape("50,-10 50,10 50.3,30"), 0.036), (shape("50,29 47,34.5 44,38"), 0.02)]
+    air += 0.3 * canvas.lines([*airways, (shape("50.5,29 54,35 57.5,37"), 0.017)], blur=0.005)
+    tissue = frontal_tissue(canvas, traits, base, rng)
+    tissue += np.maximum(0.13 * heart, 0.10 * mediastinum * np.clip((canvas.y - 0.1) / 0.1, 0, 1))
+
+    (left_ribs, left_front), (right_ribs, right_front) = (frontal_ribs(lung, base) for lung in lungs)
+    bone = 0.15 * draw_bones(canvas, left_ribs + right_ribs, 0.023, blur=0.0022)
+    bone += 0.07 * draw_bones(canvas, left_front + right_front, 0.023, blur=0.003)
+    bone = bone * (1 - 0.7 * middle) + frontal_shoulders_and_spine(canvas, traits, rng)
     bone *= 1 - 0.6 * np.clip((canvas.y - base) / 0.07, 0, 1)  # the belly scatters the detail away
 
-    directions = np.array([-0.05, 0.35, 0.8, 1.3, 1.8, 2.25, 2.7, 3.05])  # clockwise from upwards
+    directions = np.array([-0.05, 0.35, 0.8, 1.3, 1.8, 2.25, 2.7, 3.05])  # from upwards, turning outwards
     strokes = [branch_vessels(lung, lung.side * directions - np.pi / 2, rng) for lung in lungs]
     hila = [(shape(f"0,-5 {lung.side * 1.2},0 0,6", at=lung.hilum), 0.03) for lung in lungs]
     vessels = canvas.lines(strokes[0] + strokes[1], blur=0.002, curved=False) + canvas.lines(hila, blur=0.01)
     layers = {"tissue": tissue, "air": air, "bone": bone, "vessels": vessels, "heart": heart}
     layers["mediastinum"] = mediastinum * (canvas.y > 0.1) * (canvas.y < 0.48)
-    return Chest(canvas=canvas, lateral=False, lungs=lungs, ribs=ribs, **layers)
+    return Chest(canvas=canvas, lateral=False, lungs=lungs, ribs=left_ribs + right_ribs, **layers)
 
 
-def draw_lateral(canvas: Canvas, traits: dict[str, float], view: str, rng: np.random.Generator) -> Chest:
-    """The patient looks to the image's left: breastbone left, spine right. All lateral views are drawn alike."""
+def draw_lateral(canvas: Canvas, traits: dict[str, float], rng: np.random.Generator) -> Chest:
+    """The patient looks to the image's left: breastbone left, spine right."""
     base, size, wide, belly = (traits[name] for name in ("base", "heart", "mediastinum", "flank"))
     ys = (0.12, 0.16, 0.22, 0.32, 0.45, 0.58, 0.70, 0.80, 0.95)
     front = np.array([0.47, 0.42, 0.345, 0.27, 0.225, 0.215, 0.225, 0.24, 0.25])
@@ -506,7 +499,7 @@ def draw_lateral(canvas: Canvas, traits: dict[str, float], view: str, rng: np.ra
     dome = "80,12 74,4.5 62,-2 47,-4.5 34,-3 25.5,1 22.2,3.5"
     domes = [shape(dome, at=(0, base - lift)) for lift in (0.0, 0.03)]  # the one over the liver stands higher
     lungs = [Lung(side=1, ys=ys, inner=front, outer=back, diaphragm=d, hilum=(0.53, 0.40)) for d in domes]
-    chest_wall = f"36,-20 37,2 30,12 22,22 16.5,34 {14 - 100 * traits['breasts']},50 15.5,64"
+    chest_wall = f"36,-20 37,2 30,12 22,22 16.5,34 {14 - 60 * traits['breasts']},50 15.5,64"
     belly_wall = shape("15,80 13,130", at=(0.4 - belly, 0))
     trunk = shape(chest_wall) + belly_wall + shape("88,130 88.5,80 91,55 90,33 83,16 70,4 66,-20")
     body = canvas.area(trunk, blur=0.005)
@@ -522,35 +515,28 @@ def draw_lateral(canvas: Canvas, traits: dict[str, float], view: str, rng: np.ra
     air = sum(canvas.area(o, blur=0.005) * (0.3 + 0.2 * canvas.area(o, blur=0.04)) for o in outlines)
     air *= (1 - 0.6 * heart) * (1 - 0.4 * mediastinum) * (1 - 0.4 * np.exp(-(((canvas.y - 0.1) / 0.13) ** 2)))
     air += 0.2 * canvas.lines([(shape("53,-10 54.5,15 56.5,37"), 0.04)], blur=0.006)
-    tissue += (
-        0.10 * heart + 0.04 * mediastinum - body * draw_gas(canvas, rng, rng.normal(0.5, 0.03), base + 0.08)
-    )
+    tissue += 0.10 * heart + 0.04 * mediastinum
+    tissue -= body * draw_gas(canvas, rng, rng.normal(0.5, 0.03), base + 0.08)
 
     ribs = []
-    for index in range(9):
-        y = 0.15 + index * 0.068
-        far = float(np.interp(y, ys, back))
-        path = [(0.74, y - 0.02), *shape("0,2 -10,8.5 -28,17 -42,21.5", at=(far, y))]
-        ribs += [
-            [(x + shift, y + shift) for x, y in path] for shift in (0.0, 0.018)
-        ]  # the far side lies aside
+    for shift in (0.0, 0.018):  # the near and the far side do not quite cover each other
+        for y in 0.15 + 0.068 * np.arange(10) + shift:
+            far = float(np.interp(y, ys, back)) + shift
+            ribs.append([(0.74 + shift, y - 0.02), *shape("0,2 -10,8.5 -28,17 -42,21.5", at=(far, y))])
     bone = 0.08 * draw_bones(canvas, ribs, 0.018, blur=0.003)
     bone *= 1 - 0.75 * np.clip((canvas.y - base + 0.02) / 0.08, 0, 1)
     column = shape("60,-10 66,10 73.5,30 76,50 74.5,75 70,110")
     heights = np.linspace(-0.02, 1.05, 20)
     centers = zip(np.interp(heights, [y for _, y in column], [x for x, _ in column]), heights)
     vertebrae = [shape("-3.5,.4 0,0 3.5,-.4", at=center) for center in centers]
-    bone += 0.15 * draw_bones(canvas, vertebrae, 0.044, blur=0.004) + 0.05 * canvas.lines(
-        [(column, 0.085)], blur=0.008
-    )
-    bone += 0.14 * draw_bones(
-        canvas, [shape("31.5,22 25.5,33 21.5,48 20.5,58")], 0.02, blur=0.004
-    )  # breastbone
+    bone += 0.15 * draw_bones(canvas, vertebrae, 0.044, blur=0.004)
+    bone += 0.05 * canvas.lines([(column, 0.085)], blur=0.008)
+    breastbone = [shape("31.5,22 25.5,33 21.5,48 20.5,58")]
+    bone += 0.14 * draw_bones(canvas, breastbone, 0.02, blur=0.004)
     bone += 0.06 * draw_bones(canvas, [shape("62,0 74,18 79,36")], 0.03, blur=0.005)  # shoulder blade
     strokes = branch_vessels(lungs[0], np.array([-2.3, -1.5, -0.7, 0.2, 0.9, 1.4, 2.0, 2.8]), rng)
-    vessels = 0.7 * canvas.lines(strokes, blur=0.004, curved=False) + canvas.blob(
-        0.53, 0.41, 0.04, 0.05, edge=0.9
-    )
+    vessels = 0.7 * canvas.lines(strokes, blur=0.004, curved=False)
+    vessels += canvas.blob(0.53, 0.41, 0.04, 0.05, edge=0.9)
     layers = {"tissue": tissue, "air": air, "bone": bone, "vessels": vessels, "heart": heart}
     layers["mediastinum"] = mediastinum
     return Chest(canvas=canvas, lateral=True, lungs=lungs[:1], ribs=ribs, **layers)
@@ -701,7 +687,7 @@ def draw_fracture(chest: Chest, rng: np.random.Generator, strength: float) -> Ma
     count, first, side = int(rng.integers(2, 4)), int(rng.integers(2, 5)), int(rng.integers(2))
     gaps, callus = [], np.zeros_like(chest.air)
     for index in range(first, first + count):
-        x, y = smooth_curve(chest.ribs[2 * index + side])[rng.integers(19, 23)]
+        x, y = smooth_curve(chest.ribs[10 * side + index])[rng.integers(19, 23)]
         gaps.append((shape("-.6,-2.2 .6,2.2", at=(x, y)), 0.007))
         callus = np.maximum(callus, chest.canvas.blob(x, y, 0.03, 0.024, edge=0.7))
     chest.dense += 0.17 * callus - 0.16 * chest.canvas.lines(gaps, blur=0.0015, curved=False)
@@ -727,8 +713,8 @@ def outline_mediastinum(chest: Chest, rng: np.random.Generator, strength: float)
     return [chest.mediastinum]
 
 
-# How often each is the main finding of an abnormal study, and how it is drawn. Effusion leads: it is a task of
-# its own. In drawing order: what replaces air comes before what lies over it.
+# Finding -> how often it is the main one of an abnormal study (effusion leads: it is a task), and how to draw
+# it. In drawing order: what replaces air comes before what lies over it.
 FINDINGS: dict[str, tuple[float, Callable[[Chest, np.random.Generator, float], Masks]]] = {
     "Cardiomegaly": (0.10, outline_heart),
     "Enlarged Cardiomediastinum": (0.02, outline_mediastinum),
@@ -775,7 +761,7 @@ def draw_marker(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> np.nd
 
 
 def expose(chest: Chest, rng: np.random.Generator, *, hard: bool) -> np.ndarray:
-    """Film: attenuation to gray, partly equalised like the published JPEGs. (height, width) uint8"""
+    """Film: attenuation to gray, partly equalised like the published JPEGs. (height, width) in 0..1"""
     canvas = chest.canvas
     scatter = rng.uniform(0.42, 0.5) if hard else rng.uniform(0.46, 0.56)  # how black the lungs come out
     beam = chest.tissue - scatter * chest.air + 0.9 * (chest.bone + chest.dense)
@@ -793,47 +779,49 @@ def expose(chest: Chest, rng: np.random.Generator, *, hard: bool) -> np.ndarray:
     return gray * rng.uniform(0.9, 0.98) + rng.uniform(0.0, 0.03)
 
 
+def patient_traits(study: Study, *, seed: int) -> dict[str, float]:
+    """The patient's build, in body coordinates or as factors, with what the study's findings change in it."""
+    rng, study_rng = (
+        random_generator(seed, PATIENT, study.patient),
+        random_generator(seed, STUDY, study.number, 1),
+    )
+    traits = {
+        "broad": rng.uniform(0.93, 1.07),
+        "base": rng.uniform(0.655, 0.735),  # y of the diaphragm
+        "flank": rng.uniform(0.40, 0.46),
+        "slope": rng.uniform(-0.02, 0.03),
+        "breasts": float(rng.choice([0.0, rng.uniform(0.015, 0.05)])),
+        "heart": rng.uniform(0.88, 1.04),
+        "mediastinum": rng.uniform(0.9, 1.08),
+    }
+    if "Cardiomegaly" in study.drawn:
+        traits["heart"] *= study_rng.uniform(1.4, 1.7)
+    if "Enlarged Cardiomediastinum" in study.drawn:
+        traits["mediastinum"] *= study_rng.uniform(1.7, 2.1)
+    return traits
+
+
 def draw_image(planned: PlannedImage, *, seed: int) -> tuple[Image.Image, list[dict]]:
     """The image, and where in it each finding is: [{"finding": ..., "box": [x0, y0, x1, y1]}, ...]."""
     study, view = planned.study, planned.view
-    rng, patient_rng = (
-        random_generator(seed, IMAGE, planned.number),
-        random_generator(seed, PATIENT, study.patient),
-    )
-    traits = {
-        "broad": patient_rng.uniform(0.93, 1.07),
-        "base": patient_rng.uniform(0.655, 0.735),
-        "flank": patient_rng.uniform(0.40, 0.46),
-        "slope": patient_rng.uniform(-0.02, 0.03),
-        "breasts": float(patient_rng.choice([0.0, patient_rng.uniform(0.015, 0.05)])),
-        "heart": patient_rng.uniform(0.88, 1.04),
-        "mediastinum": patient_rng.uniform(0.9, 1.08),
-    }
-    study_rng = random_generator(seed, STUDY, study.number, 1)
-    if "Cardiomegaly" in study.drawn:
-        traits["heart"] *= study_rng.uniform(1.45, 1.75)
-    if "Enlarged Cardiomediastinum" in study.drawn:
-        traits["mediastinum"] *= study_rng.uniform(1.7, 2.1)
+    rng = random_generator(seed, IMAGE, planned.number)
+    traits = patient_traits(study, seed=seed) | {"bedside": float(view != "PA")}
     shrink = max(1.0, min(planned.height, planned.width) / MAX_DRAWN_SIDE)
     size = round(planned.height / shrink), round(planned.width / shrink)
     lateral = view in LATERAL_VIEWS or (not view and planned.number % 2 == 0)
     canvas = Canvas(*size, rng, unrest=0.8 if view == "PA" else 1.3)
-    chest = (draw_lateral if lateral else draw_frontal)(canvas, traits, view, rng)
+    chest = (draw_lateral if lateral else draw_frontal)(canvas, traits, rng)
     boxes = []
     for order, (finding, (_, draw)) in enumerate(FINDINGS.items()):
-        if finding in study.drawn:
-            masks = draw(chest, random_generator(seed, STUDY, study.number, 2 + order), study.drawn[finding])
-            boxes += [
-                {"finding": finding, "box": bounding_box(mask)}
-                for mask in masks
-                if study.drawn[finding] > 0.5
-            ]
+        strength = study.drawn.get(finding, 0.0)
+        masks = (
+            draw(chest, random_generator(seed, STUDY, study.number, 2 + order), strength) if strength else []
+        )
+        boxes += [{"finding": finding, "box": bounding_box(mask)} for mask in masks if strength > 0.5]
     gray = expose(chest, rng, hard=view == "AP") * 255
     if shrink > 1:
-        enlarged = Image.fromarray(gray.astype(np.float32)).resize(
-            (planned.width, planned.height), Image.Resampling.BICUBIC
-        )
-        gray = np.asarray(enlarged)
+        small = Image.fromarray(gray.astype(np.float32))
+        gray = np.asarray(small.resize((planned.width, planned.height), Image.Resampling.BICUBIC))
     gray = gray + rng.normal(0, 2.2 if view == "PA" else 3.0, gray.shape)
     return Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8)), boxes
 
@@ -862,27 +850,22 @@ def write_table(path: Path, columns: tuple[str, ...], rows: list[tuple]) -> None
 def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
     """The four tables that MIMIC-CXR-JPG comes with, sorted as they are."""
     metadata, splits, studies = [], [], {}
-    for image in sorted(
-        images, key=lambda image: (image.study.subject_id, image.study.study_id, image.dicom_id)
-    ):
-        study, frontal = image.study, image.view in ("AP", "PA")
+    order = sorted(images, key=lambda image: (image.study.subject_id, image.study.study_id, image.dicom_id))
+    for image in order:
+        study = image.study
         studies[study.study_id] = study
         procedure = "CHEST (PORTABLE AP)" if image.view == "AP" else "CHEST (PA AND LAT)"
         rng = random_generator(seed, STUDY, study.number, 99)
         date = f"{rng.integers(2110, 2200)}{rng.integers(1, 13):02}{rng.integers(1, 29):02}"
         time = f"{rng.integers(24):02}{rng.integers(60):02}{rng.integers(60):02}.{rng.integers(1, 999):03}"
-        meaning, position = (
-            VIEW_MEANINGS.get(image.view, ""),
-            "Erect" if image.view != "AP" or frontal else "",
-        )
+        meaning, position = VIEW_MEANINGS.get(image.view, ""), "Erect" if image.view else ""
         key = (image.dicom_id, study.subject_id, study.study_id)
         shape = (image.height, image.width)
         metadata.append((*key, procedure, image.view, *shape, date, time, procedure, meaning, position))
         splits.append((image.dicom_id, study.study_id, study.subject_id, study.split))
     write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", METADATA_COLUMNS, metadata)
-    write_table(
-        root / "mimic-cxr-2.0.0-split.csv.gz", ("dicom_id", "study_id", "subject_id", "split"), splits
-    )
+    columns = ("dicom_id", "study_id", "subject_id", "split")
+    write_table(root / "mimic-cxr-2.0.0-split.csv.gz", columns, splits)
     for labeler in ("negbio", "chexpert"):
         rows = [
             (study.subject_id, study.study_id, *getattr(study, labeler).values())
@@ -904,10 +887,12 @@ def write_images(
     if num_proc <= 1:
         return dict(progress(map(write, images)))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(num_proc, len(images)), mp_context=context, initializer=ignore_interrupts
-    ) as pool:
-        return dict(progress(pool.map(write, images, chunksize=4)))
+    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=ignore_interrupts) as pool:
+        try:
+            return dict(progress(pool.map(write, images, chunksize=4)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else Ctrl-C waits for all the images
+            raise
 
 
 def make_sample_data(
@@ -916,36 +901,41 @@ def make_sample_data(
     """Writes the tree and returns its folder, which appears only once it is complete.
 
     `image_size` is the shortest side in pixels. Raises FileExistsError for a folder with something in it, unless
-    another process has put the very same sample there meanwhile. More than one process are spawned, so that the
-    calling script then needs its `if __name__ == "__main__":`.
+    another process puts the very same sample there while this one draws. With `num_proc` > 1, processes are
+    spawned, so the calling script needs its `if __name__ == "__main__":`.
     """
-    output_dir = Path(output_dir)
-    if num_images < MIN_NUM_IMAGES or image_size < 32:
-        raise ValueError(
-            f"num_images={num_images}, image_size={image_size}: at least {MIN_NUM_IMAGES} and 32 are needed"
-        )
+    output_dir = Path(output_dir).absolute()
+    if num_images < MIN_NUM_IMAGES or image_size < MIN_IMAGE_SIZE:
+        found = f"num_images={num_images} and image_size={image_size}"
+        raise ValueError(f"{found}: at least {MIN_NUM_IMAGES} images of {MIN_IMAGE_SIZE} pixels are needed")
+    occupied = FileExistsError(f"{output_dir} is not an empty folder: name a new one, or remove it first")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} is not an empty folder: name a new one, or remove it first")
+        raise occupied
     images = plan_images(num_images, image_size=image_size, seed=seed)
     readme = README.format(num_images=num_images, image_size=image_size, seed=seed)
-    root = output_dir.parent / f".{output_dir.name}.incomplete-{os.getpid()}"
-    root.mkdir(parents=True)
+    root = output_dir.parent / f".{output_dir.name}.incomplete-{uuid.uuid4().hex[:8]}"
     try:
+        root.mkdir(parents=True)
         boxes = write_images(root, images, seed=seed, num_proc=num_proc)
         write_tables(root, images, seed=seed)
         write_gzip(root / "sample-findings.json.gz", json.dumps(boxes, indent=1, sort_keys=True) + "\n")
         (root / "README.txt").write_text(readme, encoding="utf-8")
-        try:
-            if output_dir.exists():
-                output_dir.rmdir()
-            root.rename(output_dir)
-        except OSError:
-            finished = output_dir / "README.txt"
-            if not finished.is_file() or finished.read_text(encoding="utf-8") != readme:
-                raise
+        publish(root, output_dir, occupied=occupied)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return output_dir
+
+
+def publish(root: Path, output_dir: Path, *, occupied: FileExistsError) -> None:
+    """Gives a complete folder its final name, unless another process was quicker with the same sample."""
+    try:
+        if output_dir.exists():
+            output_dir.rmdir()
+        root.rename(output_dir)
+    except OSError as error:
+        theirs, ours = output_dir / "README.txt", root / "README.txt"
+        if not theirs.is_file() or theirs.read_bytes() != ours.read_bytes():
+            raise occupied from error
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -959,17 +949,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_images", type=int, default=600)
     parser.add_argument("--image_size", type=int, default=256, help="shortest side in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--num_proc", type=int, default=os.cpu_count() or 1, help="processes; default: %(default)s"
-    )
+    parser.add_argument("--num_proc", type=int, default=os.cpu_count() or 1, help="default: %(default)s")
     args = parser.parse_args(argv)
     try:
         root = make_sample_data(**vars(args))
-    except (FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(
-        f"Wrote {args.num_images} synthetic chest radiographs, {args.image_size} pixels, to {root}. Now try:"
-    )
+    print(f"Wrote {args.num_images} synthetic chest radiographs to {root}. Now try:")
     print(f"python {Path(__file__).parent / 'run_classification.py'} --data_dir {root}")
 
 

@@ -29,6 +29,7 @@ import torch
 from accelerate import Accelerator
 from cxr import arguments
 from cxr import checkpoints
+from cxr import command_line
 from cxr import data
 from cxr import hub
 from cxr import metrics
@@ -57,7 +58,7 @@ logger = logging.getLogger("cxr.classification")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = arguments.ArgumentParser(__doc__)
+    parser = command_line.ArgumentParser(__doc__)
     default_model = "facebook/vit-mae-base"
     config_names = [*models.VIT_MAE_CONFIGS, *models.RESNET_CONFIGS]
     arguments.add_model_arguments(parser, default_model=default_model, config_names=config_names)
@@ -66,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     study.add_argument("--augmentation", choices=transforms.AUGMENTATIONS, default="none")
     study.add_argument(
         "--crop_scale",
-        type=arguments.share_above_zero,
+        type=command_line.share_above_zero,
         nargs=2,
         default=(0.08, 1.0),
         metavar=("MIN", "MAX"),
@@ -74,13 +75,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     study.add_argument(
         "--random_erasing_prob",
-        type=arguments.probability,
+        type=command_line.probability,
         default=0.0,
         help="probability that a rectangle of a training image becomes noise",
     )
     study.add_argument(
         "--mask_ratio",
-        type=arguments.share_below_one,
+        type=command_line.share_below_one,
         default=0.0,
         help="share of the patches that a ViT does not see while training; at evaluation it sees all",
     )

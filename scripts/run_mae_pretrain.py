@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from cxr import arguments
 from cxr import checkpoints
+from cxr import command_line
 from cxr import data
 from cxr import hub
 from cxr import models
@@ -44,7 +45,7 @@ logger = logging.getLogger("cxr.pretrain")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = arguments.ArgumentParser(__doc__)
+    parser = command_line.ArgumentParser(__doc__)
     default_model = "facebook/vit-mae-base"
     arguments.add_model_arguments(
         parser, default_model=default_model, config_names=list(models.VIT_MAE_CONFIGS)
@@ -53,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     mae = parser.add_argument_group("masked autoencoder")
     mae.add_argument(
         "--mask_ratio",
-        type=arguments.share_below_one,
+        type=command_line.share_below_one,
         default=0.75,
         help="share of the patches that is hidden",
     )
@@ -65,7 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     mae.add_argument(
         "--crop_scale",
-        type=arguments.share_above_zero,
+        type=command_line.share_above_zero,
         nargs=2,
         default=(0.2, 1.0),
         metavar=("MIN", "MAX"),

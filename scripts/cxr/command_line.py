@@ -1,0 +1,43 @@
+"""A command line whose errors are one line each: what was found, what was expected, what to do."""
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with usage errors of one line, without the whole usage before them, and exit status 2."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # an abbreviated flag changes its meaning when a flag is added
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+
+
+def number(kind: type, expected: str, valid: Callable[[float], bool]) -> Callable[[str], float]:
+    """Returns an argparse type for numbers that are `valid`; `expected` says in words which are."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
+        if not valid(value):
+            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, "a whole number from 1", lambda value: value >= 1)
+non_negative_int = number(int, "a whole number from 0", lambda value: value >= 0)
+positive_float = number(float, "a number above 0", lambda value: 0 < value < float("inf"))
+non_negative_float = number(float, "a number from 0", lambda value: 0 <= value < float("inf"))
+probability = number(float, "a number in [0, 1]", lambda value: 0 <= value <= 1)
+share_below_one = number(float, "a number in [0, 1)", lambda value: 0 <= value < 1)
+share_above_zero = number(float, "a number in (0, 1]", lambda value: 0 < value <= 1)
