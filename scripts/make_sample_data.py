@@ -262,15 +262,17 @@ class Canvas:
         image = self.blank()
         for outline in outlines:
             pixels = self.to_pixels(smooth_curve(outline, closed=True)) * self.oversampling
-            ImageDraw.Draw(image).polygon(list(map(tuple, pixels)), fill=255)
+            ImageDraw.Draw(image).polygon(list(map(tuple, pixels.tolist())), fill=255)
         return self.finish(image, blur)
 
     def lines(self, lines: Strokes, *, blur: float, curved: bool = True) -> np.ndarray:
         image = self.blank()
+        draw = ImageDraw.Draw(image)
         for points, width in lines:
             pixels = self.to_pixels(smooth_curve(points) if curved else points) * self.oversampling
             width = max(1, round(width * self.unit * self.oversampling))
-            ImageDraw.Draw(image).line(list(map(tuple, pixels)), fill=255, width=width, joint="curve")
+            joint = "curve" if width > 4 else None  # slow, and not to be seen on thin lines
+            draw.line(list(map(tuple, pixels.tolist())), fill=255, width=width, joint=joint)
         return self.finish(image, blur)
 
     def blob(
@@ -900,9 +902,9 @@ def make_sample_data(
 ) -> Path:
     """Writes the tree and returns its folder, which appears only once it is complete.
 
-    `image_size` is the shortest side in pixels. Raises FileExistsError for a folder with something in it, unless
-    another process puts the very same sample there while this one draws. With `num_proc` > 1, processes are
-    spawned, so the calling script needs its `if __name__ == "__main__":`.
+    `image_size` is the shortest side in pixels. Raises FileExistsError for a folder with something in it,
+    unless another process puts the very same sample there while this one draws. With `num_proc` > 1,
+    processes are spawned, so the calling script needs its `if __name__ == "__main__":`.
     """
     output_dir = Path(output_dir).absolute()
     if num_images < MIN_NUM_IMAGES or image_size < MIN_IMAGE_SIZE:

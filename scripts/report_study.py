@@ -20,7 +20,7 @@ COLUMNS = ("run", "model", "trained on", "split", "n", *METRICS)
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Returns the classification runs in `folders`, in order. Raises FileNotFoundError when one holds none."""
+    """Returns the classification runs in `folders`. Raises FileNotFoundError when one holds none."""
     runs = []
     for folder in folders:
         inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]

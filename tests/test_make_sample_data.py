@@ -1,4 +1,4 @@
-"""The synthetic sample: MIMIC-CXR-JPG's layout, bytes that depend on the arguments alone, labels that are true."""
+"""The sample has MIMIC-CXR-JPG's layout, bytes that depend on the arguments alone, and true labels."""
 
 import dataclasses
 import gzip

@@ -1,0 +1,166 @@
+"""MAE pretraining, end to end on a small synthetic sample."""
+
+import json
+
+import pytest
+import run_mae_pretrain
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_runs import QUICK
+from tiny_runs import TINY_VIT
+from tiny_runs import read_epochs
+from tiny_runs import run_main
+from transformers import AutoImageProcessor
+from transformers import ViTMAEForPreTraining
+
+
+@pytest.fixture(scope="module")
+def finished_run(sample_root, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("mae") / "run"
+    results = run_main(run_mae_pretrain, output_dir, *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
+    return output_dir, results
+
+
+def test_results_have_the_losses_the_speed_and_what_was_trained_on(finished_run):
+    output_dir, results = finished_run
+    last = read_epochs(output_dir)[-1]
+    assert results["train_loss"] == last["train_loss"]
+    assert results["eval_loss"] == last["eval_loss"]
+    assert results["images_per_second"] > 0
+    assert results["steps"] == 2 * (results["num_train_images"] // 8)
+    assert results["seed"] == 0
+    assert {"torch", "transformers", "datasets", "accelerate"} <= set(results["versions"])
+    sample = json.loads((output_dir / "samples.json").read_text(encoding="utf-8"))
+    assert len(sample["dicom_ids"]) == results["num_train_images"]
+
+
+def test_run_folder_has_every_record_and_picture(finished_run):
+    output_dir, _ = finished_run
+    names = {path.name for path in output_dir.iterdir()}
+    expected = {
+        "args.json",
+        "metrics.jsonl",
+        "results.json",
+        "samples.json",
+        "train.log",
+        "model",
+        "checkpoints",
+    }
+    assert expected | {"loss.png", "reconstructions.png"} == names
+    for picture in ("loss.png", "reconstructions.png"):
+        assert Image.open(output_dir / picture).size[0] > 300
+
+
+def test_model_folder_loads_in_plain_transformers_and_repeats_the_validation_loss(finished_run, sample_root):
+    output_dir, results = finished_run
+    model, info = ViTMAEForPreTraining.from_pretrained(output_dir / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    processor = AutoImageProcessor.from_pretrained(output_dir / "model")
+    again = run_main(
+        run_mae_pretrain,
+        output_dir.parent / "again",
+        f"--model_name_or_path={output_dir / 'model'}",
+        f"--data_dir={sample_root}",
+        "--learning_rate=1e-30",
+        "--max_train_steps=1",
+        "--per_device_train_batch_size=8",
+    )
+    assert again["eval_loss"] == pytest.approx(results["eval_loss"], rel=1e-6)
+    assert processor.size["height"] == model.config.image_size == 32
+
+
+def test_reconstruction_loss_of_each_image_has_the_models_loss_as_its_mean(finished_run):
+    output_dir, _ = finished_run
+    model = ViTMAEForPreTraining.from_pretrained(output_dir / "model")
+    pixel_values = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for norm_pix_loss in (True, False):
+        model.config.norm_pix_loss = norm_pix_loss
+        outputs = model(pixel_values=pixel_values)
+        by_image = run_mae_pretrain.reconstruction_loss(model, pixel_values, outputs)
+        assert by_image.shape == (5,)
+        assert by_image.mean().item() == pytest.approx(outputs.loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_run_stopped_after_an_epoch_and_resumed_equals_the_uninterrupted_one_bitwise(
+    sample_root, tmp_path, accumulation
+):
+    flags = [
+        *TINY_VIT,
+        "--per_device_train_batch_size=4",
+        "--learning_rate=1e-3",
+        f"--gradient_accumulation_steps={accumulation}",
+        f"--data_dir={sample_root}",
+        "--num_train_epochs=2",
+        "--max_grad_norm=1.0",
+    ]
+    whole = run_main(run_mae_pretrain, tmp_path / "whole", *flags)
+    stop_after_first_epoch(tmp_path / "stopped", flags, whole["steps"] // 2)
+    resumed = run_main(run_mae_pretrain, tmp_path / "stopped", *flags, "--resume_from_checkpoint=latest")
+
+    assert resumed["steps"] == whole["steps"]
+    assert read_epochs(tmp_path / "stopped") == read_epochs(tmp_path / "whole")
+    before, after = (
+        load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "stopped")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def stop_after_first_epoch(output_dir, flags, num_steps):
+    """Ends a run as a kill would, right after the checkpoint of `num_steps`."""
+
+    class Killed(BaseException):
+        pass
+
+    save = run_mae_pretrain.checkpoints.save_checkpoint
+
+    def save_and_die(accelerator, checkpoints_dir, progress, **options):
+        save(accelerator, checkpoints_dir, progress, **options)
+        assert progress.step == num_steps
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_mae_pretrain.checkpoints, "save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            run_main(run_mae_pretrain, output_dir, *flags)
+    assert not (output_dir / "results.json").exists()
+
+
+def test_training_learns_to_reconstruct(sample_root, tmp_path):
+    flags = ["--num_train_epochs=12", "--per_device_train_batch_size=8", "--learning_rate=3e-3"]
+    run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, *flags, f"--data_dir={sample_root}")
+    losses = [epoch["eval_loss"] for epoch in read_epochs(tmp_path / "run")]
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_mask_that_hides_nothing_is_refused(sample_root, tmp_path):
+    with pytest.raises(ValueError, match=r"hides 0 of 16 patches; expected some hidden and some visible"):
+        run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, "--mask_ratio=0", f"--data_dir={sample_root}")
+
+
+def test_full_output_folder_is_refused_and_left_as_it_was(finished_run, sample_root):
+    output_dir, _ = finished_run
+    before = {path: path.stat().st_mtime_ns for path in output_dir.rglob("*")}
+    with pytest.raises(ValueError, match="is not empty; expected a new or empty folder"):
+        run_main(run_mae_pretrain, output_dir, *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
+    assert {path: path.stat().st_mtime_ns for path in output_dir.rglob("*")} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(sample_root, tmp_path):
+    flags = [
+        "--learning_rate=1e30",
+        "--per_device_train_batch_size=8",
+        "--logging_steps=1",
+        "--warmup_ratio=0",
+    ]
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+; .*last good checkpoint: none"):
+        run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, *flags, f"--data_dir={sample_root}")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_tensorboard_gets_the_losses(sample_root, tmp_path):
+    flags = ["--with_tracking", "--report_to=tensorboard", "--max_train_steps=2", "--logging_steps=1"]
+    run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, *QUICK, *flags, f"--data_dir={sample_root}")
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
