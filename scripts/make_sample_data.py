@@ -565,7 +565,7 @@ def draw_effusion(chest: Chest, rng: np.random.Generator, strength: float) -> Ma
     masks = []
     surface = "104,145 93,105 75,72 50,54 25,50 0,50"  # across the lung, height
     for lung in pick_lungs(chest, rng, both=0.3):
-        height = rng.uniform(0.16, 0.38) * strength / (lung.bottom - lung.ys[0])
+        height = rng.uniform(0.22, 0.42) * strength / (lung.bottom - lung.ys[0])
         fluid = [lung.point(across, 0.95 - rise * height) for across, rise in shape(surface)]
         fluid += [lung.point(0, 1.1), lung.point(1.04, 1.1)]
         masks.append(chest.fill(chest.canvas.area(fluid, blur=0.009), 0.94))

@@ -75,18 +75,19 @@ def read_progress(checkpoint: Path) -> Progress:
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
     """Returns the folder that the flag means: `latest` or a path. Raises FileNotFoundError."""
+    checkpoints_dir = output_dir / "checkpoints"
     if resume_from_checkpoint != "latest":
         path = Path(resume_from_checkpoint)
-        if not (path / PROGRESS_FILE).is_file():
+        if not (path / PROGRESS_FILE).is_file() or path.resolve().parent != checkpoints_dir.resolve():
             raise FileNotFoundError(
-                f"--resume_from_checkpoint {path} is not a checkpoint: found no {PROGRESS_FILE} in it; "
-                f"name a folder such as {output_dir / 'checkpoints' / 'step_100'}, or latest"
+                f"--resume_from_checkpoint {path}: found no complete checkpoint of this run; expected latest or "
+                f"a folder such as {checkpoints_dir / 'step_100'}"
             )
         return path
-    found = complete_checkpoints(output_dir / "checkpoints")
+    found = complete_checkpoints(checkpoints_dir)
     if not found:
         raise FileNotFoundError(
-            f"--resume_from_checkpoint latest: found no complete checkpoint in {output_dir / 'checkpoints'}; "
+            f"--resume_from_checkpoint latest: no complete checkpoint in {checkpoints_dir}; "
             "start the run anew in another --output_dir"
         )
     return found[-1]

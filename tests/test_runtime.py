@@ -1,0 +1,117 @@
+"""The start of a run, and how it ends when something is wrong."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cxr import runtime
+
+
+def arguments(output_dir: Path, **changes) -> argparse.Namespace:
+    options = {"seed": 3, "resume_from_checkpoint": None, "with_tracking": False, "report_to": "tensorboard"}
+    return argparse.Namespace(output_dir=output_dir, **{**options, **changes})
+
+
+def raising(error: BaseException):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("found a\n  b"), FileNotFoundError("found a b"), OSError("found a b")]
+)
+def test_users_error_is_one_line_and_exit_status_2(error, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/run_it.py"])
+    with pytest.raises(SystemExit) as ended:
+        runtime.run_script(raising(error))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "run_it.py: error: found a b\n"
+
+
+def test_interrupted_script_ends_with_status_130_and_no_trace(capsys):
+    with pytest.raises(SystemExit) as ended:
+        runtime.run_script(raising(KeyboardInterrupt()))
+    assert ended.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_our_own_errors_keep_their_trace():
+    with pytest.raises(AssertionError):
+        runtime.run_script(raising(AssertionError()))
+
+
+def test_other_processes_do_not_repeat_the_line(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as ended:
+        runtime.run_script(raising(ValueError("found a")))
+    assert ended.value.code == 2 and capsys.readouterr().err == ""
+
+
+def test_start_writes_the_arguments_and_begins_the_log(tmp_path):
+    _, record = runtime.start_run(arguments(tmp_path / "run"), default_output_dir="x")
+    logging.getLogger("cxr.anything").info("a line")
+    written = json.loads((record.output_dir / "args.json").read_text(encoding="utf-8"))
+    assert written["seed"] == 3 and written["output_dir"] == str(tmp_path / "run")
+    assert "a line" in (record.output_dir / "train.log").read_text(encoding="utf-8")
+    assert record.enabled and record.output_dir == tmp_path / "run"
+
+
+def test_start_seeds_the_initial_weights(tmp_path):
+    weights = []
+    for name in ("a", "b"):
+        runtime.start_run(arguments(tmp_path / name), default_output_dir="x")
+        weights.append(torch.nn.Linear(4, 4).weight)
+    assert torch.equal(*weights)
+
+
+def test_users_error_is_traced_in_the_log(tmp_path):
+    def main():
+        runtime.start_run(arguments(tmp_path / "run"), default_output_dir="x")
+        raise ValueError("found a")
+
+    with pytest.raises(SystemExit):
+        runtime.run_script(main)
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+
+
+def test_resuming_warns_of_changed_flags_and_keeps_the_first_arguments(tmp_path, capsys):
+    runtime.start_run(arguments(tmp_path), default_output_dir="x")
+    before = (tmp_path / "args.json").read_bytes()
+    resumed = arguments(tmp_path, seed=4, resume_from_checkpoint="latest")
+    runtime.start_run(resumed, default_output_dir="x")
+    assert "--seed was 3 when this run began and is 4 now" in capsys.readouterr().err
+    assert (tmp_path / "args.json").read_bytes() == before
+
+
+def test_resuming_where_there_is_no_run_says_so_and_makes_nothing(tmp_path):
+    with pytest.raises((ValueError, OSError), match="--resume_from_checkpoint"):
+        runtime.start_run(
+            arguments(tmp_path / "typo", resume_from_checkpoint="latest"), default_output_dir="x"
+        )
+    assert not (tmp_path / "typo").exists()
+
+
+def test_full_output_folder_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "mine").write_text("1", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not empty"):
+        runtime.start_run(arguments(tmp_path), default_output_dir="x")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="fp16 needs a GPU, found a CPU"):
+        runtime.start_run(arguments(tmp_path), default_output_dir="x")
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_loss_that_is_no_number_stops_with_the_step_and_the_last_checkpoint(loss, tmp_path):
+    with pytest.raises(ValueError, match=r"the loss is \w+ at step 7; .*last good checkpoint: none"):
+        runtime.stop_if_not_finite(loss, step=7, checkpoints_dir=tmp_path)
+    runtime.stop_if_not_finite(0.5, step=7, checkpoints_dir=tmp_path)
