@@ -19,7 +19,7 @@ for cache_variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_EVALUATE_CAC
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ACCELERATE_USE_CPU"] = "true"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: threads that wait for each other only slow them down
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads would only wait for each other
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 LIBRARY_LOGGERS = ("cxr", "datasets", "evaluate", "transformers")

@@ -80,7 +80,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
         path = Path(resume_from_checkpoint)
         if not (path / PROGRESS_FILE).is_file() or path.resolve().parent != checkpoints_dir.resolve():
             raise FileNotFoundError(
-                f"--resume_from_checkpoint {path}: found no complete checkpoint of this run; expected latest or "
+                f"--resume_from_checkpoint {path}: not a complete checkpoint of this run; expected latest or "
                 f"a folder such as {checkpoints_dir / 'step_100'}"
             )
         return path

@@ -13,7 +13,6 @@ from pathlib import Path
 import datasets
 import transformers
 from accelerate import Accelerator
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed
 from datasets.exceptions import DatasetsError
@@ -49,12 +48,14 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
 
     Returns the accelerator and the record of the run; `record.output_dir` is where the run writes.
     """
-    output_dir = _agree_on_output_dir(args, default_output_dir)
+    tracker = args.report_to if args.with_tracking else None
     accelerator = Accelerator(
-        log_with=args.report_to if args.with_tracking else None, project_dir=str(output_dir)
-    )
+        log_with=tracker, project_dir="."
+    )  # a tracker wants a folder before there is one
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU, found a CPU; use --mixed_precision bf16 or no")
+    output_dir = _agree_on_output_dir(accelerator, args, default_output_dir)
+    accelerator.project_configuration.logging_dir = str(output_dir)
     _start_logging(accelerator, output_dir)
     set_seed(args.seed)  # the same initial weights on all processes
 
@@ -128,10 +129,10 @@ def stop_if_not_finite(loss: float, *, step: int, checkpoints_dir: Path) -> None
         )
 
 
-def _agree_on_output_dir(args: argparse.Namespace, default_output_dir: str) -> Path:
+def _agree_on_output_dir(accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str) -> Path:
     """Makes the run folder on the main process and tells the others its name, or the error: none waits."""
     said = [None, None]
-    if PartialState().is_main_process:
+    if accelerator.is_main_process:
         default = REPOSITORY / "runs" / f"{default_output_dir}-{time.strftime('%Y%m%d-%H%M%S')}"
         said[0] = str(args.output_dir or default)
         try:
