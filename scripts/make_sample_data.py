@@ -9,7 +9,6 @@ is then exposed like film. Nothing in them comes from a patient. Labels follow f
     python scripts/run_classification.py --data_dir data/sample
 """
 
-import argparse
 import csv
 import gzip
 import io
@@ -19,7 +18,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +26,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from cxr.command_line import ArgumentParser
+from cxr.command_line import non_negative_int
+from cxr.command_line import positive_int
 from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFilter
@@ -940,18 +941,15 @@ def publish(root: Path, output_dir: Path, *, occupied: FileExistsError) -> None:
             raise occupied from error
 
 
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("output_dir", type=Path, help="a folder that is new or empty")
-    parser.add_argument("--num_images", type=int, default=600)
-    parser.add_argument("--image_size", type=int, default=256, help="shortest side in pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_proc", type=int, default=os.cpu_count() or 1, help="default: %(default)s")
+    parser.add_argument("--num_images", type=positive_int, default=600)
+    parser.add_argument("--image_size", type=positive_int, default=256, help="shortest side in pixels")
+    parser.add_argument("--seed", type=non_negative_int, default=0)
+    parser.add_argument(
+        "--num_proc", type=positive_int, default=os.cpu_count() or 1, help="default: all cores"
+    )
     args = parser.parse_args(argv)
     try:
         root = make_sample_data(**vars(args))
@@ -962,4 +960,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

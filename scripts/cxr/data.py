@@ -38,7 +38,11 @@ def make_sample_data_once() -> Path:
     """Returns the folder of the synthetic sample; makes it on first use."""
     if not SAMPLE_DIR.exists():
         script = REPOSITORY / "scripts" / "make_sample_data.py"
-        subprocess.run([sys.executable, str(script), str(SAMPLE_DIR)], check=True)
+        done = subprocess.run([sys.executable, str(script), str(SAMPLE_DIR)])
+        if done.returncode and not SAMPLE_DIR.exists():  # it exists if another run was quicker
+            raise OSError(
+                f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir instead"
+            )
     return SAMPLE_DIR
 
 
