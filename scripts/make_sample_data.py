@@ -948,7 +948,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image_size", type=positive_int, default=256, help="shortest side in pixels")
     parser.add_argument("--seed", type=non_negative_int, default=0)
     parser.add_argument(
-        "--num_proc", type=positive_int, default=os.cpu_count() or 1, help="default: all cores"
+        "--num_proc", type=positive_int, default=os.cpu_count() or 1, help="all cores by default"
     )
     args = parser.parse_args(argv)
     try:

@@ -177,7 +177,7 @@ def test_full_output_folder_is_refused_with_one_line(tmp_path, capsys):
     assert stop.value.code == 2
     assert message.count("\n") == 1
     assert ": error: " in message
-    assert str(tmp_path) in message and message.endswith("; see --help\n")
+    assert str(tmp_path) in message and message.endswith("(see --help)\n")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
