@@ -37,7 +37,10 @@ def find_runs(folders: list[Path]) -> list[Path]:
 def read_results(run: Path) -> dict:
     """Returns the content of `results.json`; nothing for a run that has not ended."""
     path = run / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: found broken JSON ({error}); expected what a run wrote") from error
 
 
 def table_rows(runs: list[Path]) -> list[list[str]]:
@@ -74,6 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, or a folder of runs")
     parser.add_argument("--output", type=Path, help="write the table here, as Markdown")
     args = parser.parse_args(argv)
+    if args.output and not args.output.parent.is_dir():
+        parser.error(
+            f"--output {args.output}: found no folder {args.output.parent}; expected an existing one"
+        )
     try:
         runs = find_runs(args.folders)
     except (FileNotFoundError, ValueError) as error:

@@ -97,6 +97,18 @@ def test_resuming_where_there_is_no_run_says_so_and_makes_nothing(tmp_path):
     assert not (tmp_path / "typo").exists()
 
 
+def test_trackers_write_into_the_run_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    accelerator, _ = runtime.start_run(
+        arguments(tmp_path / "run", with_tracking=True), default_output_dir="x"
+    )
+    accelerator.log({"loss": 0.5}, step=1)
+    accelerator.end_training()
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_full_output_folder_is_refused_and_left_as_it_was(tmp_path):
     (tmp_path / "mine").write_text("1", encoding="utf-8")
     with pytest.raises(ValueError, match="is not empty"):

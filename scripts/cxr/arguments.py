@@ -112,7 +112,9 @@ def add_training_arguments(
     """Adds the group "training" with a script's own defaults; returns it for what the script adds."""
     group = parser.add_argument_group("training")
     group.add_argument("--num_train_epochs", type=positive_int, default=num_train_epochs)
-    group.add_argument("--max_train_steps", type=positive_int, help="stop after so many optimizer steps")
+    group.add_argument(
+        "--max_train_steps", type=positive_int, help="so many steps, whatever --num_train_epochs"
+    )
     group.add_argument(
         "--per_device_train_batch_size", type=positive_int, default=per_device_train_batch_size, metavar="B"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from cxr.records import new_folder
+from cxr.records import replace_folder
 from cxr.records import write_json
 
 PROGRESS_FILE = "progress.json"
@@ -53,8 +54,10 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(temporary / PROGRESS_FILE, asdict(progress))
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
+        replace_folder(temporary, target)
+        for other in complete_checkpoints(checkpoints_dir):
+            if read_progress(other).step > progress.step:
+                shutil.rmtree(other)  # left behind when the run was resumed from an earlier one
         if total_limit is not None:
             for old in complete_checkpoints(checkpoints_dir)[:-total_limit]:
                 shutil.rmtree(old)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 from transformers import AutoImageProcessor
@@ -17,6 +18,7 @@ from transformers import ViTForImageClassification
 from transformers import ViTImageProcessor
 from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
+from transformers.activations import ACT2FN
 
 from cxr.hub import repository_dir
 from cxr.transforms import GRAY_MEAN
@@ -97,9 +99,24 @@ def make_config(config_name: str, *, overrides: str | None, image_size: int | No
             raise ValueError(
                 f"--config_overrides {overrides}: {error}; expected keys of {config_name}"
             ) from error
+    _check_values(config)
     if config.model_type == "vit_mae":
         _check_vit_mae(config)
     return config
+
+
+def _check_values(config: PretrainedConfig) -> None:
+    for name, value in config.to_dict().items():
+        if (
+            name.endswith(("_size", "_heads", "_layers", "_channels"))
+            and isinstance(value, int)
+            and value < 1
+        ):
+            raise ValueError(f"--config_overrides: found {name}={value}, expected a whole number from 1")
+    for name, known in {"hidden_act": list(ACT2FN), "layer_type": ["basic", "bottleneck"]}.items():
+        value = getattr(config, name, known[0])
+        if value not in known:
+            raise ValueError(f"--config_overrides: found {name}={value}, expected one of {', '.join(known)}")
 
 
 def _check_vit_mae(config: ViTMAEConfig) -> None:
@@ -146,7 +163,7 @@ def _load(loader: Any, name: str, *, hub_dir: Path | None, revision: str, **opti
         options |= {"cache_dir": str(hub_dir), "local_files_only": True}
     try:
         return loader.from_pretrained(name, revision=revision, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         logger.debug("Loading %s failed.", name, exc_info=True)
         where = f"the local folder {name}" if Path(name).is_dir() else f"{name!r}, revision {revision!r},"
         reason = " ".join(str(error).split())[:200]

@@ -76,7 +76,7 @@ def make_schedule(
             "step; lower --per_device_train_batch_size or --gradient_accumulation_steps"
         )
     steps_per_epoch = num_images // images_per_step
-    num_steps = min(num_epochs * steps_per_epoch, max_steps or math.inf)
+    num_steps = max_steps or num_epochs * steps_per_epoch
     return Schedule(
         images_per_step=images_per_step,
         steps_per_epoch=steps_per_epoch,
@@ -95,14 +95,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def make_adamw(
     model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; biases, norm weights and single tokens are not decayed.
+    """AdamW over the trainable parameters; only matrices of linear layers and kernels of convolutions decay.
 
-    They are told by their shape, as He et al. do: names differ between models and between transformers
-    versions.
+    Biases, norms, tokens and position embeddings do not, as in He et al. 2021. They are told apart by their
+    shape: names differ between models and between versions of transformers.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.squeeze().ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.squeeze().ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim in (2, 4)], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim not in (2, 4)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ from typing import Any
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `path` atomically: another process sees the old file or the whole new one."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Writes `path` atomically: others see the old file or the whole new one. `private` is mode 0600."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            if private:
+                temporary.chmod(0o600)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -33,23 +36,29 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary sibling folder to fill, which becomes `path` when the block ends without an error.
-
-    An existing `path` is replaced. It is renamed away before the new one is renamed to it, so at every moment
-    the name stands for a whole folder or for none.
-    """
+    """Gives a temporary sibling folder to fill, which becomes `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
+        replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Renames `new` to `path`; an existing `path` is renamed away first, and back if that fails."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.replace(old)
+    try:
+        new.replace(path)
+    except BaseException:
+        if old.exists():
+            old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def library_versions() -> dict[str, str]:
@@ -60,6 +69,10 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> None:
     """Makes `output_dir`. Raises ValueError when it holds something and the run does not continue it."""
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
+    if resume and not (output_dir / "args.json").is_file():
+        raise ValueError(
+            f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
+        )
     if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(
             f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
@@ -88,11 +101,11 @@ class RunRecord:
 
     def epochs(self) -> list[dict[str, Any]]:
         path = self.output_dir / "metrics.jsonl"
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if path.exists()
-            else []
-        )
+        if not path.exists():
+            return []
+        # A line without its end was cut off by a crash; the epoch is repeated.
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, step: int) -> None:
         """Drops the epochs that a resumed run, which starts at optimizer step `step`, is about to repeat."""
@@ -101,14 +114,10 @@ class RunRecord:
             write_text(self.output_dir / "metrics.jsonl", "".join(kept))
 
     def write_predictions(self, name: str, rows: Iterable[tuple[str, int, float]]) -> None:
-        """Writes `name` with the columns dicom_id, label, probability, readable by the owner alone."""
-        if not self.enabled:
-            return
-        path = self.output_dir / name
-        temporary = path.with_name(f".{name}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            temporary.chmod(0o600)  # row-level predictions are covered by the data-use agreement
-            writer = csv.writer(file, lineterminator="\n")
+        """Writes dicom_id, label and probability to `name`, private as the data-use agreement asks."""
+        if self.enabled:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
             writer.writerow(["dicom_id", "label", "probability"])
             writer.writerows((dicom_id, label, f"{probability:.8g}") for dicom_id, label, probability in rows)
-        temporary.replace(path)
+            write_text(self.output_dir / name, text.getvalue(), private=True)

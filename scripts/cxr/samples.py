@@ -13,28 +13,26 @@ def sample_order(subject_ids: Sequence[int], labels: Sequence[int], *, seed: int
     """Returns an order of all images of which every prefix is a stratified sample by patient.
 
     `subject_ids` and `labels` have one entry per image, shape (N,); so has the returned array of image
-    indices. The images of a patient stand together, so a prefix splits at most one patient. Patients are
-    shuffled within three strata (all images negative, some, all positive) and the strata are interleaved in
-    proportion to their number of images, so every prefix has nearly the label distribution of the whole.
+    indices. The images of a patient stand together, so a prefix splits at most one patient. Shuffled patients
+    queue in two lines, with shares of positive images above and not above that of the whole; the next one is
+    taken from the line that brings the running share back to it.
     """
     subject_ids = np.asarray(subject_ids)
     labels = np.asarray(labels)
     patients, patient_of_image = np.unique(subject_ids, return_inverse=True)
     num_images = np.bincount(patient_of_image, minlength=len(patients))
     num_positive = np.bincount(patient_of_image, weights=labels, minlength=len(patients))
-    stratum = np.where(num_positive == 0, 0, np.where(num_positive == num_images, 2, 1))
+    excess = num_positive - num_images * labels.mean()  # positive images above the share of the whole
     shuffled = np.argsort([derive_seed(seed, "sample", int(patient)) for patient in patients], kind="stable")
-
-    position = np.empty(
-        len(patients)
-    )  # in [0, 1): the share of its stratum's images that stand before the patient
-    for value in range(3):
-        members = shuffled[stratum[shuffled] == value]
-        cumulative = np.cumsum(num_images[members])
-        if len(members):
-            position[members] = (cumulative - num_images[members] / 2) / cumulative[-1]
+    below, above = (iter(shuffled[line].tolist()) for line in (excess[shuffled] <= 0, excess[shuffled] > 0))
     rank = np.empty(len(patients), dtype=np.int64)
-    rank[np.lexsort((patients, position))] = np.arange(len(patients))
+    balance = 0.0
+    for position in range(len(patients)):
+        first, other = (above, below) if balance < 0 else (below, above)
+        patient = next(first, None)
+        patient = next(other) if patient is None else patient
+        rank[patient] = position
+        balance += excess[patient]
     return np.argsort(rank[patient_of_image], kind="stable")
 
 

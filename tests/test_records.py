@@ -1,0 +1,183 @@
+"""The run folder: whole files or none, and nothing that was there is lost."""
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from cxr import records
+from cxr.records import RunRecord
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Interruption(Exception):
+    """A disk that fills up, a process that is stopped."""
+
+
+def interrupt(*args, **kwargs):
+    raise Interruption
+
+
+def test_text_is_written_whole_with_unix_line_ends(tmp_path):
+    records.write_text(tmp_path / "a.txt", "ä\nb\n")
+    assert (tmp_path / "a.txt").read_bytes() == "ä\nb\n".encode()
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("owner, name", [(Path, "replace"), (os, "fsync")])
+def test_interrupted_write_leaves_the_old_file_and_no_leftovers(tmp_path, monkeypatch, owner, name):
+    records.write_text(tmp_path / "a.txt", "old")
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(owner, name, interrupt)
+        records.write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_results_refuse_nan_and_leave_the_old_file(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    record.write("results.json", {"loss": 0.5})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            record.write("results.json", {"loss": value})
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == {"loss": 0.5}
+    assert names(tmp_path) == ["results.json"]
+
+
+def test_new_folder_appears_only_when_it_is_filled(tmp_path):
+    with records.new_folder(tmp_path / "model") as folder:
+        (folder / "a").write_text("1", encoding="utf-8")
+        assert not (tmp_path / "model").exists()
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["a"]
+
+
+def test_new_folder_replaces_all_of_an_old_one(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
+    with records.new_folder(tmp_path / "model") as folder:
+        (folder / "new").write_text("1", encoding="utf-8")
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["new"]
+
+
+def test_interrupted_new_folder_leaves_the_old_one_and_no_leftovers(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
+    with pytest.raises(Interruption), records.new_folder(tmp_path / "model") as folder:
+        (folder / "new").write_text("1", encoding="utf-8")
+        raise Interruption
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
+
+
+def test_new_folder_that_cannot_be_renamed_into_place_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
+    rename = Path.replace
+
+    def fail_for_the_new_one(self, target):
+        if self.name.endswith(".tmp"):
+            raise Interruption
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_for_the_new_one)
+    with pytest.raises(Interruption), records.new_folder(tmp_path / "model") as folder:
+        (folder / "new").write_text("1", encoding="utf-8")
+    assert names(tmp_path / "model") == ["old"]
+
+
+def test_output_folder_is_made_with_its_parents(tmp_path):
+    records.claim_output_dir(tmp_path / "runs" / "a", resume=False)
+    records.claim_output_dir(tmp_path / "runs" / "a", resume=False)  # empty: still free
+    assert names(tmp_path / "runs") == ["a"]
+
+
+def test_output_folder_with_something_in_it_is_refused_unless_the_run_continues_it(tmp_path):
+    (tmp_path / "args.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"is not empty; expected a new or empty folder.*--resume_from_checkpoint"
+    ):
+        records.claim_output_dir(tmp_path, resume=False)
+    records.claim_output_dir(tmp_path, resume=True)
+    assert (tmp_path / "args.json").read_text(encoding="utf-8") == "{}"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_file_in_place_of_the_output_folder_is_refused(tmp_path, resume):
+    (tmp_path / "a").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        records.claim_output_dir(tmp_path / "a", resume=resume)
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "mine"
+
+
+def test_rewind_drops_the_epochs_after_the_step(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    for epoch in (1, 2, 3):
+        record.append_epoch({"epoch": epoch, "step": 10 * epoch, "auroc": None})
+    record.rewind(20)
+    assert [epoch["epoch"] for epoch in record.epochs()] == [1, 2]
+    record.append_epoch({"epoch": 3, "step": 30})
+    assert [epoch["step"] for epoch in record.epochs()] == [10, 20, 30]
+    record.rewind(0)
+    assert record.epochs() == []
+
+
+def test_rewind_drops_a_line_that_was_cut_off(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    record.append_epoch({"epoch": 1, "step": 10})
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"epoch": 2, "st')
+    record.rewind(10)
+    assert record.epochs() == [{"epoch": 1, "step": 10}]
+
+
+def test_epochs_refuse_nan(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        record.append_epoch({"loss": float("nan")})
+    assert record.epochs() == []
+
+
+def test_predictions_have_their_columns_and_are_readable_by_the_owner_alone(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    record.write_predictions("predictions_test.csv", [("a", 1, 0.123456789), ("b", 0, 1e-12)])
+    path = tmp_path / "predictions_test.csv"
+    assert path.read_bytes() == b"dicom_id,label,probability\na,1,0.12345679\nb,0,1e-12\n"
+    assert names(tmp_path) == ["predictions_test.csv"]
+    if sys.platform != "win32":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_interrupted_predictions_leave_the_old_file_and_no_leftovers(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    record.write_predictions("predictions_test.csv", [("a", 1, 0.5)])
+    before = (tmp_path / "predictions_test.csv").read_bytes()
+
+    def rows():
+        yield "b", 0, 0.25
+        raise Interruption
+
+    with pytest.raises(Interruption):
+        record.write_predictions("predictions_test.csv", rows())
+    assert (tmp_path / "predictions_test.csv").read_bytes() == before
+    assert names(tmp_path) == ["predictions_test.csv"]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    record = RunRecord(tmp_path, enabled=False)
+    record.write("results.json", {})
+    record.append_epoch({"epoch": 1})
+    record.write_predictions("predictions_test.csv", [("a", 1, 0.5)])
+    record.rewind(0)
+    assert names(tmp_path) == []
+
+
+def test_versions_are_those_of_the_installed_libraries():
+    import torch
+
+    versions = records.library_versions()
+    assert set(versions) >= {"torch", "transformers", "accelerate", "datasets"}
+    assert torch.__version__.startswith(versions["torch"].split("+")[0])
