@@ -126,6 +126,9 @@ MODELS = {
 }
 
 
+NOT_DECAYED = (".bias", "_token", "position_embeddings")
+
+
 def names_without_decay(model: nn.Module) -> set[str]:
     """By the module's type and the parameter's name, where the optimizer goes by shape."""
     norms = (nn.LayerNorm, nn.BatchNorm2d)
@@ -135,11 +138,11 @@ def names_without_decay(model: nn.Module) -> set[str]:
         if isinstance(module, norms)
         for name, _ in module.named_parameters(recurse=False)
     }
-    return names | {name for name, _ in model.named_parameters() if name.endswith((".bias", "_token"))}
+    return names | {name for name, _ in model.named_parameters() if name.endswith(NOT_DECAYED)}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_biases_norms_and_tokens_are_not_decayed_and_all_others_are(name):
+def test_biases_norms_tokens_and_positions_are_not_decayed_and_all_others_are(name):
     model = MODELS[name]()
     optimizer = make_adamw(model, learning_rate=1e-3, weight_decay=0.05, betas=(0.9, 0.95))
     decay_of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
