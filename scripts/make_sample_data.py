@@ -661,9 +661,8 @@ def draw_devices(chest: Chest, rng: np.random.Generator, strength: float) -> Mas
     if kind < 0.5:
         at = (0.25 + shift_x, 0.27 + shift_y) if lateral else (0.76 + shift_x, 0.26 + shift_y)
         way = shape("36,20 45,22 47,35 45,50" if lateral else "66,19 54,20 46.5,30 45.5,50")
-        ends = (
-            ("44,56", "47,58 36,64") if lateral else ("47,58", "53,66 60,66.5")
-        )  # right atrium, right ventricle
+        # In the right atrium and the right ventricle.
+        ends = ("44,56", "47,58 36,64") if lateral else ("47,58", "53,66 60,66.5")
         wires += [([at, *way, *shape(end)], 0.0065) for end in ends]
         box = shape("-5,-3.5 3,-4.5 5.5,0 2,4.5 -4.5,4", at=at, scale=(0.7 if lateral else 1, 1))
         metal = 0.55 * canvas.area(box, blur=0.002)

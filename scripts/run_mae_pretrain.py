@@ -351,7 +351,12 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     model, optimizer = accelerator.prepare(model, optimizer)
-    progress = checkpoints.resume(accelerator, record.output_dir, args.resume_from_checkpoint)
+    progress = checkpoints.resume(
+        accelerator,
+        record.output_dir,
+        args.resume_from_checkpoint,
+        images_per_step=schedule.images_per_step,
+    )
     record.rewind(progress.step)
 
     loaders = data.make_loaders(

@@ -31,10 +31,13 @@ def train_step(accelerator, model, optimizer, *, seed: int) -> None:
     optimizer.zero_grad()
 
 
+STEP = {"images_per_step": 8}
+
+
 def save(run, step: int, *, total_limit: int | None = None) -> None:
     accelerator, _, _, output_dir = run
     checkpoints.save_checkpoint(
-        accelerator, output_dir / "checkpoints", Progress(step=step), total_limit=total_limit
+        accelerator, output_dir / "checkpoints", Progress(**STEP, step=step), total_limit=total_limit
     )
 
 
@@ -45,20 +48,20 @@ def names(output_dir: Path) -> list[str]:
 def test_resumed_run_goes_on_bit_by_bit_as_if_never_stopped(run):
     accelerator, model, optimizer, output_dir = run
     train_step(accelerator, model, optimizer, seed=1)
-    progress = Progress(step=1, loss_sum=0.5, train_seconds=2.0, best={"epoch": 1, "auroc": None})
+    progress = Progress(**STEP, step=1, loss_sum=0.5, train_seconds=2.0, best={"epoch": 1, "auroc": None})
     checkpoints.save_checkpoint(accelerator, output_dir / "checkpoints", progress, total_limit=1)
     train_step(accelerator, model, optimizer, seed=2)
     expected = model.weight.detach().clone()
     train_step(accelerator, model, optimizer, seed=3)
 
-    assert checkpoints.resume(accelerator, output_dir, "latest") == progress
+    assert checkpoints.resume(accelerator, output_dir, "latest", **STEP) == progress
     train_step(accelerator, model, optimizer, seed=2)
     assert torch.equal(model.weight, expected)
 
 
 def test_run_that_does_not_resume_starts_at_step_0(run):
     accelerator, _, _, output_dir = run
-    assert checkpoints.resume(accelerator, output_dir, None) == Progress(step=0, loss_sum=0.0, best={})
+    assert checkpoints.resume(accelerator, output_dir, None, **STEP) == Progress(**STEP)
 
 
 def test_latest_is_the_one_of_the_most_steps_whatever_the_folders_are_called(run):
@@ -129,7 +132,7 @@ def test_oldest_is_deleted_only_after_the_new_one_is_complete(run, monkeypatch):
 def test_saving_a_step_again_replaces_it(run):
     accelerator, _, _, output_dir = run
     for loss_sum in (1.0, 2.0):
-        progress = Progress(step=3, loss_sum=loss_sum)
+        progress = Progress(**STEP, step=3, loss_sum=loss_sum)
         checkpoints.save_checkpoint(accelerator, output_dir / "checkpoints", progress, total_limit=1)
     assert names(output_dir) == ["step_3"]
     assert checkpoints.read_progress(output_dir / "checkpoints" / "step_3").loss_sum == 2.0
@@ -139,7 +142,7 @@ def test_resuming_from_an_older_checkpoint_leaves_no_newer_one_to_resume_from_la
     accelerator, _, _, output_dir = run
     for step in (10, 20, 30):
         save(run, step, total_limit=3)
-    checkpoints.resume(accelerator, output_dir, str(output_dir / "checkpoints" / "step_10"))
+    checkpoints.resume(accelerator, output_dir, str(output_dir / "checkpoints" / "step_10"), **STEP)
     save(run, 15, total_limit=3)
     assert checkpoints.find_checkpoint(output_dir, "latest").name == "step_15"
 

@@ -138,7 +138,8 @@ def names_without_decay(model: nn.Module) -> set[str]:
         if isinstance(module, norms)
         for name, _ in module.named_parameters(recurse=False)
     }
-    return names | {name for name, _ in model.named_parameters() if name.endswith(NOT_DECAYED)}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return names | {name for name in trainable if name.endswith(NOT_DECAYED)}
 
 
 @pytest.mark.parametrize("name", MODELS)

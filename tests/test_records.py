@@ -97,6 +97,7 @@ def test_output_folder_is_made_with_its_parents(tmp_path):
 
 def test_output_folder_with_something_in_it_is_refused_unless_the_run_continues_it(tmp_path):
     (tmp_path / "args.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(
         ValueError, match=r"is not empty; expected a new or empty folder.*--resume_from_checkpoint"
     ):

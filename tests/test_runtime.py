@@ -80,13 +80,23 @@ def test_users_error_is_traced_in_the_log(tmp_path):
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
 
 
-def test_resuming_warns_of_changed_flags_and_keeps_the_first_arguments(tmp_path, capsys):
+def test_resuming_with_other_flags_is_refused_and_keeps_the_first_arguments(tmp_path):
     runtime.start_run(arguments(tmp_path), default_output_dir="x")
     before = (tmp_path / "args.json").read_bytes()
     resumed = arguments(tmp_path, seed=4, resume_from_checkpoint="latest")
-    runtime.start_run(resumed, default_output_dir="x")
-    assert "--seed was 3 when this run began and is 4 now" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"--seed: found 4, but .* began with 3; resume with the same flags"):
+        runtime.start_run(resumed, default_output_dir="x")
     assert (tmp_path / "args.json").read_bytes() == before
+
+
+def test_resuming_with_the_same_flags_is_accepted(tmp_path):
+    runtime.start_run(arguments(tmp_path), default_output_dir="x")
+    runtime.start_run(arguments(tmp_path, resume_from_checkpoint="latest"), default_output_dir="x")
+
+
+def test_folder_of_a_run_that_ended_before_its_first_step_can_be_used_again(tmp_path):
+    runtime.start_run(arguments(tmp_path), default_output_dir="x")
+    runtime.start_run(arguments(tmp_path, seed=4), default_output_dir="x")
 
 
 def test_resuming_where_there_is_no_run_says_so_and_makes_nothing(tmp_path):

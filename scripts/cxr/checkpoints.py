@@ -7,15 +7,29 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from cxr.records import new_folder
 from cxr.records import replace_folder
 from cxr.records import write_json
 
 PROGRESS_FILE = "progress.json"
+
+# What reading a damaged checkpoint, or one of another model, ends in.
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    EOFError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +42,7 @@ class Progress:
     seed.
     """
 
+    images_per_step: int  # of all processes: what a step means
     step: int = 0  # optimizer steps done
     loss_sum: float = 0.0  # of the steps done in this epoch
     train_seconds: float = 0.0  # spent in training steps, without evaluation and saving
@@ -43,9 +58,7 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoints_dir/step_N` aside and renames it; then deletes all but the newest `total_limit`."""
     target = checkpoints_dir / f"step_{progress.step}"
-    temporary = (
-        checkpoints_dir / f".step_{progress.step}.saving"
-    )  # one name on all ranks, which all write to it
+    temporary = checkpoints_dir / f".step_{progress.step}.saving"  # one name, as all ranks write to it
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -96,13 +109,29 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
     return found[-1]
 
 
-def resume(accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None) -> Progress:
-    """Loads the checkpoint that the flag means into what was prepared; returns where the run stands."""
+def resume(
+    accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None, *, images_per_step: int
+) -> Progress:
+    """Loads the checkpoint that the flag means into what was prepared; returns where the run stands.
+
+    Raises ValueError for a checkpoint that does not fit: damaged, of another model, or of other steps.
+    """
     if resume_from_checkpoint is None:
-        return Progress()
+        return Progress(images_per_step=images_per_step)
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
-    accelerator.load_state(str(checkpoint))
-    progress = read_progress(checkpoint)
+    try:
+        progress = read_progress(checkpoint)
+        accelerator.load_state(str(checkpoint))
+    except LOAD_ERRORS as error:
+        raise ValueError(
+            f"{checkpoint}: does not load ({error}); expected a whole checkpoint of this model; "
+            "resume from an older one, or start anew in another --output_dir"
+        ) from error
+    if progress.images_per_step != images_per_step:
+        raise ValueError(
+            f"{checkpoint} has {progress.images_per_step} images a step, found {images_per_step}; choose "
+            "batch size, accumulation and number of processes so that their product is the same"
+        )
     logger.info("Resuming from %s, after step %d.", checkpoint, progress.step)
     return progress
 

@@ -66,14 +66,18 @@ def library_versions() -> dict[str, str]:
 
 
 def claim_output_dir(output_dir: Path, *, resume: bool) -> None:
-    """Makes `output_dir`. Raises ValueError when it holds something and the run does not continue it."""
+    """Makes `output_dir`. Raises ValueError when it holds something and the run does not continue it.
+
+    What a run wrote that ended before its first step, by a wrong flag or a missing file, is in nobody's way.
+    """
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
     if resume and not (output_dir / "args.json").is_file():
         raise ValueError(
             f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
         )
-    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
+    found = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+    if not resume and not found <= {"args.json", "samples.json", "train.log"}:
         raise ValueError(
             f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
             "or continue the run in it with --resume_from_checkpoint latest"

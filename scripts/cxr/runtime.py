@@ -27,6 +27,15 @@ from cxr.records import claim_output_dir
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+# Flags that may differ when a run is resumed: how far and how, not what. A batch may be shared out otherwise.
+FREE_TO_CHANGE = {
+    *("resume_from_checkpoint", "output_dir", "num_train_epochs", "max_train_steps", "evaluate_test"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
+    *("dataloader_num_workers", "preprocessing_num_workers", "cache_dir", "data_dir"),
+    *("logging_steps", "checkpointing_steps", "checkpoints_total_limit", "with_tracking", "report_to"),
+    *("push_to_hub", "hub_model_id", "hub_dir"),
+}
+
 logger = logging.getLogger("cxr")
 
 
@@ -51,7 +60,7 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     tracker = args.report_to if args.with_tracking else None
     accelerator = Accelerator(
         log_with=tracker, project_dir="."
-    )  # a tracker wants a folder before there is one
+    )  # trackers insist on a folder; it is set below
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU, found a CPU; use --mixed_precision bf16 or no")
     output_dir = _agree_on_output_dir(accelerator, args, default_output_dir)
@@ -60,11 +69,9 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     set_seed(args.seed)  # the same initial weights on all processes
 
     record = RunRecord(output_dir, enabled=accelerator.is_main_process)
-    plain_args = {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-    }
+    plain_args = json.loads(json.dumps(vars(args), default=str))  # as they are read back: paths are text
     if args.resume_from_checkpoint:
-        _warn_of_changed_arguments(output_dir / "args.json", plain_args)
+        _check_unchanged(output_dir / "args.json", plain_args)
     else:
         record.write("args.json", plain_args)
     if args.with_tracking:
@@ -167,10 +174,12 @@ def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:
     logger.setLevel(logging.DEBUG)
 
 
-def _warn_of_changed_arguments(path: Path, now: dict) -> None:
+def _check_unchanged(path: Path, now: dict) -> None:
+    """Raises ValueError when a resumed run began with other flags: half of each is no experiment."""
     before = json.loads(path.read_text(encoding="utf-8"))
-    for name in sorted(set(now) - {"resume_from_checkpoint", "output_dir"}):
+    for name in sorted(now.keys() - FREE_TO_CHANGE):
         if before.get(name) != now[name]:
-            logger.warning(
-                "--%s was %s when this run began and is %s now.", name, before.get(name), now[name]
+            raise ValueError(
+                f"--{name}: found {now[name]}, but {path.parent} began with {before.get(name)}; "
+                "resume with the same flags, or start anew in another --output_dir"
             )
