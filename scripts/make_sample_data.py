@@ -941,7 +941,7 @@ def publish(root: Path, output_dir: Path, *, occupied: FileExistsError) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
     parser.add_argument("output_dir", type=Path, help="a folder that is new or empty")
     parser.add_argument("--num_images", type=positive_int, default=600)
     parser.add_argument("--image_size", type=positive_int, default=256, help="shortest side in pixels")

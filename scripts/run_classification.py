@@ -64,7 +64,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     arguments.add_model_arguments(parser, default_model=default_model, config_names=config_names)
 
     study = parser.add_argument_group("what the study varies")
-    study.add_argument("--augmentation", choices=transforms.AUGMENTATIONS, default="none")
+    study.add_argument(
+        "--augmentation", choices=transforms.AUGMENTATIONS, default="none", help="of training images"
+    )
     study.add_argument(
         "--crop_scale",
         type=command_line.share_above_zero,
@@ -75,12 +77,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     study.add_argument(
         "--random_erasing_prob",
+        metavar="P",
         type=command_line.probability,
         default=0.0,
         help="probability that a rectangle of a training image becomes noise",
     )
     study.add_argument(
         "--mask_ratio",
+        metavar="R",
         type=command_line.share_below_one,
         default=0.0,
         help="share of the patches that a ViT does not see while training; at evaluation it sees all",

@@ -54,6 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     mae = parser.add_argument_group("masked autoencoder")
     mae.add_argument(
         "--mask_ratio",
+        metavar="R",
         type=command_line.share_below_one,
         default=0.75,
         help="share of the patches that is hidden",
@@ -72,7 +73,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar=("MIN", "MAX"),
         help="share of the image's area that a random resized crop covers",
     )
-    mae.add_argument("--horizontal_flip", action=argparse.BooleanOptionalAction, default=True)
+    mae.add_argument(
+        "--horizontal_flip", action=argparse.BooleanOptionalAction, default=True, help="at random"
+    )
 
     arguments.add_data_arguments(parser)
     training = arguments.add_training_arguments(

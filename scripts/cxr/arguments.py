@@ -40,6 +40,7 @@ def add_model_arguments(
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--model_name_or_path",
+        metavar="NAME|FOLDER",
         help=f"pretrained model: a folder, or a name in --hub_dir or on the Hub (default: {default_model})",
     )
     which.add_argument("--config_name", choices=config_names, help="train this model from scratch instead")
@@ -47,10 +48,14 @@ def add_model_arguments(
         "--config_overrides", metavar="KEY=VALUE,...", help="changes of the --config_name, e.g. patch_size=8"
     )
     group.add_argument(
-        "--model_revision", default="main", help="branch, tag or commit of a model given by name"
+        "--model_revision",
+        metavar="REV",
+        default="main",
+        help="branch, tag or commit of a model given by name",
     )
     group.add_argument(
         "--image_size",
+        metavar="N",
         type=positive_int,
         help="side of the model's square input in pixels (default: the pretrained model's, or 224)",
     )
@@ -60,12 +65,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data_dir",
+        metavar="FOLDER",
         type=Path,
         help="the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)",
     )
-    group.add_argument("--dataset_config_name", choices=("finding", "pleural_effusion"), default="finding")
-    group.add_argument("--labeler", choices=LABELERS, default="negbio")
-    group.add_argument("--view", choices=VIEWS, default="frontal")
+    group.add_argument(
+        "--dataset_config_name", choices=("finding", "pleural_effusion"), default="finding", help="task"
+    )
+    group.add_argument("--labeler", choices=LABELERS, default="negbio", help="whose labels")
+    group.add_argument(
+        "--view", choices=VIEWS, default="frontal", help="frontal: AP, PA; lateral: LATERAL, LL"
+    )
     group.add_argument(
         "--uncertain", choices=UNCERTAIN, default="negative", help="what a label of -1.0 counts as"
     )
@@ -74,27 +84,37 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cache_image_size",
+        metavar="N",
         type=positive_int,
         help="shortest side in pixels of the images in the cache (default: 8/7 of the image size)",
     )
     group.add_argument(
-        "--cache_dir", type=Path, help="where the shrunk images are kept (default: that of datasets)"
+        "--cache_dir",
+        metavar="FOLDER",
+        type=Path,
+        help="where the shrunk images are kept (default: that of datasets)",
     )
     group.add_argument(
         "--max_train_samples",
+        metavar="N",
         type=positive_int,
         help="train on this many images: nested between sizes, by patient, stratified, drawn by --seed",
     )
     group.add_argument(
-        "--max_eval_samples", type=positive_int, help="evaluate on the first images only; for trials"
+        "--max_eval_samples",
+        metavar="N",
+        type=positive_int,
+        help="evaluate on the first images only; for trials",
     )
     group.add_argument(
         "--preprocessing_num_workers",
+        metavar="N",
         type=positive_int,
         help="processes that shrink images (default: all cores)",
     )
     group.add_argument(
         "--dataloader_num_workers",
+        metavar="N",
         type=non_negative_int,
         help="processes that load images (default: 0 on a CPU, else its share of the cores, at most 16)",
     )
@@ -111,25 +131,54 @@ def add_training_arguments(
 ) -> argparse._ArgumentGroup:
     """Adds the group "training" with a script's own defaults; returns it for what the script adds."""
     group = parser.add_argument_group("training")
-    group.add_argument("--num_train_epochs", type=positive_int, default=num_train_epochs)
     group.add_argument(
-        "--max_train_steps", type=positive_int, help="so many steps, whatever --num_train_epochs"
+        "--num_train_epochs", type=positive_int, default=num_train_epochs, metavar="N", help="epochs"
     )
     group.add_argument(
-        "--per_device_train_batch_size", type=positive_int, default=per_device_train_batch_size, metavar="B"
-    )
-    group.add_argument("--per_device_eval_batch_size", type=positive_int, default=64, metavar="B")
-    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1)
-    group.add_argument("--weight_decay", type=non_negative_float, default=weight_decay)
-    group.add_argument(
-        "--max_grad_norm", type=positive_float, help="clip the gradient's norm (default: no clipping)"
-    )
-    group.add_argument("--lr_scheduler_type", choices=SCHEDULES, default=lr_scheduler_type)
-    group.add_argument(
-        "--warmup_ratio", type=share_below_one, default=warmup_ratio, help="share of all steps"
+        "--max_train_steps", metavar="N", type=positive_int, help="so many steps, whatever --num_train_epochs"
     )
     group.add_argument(
-        "--seed", type=non_negative_int, default=0, help="order, sample, augmentation, masks, weights"
+        "--per_device_train_batch_size",
+        type=positive_int,
+        default=per_device_train_batch_size,
+        metavar="B",
+        help="images of one process in one forward pass",
+    )
+    group.add_argument(
+        "--per_device_eval_batch_size",
+        type=positive_int,
+        default=64,
+        metavar="B",
+        help="the same at evaluation",
+    )
+    group.add_argument(
+        "--gradient_accumulation_steps",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="forward passes a step",
+    )
+    group.add_argument(
+        "--weight_decay", type=non_negative_float, default=weight_decay, metavar="W", help="of AdamW"
+    )
+    group.add_argument(
+        "--max_grad_norm",
+        metavar="X",
+        type=positive_float,
+        help="clip the gradient's norm (default: no clipping)",
+    )
+    group.add_argument(
+        "--lr_scheduler_type", choices=SCHEDULES, default=lr_scheduler_type, help="after the warm-up"
+    )
+    group.add_argument(
+        "--warmup_ratio", metavar="R", type=share_below_one, default=warmup_ratio, help="share of all steps"
+    )
+    group.add_argument(
+        "--seed",
+        metavar="N",
+        type=non_negative_int,
+        default=0,
+        help="order, sample, augmentation, masks, weights",
     )
     return group
 
@@ -138,6 +187,7 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output_dir",
+        metavar="FOLDER",
         type=Path,
         help=f"new folder of this run (default: {default_output_dir}-<date>-<time>)",
     )
@@ -145,29 +195,44 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         "--checkpointing_steps",
         type=epoch_or_steps,
         default="epoch",
-        help="a number of steps, or epoch (default)",
+        metavar="N|epoch",
+        help="how often to save",
     )
     group.add_argument(
-        "--checkpoints_total_limit", type=positive_int, default=1, help="keep the newest ones only"
+        "--checkpoints_total_limit",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="keep the newest ones only",
     )
     group.add_argument(
         "--resume_from_checkpoint", metavar="latest|FOLDER", help="continue the run in --output_dir"
     )
     group.add_argument(
-        "--logging_steps", type=positive_int, default=10, help="steps between two readings of the loss"
+        "--logging_steps",
+        metavar="N",
+        type=positive_int,
+        default=10,
+        help="steps between two readings of the loss",
     )
     group.add_argument("--with_tracking", action="store_true", help="log to --report_to as well")
     group.add_argument(
-        "--report_to", choices=("tensorboard", "wandb", "mlflow", "all"), default="tensorboard"
+        "--report_to",
+        choices=("tensorboard", "wandb", "mlflow", "all"),
+        default="tensorboard",
+        help="tracker",
     )
 
     hub = parser.add_argument_group("hub")
     hub.add_argument(
         "--push_to_hub", action="store_true", help="add the model to --hub_dir as a new revision"
     )
-    hub.add_argument("--hub_model_id", type=model_id, metavar="ORG/NAME")
+    hub.add_argument("--hub_model_id", type=model_id, metavar="ORG/NAME", help="the name to push to")
     hub.add_argument(
-        "--hub_dir", type=Path, help="Hub-like local directory to push to and to load names from"
+        "--hub_dir",
+        metavar="FOLDER",
+        type=Path,
+        help="Hub-like local directory to push to and to load names from",
     )
 
 

@@ -5,13 +5,25 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of the description and adds a flag's default to its help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        off = any(action.default is value for value in (None, False, argparse.SUPPRESS))  # 0 is a default
+        if off or not action.option_strings:
+            return action.help
+        default = " ".join(map(str, action.default)) if isinstance(action.default, tuple) else "%(default)s"
+        return f"{action.help} (default: {default})"
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with usage errors of one line, without the whole usage before them, and exit status 2."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, *, usage: str = "[flags]"):
         super().__init__(
+            usage="%(prog)s " + usage,
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,  # an abbreviated flag changes its meaning when a flag is added
         )
 
