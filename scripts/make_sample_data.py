@@ -5,8 +5,8 @@ is then exposed like film. Nothing in them comes from a patient. Labels follow f
 `sample-findings.json.gz` tells where that is. The same arguments always write the same bytes.
 
     python scripts/make_sample_data.py /tmp/sample --num_images 60 --image_size 64  # a first try, in seconds
-    python scripts/make_sample_data.py data/sample                                  # 600 images of 256 pixels
-    python scripts/run_classification.py --data_dir data/sample
+    python scripts/make_sample_data.py sample_data                                  # 600 images of 256 pixels
+    python scripts/run_classification.py --data_dir sample_data
 """
 
 import csv

@@ -107,7 +107,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--evaluate_test", action="store_true", help="measure the best epoch on the test split too"
     )
     arguments.add_output_arguments(parser, default_output_dir="runs/classification")
-    args = arguments.parse_with_defaults(
+    return arguments.parse_with_defaults(
         parser,
         argv,
         default_model=default_model,
@@ -122,11 +122,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             "warmup_ratio": 0.1,
         },
     )
-    if args.crop_scale[0] > args.crop_scale[1]:
-        parser.error(
-            f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"
-        )
-    return args
 
 
 def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
@@ -165,6 +160,10 @@ def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[
             new_head="classifier.",
             **arguments.source_of(args),
         )
+        if config.architectures == [type(model).__name__] and list(config.id2label.values()) != labels:
+            logger.warning(
+                "Its head was for %s: it is trained on for %s", list(config.id2label.values())[:3], labels
+            )
     if args.train_last_layer_only:
         model.requires_grad_(False)
         model.classifier.requires_grad_(True)
@@ -188,7 +187,7 @@ def load_datasets(
     train_images, sample = data.draw_training_images(
         splits["train"], num_samples=args.max_train_samples, seed=args.seed
     )
-    record.write("samples.json", sample)
+    record.write_sample(sample)
     num_patches = (image_size // config.patch_size) ** 2 if args.mask_ratio else None
     train_transform = transforms.training_transform(
         args.augmentation,
@@ -296,7 +295,7 @@ def train(
         progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
         train_loss = progress.loss_sum / schedule.steps_in_epoch(progress.step)
         progress.train_seconds += time.perf_counter() - started
-        runtime.stop_if_not_finite(train_loss, step=progress.step, checkpoints_dir=checkpoints_dir)
+        runtime.stop_if_not_finite(train_loss, model, step=progress.step, checkpoints_dir=checkpoints_dir)
         reading = {"train_loss": train_loss, "learning_rate": learning_rate}
         runtime.log_reading(accelerator, bar, reading, step=progress.step)
         if ends_epoch:
@@ -308,6 +307,9 @@ def train(
             runtime.log_epoch(accelerator, epoch)
             if is_better(epoch, progress.best):
                 progress.best = epoch
+                # For those who want a decision and not a probability.
+                threshold = epoch["at_chosen_threshold"]["threshold"]
+                accelerator.unwrap_model(model).config.decision_threshold = threshold
                 checkpoints.save_model(accelerator, model, image_processor, record.output_dir / "model")
             progress.loss_sum = 0.0
             loss_sum.zero_()
@@ -362,14 +364,12 @@ def measure_best(
     accelerator: Accelerator,
     record: records.RunRecord,
     model_class: type[PreTrainedModel],
-    image_processor: ViTImageProcessor,
     sets: dict[str, data.ChestXrays],
     normalize: transforms.Normalizer,
 ) -> dict[str, dict]:
     """Loads the best epoch's model as a user would, measures it on all splits but train, draws its curves."""
-    model_dir = record.output_dir / "model"
-    best = model_class.from_pretrained(model_dir)
-    model = accelerator.prepare_model(best, evaluation_mode=True)
+    best = model_class.from_pretrained(record.output_dir / "model", dtype=torch.float32)
+    model = accelerator.prepare_model(best.to(accelerator.device), evaluation_mode=True)
     threshold, measured = None, {}
     for split in [name for name in sets if name != "train"]:
         loader = data.make_evaluation_loader(
@@ -388,8 +388,6 @@ def measure_best(
             draw_curves(
                 record, split, labels, probabilities, threshold, names=list(best.config.id2label.values())
             )
-    best.config.decision_threshold = threshold  # for those who want a decision and not a probability
-    checkpoints.save_model(accelerator, best, image_processor, model_dir)
     return measured
 
 
@@ -423,12 +421,19 @@ def finish(
 ) -> None:
     """Draws the loss, pushes the model and, last of all, writes `results.json`."""
     plots.plot_losses(record.epochs(), record.output_dir / "loss.png", title="classification")
-    commit = hub.push_if_asked(args.push_to_hub, record.output_dir / "model", args.hub_dir, args.hub_model_id)
+    commit = None
+    if args.push_to_hub:
+        commit = hub.push_model(record.output_dir / "model", hub_dir=args.hub_dir, model_id=args.hub_model_id)
     results = {
         "task": args.dataset_config_name,
         "model": args.config_name or args.model_name_or_path,
+        "labeler": args.labeler,
+        "view": args.view,
+        "uncertain": args.uncertain,
         "augmentation": args.augmentation,
         "mask_ratio": args.mask_ratio,
+        "train_last_layer_only": args.train_last_layer_only,
+        "learning_rate": schedule.peak_learning_rate,
         "best_epoch": progress.best["epoch"],
         **measured,
         "train_loss": progress.best["train_loss"],
@@ -467,6 +472,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.log_plan(
         accelerator,
         {
+            "model": args.config_name or args.model_name_or_path,
             **{
                 split: f"{len(sets[split]):,} images, {positives[split]:,} {label_feature.names[1]}"
                 for split in sets
@@ -481,7 +487,8 @@ def main(argv: list[str] | None = None) -> None:
         args.resume_from_checkpoint,
         images_per_step=schedule.images_per_step,
     )
-    record.rewind(progress.step)
+    if args.resume_from_checkpoint:
+        record.rewind(progress.step)
 
     loaders = data.make_loaders(
         accelerator,
@@ -498,7 +505,7 @@ def main(argv: list[str] | None = None) -> None:
         args, accelerator, record, schedule, progress, model, image_processor, optimizer, loaders, normalize
     )
     model_class = CLASSIFIERS[config.model_type]
-    measured = measure_best(args, accelerator, record, model_class, image_processor, sets, normalize)
+    measured = measure_best(args, accelerator, record, model_class, sets, normalize)
     if accelerator.is_main_process:
         finish(args, accelerator, record, schedule, progress, sets, measured)
     accelerator.end_training()

@@ -88,7 +88,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     arguments.add_learning_rate_arguments(training, default="base_learning_rate 1.5e-4")
     arguments.add_output_arguments(parser, default_output_dir="runs/mae_pretrain")
-    args = arguments.parse_with_defaults(
+    return arguments.parse_with_defaults(
         parser,
         argv,
         default_model=default_model,
@@ -102,11 +102,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             "base_learning_rate": 4e-3,
         },
     )
-    if args.crop_scale[0] > args.crop_scale[1]:
-        parser.error(
-            f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"
-        )
-    return args
 
 
 def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
@@ -149,7 +144,7 @@ def load_datasets(
     train_images, sample = data.draw_training_images(
         splits["train"], num_samples=args.max_train_samples, seed=args.seed
     )
-    record.write("samples.json", sample)
+    record.write_sample(sample)
     num_patches = (config.image_size // config.patch_size) ** 2
     train_transform = transforms.pretraining_transform(
         config.image_size, crop_scale=args.crop_scale, horizontal_flip=args.horizontal_flip
@@ -231,7 +226,7 @@ def train(
         progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
         train_loss = progress.loss_sum / schedule.steps_in_epoch(progress.step)
         progress.train_seconds += time.perf_counter() - started
-        runtime.stop_if_not_finite(train_loss, step=progress.step, checkpoints_dir=checkpoints_dir)
+        runtime.stop_if_not_finite(train_loss, model, step=progress.step, checkpoints_dir=checkpoints_dir)
         reading = {"train_loss": train_loss, "learning_rate": learning_rate}
         runtime.log_reading(accelerator, bar, reading, step=progress.step)
         if ends_epoch:
@@ -314,7 +309,9 @@ def finish(
     plots.plot_losses(
         epochs, record.output_dir / "loss.png", title=f"masked autoencoder, {args.mask_ratio:.0%} hidden"
     )
-    commit = hub.push_if_asked(args.push_to_hub, record.output_dir / "model", args.hub_dir, args.hub_model_id)
+    commit = None
+    if args.push_to_hub:
+        commit = hub.push_model(record.output_dir / "model", hub_dir=args.hub_dir, model_id=args.hub_model_id)
     results = {
         "task": "mae_pretraining",
         "model": args.config_name or args.model_name_or_path,
@@ -348,6 +345,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.log_plan(
         accelerator,
         {
+            "model": args.config_name or args.model_name_or_path,
             "images": f"{len(train_set):,} for training, {len(eval_set):,} for validation",
             "hidden patches": f"{args.mask_ratio:.0%} of {train_set.num_patches}",
             **runtime.describe_training(model, schedule),
@@ -360,7 +358,8 @@ def main(argv: list[str] | None = None) -> None:
         args.resume_from_checkpoint,
         images_per_step=schedule.images_per_step,
     )
-    record.rewind(progress.step)
+    if args.resume_from_checkpoint:
+        record.rewind(progress.step)
 
     loaders = data.make_loaders(
         accelerator,

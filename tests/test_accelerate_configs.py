@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from cxr import models
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 CONFIGS = Path(__file__).parents[1] / "accelerate_configs"
 
@@ -39,3 +43,30 @@ def test_fsdp_wraps_transformer_blocks_and_gathers_whole_weights_to_save():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_configuration_says_what_it_is_for(name):
     assert (CONFIGS / name).read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("name", ["vit-mae", "vit", "resnet"])
+def test_every_model_can_be_sharded_in_the_units_that_accelerate_makes_and_then_trains(name, tmp_path):
+    """On one CPU process, in the order of Accelerate 1.15: layers, input embedding, the rest."""
+    config_name = "resnet-18" if name == "resnet" else "vit-mae-tiny"
+    overrides = None if name == "resnet" else "num_hidden_layers=2,decoder_num_hidden_layers=1,patch_size=8"
+    config = models.make_config(config_name, overrides=overrides, image_size=32)
+    model = models.new_mae(config) if name == "vit-mae" else models.new_classifier(config, ["no", "yes"])
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        layers = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+        assert len(layers) >= 2
+        for layer in reversed(layers):
+            fully_shard(layer, mesh=mesh)
+        if name != "resnet":
+            fully_shard(model.get_input_embeddings(), mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        model(pixel_values=torch.randn(2, 3, 32, 32)).logits.sum().backward()
+        assert (
+            model.get_parameter("vit.layernorm.weight" if name != "resnet" else "classifier.1.bias").grad
+            is not None
+        )
+    finally:
+        torch.distributed.destroy_process_group()

@@ -34,7 +34,7 @@ def train_step(accelerator, model, optimizer, *, seed: int) -> None:
 STEP = {"images_per_step": 8}
 
 
-def save(run, step: int, *, total_limit: int | None = None) -> None:
+def save(run, step: int, *, total_limit: int = 9) -> None:
     accelerator, _, _, output_dir = run
     checkpoints.save_checkpoint(
         accelerator, output_dir / "checkpoints", Progress(**STEP, step=step), total_limit=total_limit
@@ -90,7 +90,7 @@ def test_limit_keeps_the_newest(run):
     assert names(run[3]) == ["step_10", "step_6"]
 
 
-def test_without_a_limit_all_are_kept(run):
+def test_all_are_kept_up_to_the_limit(run):
     for step in (1, 2, 3):
         save(run, step)
     assert names(run[3]) == ["step_1", "step_2", "step_3"]

@@ -177,13 +177,6 @@ def test_blob_whose_copy_was_interrupted_is_not_taken_for_whole(tmp_path, monkey
     assert load_bias(hub_dir) == 1.0
 
 
-def test_push_happens_only_when_asked(tmp_path):
-    assert hub.push_if_asked(False, tmp_path, tmp_path / "hub", NAME) is None
-    assert not (tmp_path / "hub").exists()
-    model = make_model(tmp_path / "model", bias=1.0)
-    assert hub.push_if_asked(True, model, tmp_path / "hub", NAME) == main_of(tmp_path / "hub")
-
-
 @pytest.mark.parametrize("name", ["a/b", "my-lab/mae_cxr.v2", "A1/B-2"])
 def test_names_of_the_hub_are_model_ids(name):
     assert hub.MODEL_ID.fullmatch(name)

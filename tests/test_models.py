@@ -101,8 +101,13 @@ def test_new_mae_has_class_and_mask_tokens():
 def test_new_mae_starts_with_xavier_weights_and_no_biases():
     config = models.make_config("vit-mae-tiny", overrides="num_hidden_layers=1", image_size=64)
     model = models.new_mae(config)
-    for module in (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)):
-        bound = (6 / (module.in_features + module.out_features)) ** 0.5
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        rows = (
+            3 * module.out_features if name.endswith(("q_proj", "k_proj", "v_proj")) else module.out_features
+        )
+        bound = (6 / (module.in_features + rows)) ** 0.5
         assert 0.9 * bound < module.weight.abs().max().item() <= bound
         assert not module.bias.any()
 

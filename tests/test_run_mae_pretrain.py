@@ -38,7 +38,7 @@ def test_results_have_the_losses_the_speed_and_what_was_trained_on(finished_run)
 
 def test_run_folder_has_every_record_and_picture(finished_run):
     output_dir, _ = finished_run
-    names = {path.name for path in output_dir.iterdir()}
+    names = {path.name for path in output_dir.iterdir()} - {".lock"}
     expected = {
         "args.json",
         "metrics.jsonl",
@@ -141,7 +141,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(sample_root,
         "--logging_steps=1",
         "--warmup_ratio=0",
     ]
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+; .*last good checkpoint: none"):
+    with pytest.raises(
+        ValueError, match=r"the loss is \S+ at step \d+, or a weight .*last good checkpoint: none"
+    ):
         run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, *flags, f"--data_dir={sample_root}")
     assert not (tmp_path / "run" / "model").exists()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cxr import runtime
+from torch import nn
 
 
 def arguments(output_dir: Path, **changes) -> argparse.Namespace:
@@ -46,11 +47,11 @@ def test_our_own_errors_keep_their_trace():
         runtime.run_script(raising(AssertionError()))
 
 
-def test_other_processes_do_not_repeat_the_line(monkeypatch, capsys):
+def test_another_process_says_which_it_is(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as ended:
         runtime.run_script(raising(ValueError("found a")))
-    assert ended.value.code == 2 and capsys.readouterr().err == ""
+    assert ended.value.code == 2 and capsys.readouterr().err.endswith(" [process 1]: error: found a\n")
 
 
 def test_start_writes_the_arguments_and_begins_the_log(tmp_path):
@@ -134,6 +135,13 @@ def test_fp16_on_a_cpu_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_loss_that_is_no_number_stops_with_the_step_and_the_last_checkpoint(loss, tmp_path):
-    with pytest.raises(ValueError, match=r"the loss is \w+ at step 7; .*last good checkpoint: none"):
-        runtime.stop_if_not_finite(loss, step=7, checkpoints_dir=tmp_path)
-    runtime.stop_if_not_finite(0.5, step=7, checkpoints_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"the loss is \w+ at step 7, or .*last good checkpoint: none"):
+        runtime.stop_if_not_finite(loss, nn.Linear(1, 1), step=7, checkpoints_dir=tmp_path)
+    runtime.stop_if_not_finite(0.5, nn.Linear(1, 1), step=7, checkpoints_dir=tmp_path)
+
+
+def test_weight_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
+    model = nn.Linear(1, 1)
+    model.weight.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match="or a weight is infinite"):
+        runtime.stop_if_not_finite(0.5, model, step=7, checkpoints_dir=tmp_path)

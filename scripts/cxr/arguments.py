@@ -324,6 +324,10 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
     """Refuses flags that contradict each other; each message says what to do."""
     if args.push_to_hub and not (args.hub_dir and args.hub_model_id):
         parser.error("--push_to_hub needs --hub_dir DIR and --hub_model_id ORG/NAME")
+    if args.crop_scale[0] > args.crop_scale[1]:
+        parser.error(
+            f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"
+        )
     if args.config_overrides and not args.config_name:
         parser.error("--config_overrides changes a --config_name; expected one of its choices beside it")
     if args.config_overrides and not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", args.config_overrides):

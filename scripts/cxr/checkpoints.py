@@ -54,7 +54,7 @@ def is_due(checkpointing_steps: str | int, step: int, *, ends_epoch: bool) -> bo
 
 
 def save_checkpoint(
-    accelerator: Accelerator, checkpoints_dir: Path, progress: Progress, *, total_limit: int | None
+    accelerator: Accelerator, checkpoints_dir: Path, progress: Progress, *, total_limit: int
 ) -> None:
     """Writes `checkpoints_dir/step_N` aside and renames it; then deletes all but the newest `total_limit`."""
     target = checkpoints_dir / f"step_{progress.step}"
@@ -71,9 +71,8 @@ def save_checkpoint(
         for other in complete_checkpoints(checkpoints_dir):
             if read_progress(other).step > progress.step:
                 shutil.rmtree(other)  # left behind when the run was resumed from an earlier one
-        if total_limit is not None:
-            for old in complete_checkpoints(checkpoints_dir)[:-total_limit]:
-                shutil.rmtree(old)
+        for old in complete_checkpoints(checkpoints_dir)[:-total_limit]:
+            shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
@@ -86,7 +85,13 @@ def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    return Progress(**json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8")))
+    path = checkpoint / PROGRESS_FILE
+    try:
+        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove {checkpoint} to resume from an older one"
+        ) from error
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:

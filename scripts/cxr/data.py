@@ -71,10 +71,10 @@ def load_images(
         splits = datasets.load_dataset(
             str(DATASET_SCRIPT),
             config_name,
-            data_dir=str(data_dir.resolve()),
+            data_dir=str(data_dir.absolute()),
             trust_remote_code=True,
             cache_dir=str(cache_dir) if cache_dir else None,
-            num_proc=num_proc or os.cpu_count(),
+            num_proc=num_proc or num_cores(),
             image_size=shortest_side,
             **label_options,
         )
@@ -266,12 +266,17 @@ def _make_loader(
     )
 
 
+def num_cores() -> int:
+    """The cores that this process may use, which a batch system or a container limits."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_num_workers(accelerator: Accelerator) -> int:
     """On a CPU none, as its cores are busy with the model; on a GPU this process's share of the cores."""
     if accelerator.device.type == "cpu":
         return 0
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(16, max(1, (os.cpu_count() or 1) // processes_here))
+    return min(16, max(1, num_cores() // processes_here))
 
 
 def gather_in_order(accelerator: Accelerator, values: torch.Tensor, *, num_samples: int) -> torch.Tensor:

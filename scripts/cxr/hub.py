@@ -46,20 +46,8 @@ def push_model(model_dir: Path, *, hub_dir: Path, model_id: str) -> str:
             _link_or_copy(repository / "blobs" / digest, snapshot / name)
     ref.parent.mkdir(exist_ok=True)
     write_text(ref, commit)
-    return commit
-
-
-def push_if_asked(asked: bool, model_dir: Path, hub_dir: Path | None, model_id: str | None) -> str | None:
-    """Pushes `model_dir` if `--push_to_hub` asks for it and says how to load it; returns the commit."""
-    if not asked:
-        return None
-    commit = push_model(model_dir, hub_dir=hub_dir, model_id=model_id)
-    logger.info(
-        "Pushed: from_pretrained(%r, cache_dir=%r, local_files_only=True), revision %s",
-        model_id,
-        str(hub_dir),
-        commit,
-    )
+    load = f"from_pretrained({model_id!r}, cache_dir={str(hub_dir)!r}, local_files_only=True)"
+    logger.info("Pushed revision %s: %s", commit, load)
     return commit
 
 

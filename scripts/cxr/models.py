@@ -19,6 +19,7 @@ from transformers import ViTImageProcessor
 from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 
 from cxr.hub import repository_dir
 from cxr.transforms import GRAY_MEAN
@@ -192,6 +193,7 @@ def load_pretrained(
         hub_dir=hub_dir,
         revision=revision,
         config=config,
+        dtype=torch.float32,  # else the checkpoint's, and half precision cannot be trained
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
@@ -202,7 +204,7 @@ def load_pretrained(
             f"--model_name_or_path {name} does not fit {model_class.__name__}: {len(unexplained)} parameters "
             f"are missing or of another shape, first {unexplained[0]}; expected a complete checkpoint of it"
         )
-    return model
+    return _sharded_by_layer(model)
 
 
 def load_image_processor(
@@ -225,20 +227,35 @@ def load_image_processor(
     )
 
 
+def _sharded_by_layer(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes FSDP shard `model` layer by layer.
+
+    Accelerate shards the patch embedding by itself; that fails in the unit that transformers has around it.
+    """
+    model._no_split_modules = [name for name in model._no_split_modules or [] if name.endswith("Layer")]
+    return model
+
+
 def new_mae(config: ViTMAEConfig) -> ViTMAEForPreTraining:
     """Returns an untrained masked autoencoder, initialised as He et al. do.
 
     transformers 5 leaves the position embeddings, class token and mask token of a model made from a
     configuration at zero: such a model cannot know where a patch was. They are set here.
     """
-    model = ViTMAEForPreTraining(config)
+    model = _sharded_by_layer(ViTMAEForPreTraining(config))
+    separate = []  # He et al. initialise query, key and value as one matrix, of three times the height
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ViTMAEAttention):
+            separate.extend([module.q_proj, module.k_proj, module.v_proj])
+    for projection in separate:
+        nn.init.xavier_uniform_(projection.weight, gain=0.5**0.5)
     embeddings, decoder = model.vit.embeddings, model.decoder
-    projection = embeddings.patch_embeddings.projection.weight
-    nn.init.xavier_uniform_(projection.data.view(len(projection), -1))
+    patches = embeddings.patch_embeddings.projection.weight
+    nn.init.xavier_uniform_(patches.data.view(len(patches), -1))
     nn.init.normal_(embeddings.cls_token, std=config.initializer_range)
     nn.init.normal_(decoder.mask_token, std=config.initializer_range)
     grid_size = config.image_size // config.patch_size
@@ -272,7 +289,7 @@ def classifier_config(config: PretrainedConfig, labels: list[str]) -> Pretrained
 def new_classifier(config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
     """Returns an untrained classifier; a ViT starts where its masked autoencoder would, to be compared."""
     if config.model_type == "resnet":
-        return ResNetForImageClassification(classifier_config(config, labels))
-    model = ViTForImageClassification(classifier_config(config, labels))
+        return _sharded_by_layer(ResNetForImageClassification(classifier_config(config, labels)))
+    model = _sharded_by_layer(ViTForImageClassification(classifier_config(config, labels)))
     model.vit.load_state_dict(new_mae(config).vit.state_dict())
     return model

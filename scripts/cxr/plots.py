@@ -2,25 +2,21 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from sklearn import metrics
 
-matplotlib.use("Agg")  # no screen is needed
 
-from matplotlib import pyplot as plt
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-    plt.close(figure)
     temporary.replace(path)
 
 
 def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
     """Mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`."""
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
     numbers = [record["epoch"] for record in epochs]
     for key, name in (("train_loss", "training"), ("eval_loss", "validation")):
         axes.plot(numbers, [record[key] for record in epochs], marker=".", label=name)
@@ -34,7 +30,8 @@ def plot_roc_and_precision_recall(
     labels: np.ndarray, probabilities: np.ndarray, path: Path, *, title: str
 ) -> None:
     """Both curves beside each other, with what chance would give; `labels` has both classes."""
-    figure, (roc, precision_recall) = plt.subplots(1, 2, figsize=(10, 4.5))
+    figure = Figure(figsize=(10, 4.5))
+    roc, precision_recall = figure.subplots(1, 2)
     metrics.RocCurveDisplay.from_predictions(labels, probabilities, ax=roc, plot_chance_level=True)
     metrics.PrecisionRecallDisplay.from_predictions(
         labels, probabilities, ax=precision_recall, plot_chance_level=True
@@ -57,7 +54,8 @@ def plot_confusion_matrix(
     title: str,
 ) -> None:
     """Counts of images by true and predicted label, at each of the named thresholds."""
-    figure, all_axes = plt.subplots(1, len(thresholds), figsize=(5 * len(thresholds), 4.2), squeeze=False)
+    figure = Figure(figsize=(5 * len(thresholds), 4.2))
+    all_axes = figure.subplots(1, len(thresholds), squeeze=False)
     for axes, (name, threshold) in zip(all_axes[0], thresholds.items()):
         counts = metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1])
         metrics.ConfusionMatrixDisplay(counts, display_labels=names).plot(
@@ -72,9 +70,8 @@ def plot_confusion_matrix(
 def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
     """A row per image and a column per entry of `images`: name -> gray images (N, H, W) in [0, 1]."""
     num_images = len(next(iter(images.values())))
-    figure, all_axes = plt.subplots(
-        num_images, len(images), figsize=(2.2 * len(images), 2.3 * num_images), squeeze=False
-    )
+    figure = Figure(figsize=(2.2 * len(images), 2.3 * num_images))
+    all_axes = figure.subplots(num_images, len(images), squeeze=False)
     for column, (name, pictures) in enumerate(images.items()):
         all_axes[0][column].set_title(name)
         for row, picture in enumerate(pictures):

@@ -12,6 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+from filelock import Timeout
+
+LOCK_FILE = ".lock"
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
 
 
@@ -65,10 +69,11 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def claim_output_dir(output_dir: Path, *, resume: bool) -> None:
-    """Makes `output_dir`. Raises ValueError when it holds something and the run does not continue it.
+def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
+    """Makes `output_dir` and returns the lock that keeps other runs out of it while this process lives.
 
-    What a run wrote that ended before its first step, by a wrong flag or a missing file, is in nobody's way.
+    Raises ValueError when it holds something and the run does not continue it. What a run wrote that ended
+    before its first step, by a wrong flag or a missing file, is in nobody's way and is removed.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
@@ -76,26 +81,48 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> None:
         raise ValueError(
             f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
         )
-    found = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
-    if not resume and not found <= {"args.json", "samples.json", "train.log"}:
+    found = {path.name for path in output_dir.iterdir()} - {LOCK_FILE} if output_dir.is_dir() else set()
+    abandoned = "args.json" in found and found <= {"args.json", "samples.json", "train.log"}
+    if found and not resume and not abandoned:
         raise ValueError(
             f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
             "or continue the run in it with --resume_from_checkpoint latest"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"--output_dir {output_dir}: another run is writing to it; name another") from None
+    if not resume:
+        for name in found:
+            (output_dir / name).unlink()
+    return lock
 
 
 class RunRecord:
     """Writes the records of one run; on processes that are not the main one it is not `enabled`."""
 
-    def __init__(self, output_dir: Path, *, enabled: bool):
+    def __init__(self, output_dir: Path, *, enabled: bool, lock: FileLock | None = None):
         self.output_dir = output_dir
         self.enabled = enabled
+        self.lock = lock  # held as long as this object lives
 
     def write(self, name: str, content: Any) -> None:
         """Writes the JSON file `name`. `results.json` is written last of all: its presence means "done"."""
         if self.enabled:
             write_json(self.output_dir / name, content)
+
+    def write_sample(self, sample: dict[str, Any]) -> None:
+        """Writes `samples.json`. Raises ValueError when a resumed run began with other images."""
+        path = self.output_dir / "samples.json"
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["sha256"] != sample["sha256"]:
+            raise ValueError(
+                f"{path}: not the training images that this run began with; expected the same data "
+                "and labels; restore them, or start anew in another --output_dir"
+            )
+        if self.enabled:
+            write_text(path, json.dumps(sample, indent=2) + "\n", private=True)
 
     def append_epoch(self, record: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
@@ -114,6 +141,7 @@ class RunRecord:
     def rewind(self, step: int) -> None:
         """Drops the epochs that a resumed run, which starts at optimizer step `step`, is about to repeat."""
         if self.enabled:
+            (self.output_dir / "results.json").unlink(missing_ok=True)
             kept = [json.dumps(record) + "\n" for record in self.epochs() if record["step"] <= step]
             write_text(self.output_dir / "metrics.jsonl", "".join(kept))
 

@@ -8,11 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed
 from datasets.exceptions import DatasetsError
@@ -27,9 +29,9 @@ from cxr.records import claim_output_dir
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Flags that may differ when a run is resumed: how far and how, not what. A batch may be shared out otherwise.
+# Flags that may differ when a run is resumed: how it runs, not what. A batch may be shared out otherwise.
 FREE_TO_CHANGE = {
-    *("resume_from_checkpoint", "output_dir", "num_train_epochs", "max_train_steps", "evaluate_test"),
+    *("resume_from_checkpoint", "output_dir", "evaluate_test"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
     *("dataloader_num_workers", "preprocessing_num_workers", "cache_dir", "data_dir"),
     *("logging_steps", "checkpointing_steps", "checkpoints_total_limit", "with_tracking", "report_to"),
@@ -45,8 +47,9 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except (ValueError, OSError, DatasetsError) as error:
         logger.debug("The run failed.", exc_info=True)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        who = Path(sys.argv[0]).name + ("" if rank == "0" else f" [process {rank}]")
+        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -59,21 +62,27 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     """
     tracker = args.report_to if args.with_tracking else None
     accelerator = Accelerator(
-        log_with=tracker, project_dir="."
-    )  # trackers insist on a folder; it is set below
+        log_with=tracker,
+        project_dir=".",  # trackers insist on a folder; it is set below
+        # The others wait for the process that shrinks the images; by default they give up in ten minutes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))],
+    )
+    if tracker and not accelerator.log_with:
+        raise ValueError(
+            f"--report_to {tracker}: its package is not installed; pip install it, or use tensorboard"
+        )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed precision fp16 needs a GPU, found a CPU; use --mixed_precision bf16 or no")
-    output_dir = _agree_on_output_dir(accelerator, args, default_output_dir)
+    output_dir, lock = _agree_on_output_dir(accelerator, args, default_output_dir)
     accelerator.project_configuration.logging_dir = str(output_dir)
     _start_logging(accelerator, output_dir)
     set_seed(args.seed)  # the same initial weights on all processes
 
-    record = RunRecord(output_dir, enabled=accelerator.is_main_process)
+    record = RunRecord(output_dir, enabled=accelerator.is_main_process, lock=lock)
     plain_args = json.loads(json.dumps(vars(args), default=str))  # as they are read back: paths are text
     if args.resume_from_checkpoint:
         _check_unchanged(output_dir / "args.json", plain_args)
-    else:
-        record.write("args.json", plain_args)
+    record.write("args.json", plain_args)
     if args.with_tracking:
         scalars = {k: v for k, v in plain_args.items() if isinstance(v, int | float | str | bool)}
         accelerator.init_trackers("mae-chest-xrays", config=scalars)
@@ -126,30 +135,38 @@ def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -
     accelerator.log({f"epoch/{name}": value for name, value in values.items()}, step=record["step"])
 
 
-def stop_if_not_finite(loss: float, *, step: int, checkpoints_dir: Path) -> None:
-    """Raises ValueError when the loss is not a number any more, before such weights are saved."""
-    if not math.isfinite(loss):
+def stop_if_not_finite(loss: float, model: nn.Module, *, step: int, checkpoints_dir: Path) -> None:
+    """Raises ValueError when the loss or a weight is not a number any more, before such a model is saved."""
+    finite = math.isfinite(loss) and all(parameter.isfinite().all() for parameter in model.parameters())
+    if not finite:
         found = complete_checkpoints(checkpoints_dir)
         raise ValueError(
-            f"the loss is {loss} at step {step}; expected a finite number; last good checkpoint: "
-            f"{found[-1] if found else 'none'}; lower the learning rate, or use bf16 rather than fp16"
+            f"the loss is {loss} at step {step}, or a weight is infinite; expected finite numbers; last good "
+            f"checkpoint: {found[-1] if found else 'none'}; lower the learning rate, or use bf16, not fp16"
         )
 
 
-def _agree_on_output_dir(accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str) -> Path:
-    """Makes the run folder on the main process and tells the others its name, or the error: none waits."""
-    said = [None, None]
+def _agree_on_output_dir(
+    accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str
+) -> tuple:
+    """Claims the run folder on the main process and tells the others its name, or that there is none.
+
+    Returns the folder and, on the main process, its lock.
+    """
+    said, lock = [None, None], None
     if accelerator.is_main_process:
         default = REPOSITORY / "runs" / f"{default_output_dir}-{time.strftime('%Y%m%d-%H%M%S')}"
         said[0] = str(args.output_dir or default)
         try:
-            claim_output_dir(Path(said[0]), resume=args.resume_from_checkpoint is not None)
+            lock = claim_output_dir(Path(said[0]), resume=args.resume_from_checkpoint is not None)
         except (ValueError, OSError) as error:
             said[1] = str(error)
     output_dir, error = broadcast_object_list(said)
-    if error:
+    if error and accelerator.is_main_process:
         raise ValueError(error)
-    return Path(output_dir)
+    if error:
+        sys.exit(2)  # the main process has said why
+    return Path(output_dir), lock
 
 
 def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:

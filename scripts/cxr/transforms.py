@@ -29,11 +29,17 @@ def evaluation_transform(image_size: int) -> v2.Transform:
     return v2.Resize((image_size, image_size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
 
+def _random_resized_crop(image_size: int, crop_scale: tuple[float, float]) -> v2.Transform:
+    """Bicubic, as He et al. have it in pretraining and in fine-tuning."""
+    bicubic = v2.InterpolationMode.BICUBIC
+    return v2.RandomResizedCrop(image_size, scale=tuple(crop_scale), interpolation=bicubic, antialias=True)
+
+
 def pretraining_transform(
     image_size: int, *, crop_scale: tuple[float, float], horizontal_flip: bool
 ) -> v2.Transform:
     """Random resized crop and flip: all that a masked autoencoder needs (He et al. 2021, table 1e)."""
-    crop = v2.RandomResizedCrop(image_size, scale=tuple(crop_scale), antialias=True)
+    crop = _random_resized_crop(image_size, crop_scale)
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if horizontal_flip else crop
 
 
@@ -85,7 +91,7 @@ def _posterize(image, strength, sign):
 
 
 def _solarize(image, strength, sign):
-    return F.solarize(image, threshold=256 - int(strength * 256))
+    return F.solarize(image, threshold=min(256 - int(strength * 256), 255))
 
 
 def _solarize_add(image, strength, sign):
@@ -170,7 +176,7 @@ class RandomErasing(v2.Transform):
             aspect = math.exp(float(torch.empty(()).uniform_(math.log(0.3), math.log(1 / 0.3))))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < h < height and 0 < w < width:
-                top, left = int(torch.randint(height - h, ())), int(torch.randint(width - w, ()))
+                top, left = int(torch.randint(height - h + 1, ())), int(torch.randint(width - w + 1, ()))
                 noise = torch.randn(1, h, w).mul_(GRAY_STD).add_(GRAY_MEAN).mul_(255).clamp_(0, 255)
                 image = image.clone()
                 image[:, top : top + h, left : left + w] = noise.to(torch.uint8)
@@ -193,7 +199,7 @@ def _classic(image_size, crop_scale):
 
 
 def _mae(image_size, crop_scale):
-    crop = v2.RandomResizedCrop(image_size, scale=tuple(crop_scale), antialias=True)
+    crop = _random_resized_crop(image_size, crop_scale)
     return [crop, v2.RandomHorizontalFlip(), RandAugment()]
 
 
