@@ -1,4 +1,4 @@
-# `make demo` and `make test` work on a fresh machine with Python 3.10 or newer; both install what they need first.
+# `make demo` and `make test` work on a fresh machine with Python 3.10 to 3.13; both install what they need first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,6 +9,8 @@ DEMO := runs/demo
 
 install: $(VENV)/installed
 $(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else \
+		"found Python %d.%d, expected 3.10 to 3.13: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
@@ -25,17 +27,18 @@ lint: install
 	$(BIN)/ruff format --check .
 
 # On the synthetic sample: pretrain a small ViT-MAE, fine-tune it and a ResNet-18, compare them on the test split.
-IMAGES := --data_dir sample_data
+IMAGES := --data_dir sample_data --output_dir $(DEMO)
+SMALL_VIT := --config_name vit-mae-tiny --config_overrides num_hidden_layers=6,patch_size=8 --image_size 64
 FINE_TUNE := --lr_scheduler_type cosine --warmup_ratio 0.1 --evaluate_test
 
 demo: install sample_data
 	rm -rf $(DEMO)
-	$(LAUNCH) scripts/run_mae_pretrain.py $(IMAGES) --config_name vit-mae-tiny --config_overrides patch_size=8 --image_size 64 \
-		--num_train_epochs 40 --per_device_train_batch_size 32 --base_learning_rate 4e-3 --output_dir $(DEMO)/mae
-	$(LAUNCH) scripts/run_classification.py $(IMAGES) --model_name_or_path $(DEMO)/mae/model $(FINE_TUNE) \
-		--num_train_epochs 20 --learning_rate 5e-4 --output_dir $(DEMO)/mae-vit
-	$(LAUNCH) scripts/run_classification.py $(IMAGES) --config_name resnet-18 --image_size 64 $(FINE_TUNE) \
-		--num_train_epochs 10 --learning_rate 1e-3 --output_dir $(DEMO)/resnet-18
+	$(LAUNCH) scripts/run_mae_pretrain.py $(IMAGES)/mae $(SMALL_VIT) \
+		--num_train_epochs 40 --per_device_train_batch_size 32 --learning_rate 5e-4
+	$(LAUNCH) scripts/run_classification.py $(IMAGES)/mae-vit --model_name_or_path $(DEMO)/mae/model \
+		$(FINE_TUNE) --num_train_epochs 20 --learning_rate 5e-4
+	$(LAUNCH) scripts/run_classification.py $(IMAGES)/resnet-18 --config_name resnet-18 --image_size 64 \
+		$(FINE_TUNE) --num_train_epochs 10 --learning_rate 1e-3
 	$(BIN)/python scripts/report_study.py $(DEMO)
 	@echo "What the autoencoder draws: $(DEMO)/mae/reconstructions.png"
 

@@ -37,10 +37,15 @@ def find_runs(folders: list[Path]) -> list[Path]:
 def read_results(run: Path) -> dict:
     """Returns the content of `results.json`; nothing for a run that has not ended."""
     path = run / "results.json"
+    if not path.is_file():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: found broken JSON ({error}); expected what a run wrote") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path}: found {type(results).__name__}, expected what a run wrote")
+    return results
 
 
 def table_rows(runs: list[Path]) -> list[list[str]]:
@@ -49,18 +54,23 @@ def table_rows(runs: list[Path]) -> list[list[str]]:
     for run in runs:
         results = read_results(run)
         split = "test" if "test" in results else "validation"
-        measured = results[split]
-        numbers = ["undefined" if measured[name] is None else f"{measured[name]:.3f}" for name in METRICS]
-        rows.append(
-            [run.name, results["model"], f"{results['num_train_images']:,}", split, f"{measured['n']:,}"]
-        )
-        rows[-1] += numbers
+        try:
+            measured = results[split]
+            counts = f"{results['num_train_images']:,}", split, f"{measured['n']:,}"
+            numbers = ["undefined" if measured[name] is None else f"{measured[name]:.3f}" for name in METRICS]
+            rows.append([run.name, results["model"], *counts, *numbers])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{run / 'results.json'}: not what a run writes (at {error}); run it again"
+            ) from error
     return rows
 
 
 def to_markdown(rows: list[list[str]]) -> str:
     ruler = ["---"] * 4 + ["---:"] * (len(COLUMNS) - 4)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (COLUMNS, ruler, *rows))
+    return "".join(
+        f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n" for cells in (COLUMNS, ruler, *rows)
+    )
 
 
 def print_table(rows: list[list[str]]) -> None:
@@ -83,12 +93,12 @@ def main(argv: list[str] | None = None) -> None:
         )
     try:
         runs = find_runs(args.folders)
-    except (FileNotFoundError, ValueError) as error:
+        rows = table_rows(runs)
+        print_table(rows)
+        if args.output:
+            write_text(args.output, to_markdown(rows))
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    rows = table_rows(runs)
-    print_table(rows)
-    if args.output:
-        write_text(args.output, to_markdown(rows))
     for run in runs:
         print(f"Figures of {run.name}: {', '.join(str(path) for path in sorted(run.glob('*.png')))}")
 

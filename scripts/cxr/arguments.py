@@ -22,7 +22,7 @@ ON_BAD_IMAGE = ("error", "skip")
 
 
 def model_id(text: str) -> str:
-    if not MODEL_ID.fullmatch(text):
+    if not MODEL_ID.fullmatch(text) or len(text) > 96:  # the Hub's own limit
         raise argparse.ArgumentTypeError(
             f"found {text!r}, expected organisation/name, such as my-lab/mae-cxr"
         )
@@ -176,7 +176,7 @@ def add_training_arguments(
     group.add_argument(
         "--seed",
         metavar="N",
-        type=non_negative_int,
+        type=seed,
         default=0,
         help="order, sample, augmentation, masks, weights",
     )
@@ -324,6 +324,11 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
     """Refuses flags that contradict each other; each message says what to do."""
     if args.push_to_hub and not (args.hub_dir and args.hub_model_id):
         parser.error("--push_to_hub needs --hub_dir DIR and --hub_model_id ORG/NAME")
+    if args.push_to_hub:
+        try:
+            args.hub_dir.mkdir(parents=True, exist_ok=True)  # now, not after the training
+        except OSError as error:
+            parser.error(f"--hub_dir {args.hub_dir} cannot be made ({error.strerror}); name another folder")
     if args.crop_scale[0] > args.crop_scale[1]:
         parser.error(
             f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
@@ -141,6 +142,8 @@ def load_config(
     name: str, *, hub_dir: Path | None, revision: str, expected: tuple[str, ...]
 ) -> PretrainedConfig:
     """Returns a pretrained model's configuration. Raises ValueError or OSError with what to do instead."""
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise OSError(f"--model_name_or_path {name}: found no such folder; expected one with a model in it")
     config = _load(AutoConfig, name, hub_dir=hub_dir, revision=revision)
     if config.model_type not in expected:
         raise ValueError(
@@ -164,7 +167,7 @@ def _load(loader: Any, name: str, *, hub_dir: Path | None, revision: str, **opti
         options |= {"cache_dir": str(hub_dir), "local_files_only": True}
     try:
         return loader.from_pretrained(name, revision=revision, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
         logger.debug("Loading %s failed.", name, exc_info=True)
         where = f"the local folder {name}" if Path(name).is_dir() else f"{name!r}, revision {revision!r},"
         reason = " ".join(str(error).split())[:200]
@@ -221,6 +224,8 @@ def load_image_processor(
             pretrained = _load(AutoImageProcessor, name, hub_dir=hub_dir, revision=revision)
             mean, std = list(pretrained.image_mean), list(pretrained.image_std)
         except OSError:
+            if (Path(name) / "preprocessor_config.json").exists():
+                raise  # damaged: other statistics than the model's would be fed to it
             logger.warning("%s has no image processor; it gets the statistics of MIMIC-CXR-JPG.", name)
     return ViTImageProcessor(
         size={"height": image_size, "width": image_size}, image_mean=mean, image_std=std, do_convert_rgb=True

@@ -18,6 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed
 from datasets.exceptions import DatasetsError
+from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -45,7 +46,7 @@ def run_script(main: Callable[[], None]) -> None:
     """Calls `main`; a user's error ends it with one line and exit status 2, the trace in train.log."""
     try:
         main()
-    except (ValueError, OSError, DatasetsError) as error:
+    except (ValueError, OSError, DatasetsError, SafetensorError) as error:
         logger.debug("The run failed.", exc_info=True)
         rank = os.environ.get("RANK", "0")
         who = Path(sys.argv[0]).name + ("" if rank == "0" else f" [process {rank}]")
@@ -72,7 +73,9 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
             f"--report_to {tracker}: its package is not installed; pip install it, or use tensorboard"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("mixed precision fp16 needs a GPU, found a CPU; use --mixed_precision bf16 or no")
+        raise ValueError(
+            "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --mixed_precision bf16"
+        )
     output_dir, lock = _agree_on_output_dir(accelerator, args, default_output_dir)
     accelerator.project_configuration.logging_dir = str(output_dir)
     _start_logging(accelerator, output_dir)
@@ -174,6 +177,7 @@ def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk is reported once, not for every line
     handlers = []
     if accelerator.is_main_process:
         console = logging.StreamHandler()
