@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from cxr.command_line import ArgumentParser
 from cxr.command_line import positive_int
-from cxr.command_line import seed
+from cxr.command_line import seed_number
 from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFilter
@@ -945,7 +945,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("output_dir", type=Path, help="a folder that is new or empty")
     parser.add_argument("--num_images", type=positive_int, default=600)
     parser.add_argument("--image_size", type=positive_int, default=256, help="shortest side in pixels")
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument(
         "--num_proc", type=positive_int, default=os.cpu_count() or 1, help="all cores by default"
     )

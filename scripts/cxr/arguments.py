@@ -9,6 +9,7 @@ from cxr.command_line import non_negative_float
 from cxr.command_line import non_negative_int
 from cxr.command_line import positive_float
 from cxr.command_line import positive_int
+from cxr.command_line import seed_number
 from cxr.command_line import share_below_one
 from cxr.hub import MODEL_ID
 from cxr.optimization import SCHEDULES
@@ -176,7 +177,7 @@ def add_training_arguments(
     group.add_argument(
         "--seed",
         metavar="N",
-        type=seed,
+        type=seed_number,
         default=0,
         help="order, sample, augmentation, masks, weights",
     )

@@ -48,7 +48,7 @@ def number(kind: type, expected: str, valid: Callable[[float], bool]) -> Callabl
 
 positive_int = number(int, "a whole number from 1", lambda value: value >= 1)
 non_negative_int = number(int, "a whole number from 0", lambda value: value >= 0)
-seed = number(int, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+seed_number = number(int, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 positive_float = number(float, "a number above 0", lambda value: 0 < value < float("inf"))
 non_negative_float = number(float, "a number from 0", lambda value: 0 <= value < float("inf"))
 probability = number(float, "a number in [0, 1]", lambda value: 0 <= value <= 1)
