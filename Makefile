@@ -28,15 +28,16 @@ lint: install
 
 # On the synthetic sample: pretrain a small ViT-MAE, fine-tune it and a ResNet-18, compare them on the test split.
 IMAGES := --data_dir sample_data --output_dir $(DEMO)
-SMALL_VIT := --config_name vit-mae-tiny --config_overrides num_hidden_layers=6,patch_size=8 --image_size 64
+SMALL_VIT := --config_name vit-mae-tiny --image_size 64 --config_overrides \
+	hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8
 FINE_TUNE := --lr_scheduler_type cosine --warmup_ratio 0.1 --evaluate_test
 
 demo: install sample_data
 	rm -rf $(DEMO)
 	$(LAUNCH) scripts/run_mae_pretrain.py $(IMAGES)/mae $(SMALL_VIT) \
-		--num_train_epochs 40 --per_device_train_batch_size 32 --learning_rate 5e-4
+		--num_train_epochs 60 --per_device_train_batch_size 32 --learning_rate 1e-3
 	$(LAUNCH) scripts/run_classification.py $(IMAGES)/mae-vit --model_name_or_path $(DEMO)/mae/model \
-		$(FINE_TUNE) --num_train_epochs 20 --learning_rate 5e-4
+		$(FINE_TUNE) --num_train_epochs 30 --learning_rate 1e-3
 	$(LAUNCH) scripts/run_classification.py $(IMAGES)/resnet-18 --config_name resnet-18 --image_size 64 \
 		$(FINE_TUNE) --num_train_epochs 10 --learning_rate 1e-3
 	$(BIN)/python scripts/report_study.py $(DEMO)

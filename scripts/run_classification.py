@@ -420,7 +420,11 @@ def finish(
     measured: dict[str, dict],
 ) -> None:
     """Draws the loss, pushes the model and, last of all, writes `results.json`."""
-    plots.plot_losses(record.epochs(), record.output_dir / "loss.png", title="classification")
+    plots.plot_losses(
+        record.epochs(),
+        record.output_dir / "loss.png",
+        title=f"{args.dataset_config_name}, {len(sets['train']):,} training images",
+    )
     commit = None
     if args.push_to_hub:
         commit = hub.push_model(record.output_dir / "model", hub_dir=args.hub_dir, model_id=args.hub_model_id)

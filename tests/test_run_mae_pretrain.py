@@ -19,7 +19,8 @@ from transformers import ViTMAEForPreTraining
 @pytest.fixture(scope="module")
 def finished_run(sample_root, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("mae") / "run"
-    results = run_main(run_mae_pretrain, output_dir, *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
+    push = ["--push_to_hub", "--hub_model_id=my-lab/mae", f"--hub_dir={output_dir.parent / 'hub'}"]
+    results = run_main(run_mae_pretrain, output_dir, *TINY_VIT, *QUICK, *push, f"--data_dir={sample_root}")
     return output_dir, results
 
 
@@ -70,6 +71,16 @@ def test_model_folder_loads_in_plain_transformers_and_repeats_the_validation_los
     )
     assert again["eval_loss"] == pytest.approx(results["eval_loss"], rel=1e-6)
     assert processor.size["height"] == model.config.image_size == 32
+
+
+def test_pushed_autoencoder_loads_by_name_and_by_commit_without_a_network(finished_run):
+    output_dir, results = finished_run
+    expected = ViTMAEForPreTraining.from_pretrained(output_dir / "model").state_dict()
+    for revision in ("main", results["hub_commit"]):
+        model = ViTMAEForPreTraining.from_pretrained(
+            "my-lab/mae", cache_dir=output_dir.parent / "hub", local_files_only=True, revision=revision
+        )
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
 def test_reconstruction_loss_of_each_image_has_the_models_loss_as_its_mean(finished_run):
