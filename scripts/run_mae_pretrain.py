@@ -94,12 +94,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default_model=default_model,
         default_learning_rate={"base_learning_rate": 1.5e-4},
         sample_defaults={
-            "config_name": "vit-mae-tiny",
-            "config_overrides": "patch_size=8",
-            "image_size": 64,
-            "num_train_epochs": 20,
+            **arguments.SAMPLE_MODEL,
+            "num_train_epochs": 30,
             "per_device_train_batch_size": 32,
-            "base_learning_rate": 4e-3,
+            "learning_rate": 1e-3,
         },
     )
 
