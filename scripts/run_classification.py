@@ -474,7 +474,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.log_plan(
         accelerator,
         {
-            "model": args.config_name or args.model_name_or_path,
+            "model": arguments.describe_model(args),
             **{
                 split: f"{len(sets[split]):,} images, {positives[split]:,} {label_feature.names[1]}"
                 for split in sets

@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.log_plan(
         accelerator,
         {
-            "model": args.config_name or args.model_name_or_path,
+            "model": arguments.describe_model(args),
             "images": f"{len(train_set):,} for training, {len(eval_set):,} for validation",
             "hidden patches": f"{args.mask_ratio:.0%} of {train_set.num_patches}",
             **runtime.describe_training(model, schedule),

@@ -299,6 +299,14 @@ def parse_with_defaults(
     return args
 
 
+def describe_model(args: argparse.Namespace) -> str:
+    if args.config_name:
+        return f"{args.config_name} from scratch" + (
+            f", {args.config_overrides}" if args.config_overrides else ""
+        )
+    return f"{args.model_name_or_path}, pretrained"
+
+
 def source_of(args: argparse.Namespace) -> dict[str, object]:
     """Returns the keywords of `cxr.models`' loading functions: where the name of a model is looked up."""
     return {"hub_dir": args.hub_dir, "revision": args.model_revision}
