@@ -320,7 +320,12 @@ def test_broken_config_is_refused_in_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["facebook/vit-mae-base", "no such name", "/no/such/folder"])
+def test_folder_that_does_not_exist_is_not_looked_for_on_the_hub():
+    with pytest.raises(OSError, match="/no/such/folder: found no such folder; expected one with a model"):
+        models.load_config("/no/such/folder", expected=("vit_mae",), **LOCAL)
+
+
+@pytest.mark.parametrize("name", ["facebook/vit-mae-base", "no such name"])
 def test_name_that_cannot_be_reached_is_one_line_that_says_what_to_do(name):
     with pytest.raises(OSError, match=r"could not be loaded .*--hub_dir DIR.*--config_name") as error:
         models.load_config(name, expected=("vit_mae",), **LOCAL)

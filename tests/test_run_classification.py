@@ -66,7 +66,7 @@ def test_results_have_every_metric_of_both_splits(vit_run):
         }
     chosen = {results[split]["at_chosen_threshold"]["threshold"] for split in ("validation", "test")}
     config = json.loads((vit_run / "model" / "config.json").read_text(encoding="utf-8"))
-    assert chosen == {pytest.approx(config["decision_threshold"], abs=1e-6)}
+    assert chosen.pop() == pytest.approx(config["decision_threshold"], abs=1e-6)
     assert results["images_per_second"] > 0
     assert {"steps", "num_train_images", "seed", "versions"} <= set(results)
 
