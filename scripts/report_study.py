@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     for run in runs:
-        print(f"Figures of {run.name}: {', '.join(str(path) for path in sorted(run.glob('*.png')))}")
+        print(f"Figures of {run.name}: {run / '*.png'}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_terminal_shows_the_table_and_where_the_figures_are(tmp_path, capsys):
     report_study.main([str(tmp_path)])
     printed = capsys.readouterr().out
     assert "0.877" in printed and "resnet-18" in printed
-    assert f"Figures of a: {run / 'loss.png'}" in printed
+    assert f"Figures of a: {run / '*.png'}" in printed
 
 
 def refused(argv: list[str], capsys) -> str:
