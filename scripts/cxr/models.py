@@ -170,7 +170,7 @@ def _load(loader: Any, name: str, *, hub_dir: Path | None, revision: str, **opti
     except (OSError, ValueError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
         logger.debug("Loading %s failed.", name, exc_info=True)
         where = f"the local folder {name}" if Path(name).is_dir() else f"{name!r}, revision {revision!r},"
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).split(". ")[0][:200]  # its first sentence
         raise OSError(
             f"--model_name_or_path: {where} could not be loaded ({reason}); name a folder with a model, "
             "a name in --hub_dir DIR or on a Hub that can be reached, or train from scratch: --config_name"
