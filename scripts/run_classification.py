@@ -444,7 +444,7 @@ def finish(
         "num_train_images": len(sets["train"]),
         "seed": args.seed,
         "hub_commit": commit,
-        "versions": records.library_versions(),
+        "versions": records.installed_versions(),
     }
     record.write("results.json", results)
     for split, values in measured.items():

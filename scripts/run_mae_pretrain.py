@@ -321,7 +321,7 @@ def finish(
         "num_eval_images": len(eval_loader.dataset),
         "seed": args.seed,
         "hub_commit": commit,
-        "versions": records.library_versions(),
+        "versions": records.installed_versions(),
     }
     record.write("results.json", results)
     logger.info("Model: %s", record.output_dir / "model")

@@ -179,6 +179,6 @@ def test_other_processes_write_nothing(tmp_path):
 def test_versions_are_those_of_the_installed_libraries():
     import torch
 
-    versions = records.library_versions()
+    versions = records.installed_versions()
     assert set(versions) >= {"torch", "transformers", "accelerate", "datasets"}
     assert torch.__version__.startswith(versions["torch"].split("+")[0])

@@ -65,7 +65,7 @@ def replace_folder(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def library_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
