@@ -461,9 +461,8 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
             return
         names = ["row", "dicom_id", "path", "reason"]
         notes = pd.concat([pd.read_csv(part, names=names, dtype={"dicom_id": str}) for part in parts])
-        path = Path(
-            self._output_dir, f"bad_images_{split}.csv"
-        )  # the whole folder is renamed when it is done
+        # Not renamed into place by itself: the whole folder is when it is done.
+        path = Path(self._output_dir, f"bad_images_{split}.csv")
         notes.sort_values("row").drop(columns="row").to_csv(path, index=False)
         for part in parts:
             part.unlink()

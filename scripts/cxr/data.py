@@ -127,9 +127,7 @@ class ChestXrays(Dataset):
         encoded = torch.frombuffer(bytearray(row["image"]["bytes"]), dtype=torch.uint8)
         image = decode_jpeg(encoded, mode=ImageReadMode.GRAY)
         item = {"label": row["label"]}
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # without workers this is the training process: leave its state
+        with torch.random.fork_rng(devices=[]):  # without workers this is the training process
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, row["dicom_id"]))
             item["image"] = self.transform(image)
             if self.num_patches is not None:

@@ -34,8 +34,8 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+def write_json(path: Path, content: Any, *, private: bool = False) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", private=private)
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ class RunRecord:
                 "and labels; restore them, or start anew in another --output_dir"
             )
         if self.enabled:
-            write_text(path, json.dumps(sample, indent=2) + "\n", private=True)
+            write_json(path, sample, private=True)
 
     def append_epoch(self, record: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""

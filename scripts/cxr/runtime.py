@@ -32,11 +32,24 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Flags that may differ when a run is resumed: how it runs, not what. A batch may be shared out otherwise.
 FREE_TO_CHANGE = {
-    *("resume_from_checkpoint", "output_dir", "evaluate_test"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
-    *("dataloader_num_workers", "preprocessing_num_workers", "cache_dir", "data_dir"),
-    *("logging_steps", "checkpointing_steps", "checkpoints_total_limit", "with_tracking", "report_to"),
-    *("push_to_hub", "hub_model_id", "hub_dir"),
+    "resume_from_checkpoint",
+    "output_dir",
+    "evaluate_test",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "dataloader_num_workers",
+    "preprocessing_num_workers",
+    "cache_dir",
+    "data_dir",
+    "logging_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "with_tracking",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_dir",
 }
 
 logger = logging.getLogger("cxr")
