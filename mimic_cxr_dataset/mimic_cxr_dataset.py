@@ -405,7 +405,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
             except IMAGE_ERRORS as error:
                 reason = f"{type(error).__name__}: {error}"
                 if self.config.on_bad_image == "error":
-                    advice = 'replace the file, or leave bad images out with on_bad_image="skip"'
+                    advice = 'replace it, or leave such images out: on_bad_image="skip" (--on_bad_image skip)'
                     raise BadImageError(f"{row.path} is a bad image ({reason}): {advice}.") from error
                 if streaming:
                     logger.warning(f"{row.path} is a bad image ({reason}): left out.")
@@ -436,7 +436,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         if len(lost) and self.config.on_bad_image == "error":
             raise FileNotFoundError(
                 f"{len(lost):,} of {len(rows):,} images are missing, first {lost['path'].iloc[0]}: "
-                'download them, or leave them out with on_bad_image="skip".'
+                'download them, or leave them out with on_bad_image="skip" (--on_bad_image skip).'
             )
         for split, of_split in lost.groupby("split"):
             notes = [(row.Index, row.dicom_id, row.path, "missing file") for row in of_split.itertuples()]
@@ -471,7 +471,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         self._describe()
         final_path = Path(str(path.parent).removesuffix(".incomplete"), path.name)
         logger.warning(
-            f"{split}: {len(notes):,} bad images left out ({num_corrupt:,} corrupt), see {final_path}"
+            f"{split}: bad images left out: {len(notes):,} ({num_corrupt:,} corrupt), see {final_path}"
         )
 
     # What follows wraps methods of `datasets` (tried with 3.6 and 5.2) where there is no other way.

@@ -566,7 +566,7 @@ def test_skip_leaves_bad_images_out_and_lists_them(root, tmp_path, caplog, image
     assert listed["reason"].tolist()[1] == "missing file"
     assert len(pd.read_csv(Path(builder._output_dir) / "bad_images_test.csv")) == 1
     assert not (Path(builder._output_dir) / "bad_images_validation.csv").exists()
-    assert "3 bad images left out (2 corrupt)" in caplog.text
+    assert "bad images left out: 3 (2 corrupt)" in caplog.text
     assert str(Path(builder._output_dir) / "bad_images_train.csv") in caplog.text
     total = dataset["train"].info.description.splitlines()[-1].split()
     assert total == ["total", "25", "0", "0", "0", "0", "2", "2", "21"]
