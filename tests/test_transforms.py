@@ -8,6 +8,8 @@ import torch
 from cxr import transforms
 from cxr.models import load_image_processor
 from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
 
 SIZE = 32
 
@@ -208,23 +210,75 @@ def test_enhancement_factors_are_1_plus_minus_081_and_never_below_01(monkeypatch
     assert [args[0] for args, _ in calls] == pytest.approx([1.81, 0.19, 1.9, 0.1])
 
 
-def test_shear_at_strength_09_is_by_027_and_translation_by_0405_of_the_side(monkeypatch):
+def test_shear_at_strength_09_is_by_027(monkeypatch):
     calls = capture(monkeypatch, "affine")
-    image = gray_image(200, 100)
-    for operation in (
-        transforms._shear_x,
-        transforms._shear_y,
-        transforms._translate_x,
-        transforms._translate_y,
-    ):
-        operation(image, 0.9, -1)
+    for operation in (transforms._shear_x, transforms._shear_y):
+        operation(gray_image(), 0.9, -1)
     shears = [np.tan(np.radians(kwargs["shear"])).tolist() for _, kwargs in calls]
-    assert np.array(shears) == pytest.approx(np.array([[-0.27, 0], [0, -0.27], [0, 0], [0, 0]]))
-    assert [kwargs["translate"] for _, kwargs in calls][2:] == [(round(-40.5), 0), (0, -81)]
+    assert np.array(shears) == pytest.approx(np.array([[-0.27, 0], [0, -0.27]]))
+
+
+@pytest.mark.parametrize(("sign", "shift"), [(1, (40, 81)), (-1, (-40, -81))])
+def test_translation_at_strength_09_moves_whole_pixels_by_0405_of_the_side(sign, shift):
+    image = gray_image(200, 100)
+    across, down = shift
+    by_column, by_row = (f(image, 0.9, sign) for f in (transforms._translate_x, transforms._translate_y))
+    uncovered_columns, uncovered_rows = (slice(0, s) if s > 0 else slice(s, None) for s in shift)
+    expected_columns, expected_rows = image.roll(across, dims=2), image.roll(down, dims=1)
+    expected_columns[:, :, uncovered_columns] = transforms.FILL
+    expected_rows[:, uncovered_rows] = transforms.FILL
+    assert torch.equal(by_column, expected_columns)
+    assert torch.equal(by_row, expected_rows)
 
 
 def test_color_changes_nothing_on_gray_images():
     assert torch.equal(transforms._color(gray_image(), 0.9, 1), gray_image())
+
+
+# Random resized crop
+
+
+def crops(*, scale: tuple[float, float], height: int, width: int, num_images: int = 400) -> np.ndarray:
+    """The rectangles (num_images, 4) drawn: top, left, height, width."""
+    crop = transforms.RandomResizedCrop(32, scale)
+    torch.manual_seed(0)
+    return np.array([crop._draw(height, width) for _ in range(num_images)])
+
+
+def test_crops_lie_inside_the_image_with_shares_and_shapes_as_asked():
+    top, left, height, width = crops(scale=(0.2, 1.0), height=300, width=240).T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 300).all()
+    assert (left + width <= 240).all()
+    share, aspect = height * width / (300 * 240), width / height
+    assert 0.19 < share.min() < 0.25
+    assert 0.9 < share.max() <= 1
+    assert aspect.min() == pytest.approx(3 / 4, rel=0.02)
+    assert aspect.max() == pytest.approx(4 / 3, rel=0.02)
+
+
+def test_crops_are_distributed_as_torchvisions():
+    ours = crops(scale=(0.08, 1.0), height=256, width=300, num_images=3000)
+    theirs = v2.RandomResizedCrop(32, scale=(0.08, 1.0))
+    drawn = [theirs.make_params([torch.empty(1, 256, 300)]) for _ in range(3000)]
+    theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in drawn])
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.001
+
+
+def test_where_no_crop_of_that_area_fits_the_largest_in_the_middle_is_taken():
+    assert crops(scale=(1.0, 1.0), height=300, width=30, num_images=1).tolist() == [[130, 0, 40, 30]]
+
+
+def test_a_crop_of_the_whole_image_is_a_bicubic_resize():
+    image = gray_image(64, 64)
+    cropped = v2.functional.resized_crop(
+        image, 0, 0, 64, 64, [32, 32], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+    )
+    crop = transforms.RandomResizedCrop(32, (1.0, 1.0))
+    crop._draw = lambda height, width: (0, 0, height, width)
+    assert torch.equal(crop(image), cropped)
 
 
 # Random erasing

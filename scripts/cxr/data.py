@@ -114,6 +114,7 @@ class ChestXrays(Dataset):
         self, images: datasets.Dataset, transform: v2.Transform, *, seed: int, num_patches: int | None = None
     ):
         self.images = images
+        self.rows = images.select_columns(["image", "label", "dicom_id"]).with_format("arrow")
         self.transform = transform
         self.seed = seed
         self.num_patches = num_patches
@@ -122,17 +123,23 @@ class ChestXrays(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
-        epoch, index = key
-        row = self.images[index]
-        encoded = torch.frombuffer(bytearray(row["image"]["bytes"]), dtype=torch.uint8)
-        image = decode_jpeg(encoded, mode=ImageReadMode.GRAY)
-        item = {"label": row["label"]}
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
+        """The items of a batch, which a DataLoader asks for at once: one look into the Arrow table."""
+        rows = self.rows[[index for _, index in keys]]  # a pyarrow table
+        columns = zip(rows["image"], rows["label"].to_pylist(), rows["dicom_id"].to_pylist(), strict=True)
+        items = []
         with torch.random.fork_rng(devices=[]):  # without workers this is the training process
-            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, row["dicom_id"]))
-            item["image"] = self.transform(image)
-            if self.num_patches is not None:
-                item["noise"] = torch.rand(self.num_patches)
-        return item
+            for (epoch, _), (encoded, label, dicom_id) in zip(keys, columns, strict=True):
+                content = torch.frombuffer(bytearray(encoded["bytes"].as_buffer()), dtype=torch.uint8)
+                image = decode_jpeg(content, mode=ImageReadMode.GRAY)
+                torch.default_generator.manual_seed(derive_seed(self.seed, epoch, dicom_id))
+                item = {"image": self.transform(image), "label": label}
+                if self.num_patches is not None:
+                    item["noise"] = torch.rand(self.num_patches)
+                items.append(item)
+        return items
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
