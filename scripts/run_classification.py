@@ -27,6 +27,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
+from cxr import acceleration
 from cxr import arguments
 from cxr import checkpoints
 from cxr import command_line
@@ -327,6 +328,7 @@ def is_better(epoch: dict, best: dict) -> bool:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # to compile for its batch sizes takes longer
 def evaluate(
     accelerator: Accelerator,
     model: torch.nn.Module,
@@ -482,6 +484,7 @@ def main(argv: list[str] | None = None) -> None:
             **runtime.describe_training(model, schedule),
         },
     )
+    acceleration.speed_up(model, torch_compile=args.torch_compile)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = checkpoints.resume(
         accelerator,

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
+from cxr import acceleration
 from cxr import arguments
 from cxr import checkpoints
 from cxr import command_line
@@ -246,6 +247,7 @@ def train(
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # to compile for its batch sizes takes longer
 def evaluate(
     accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, normalize: transforms.Normalizer
 ) -> float:
@@ -261,6 +263,7 @@ def evaluate(
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def reconstruct(
     accelerator: Accelerator, model: torch.nn.Module, batch: dict, normalize: transforms.Normalizer
 ) -> dict[str, torch.Tensor]:
@@ -349,6 +352,7 @@ def main(argv: list[str] | None = None) -> None:
             **runtime.describe_training(model, schedule),
         },
     )
+    acceleration.speed_up(model, torch_compile=args.torch_compile)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = checkpoints.resume(
         accelerator,

@@ -182,6 +182,9 @@ def add_training_arguments(
         "--warmup_ratio", metavar="R", type=share_below_one, default=warmup_ratio, help="share of all steps"
     )
     group.add_argument(
+        "--torch_compile", action="store_true", help="compile the model: a slow first step, faster later ones"
+    )
+    group.add_argument(
         "--seed",
         metavar="N",
         type=seed_number,

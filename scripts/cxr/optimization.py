@@ -95,7 +95,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def make_adamw(
     model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; only matrices of linear layers and kernels of convolutions decay.
+    """Fused AdamW on the trainable parameters; only matrices of linear layers, kernels of convolutions decay.
 
     Biases, norms, tokens and position embeddings do not, as in He et al. 2021. They are told apart by their
     shape: names differ between models and between versions of transformers.
@@ -105,4 +105,5 @@ def make_adamw(
         {"params": [p for p in trainable if p.ndim in (2, 4)], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim not in (2, 4)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)

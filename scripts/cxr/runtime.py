@@ -38,6 +38,7 @@ FREE_TO_CHANGE = {
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "per_device_eval_batch_size",
+    "torch_compile",
     "dataloader_num_workers",
     "preprocessing_num_workers",
     "cache_dir",
