@@ -20,8 +20,8 @@ and, last, results.json.
 
 import argparse
 import contextlib
+import functools
 import logging
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,6 +29,7 @@ import torch
 from accelerate import Accelerator
 from cxr import acceleration
 from cxr import arguments
+from cxr import batch_size
 from cxr import checkpoints
 from cxr import command_line
 from cxr import data
@@ -39,6 +40,7 @@ from cxr import optimization
 from cxr import plots
 from cxr import records
 from cxr import runtime
+from cxr import throughput
 from cxr import transforms
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -211,8 +213,8 @@ class PatchDropout:
     """A forward hook on a ViT's embeddings that keeps a random share of the patches, and the class token.
 
     It is MAE's masking carried into fine-tuning. `noise` (B, L) names the patches to keep: those of lowest
-    noise; None keeps all, as at evaluation. A hook leaves the model the plain transformers one that is saved
-    and loaded.
+    noise; (1, L) names the same ones for all images, and None keeps all, as at evaluation. A hook leaves the
+    model the plain transformers one that is saved and loaded.
     """
 
     def __init__(self, mask_ratio: float):
@@ -224,8 +226,15 @@ class PatchDropout:
             return tokens
         class_token, patches = tokens[:, :1], tokens[:, 1:]  # (B, 1, D), (B, L, D)
         num_kept = max(1, int(patches.shape[1] * (1 - self.mask_ratio)))
-        kept = self.noise.argsort(dim=1)[:, :num_kept, None].expand(-1, -1, patches.shape[2])
+        kept = self.noise.to(tokens.device, non_blocking=True).argsort(dim=1)[:, :num_kept, None]
+        kept = kept.expand(len(patches), -1, patches.shape[2])
         return torch.cat([class_token, patches.gather(1, kept)], dim=1)
+
+
+def synthetic_loss(model: PreTrainedModel, num_images: int, *, image_size: int) -> torch.Tensor:
+    """A loss of so many empty images, to see what a step costs before there is one."""
+    pixel_values = torch.zeros(num_images, 3, image_size, image_size, device=model.device)
+    return model(pixel_values=pixel_values).logits.float().logsumexp(1).mean()
 
 
 def train_step(
@@ -244,7 +253,7 @@ def train_step(
         last = micro_batch == args.gradient_accumulation_steps
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             if args.mask_ratio:
-                patch_dropout.noise = batch["noise"].to(accelerator.device, non_blocking=True)
+                patch_dropout.noise = batch["noise"]
             logits = model(pixel_values=normalize(batch["image"])).logits
             labels = batch["label"].to(accelerator.device, non_blocking=True)
             loss = F.cross_entropy(logits, labels) / args.gradient_accumulation_steps
@@ -269,18 +278,17 @@ def train(
     optimizer: torch.optim.Optimizer,
     loaders: tuple[DataLoader, DataLoader],
     normalize: transforms.Normalizer,
+    patch_dropout: PatchDropout,
+    stopwatch: throughput.Stopwatch,
 ) -> None:
     """Trains from where `progress` stands to the end; evaluates each epoch and keeps the best model."""
     train_loader, eval_loader = loaders
     checkpoints_dir = record.output_dir / "checkpoints"
-    patch_dropout = PatchDropout(args.mask_ratio)
-    if args.mask_ratio:
-        accelerator.unwrap_model(model).vit.embeddings.register_forward_hook(patch_dropout)
     batches = iter(train_loader)
     loss_sum = torch.tensor(progress.loss_sum, device=accelerator.device)
     bar = runtime.progress_bar(accelerator, range(progress.step, schedule.num_steps))
     model.train(not args.train_last_layer_only)  # a frozen body also keeps its batch-norm statistics
-    started = time.perf_counter()
+    stopwatch.start(progress.step)
     for step in bar:
         learning_rate = schedule.learning_rate(step)
         optimization.set_learning_rate(optimizer, learning_rate)
@@ -293,9 +301,10 @@ def train(
 
         progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
         train_loss = progress.loss_sum / schedule.steps_in_epoch(progress.step)
-        progress.train_seconds += time.perf_counter() - started
+        speed = stopwatch.read(progress.step)
+        progress.train_seconds += stopwatch.seconds
         runtime.stop_if_not_finite(train_loss, model, step=progress.step, checkpoints_dir=checkpoints_dir)
-        reading = {"train_loss": train_loss, "learning_rate": learning_rate}
+        reading = {"train_loss": train_loss, "learning_rate": learning_rate, **speed}
         runtime.log_reading(accelerator, bar, reading, step=progress.step)
         if ends_epoch:
             validation, _, _ = evaluate(accelerator, model, eval_loader, normalize, split="validation")
@@ -315,7 +324,7 @@ def train(
         if saves:
             limit = args.checkpoints_total_limit
             checkpoints.save_checkpoint(accelerator, checkpoints_dir, progress, total_limit=limit)
-        started = time.perf_counter()
+        stopwatch.start(progress.step)
 
 
 def is_better(epoch: dict, best: dict) -> bool:
@@ -466,8 +475,29 @@ def main(argv: list[str] | None = None) -> None:
     image_processor = models.load_image_processor(
         args.model_name_or_path, image_size=image_size, **arguments.source_of(args)
     )
+    patch_dropout = PatchDropout(args.mask_ratio)
+    if args.mask_ratio:
+        model.vit.embeddings.register_forward_hook(patch_dropout)
+        patch_dropout.noise = torch.zeros(
+            1, sets["train"].num_patches
+        )  # until the first step: to count its cost
+    one_step = functools.partial(synthetic_loss, image_size=image_size)
+    train_batch_size = batch_size.resolve_batch_size(
+        args.per_device_train_batch_size,
+        accelerator,
+        model,
+        one_step,
+        num_images=len(sets["train"]),
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        resumed_images_per_step=checkpoints.resumed_images_per_step(
+            record.output_dir, args.resume_from_checkpoint
+        ),
+    )
     schedule = arguments.schedule_of(
-        args, num_images=len(sets["train"]), num_processes=accelerator.num_processes
+        args,
+        num_images=len(sets["train"]),
+        batch_size=train_batch_size,
+        num_processes=accelerator.num_processes,
     )
     optimizer = optimization.make_adamw(
         model, learning_rate=schedule.peak_learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.999)
@@ -484,6 +514,7 @@ def main(argv: list[str] | None = None) -> None:
             **runtime.describe_training(model, schedule),
         },
     )
+    stopwatch = throughput.Stopwatch(accelerator, model, one_step, images_per_step=schedule.images_per_step)
     acceleration.speed_up(model, torch_compile=args.torch_compile)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = checkpoints.resume(
@@ -507,7 +538,18 @@ def main(argv: list[str] | None = None) -> None:
         image_processor.image_mean, image_processor.image_std, accelerator.device
     )
     train(
-        args, accelerator, record, schedule, progress, model, image_processor, optimizer, loaders, normalize
+        args,
+        accelerator,
+        record,
+        schedule,
+        progress,
+        model,
+        image_processor,
+        optimizer,
+        loaders,
+        normalize,
+        patch_dropout,
+        stopwatch,
     )
     model_class = CLASSIFIERS[config.model_type]
     measured = measure_best(args, accelerator, record, model_class, sets, normalize)

@@ -18,13 +18,13 @@ results.json. Fine-tune the model with run_classification.py --model_name_or_pat
 import argparse
 import contextlib
 import logging
-import time
 from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 from cxr import acceleration
 from cxr import arguments
+from cxr import batch_size
 from cxr import checkpoints
 from cxr import command_line
 from cxr import data
@@ -34,6 +34,7 @@ from cxr import optimization
 from cxr import plots
 from cxr import records
 from cxr import runtime
+from cxr import throughput
 from cxr import transforms
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -156,6 +157,14 @@ def load_datasets(
     )
 
 
+def synthetic_loss(model: ViTMAEForPreTraining, num_images: int) -> torch.Tensor:
+    """The loss of so many empty images, to see what a step costs before there is one."""
+    side, patch_size = model.config.image_size, model.config.patch_size
+    pixel_values = torch.zeros(num_images, 3, side, side, device=model.device)
+    noise = torch.rand(num_images, (side // patch_size) ** 2, device=model.device)
+    return model(pixel_values=pixel_values, noise=noise).loss
+
+
 def reconstruction_loss(model: ViTMAEForPreTraining, pixel_values: torch.Tensor, outputs) -> torch.Tensor:
     """Returns each image's loss (B,), of which the model's own is the mean: the MSE over hidden patches."""
     target = model.patchify(pixel_values)  # (B, L, patch_size² * 3)
@@ -203,6 +212,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     loaders: tuple[DataLoader, DataLoader],
     normalize: transforms.Normalizer,
+    stopwatch: throughput.Stopwatch,
 ) -> None:
     """Trains from where `progress` stands to the end, evaluating after each epoch."""
     train_loader, eval_loader = loaders
@@ -211,7 +221,7 @@ def train(
     loss_sum = torch.tensor(progress.loss_sum, device=accelerator.device)
     bar = runtime.progress_bar(accelerator, range(progress.step, schedule.num_steps))
     model.train()
-    started = time.perf_counter()
+    stopwatch.start(progress.step)
     for step in bar:
         learning_rate = schedule.learning_rate(step)
         optimization.set_learning_rate(optimizer, learning_rate)
@@ -224,9 +234,10 @@ def train(
 
         progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
         train_loss = progress.loss_sum / schedule.steps_in_epoch(progress.step)
-        progress.train_seconds += time.perf_counter() - started
+        speed = stopwatch.read(progress.step)
+        progress.train_seconds += stopwatch.seconds
         runtime.stop_if_not_finite(train_loss, model, step=progress.step, checkpoints_dir=checkpoints_dir)
-        reading = {"train_loss": train_loss, "learning_rate": learning_rate}
+        reading = {"train_loss": train_loss, "learning_rate": learning_rate, **speed}
         runtime.log_reading(accelerator, bar, reading, step=progress.step)
         if ends_epoch:
             eval_loss = evaluate(accelerator, model, eval_loader, normalize)
@@ -243,7 +254,7 @@ def train(
         if saves:
             limit = args.checkpoints_total_limit
             checkpoints.save_checkpoint(accelerator, checkpoints_dir, progress, total_limit=limit)
-        started = time.perf_counter()
+        stopwatch.start(progress.step)
 
 
 @torch.no_grad()
@@ -339,7 +350,23 @@ def main(argv: list[str] | None = None) -> None:
     accelerator, record = runtime.start_run(args, default_output_dir="mae_pretrain")
     model, image_processor = load_model(args)
     train_set, eval_set = load_datasets(args, accelerator, record, model.config)
-    schedule = arguments.schedule_of(args, num_images=len(train_set), num_processes=accelerator.num_processes)
+    train_batch_size = batch_size.resolve_batch_size(
+        args.per_device_train_batch_size,
+        accelerator,
+        model,
+        synthetic_loss,
+        num_images=len(train_set),
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        resumed_images_per_step=checkpoints.resumed_images_per_step(
+            record.output_dir, args.resume_from_checkpoint
+        ),
+    )
+    schedule = arguments.schedule_of(
+        args,
+        num_images=len(train_set),
+        batch_size=train_batch_size,
+        num_processes=accelerator.num_processes,
+    )
     optimizer = optimization.make_adamw(
         model, learning_rate=schedule.peak_learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.95)
     )
@@ -351,6 +378,9 @@ def main(argv: list[str] | None = None) -> None:
             "hidden patches": f"{args.mask_ratio:.0%} of {train_set.num_patches}",
             **runtime.describe_training(model, schedule),
         },
+    )
+    stopwatch = throughput.Stopwatch(
+        accelerator, model, synthetic_loss, images_per_step=schedule.images_per_step
     )
     acceleration.speed_up(model, torch_compile=args.torch_compile)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -374,7 +404,7 @@ def main(argv: list[str] | None = None) -> None:
     normalize = transforms.Normalizer(
         image_processor.image_mean, image_processor.image_std, accelerator.device
     )
-    train(args, accelerator, record, schedule, progress, model, optimizer, loaders, normalize)
+    train(args, accelerator, record, schedule, progress, model, optimizer, loaders, normalize, stopwatch)
     finish(args, accelerator, record, schedule, progress, model, image_processor, loaders, normalize)
     accelerator.end_training()
 

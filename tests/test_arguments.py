@@ -53,7 +53,7 @@ def test_base_learning_rate_grows_with_the_images_of_a_step():
         "4",
     ]
     args = run_classification.parse_args([*flags, "--num_train_epochs", "2"])
-    schedule = arguments.schedule_of(args, num_images=1000, num_processes=8)
+    schedule = arguments.schedule_of(args, num_images=1000, batch_size=16, num_processes=8)
     assert schedule.images_per_step == 512
     assert schedule.peak_learning_rate == pytest.approx(2e-3)
     assert (schedule.steps_per_epoch, schedule.num_steps) == (1, 2)
@@ -61,7 +61,10 @@ def test_base_learning_rate_grows_with_the_images_of_a_step():
 
 def test_learning_rate_is_taken_as_it_is():
     args = run_classification.parse_args(["--learning_rate", "1e-3", "--per_device_train_batch_size", "16"])
-    assert arguments.schedule_of(args, num_images=1000, num_processes=8).peak_learning_rate == 1e-3
+    assert (
+        arguments.schedule_of(args, num_images=1000, batch_size=16, num_processes=8).peak_learning_rate
+        == 1e-3
+    )
 
 
 def test_checkpointing_steps_are_a_number_or_epoch():

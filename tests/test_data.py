@@ -311,7 +311,6 @@ def test_loaders_give_every_step_and_draw_nothing_from_the_global_generator(imag
         dataset,
         schedule=schedule,
         start_step=1,
-        train_batch_size=4,
         eval_batch_size=6,
         gradient_accumulation_steps=2,
         seed=0,

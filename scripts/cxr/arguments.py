@@ -37,6 +37,10 @@ def model_id(text: str) -> str:
     return text
 
 
+def number_or_auto(text: str) -> str | int:
+    return text if text == "auto" else positive_int(text)
+
+
 def epoch_or_steps(text: str) -> str | int:
     return text if text == "epoch" else positive_int(text)
 
@@ -147,10 +151,10 @@ def add_training_arguments(
     )
     group.add_argument(
         "--per_device_train_batch_size",
-        type=positive_int,
+        type=number_or_auto,
         default=per_device_train_batch_size,
-        metavar="B",
-        help="images of one process in one forward pass",
+        metavar="B|auto",
+        help="images of one process in one forward pass; auto: as many as fit into the GPU",
     )
     group.add_argument(
         "--per_device_eval_batch_size",
@@ -260,9 +264,11 @@ def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str)
     )
 
 
-def schedule_of(args: argparse.Namespace, *, num_images: int, num_processes: int) -> Schedule:
+def schedule_of(
+    args: argparse.Namespace, *, num_images: int, batch_size: int, num_processes: int
+) -> Schedule:
     """Returns the run's schedule; `--base_learning_rate` grows with the images of an optimizer step."""
-    images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
+    images_per_step = batch_size * args.gradient_accumulation_steps * num_processes
     return make_schedule(
         num_images,
         images_per_step=images_per_step,
@@ -331,7 +337,6 @@ def data_options(args: argparse.Namespace) -> dict[str, object]:
 def loader_options(args: argparse.Namespace) -> dict[str, object]:
     """Returns the keywords of `cxr.data.make_loaders` that come straight from flags."""
     return {
-        "train_batch_size": args.per_device_train_batch_size,
         "eval_batch_size": args.per_device_eval_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "seed": args.seed,

@@ -114,6 +114,13 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
     return found[-1]
 
 
+def resumed_images_per_step(output_dir: Path, resume_from_checkpoint: str | None) -> int | None:
+    """Returns what a step means in the checkpoint that the flag means, None without the flag."""
+    if resume_from_checkpoint is None:
+        return None
+    return read_progress(find_checkpoint(output_dir, resume_from_checkpoint)).images_per_step
+
+
 def resume(
     accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None, *, images_per_step: int
 ) -> Progress:

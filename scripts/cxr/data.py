@@ -221,7 +221,6 @@ def make_loaders(
     *,
     schedule: Schedule,
     start_step: int,
-    train_batch_size: int,
     eval_batch_size: int,
     gradient_accumulation_steps: int,
     seed: int,
@@ -230,7 +229,7 @@ def make_loaders(
     """Returns this process's loaders: the training one runs from `start_step` to the end, over all epochs."""
     batches = TrainingBatches(
         len(train_set),
-        batch_size=train_batch_size,
+        batch_size=schedule.images_per_step // (gradient_accumulation_steps * accelerator.num_processes),
         gradient_accumulation_steps=gradient_accumulation_steps,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -93,6 +94,8 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     output_dir, lock = _agree_on_output_dir(accelerator, args, default_output_dir)
     accelerator.project_configuration.logging_dir = str(output_dir)
     _start_logging(accelerator, output_dir)
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where mixed precision leaves float32
     set_seed(args.seed)  # the same initial weights on all processes
 
     record = RunRecord(output_dir, enabled=accelerator.is_main_process, lock=lock)
@@ -136,7 +139,10 @@ def progress_bar(accelerator: Accelerator, steps: range) -> tqdm:
 
 def log_reading(accelerator: Accelerator, bar: tqdm, values: dict[str, float], *, step: int) -> None:
     """Shows a reading of the training on the progress bar and sends it to the log file and the trackers."""
-    bar.set_postfix_str(f"loss {values['train_loss']:.4f}")
+    shown = f"loss {values['train_loss']:.4f}, {values['images_per_second']:.0f} images/s"
+    if "share_of_peak" in values:
+        shown += f", {values['share_of_peak']:.0%} of the GPU's peak"
+    bar.set_postfix_str(shown)
     logger.debug("step %d: %s", step, ", ".join(f"{name} {value:.6g}" for name, value in values.items()))
     accelerator.log(values, step=step)
 
@@ -154,8 +160,8 @@ def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -
 
 def stop_if_not_finite(loss: float, model: nn.Module, *, step: int, checkpoints_dir: Path) -> None:
     """Raises ValueError when the loss or a weight is not a number any more, before such a model is saved."""
-    finite = math.isfinite(loss) and all(parameter.isfinite().all() for parameter in model.parameters())
-    if not finite:
+    # The norm of all weights is finite if each is; one number, so the host waits for the device once.
+    if not (math.isfinite(loss) and nn.utils.get_total_norm(model.parameters()).isfinite()):
         found = complete_checkpoints(checkpoints_dir)
         raise ValueError(
             f"the loss is {loss} at step {step}, or a weight is infinite; expected finite numbers; last good "

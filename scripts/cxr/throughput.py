@@ -1,0 +1,92 @@
+"""How fast a run trains: images a second, the share of the GPU's peak arithmetic, and its memory."""
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# Dense 16-bit matrix arithmetic with 32-bit sums, TFLOP/s, from the vendor's data sheets, by a part of the
+# name that the driver gives the GPU. The first that fits counts.
+PEAK_TFLOPS = {
+    "B200": 2250,
+    "H200": 989.4,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989.4,
+    "A100": 312,
+    "L40S": 362,
+    "A40": 149.7,
+    "A30": 165,
+    "A10": 125,
+    "RTX 6000 Ada": 364,
+    "RTX A6000": 154.8,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
+
+
+def peak_flops(accelerator: Accelerator) -> float | None:
+    """Returns the FLOP/s at best of one device in this run's precision, None where it is not known."""
+    if accelerator.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(accelerator.device)
+    tflops = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    if tflops is None:
+        return None
+    if accelerator.mixed_precision in ("bf16", "fp16"):
+        return tflops * 1e12
+    has_tf32 = torch.cuda.get_device_capability(accelerator.device) >= (8, 0)
+    return tflops / 2 * 1e12 if has_tf32 else None
+
+
+def count_training_flops(model: nn.Module, synthetic_loss: Callable[[nn.Module, int], torch.Tensor]) -> int:
+    """Returns the FLOPs of a forward and backward pass of one image: matrix products and convolutions.
+
+    They are counted on a copy without data, so nothing is computed. `synthetic_loss` takes a model and a
+    number of images.
+    """
+    shapes_only = copy.deepcopy(model).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        synthetic_loss(shapes_only, 1).backward()
+    return counter.get_total_flops()
+
+
+class Stopwatch:
+    """Times training from `start` to `read`, so without evaluation and saving, which run between them."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
+        *,
+        images_per_step: int,
+    ):
+        self.device = accelerator.device
+        self.images_per_step = images_per_step
+        self.share_per_image = None  # of the peak, at one image a second
+        peak = peak_flops(accelerator)
+        if peak is not None:
+            flops = count_training_flops(model, synthetic_loss)
+            self.share_per_image = flops / (peak * accelerator.num_processes)
+        self.seconds = 0.0  # between the last `start` and `read`
+
+    def start(self, step: int) -> None:
+        self.step, self.started = step, time.perf_counter()
+
+    def read(self, step: int) -> dict[str, float]:
+        """Returns the rates since `start`; call it when the device is done, after reading a loss."""
+        self.seconds = time.perf_counter() - self.started
+        images_per_second = (step - self.step) * self.images_per_step / self.seconds
+        reading = {"images_per_second": images_per_second}
+        if self.share_per_image is not None:
+            reading["share_of_peak"] = images_per_second * self.share_per_image
+        if self.device.type == "cuda":
+            reading["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return reading
