@@ -12,12 +12,8 @@ from torch.nn.attention import SDPBackend
 from torch.nn.attention import sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.models.vit.modeling_vit import ViTAttention
-from transformers.models.vit.modeling_vit import ViTEmbeddings
-from transformers.models.vit.modeling_vit import ViTLayer
 from transformers.models.vit.modeling_vit import ViTPatchEmbeddings
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
-from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
-from transformers.models.vit_mae.modeling_vit_mae import ViTMAELayer
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEPatchEmbeddings
 
 # On an H100 in bf16 the encoder's 50 tokens take half as long in the memory-efficient kernel as in cuDNN's,
@@ -28,7 +24,7 @@ FOR_LONG_SEQUENCES = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *F
 
 
 def speed_up(model: PreTrainedModel, *, torch_compile: bool) -> None:
-    """Rewires a ViT, ViT-MAE or ResNet in place for training; `torch_compile` also compiles its parts."""
+    """Rewires a ViT, ViT-MAE or ResNet in place; `torch_compile` also compiles it, at the first call."""
     if model.config.model_type == "resnet":
         model.to(memory_format=torch.channels_last)  # a step takes half as long on a GPU
     for module in model.modules():
@@ -37,17 +33,7 @@ def speed_up(model: PreTrainedModel, *, torch_compile: bool) -> None:
         elif isinstance(module, ViTPatchEmbeddings | ViTMAEPatchEmbeddings):
             module.projection.forward = MethodType(project_patches, module.projection)
     if torch_compile:
-        compile_parts(model)
-
-
-def compile_parts(model: PreTrainedModel) -> None:
-    """Compiles a ViT layer by layer, which takes a quarter of the time of a whole one; a ResNet's body."""
-    if model.config.model_type == "resnet":
-        model.resnet.compile(dynamic=False)
-        return
-    for module in model.modules():
-        if isinstance(module, ViTLayer | ViTMAELayer | ViTEmbeddings | ViTMAEEmbeddings):
-            module.compile(dynamic=False)
+        model.compile(dynamic=False)
 
 
 def project_patches(self: nn.Conv2d, pixel_values: torch.Tensor) -> torch.Tensor:

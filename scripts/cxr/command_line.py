@@ -19,8 +19,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with usage errors of one line, without the whole usage before them, and exit status 2."""
 
-    def __init__(self, description: str, *, usage: str = "[flags]"):
+    def __init__(self, description: str | None = None, *, usage: str = "[flags]", prog: str | None = None):
         super().__init__(
+            prog=prog,
             usage="%(prog)s " + usage,
             description=description,
             formatter_class=HelpFormatter,
