@@ -3,7 +3,6 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from cxr import batch_size
 
 
@@ -53,8 +52,8 @@ def test_auto_on_a_cpu_says_what_to_do():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_twice_the_batch_that_was_found_does_not_fit():
-    AcceleratorState._reset_state(reset_partial_state=True)  # another test was on the CPU
+def test_on_a_gpu_twice_the_batch_that_was_found_does_not_fit(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")  # which the tests set for all others
     accelerator = Accelerator()
     model = torch.nn.Linear(4, 4)
 
