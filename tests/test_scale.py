@@ -10,7 +10,8 @@ import pytest
 NUM_IMAGES = 377_110
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
-# In a process of its own, whose memory is measured. The images are a few bytes each: their number is the point.
+# In a process of its own, whose memory is measured. The images are a few bytes each: it is their number that
+# counts.
 PROGRAM = """
 import json, resource, runpy, sys, time
 from pathlib import Path
@@ -51,8 +52,9 @@ for name, num_samples in (("draw 10,000", 10_000), ("draw all", None)):
     seconds[name] = time.perf_counter() - started
 started = time.perf_counter()
 dataset = data.ChestXrays(drawn, v2.Identity(), seed=0)
-options = {"batch_size": 64, "gradient_accumulation_steps": 1, "num_processes": 1, "process_index": 0, "seed": 0}
-batches = iter(data.TrainingBatches(len(dataset), start_step=0, num_steps=3 * (len(dataset) // 64), **options))
+batches = iter(data.TrainingBatches(
+    len(dataset), batch_size=64, gradient_accumulation_steps=1, num_processes=1, process_index=0, seed=0,
+    start_step=0, num_steps=3 * (len(dataset) // 64)))
 keys = next(batches)
 rows = dataset.rows[[index for _, index in keys]]
 seconds["first batch"] = time.perf_counter() - started
