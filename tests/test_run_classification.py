@@ -291,3 +291,15 @@ def test_mask_ratio_is_refused_for_a_resnet(sample_root, tmp_path):
 def test_figures_are_pictures_of_a_readable_size(vit_run):
     for path in vit_run.glob("*.png"):
         assert min(Image.open(path).size) > 300
+
+
+@pytest.mark.slow
+def test_compiled_training_loses_what_plain_training_does(sample_root, tmp_path):
+    flags = [*TINY_VIT, *QUICK, "--mask_ratio=0.5", f"--data_dir={sample_root}"]
+    run_main(run_classification, tmp_path / "plain", *flags)
+    run_main(run_classification, tmp_path / "compiled", *flags, "--torch_compile")
+    plain, compiled = (read_epochs(tmp_path / name) for name in ("plain", "compiled"))
+    for name in ("train_loss", "eval_loss"):
+        assert [epoch[name] for epoch in compiled] == pytest.approx(
+            [epoch[name] for epoch in plain], rel=1e-3
+        )
