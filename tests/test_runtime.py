@@ -3,13 +3,19 @@
 import argparse
 import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cxr import runtime
+from tiny_runs import QUICK
+from tiny_runs import TINY_VIT
 from torch import nn
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def arguments(output_dir: Path, **changes) -> argparse.Namespace:
@@ -42,9 +48,30 @@ def test_interrupted_script_ends_with_status_130_and_no_trace(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_our_own_errors_keep_their_trace():
-    with pytest.raises(AssertionError):
-        runtime.run_script(raising(AssertionError()))
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("of torch")])
+def test_our_own_errors_keep_their_trace(error):
+    with pytest.raises(type(error)):
+        runtime.run_script(raising(error))
+
+
+def test_a_full_gpu_is_one_line_that_says_what_to_do(capsys):
+    with pytest.raises(SystemExit) as ended:
+        runtime.run_script(raising(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "error: CUDA out of memory.; lower --per_device_train_batch_size, or let auto find what fits\n"
+    )
+
+
+@pytest.mark.slow
+def test_compiling_without_a_compiler_says_what_to_do(sample_root, tmp_path):
+    flags = [*TINY_VIT, *QUICK, f"--data_dir={sample_root}", f"--output_dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(SCRIPTS / "run_classification.py"), *flags, "--torch_compile"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--torch_compile needs a C++ compiler" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_another_process_says_which_it_is(monkeypatch, capsys):

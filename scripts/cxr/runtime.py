@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import torch
@@ -57,18 +58,33 @@ FREE_TO_CHANGE = {
 logger = logging.getLogger("cxr")
 
 
+# What to do about torch's own errors that depend on the machine and the flags, not on our code.
+ADVICE = {
+    "OutOfMemoryError": "lower --per_device_train_batch_size, or let auto find what fits",
+    "InductorError": "--torch_compile needs a C++ compiler, and Triton on a GPU; install them or leave it out",
+}
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Calls `main`; a user's error ends it with one line and exit status 2, the trace in train.log."""
     try:
         main()
     except (ValueError, OSError, DatasetsError, SafetensorError) as error:
-        logger.debug("The run failed.", exc_info=True)
-        rank = os.environ.get("RANK", "0")
-        who = Path(sys.argv[0]).name + ("" if rank == "0" else f" [process {rank}]")
-        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end_with(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ not in ADVICE:
+            raise
+        _end_with(f"{str(error).splitlines()[0]}; {ADVICE[type(error).__name__]}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end_with(message: str) -> NoReturn:
+    logger.debug("The run failed.", exc_info=True)
+    rank = os.environ.get("RANK", "0")
+    who = Path(sys.argv[0]).name + ("" if rank == "0" else f" [process {rank}]")
+    print(f"{who}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Accelerator, RunRecord]:
