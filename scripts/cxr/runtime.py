@@ -61,7 +61,7 @@ logger = logging.getLogger("cxr")
 # What to do about torch's own errors that depend on the machine and the flags, not on our code.
 ADVICE = {
     "OutOfMemoryError": "lower --per_device_train_batch_size, or let auto find what fits",
-    "InductorError": "--torch_compile needs a C++ compiler, and Triton on a GPU; install them or leave it out",
+    "InductorError": "--torch_compile needs a C++ compiler, on a GPU Triton; install them or leave it out",
 }
 
 
