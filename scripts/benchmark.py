@@ -54,6 +54,7 @@ from torchvision.io import decode_jpeg
 SCRIPTS = Path(__file__).resolve().parent
 FULL_SIZE = 2544  # pixels of the shortest side of most originals
 CACHED_SIZE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
+NUM_VALIDATION_IMAGES = 8
 NUM_CACHED = 16 * BATCH_SIZE  # shrunk images that a turn reads
 NO_LIMIT = 10**9
 
@@ -109,6 +110,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.data_dir and not (args.data_dir / "files").is_dir():
         parser.error(f"--data_dir {args.data_dir}: found no files/ in it; expected the MIMIC-CXR-JPG folder")
+    if not args.json.absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: found no folder {args.json.parent}; make it first")
+    if getattr(args, "mixed_precision", "no") == "fp16" and not torch.cuda.is_available():
+        parser.error("--mixed_precision fp16 needs a GPU, found none; take bf16")
     return args
 
 
@@ -123,23 +128,23 @@ def draw_images(folder: Path, *, num_images: int, image_size: int) -> Path:
 
 
 def repeat_images(source: Path, target: Path, *, num_train_images: int) -> Path:
-    """Writes a tree with at least so many frontal training images: those of `source`, copied as new patients.
+    """Writes a tree with so many frontal training images of `source`, copied as new patients if it has fewer.
 
-    The validation and test images are there once. Returns `target`.
+    A few validation images come with them. Returns `target`.
     """
     tables = {
-        name: pd.read_csv(source / f"mimic-cxr-2.0.0-{name}.csv.gz", dtype=str)
+        name: pd.read_csv(next(source.glob(f"mimic-cxr-2.?.0-{name}.csv*")), dtype=str)
         for name in ("metadata", "split", "negbio")
     }
-    metadata, split, labels = tables["metadata"], tables["split"], tables["negbio"]
-    training = split[split["split"] == "train"]["dicom_id"]
-    labelled = metadata["study_id"].isin(labels["study_id"])
-    wanted = metadata["dicom_id"].isin(training) & metadata["ViewPosition"].isin(["AP", "PA"]) & labelled
-    num_copies = -(-num_train_images // int(wanted.sum()))
+    metadata = tables["metadata"].merge(tables["split"][["dicom_id", "split"]], on="dicom_id")
+    labelled = metadata["study_id"].isin(tables["negbio"]["study_id"])
+    usable = metadata[metadata["ViewPosition"].isin(["AP", "PA"]) & labelled]
+    validation = usable[usable["split"] == "validate"].head(NUM_VALIDATION_IMAGES)
+    training = usable[usable["split"] == "train"].head(num_train_images)
     new_ids = itertools.count()
     parts = {name: [] for name in tables}
-    for copy in range(num_copies):
-        images = metadata if copy == 0 else metadata[wanted]
+    for copy in range(-(-num_train_images // len(training))):
+        images = training if copy else pd.concat([training, validation])
         subjects = {old: str(10_000_000 + next(new_ids)) for old in images["subject_id"].unique()}
         studies = {old: str(50_000_000 + next(new_ids)) for old in images["study_id"].unique()}
         for row in images.itertuples():
@@ -151,9 +156,9 @@ def repeat_images(source: Path, target: Path, *, num_train_images: int) -> Path:
                 source / folder / f"{row.dicom_id}.jpg", new_folder / f"{copy:08x}{row.dicom_id[8:]}.jpg"
             )
         for name, table in tables.items():
-            rows = table[table["study_id"].isin(images["study_id"])].copy()
+            key = "study_id" if name == "negbio" else "dicom_id"
+            rows = table[table[key].isin(images[key])].copy()
             if "dicom_id" in rows:
-                rows = rows[rows["dicom_id"].isin(images["dicom_id"])]
                 rows["dicom_id"] = f"{copy:08x}" + rows["dicom_id"].str[8:]
             rows["subject_id"] = rows["subject_id"].map(subjects)
             rows["study_id"] = rows["study_id"].map(studies)
@@ -168,7 +173,7 @@ def repeat_images(source: Path, target: Path, *, num_train_images: int) -> Path:
 
 def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
     root = args.data_dir or draw_images(work_dir / "full", num_images=args.num_images, image_size=FULL_SIZE)
-    paths = list(itertools.islice(sorted((root / "files").glob("p*/p*/s*/*.jpg")), args.num_images))
+    paths = list(itertools.islice((root / "files").glob("p*/p*/s*/*.jpg"), args.num_images))
     small = next((path for path in paths if shortest_side(path) <= CACHED_SIZE), None)
     if small is not None or not paths:
         raise ValueError(
@@ -386,12 +391,11 @@ SIDES = {
 def measure_training(args: argparse.Namespace, work_dir: Path) -> dict:
     """Trains both sides by turns, each in a process of its own, and returns the speed of both."""
     num_images = args.batch_size * args.steps
-    root, reads_files = args.data_dir, args.command == "train"
-    if root is None:
-        drawn = draw_images(
-            work_dir / "drawn", num_images=64, image_size=FULL_SIZE if reads_files else CACHED_SIZE
-        )
-        root = repeat_images(drawn, work_dir / "repeated", num_train_images=num_images)
+    source, reads_files = args.data_dir, args.command == "train"
+    if source is None:
+        image_size = FULL_SIZE if reads_files else CACHED_SIZE
+        source = draw_images(work_dir / "drawn", num_images=64, image_size=image_size)
+    root = repeat_images(source, work_dir / "images", num_train_images=num_images)
     ours, theirs = [], []
     for turn in range(args.rounds):
         ours.append(train_ours(args, root, work_dir, turn))
@@ -434,7 +438,6 @@ def train_ours(args: argparse.Namespace, root: Path, work_dir: Path, turn: int) 
         "config_name": args.config_name,
         "image_size": IMAGE_SIZE,
         "max_train_samples": args.batch_size * args.steps,
-        "max_eval_samples": 8,
         "per_device_train_batch_size": args.batch_size,
         "num_train_epochs": args.windows + 1,
         "learning_rate": 1e-4,
@@ -470,7 +473,10 @@ def train_with_trainer(args: argparse.Namespace, root: Path | None, work_dir: Pa
 
 def run(command: list[str]) -> None:
     """Runs a script with this Python; its output is shown only if it fails."""
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, encoding="utf-8")
+    one_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # Trainer would take all of them
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": one_gpu}
+    command = [sys.executable, *command]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         raise OSError(f"{Path(command[0]).name} ended with status {done.returncode}; its messages are above")

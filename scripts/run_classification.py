@@ -452,6 +452,7 @@ def finish(
         "train_loss": progress.best["train_loss"],
         "images_per_second": progress.step * schedule.images_per_step / progress.train_seconds,
         "steps": progress.step,
+        "images_per_step": schedule.images_per_step,
         "num_train_images": len(sets["train"]),
         "seed": args.seed,
         "hub_commit": commit,
@@ -478,9 +479,8 @@ def main(argv: list[str] | None = None) -> None:
     patch_dropout = PatchDropout(args.mask_ratio)
     if args.mask_ratio:
         model.vit.embeddings.register_forward_hook(patch_dropout)
-        patch_dropout.noise = torch.zeros(
-            1, sets["train"].num_patches
-        )  # until the first step: to count its cost
+        # Until the first step: its cost is counted with the patches that it will see.
+        patch_dropout.noise = torch.zeros(1, sets["train"].num_patches)
     one_step = functools.partial(synthetic_loss, image_size=image_size)
     train_batch_size = batch_size.resolve_batch_size(
         args.per_device_train_batch_size,

@@ -331,6 +331,7 @@ def finish(
         "eval_loss": epochs[-1]["eval_loss"],
         "images_per_second": progress.step * schedule.images_per_step / progress.train_seconds,
         "steps": progress.step,
+        "images_per_step": schedule.images_per_step,
         "num_train_images": len(train_loader.dataset),
         "num_eval_images": len(eval_loader.dataset),
         "seed": args.seed,

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from cxr import command_line
 from cxr import models
+from cxr.data import num_cores
 from cxr.mae_example import example_transform
 from cxr.transforms import GRAY_MEAN
 from cxr.transforms import GRAY_STD
@@ -128,6 +129,7 @@ def main(argv: list[str] | None = None) -> None:
             fp16=args.mixed_precision == "fp16",
             torch_compile=args.torch_compile,
             use_cpu=not torch.cuda.is_available(),
+            dataloader_num_workers=min(16, num_cores()) if torch.cuda.is_available() else 0,  # as ours
             remove_unused_columns=False,
             label_names=["pixel_values"] if is_mae else ["labels"],
             save_strategy="no",

@@ -67,10 +67,6 @@ def test_the_loader_beats_the_example_on_the_same_cache(measured_data):
     assert measured_data["loader"]["ratio_to_example_cached"] > 1.5
 
 
-def test_shrunk_pixels_are_those_of_a_full_decode_to_40_db(measured_data):
-    assert measured_data["shrink"]["lowest_psnr_db"] >= 40
-
-
 def test_small_images_are_refused_in_one_line(sample_root, tmp_path):
     done = run_script(
         "benchmark.py",

@@ -81,6 +81,13 @@ def test_another_process_says_which_it_is(monkeypatch, capsys):
     assert ended.value.code == 2 and capsys.readouterr().err.endswith(" [process 1]: error: found a\n")
 
 
+def test_auto_batch_size_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
+    options = arguments(tmp_path / "run", per_device_train_batch_size="auto")
+    with pytest.raises(ValueError, match=r"needs a GPU.*found cpu; name a number"):
+        runtime.start_run(options, default_output_dir="x")
+    assert not (tmp_path / "run").exists()
+
+
 def test_start_writes_the_arguments_and_begins_the_log(tmp_path):
     _, record = runtime.start_run(arguments(tmp_path / "run"), default_output_dir="x")
     logging.getLogger("cxr.anything").info("a line")

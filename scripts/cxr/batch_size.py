@@ -1,6 +1,7 @@
 """`--per_device_train_batch_size auto`: the largest batch that fits into the GPU's memory."""
 
 import copy
+import gc
 import logging
 from collections.abc import Callable
 
@@ -65,14 +66,10 @@ def find_batch_size(
     """Returns the largest batch, the same on all processes, whose training step fits into the GPU's memory.
 
     Tries forward and backward passes on a copy of `model`, beside room for AdamW's two moments and the
-    buckets in which processes exchange gradients. Raises ValueError on a CPU, and if no image fits.
+    buckets in which processes exchange gradients. Raises ValueError if not even one image fits.
     """
-    if accelerator.device.type != "cuda":
-        raise ValueError(
-            "--per_device_train_batch_size auto needs a GPU, whose memory is the limit; found "
-            f"{accelerator.device.type}; name a number"
-        )
     found = _try_batch_sizes(accelerator, model, synthetic_loss, limit=limit)
+    gc.collect()  # the copy's modules refer to themselves
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     batch_size = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
@@ -81,7 +78,11 @@ def find_batch_size(
             "--per_device_train_batch_size auto: found no room for one image in the GPU's memory; take a "
             "smaller model or --image_size, or the FSDP configuration with a number"
         )
-    logger.info("The largest batch that fits: %d images on each GPU.", batch_size)
+    logger.info(
+        "The largest batch that fits: %d images on each GPU; --base_learning_rate follows it, "
+        "--learning_rate does not.",
+        batch_size,
+    )
     return batch_size
 
 

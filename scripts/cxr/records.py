@@ -16,7 +16,16 @@ from filelock import FileLock
 from filelock import Timeout
 
 LOCK_FILE = ".lock"
-LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "pillow",
+    "scikit-learn",
+)
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

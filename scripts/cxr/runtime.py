@@ -107,6 +107,14 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
         raise ValueError(
             "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --mixed_precision bf16"
         )
+    wants_probing = (
+        getattr(args, "per_device_train_batch_size", None) == "auto" and not args.resume_from_checkpoint
+    )
+    if wants_probing and accelerator.device.type != "cuda":
+        raise ValueError(
+            "--per_device_train_batch_size auto needs a GPU, whose memory is the limit; found "
+            f"{accelerator.device.type}; name a number"
+        )
     output_dir, lock = _agree_on_output_dir(accelerator, args, default_output_dir)
     accelerator.project_configuration.logging_dir = str(output_dir)
     _start_logging(accelerator, output_dir)

@@ -1,6 +1,7 @@
 """How fast a run trains: images a second, the share of the GPU's peak arithmetic, and its memory."""
 
 import copy
+import re
 import time
 from collections.abc import Callable
 
@@ -36,7 +37,8 @@ def peak_flops(accelerator: Accelerator) -> float | None:
     if accelerator.device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(accelerator.device)
-    tflops = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    # Whole words: an RTX A4000 is no A40.
+    tflops = next((peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)
     if tflops is None:
         return None
     if accelerator.mixed_precision in ("bf16", "fp16"):

@@ -32,7 +32,7 @@ def evaluation_transform(image_size: int) -> v2.Transform:
 class RandomResizedCrop(v2.Transform):
     """A crop of random area and shape at `image_size`, bicubic, as He et al. pretrain and fine-tune.
 
-    `crop_scale` bounds its share of the image's area; its aspect ratio is from 3/4 to 4/3. The same draws as
+    `crop_scale` bounds its share of the image's area; its aspect ratio is from 3/4 to 4/3. Distributed as
     torchvision's transform, whose general bookkeeping takes a sixth of the loader's time.
     """
 
