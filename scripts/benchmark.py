@@ -47,6 +47,7 @@ from cxr import transforms
 from cxr.mae_example import example_transform
 from PIL import Image
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
@@ -72,37 +73,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument(
             "--json", type=Path, required=True, metavar="FILE", help="where to write the figures"
         )
-        command.add_argument(
-            "--rounds",
-            type=command_line.positive_int,
-            default=3,
-            metavar="N",
-            help="turns that each side gets",
-        )
+        counts = {"--rounds": (3, "turns that each side gets")}
         if name == "data":
+            counts["--num_images"] = (48, "originals to read")
+        else:
+            counts["--batch_size"] = (32, "images of a step")
+            counts["--steps"] = (8, "steps of a timed window")
+            counts["--windows"] = (3, "windows a turn, after one more")
+        for flag, (default, meaning) in counts.items():
             command.add_argument(
-                "--num_images",
-                type=command_line.positive_int,
-                default=48,
-                metavar="N",
-                help="originals to read",
+                flag, type=command_line.positive_int, default=default, metavar="N", help=meaning
             )
+        if name == "data":
             continue
         names = [*models.VIT_MAE_CONFIGS, *models.RESNET_CONFIGS]
         command.add_argument("--config_name", choices=names, default="vit-mae-tiny", help="the model trained")
-        command.add_argument(
-            "--batch_size", type=command_line.positive_int, default=32, metavar="B", help="images of a step"
-        )
-        command.add_argument(
-            "--steps", type=command_line.positive_int, default=8, metavar="N", help="steps of a timed window"
-        )
-        command.add_argument(
-            "--windows",
-            type=command_line.positive_int,
-            default=3,
-            metavar="N",
-            help="windows a turn, after one more",
-        )
         command.add_argument(
             "--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of both sides"
         )
@@ -235,7 +220,8 @@ def take_turns(sides: dict[str, list], *, rounds: int) -> dict[str, float]:
             name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=use_one_core))
             for name in dict.fromkeys(name.split(":")[0] for name in sides)
         }
-        for turn, (name, images) in itertools.product(range(rounds + 1), sides.items()):
+        turns = list(itertools.product(range(rounds + 1), sides.items()))
+        for turn, (name, images) in track(turns, description="Reading by turns"):
             rate = pools[name.split(":")[0]].submit(measure_side, name, images).result()
             if turn:
                 rates[name].append(rate)
@@ -397,7 +383,7 @@ def measure_training(args: argparse.Namespace, work_dir: Path) -> dict:
         source = draw_images(work_dir / "drawn", num_images=64, image_size=image_size)
     root = repeat_images(source, work_dir / "images", num_train_images=num_images)
     ours, theirs = [], []
-    for turn in range(args.rounds):
+    for turn in track(range(args.rounds), description="Training by turns"):
         ours.append(train_ours(args, root, work_dir, turn))
         theirs.append(train_with_trainer(args, root if reads_files else None, work_dir, turn))
     speeds = {
@@ -448,9 +434,8 @@ def train_ours(args: argparse.Namespace, root: Path, work_dir: Path, turn: int) 
     script = SCRIPTS / ("run_mae_pretrain.py" if is_mae else "run_classification.py")
     compiled = ["--torch_compile"] if args.torch_compile else []
     run([*launch, str(script), *compiled, *(f"--{name}={value}" for name, value in flags.items())])
-    windows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text("utf-8").splitlines()][
-        1:
-    ]
+    lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    windows = [json.loads(line) for line in lines[1:]]
     names = ("share_of_peak", "peak_memory_gib")
     of_gpu = {name: statistics.median(w[name] for w in windows) for name in names if name in windows[0]}
     return {"images_per_second": [window["images_per_second"] for window in windows], **of_gpu}
