@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import os
 import platform
-import runpy
 import shutil
 import statistics
 import subprocess
@@ -43,6 +42,7 @@ from cxr import data
 from cxr import models
 from cxr import optimization
 from cxr import records
+from cxr import sources
 from cxr import transforms
 from cxr.mae_example import example_transform
 from PIL import Image
@@ -165,7 +165,7 @@ def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
             f"--data_dir {root}: found {small or 'no image'}; expected originals of more than {CACHED_SIZE} "
             "pixels, which shrink"
         )
-    shrink = dataset_script()["shrink_jpeg"]
+    shrink = sources.dataset_module().shrink_jpeg
     cached = [shrink(path, CACHED_SIZE) for path in paths]
     rates = take_turns(
         {
@@ -245,12 +245,8 @@ def measure_side(name: str, images: list) -> float:
     return len(images) / (time.perf_counter() - started)
 
 
-def dataset_script() -> dict:
-    return runpy.run_path(str(data.DATASET_SCRIPT / "mimic_cxr_dataset.py"))
-
-
 def shrink_all(paths: list[Path]) -> Callable[[], None]:
-    return each(functools.partial(dataset_script()["shrink_jpeg"], image_size=CACHED_SIZE), paths)
+    return each(functools.partial(sources.dataset_module().shrink_jpeg, image_size=CACHED_SIZE), paths)
 
 
 def transform_as_example(images: list[Path | bytes]) -> Callable[[], None]:

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,31 +17,17 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
 from cxr.optimization import Schedule
-from cxr.runtime import REPOSITORY
 from cxr.samples import draw_sample
 from cxr.samples import sample_record
 from cxr.seeding import derive_seed
-
-DATASET_SCRIPT = REPOSITORY / "mimic_cxr_dataset"
-SAMPLE_DIR = REPOSITORY / "sample_data"
+from cxr.sources import DATASET_SCRIPT
+from cxr.sources import make_sample_data_once
 
 EVALUATION_SEED = (
     0  # not --seed: validation masks are the same in all runs, so that their losses can be compared
 )
 
 logger = logging.getLogger(__name__)
-
-
-def make_sample_data_once() -> Path:
-    """Returns the folder of the synthetic sample; makes it on first use."""
-    if not SAMPLE_DIR.exists():
-        script = REPOSITORY / "scripts" / "make_sample_data.py"
-        done = subprocess.run([sys.executable, str(script), str(SAMPLE_DIR)])
-        if done.returncode and not SAMPLE_DIR.exists():  # it exists if another run was quicker
-            raise OSError(
-                f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir instead"
-            )
-    return SAMPLE_DIR
 
 
 def load_images(

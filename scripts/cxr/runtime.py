@@ -29,8 +29,7 @@ from cxr.checkpoints import complete_checkpoints
 from cxr.optimization import Schedule
 from cxr.records import RunRecord
 from cxr.records import claim_output_dir
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from cxr.sources import REPOSITORY
 
 # Flags that may differ when a run is resumed: how it runs, not what. A batch may be shared out otherwise.
 FREE_TO_CHANGE = {

@@ -1,0 +1,34 @@
+"""Where images and labels come from: the dataset script beside `scripts/`, and the synthetic sample."""
+
+import functools
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATASET_SCRIPT = REPOSITORY / "mimic_cxr_dataset"
+SAMPLE_DIR = REPOSITORY / "sample_data"
+
+
+@functools.cache
+def dataset_module() -> ModuleType:
+    """Returns the dataset script as a module, for its tables and label rules: `index_images` and others."""
+    path = DATASET_SCRIPT / "mimic_cxr_dataset.py"
+    spec = importlib.util.spec_from_file_location("mimic_cxr_dataset", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_sample_data_once() -> Path:
+    """Returns the folder of the synthetic sample; makes it on first use."""
+    if not SAMPLE_DIR.exists():
+        script = REPOSITORY / "scripts" / "make_sample_data.py"
+        done = subprocess.run([sys.executable, str(script), str(SAMPLE_DIR)])
+        if done.returncode and not SAMPLE_DIR.exists():  # it exists if another run was quicker
+            raise OSError(
+                f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir instead"
+            )
+    return SAMPLE_DIR
