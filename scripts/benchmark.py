@@ -37,9 +37,9 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from cxr import architectures
 from cxr import command_line
 from cxr import data
-from cxr import models
 from cxr import optimization
 from cxr import records
 from cxr import sources
@@ -86,7 +86,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             )
         if name == "data":
             continue
-        names = [*models.VIT_MAE_CONFIGS, *models.RESNET_CONFIGS]
+        names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
         command.add_argument("--config_name", choices=names, default="vit-mae-tiny", help="the model trained")
         command.add_argument(
             "--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of both sides"
@@ -402,7 +402,7 @@ def measure_training(args: argparse.Namespace, work_dir: Path) -> dict:
 
 def train_ours(args: argparse.Namespace, root: Path, work_dir: Path, turn: int) -> dict:
     """Runs the script as a user does; an epoch is a window, and the first is for warming up."""
-    is_mae = args.config_name in models.VIT_MAE_CONFIGS
+    is_mae = args.config_name in architectures.VIT_MAE_CONFIGS
     output_dir = work_dir / f"ours-{turn}"
     launch = [
         "-m",

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from cxr import acceleration
+from cxr import architectures
 from cxr import arguments
 from cxr import batch_size
 from cxr import checkpoints
@@ -63,7 +64,7 @@ logger = logging.getLogger("cxr.classification")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     default_model = "facebook/vit-mae-base"
-    config_names = [*models.VIT_MAE_CONFIGS, *models.RESNET_CONFIGS]
+    config_names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
     arguments.add_model_arguments(parser, default_model=default_model, config_names=config_names)
 
     study = parser.add_argument_group("what the study varies")
@@ -140,7 +141,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
             raise ValueError(
                 f"--mask_ratio {args.mask_ratio}: found a ResNet, which has no patches; leave it out"
             )
-        return config, args.image_size or models.DEFAULT_IMAGE_SIZE
+        return config, args.image_size or architectures.DEFAULT_IMAGE_SIZE
     models.check_image_size(config, args.image_size)
     return config, config.image_size
 
@@ -391,8 +392,11 @@ def measure_best(
             accelerator, model, loader, normalize, split=split, threshold=threshold
         )
         threshold = measured[split]["at_chosen_threshold"]["threshold"]  # validation comes first
-        rows = zip(sets[split].images["dicom_id"], labels.tolist(), probabilities.tolist())
-        record.write_predictions(f"predictions_{split}.csv", rows)
+        images = sets[split].images
+        names = {name: images[name] for name in ("dicom_id", "subject_id", "view_position")}
+        record.write_predictions(
+            f"predictions_{split}.csv", names, labels=labels.tolist(), probabilities=probabilities.tolist()
+        )
         if accelerator.is_main_process:
             draw_curves(
                 record, split, labels, probabilities, threshold, names=list(best.config.id2label.values())
@@ -440,11 +444,13 @@ def finish(
     results = {
         "task": args.dataset_config_name,
         "model": args.config_name or args.model_name_or_path,
+        "pretrained": args.config_name is None,
         "labeler": args.labeler,
         "view": args.view,
         "uncertain": args.uncertain,
         "augmentation": args.augmentation,
         "mask_ratio": args.mask_ratio,
+        "random_erasing_prob": args.random_erasing_prob,
         "train_last_layer_only": args.train_last_layer_only,
         "learning_rate": schedule.peak_learning_rate,
         "best_epoch": progress.best["epoch"],

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from cxr import acceleration
+from cxr import architectures
 from cxr import arguments
 from cxr import batch_size
 from cxr import checkpoints
@@ -50,7 +51,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     default_model = "facebook/vit-mae-base"
     arguments.add_model_arguments(
-        parser, default_model=default_model, config_names=list(models.VIT_MAE_CONFIGS)
+        parser, default_model=default_model, config_names=list(architectures.VIT_MAE_CONFIGS)
     )
 
     mae = parser.add_argument_group("masked autoencoder")

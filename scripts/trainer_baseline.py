@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from cxr import architectures
 from cxr import command_line
 from cxr import models
 from cxr.data import num_cores
@@ -31,9 +32,8 @@ LABELS = ["No Finding", "Finding"]
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
-    parser.add_argument(
-        "--config_name", choices=[*models.VIT_MAE_CONFIGS, *models.RESNET_CONFIGS], default="vit-mae-tiny"
-    )
+    names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
+    parser.add_argument("--config_name", choices=names, default="vit-mae-tiny")
     parser.add_argument(
         "--image_size", type=command_line.positive_int, default=224, metavar="N", help="pixels"
     )
@@ -111,7 +111,7 @@ class Windows(TrainerCallback):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.manual_seed(0)
-    is_mae = args.config_name in models.VIT_MAE_CONFIGS
+    is_mae = args.config_name in architectures.VIT_MAE_CONFIGS
     config = models.make_config(
         args.config_name, overrides=None, image_size=args.image_size if is_mae else None
     )

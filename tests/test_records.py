@@ -144,9 +144,14 @@ def test_epochs_refuse_nan(tmp_path):
 
 def test_predictions_have_their_columns_and_are_readable_by_the_owner_alone(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
-    record.write_predictions("predictions_test.csv", [("a", 1, 0.123456789), ("b", 0, 1e-12)])
+    images = {"dicom_id": ["a", "b"], "subject_id": [7, 8], "view_position": ["AP", ""]}
+    record.write_predictions("predictions_test.csv", images, labels=[1, 0], probabilities=[1 / 3, 1e-12])
     path = tmp_path / "predictions_test.csv"
-    assert path.read_bytes() == b"dicom_id,label,probability\na,1,0.12345679\nb,0,1e-12\n"
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        "dicom_id,subject_id,view_position,label,probability",
+        "a,7,AP,1,0.3333333333333333",
+        "b,8,,0,1e-12",
+    ]
     assert names(tmp_path) == ["predictions_test.csv"]
     if sys.platform != "win32":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -154,15 +159,17 @@ def test_predictions_have_their_columns_and_are_readable_by_the_owner_alone(tmp_
 
 def test_interrupted_predictions_leave_the_old_file_and_no_leftovers(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
-    record.write_predictions("predictions_test.csv", [("a", 1, 0.5)])
+    record.write_predictions("predictions_test.csv", {"dicom_id": ["a"]}, labels=[1], probabilities=[0.5])
     before = (tmp_path / "predictions_test.csv").read_bytes()
 
-    def rows():
-        yield "b", 0, 0.25
+    def labels():
+        yield 0
         raise Interruption
 
     with pytest.raises(Interruption):
-        record.write_predictions("predictions_test.csv", rows())
+        record.write_predictions(
+            "predictions_test.csv", {"dicom_id": ["b", "c"]}, labels=labels(), probabilities=[0.25, 0.5]
+        )
     assert (tmp_path / "predictions_test.csv").read_bytes() == before
     assert names(tmp_path) == ["predictions_test.csv"]
 
@@ -171,7 +178,7 @@ def test_other_processes_write_nothing(tmp_path):
     record = RunRecord(tmp_path, enabled=False)
     record.write("results.json", {})
     record.append_epoch({"epoch": 1})
-    record.write_predictions("predictions_test.csv", [("a", 1, 0.5)])
+    record.write_predictions("predictions_test.csv", {"dicom_id": ["a"]}, labels=[1], probabilities=[0.5])
     record.rewind(0)
     assert names(tmp_path) == []
 

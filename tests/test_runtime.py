@@ -119,7 +119,7 @@ def test_resuming_with_other_flags_is_refused_and_keeps_the_first_arguments(tmp_
     runtime.start_run(arguments(tmp_path), default_output_dir="x")
     before = (tmp_path / "args.json").read_bytes()
     resumed = arguments(tmp_path, seed=4, resume_from_checkpoint="latest")
-    with pytest.raises(ValueError, match=r"--seed: found 4, but .* began with 3; resume with the same flags"):
+    with pytest.raises(ValueError, match=r"--seed: found 4, but .* began with 3; use the same flags"):
         runtime.start_run(resumed, default_output_dir="x")
     assert (tmp_path / "args.json").read_bytes() == before
 

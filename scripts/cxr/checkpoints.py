@@ -13,11 +13,10 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from cxr.records import PROGRESS_FILE
 from cxr.records import new_folder
 from cxr.records import replace_folder
 from cxr.records import write_json
-
-PROGRESS_FILE = "progress.json"
 
 # What reading a damaged checkpoint, or one of another model, ends in.
 LOAD_ERRORS = (

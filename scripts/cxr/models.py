@@ -22,53 +22,15 @@ from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 
+from cxr.architectures import DEFAULT_IMAGE_SIZE
+from cxr.architectures import RESNET_CONFIGS
+from cxr.architectures import VIT_MAE_CONFIGS
 from cxr.hub import repository_dir
 from cxr.transforms import GRAY_MEAN
 from cxr.transforms import GRAY_STD
 
 logger = logging.getLogger(__name__)
 
-
-def _vit_mae(
-    width: int, depth: int, heads: int, decoder: tuple[int, int, int], **more: Any
-) -> dict[str, Any]:
-    decoder_width, decoder_depth, decoder_heads = decoder
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-        "decoder_hidden_size": decoder_width,
-        "decoder_num_hidden_layers": decoder_depth,
-        "decoder_num_attention_heads": decoder_heads,
-        "decoder_intermediate_size": 4 * decoder_width,
-        **more,
-    }
-
-
-# Base, Large and Huge are those of He et al. 2021 with their 512-wide, 8-deep decoder; the smaller ones are
-# the customary ViT-Ti and ViT-S with decoders in proportion.
-VIT_MAE_CONFIGS = {
-    "vit-mae-tiny": _vit_mae(192, 12, 3, decoder=(128, 2, 4)),
-    "vit-mae-small": _vit_mae(384, 12, 6, decoder=(256, 4, 8)),
-    "vit-mae-base": _vit_mae(768, 12, 12, decoder=(512, 8, 16)),
-    "vit-mae-large": _vit_mae(1024, 24, 16, decoder=(512, 8, 16)),
-    "vit-mae-huge": _vit_mae(1280, 32, 16, decoder=(512, 8, 16), patch_size=14),
-}
-
-_BASIC = {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]}
-_BOTTLENECK = {"layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048]}
-
-# He et al. 2015, table 1.
-RESNET_CONFIGS = {
-    "resnet-18": {**_BASIC, "depths": [2, 2, 2, 2]},
-    "resnet-34": {**_BASIC, "depths": [3, 4, 6, 3]},
-    "resnet-50": {**_BOTTLENECK, "depths": [3, 4, 6, 3]},
-    "resnet-101": {**_BOTTLENECK, "depths": [3, 4, 23, 3]},
-    "resnet-152": {**_BOTTLENECK, "depths": [3, 8, 36, 3]},
-}
-
-DEFAULT_IMAGE_SIZE = 224
 
 # What makes two ViT encoders the same network.
 VIT_FIELDS = (

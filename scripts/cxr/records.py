@@ -6,8 +6,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,29 @@ LIBRARIES = (
     "pillow",
     "scikit-learn",
 )
+PROGRESS_FILE = "progress.json"  # in a checkpoint that is complete
+
+# Flags that may differ when a run is resumed: how it runs, not what. A batch may be shared out otherwise.
+FREE_TO_CHANGE = {
+    "resume_from_checkpoint",
+    "output_dir",
+    "evaluate_test",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "torch_compile",
+    "dataloader_num_workers",
+    "preprocessing_num_workers",
+    "cache_dir",
+    "logging_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "with_tracking",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_dir",
+}
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
@@ -109,6 +132,20 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     return lock
 
 
+def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, where: Path) -> None:
+    """Raises ValueError when the run in `where` began with other flags: half of each is no experiment."""
+    for name, value in sorted(now.items()):
+        if before.get(name) != value:
+            raise ValueError(
+                f"--{name}: found {value}, but {where} began with {before.get(name)}; "
+                "use the same flags, or start anew in another --output_dir"
+            )
+
+
+def has_checkpoint(output_dir: Path) -> bool:
+    return any((output_dir / "checkpoints").glob(f"step_*/{PROGRESS_FILE}"))
+
+
 class RunRecord:
     """Writes the records of one run; on processes that are not the main one it is not `enabled`."""
 
@@ -154,11 +191,22 @@ class RunRecord:
             kept = [json.dumps(record) + "\n" for record in self.epochs() if record["step"] <= step]
             write_text(self.output_dir / "metrics.jsonl", "".join(kept))
 
-    def write_predictions(self, name: str, rows: Iterable[tuple[str, int, float]]) -> None:
-        """Writes dicom_id, label and probability to `name`, private as the data-use agreement asks."""
+    def write_predictions(
+        self,
+        name: str,
+        images: dict[str, Sequence[str | int]],
+        *,
+        labels: Sequence[int],
+        probabilities: Sequence[float],
+    ) -> None:
+        """Writes a line an image to `name`, private as the data-use agreement asks.
+
+        `images` names them, by column: dicom_id, subject_id, by which intervals resample, and view_position.
+        """
         if self.enabled:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(["dicom_id", "label", "probability"])
-            writer.writerows((dicom_id, label, f"{probability:.8g}") for dicom_id, label, probability in rows)
+            writer.writerow([*images, "label", "probability"])
+            # All digits: the figures of a report are those of the run.
+            writer.writerows(zip(*images.values(), labels, map(repr, probabilities)))
             write_text(self.output_dir / name, text.getvalue(), private=True)

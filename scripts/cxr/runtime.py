@@ -27,32 +27,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cxr.checkpoints import complete_checkpoints
 from cxr.optimization import Schedule
+from cxr.records import FREE_TO_CHANGE
 from cxr.records import RunRecord
+from cxr.records import check_unchanged
 from cxr.records import claim_output_dir
 from cxr.sources import REPOSITORY
-
-# Flags that may differ when a run is resumed: how it runs, not what. A batch may be shared out otherwise.
-FREE_TO_CHANGE = {
-    "resume_from_checkpoint",
-    "output_dir",
-    "evaluate_test",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "per_device_eval_batch_size",
-    "torch_compile",
-    "dataloader_num_workers",
-    "preprocessing_num_workers",
-    "cache_dir",
-    "data_dir",
-    "logging_steps",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "with_tracking",
-    "report_to",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_dir",
-}
 
 logger = logging.getLogger("cxr")
 
@@ -124,7 +103,9 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     record = RunRecord(output_dir, enabled=accelerator.is_main_process, lock=lock)
     plain_args = json.loads(json.dumps(vars(args), default=str))  # as they are read back: paths are text
     if args.resume_from_checkpoint:
-        _check_unchanged(output_dir / "args.json", plain_args)
+        before = json.loads((output_dir / "args.json").read_text(encoding="utf-8"))
+        free = FREE_TO_CHANGE | {"data_dir"}  # where it is mounted; `samples.json` says what is in it
+        check_unchanged(before, {k: v for k, v in plain_args.items() if k not in free}, where=output_dir)
     record.write("args.json", plain_args)
     if args.with_tracking:
         scalars = {k: v for k, v in plain_args.items() if isinstance(v, int | float | str | bool)}
@@ -236,14 +217,3 @@ def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logger.setLevel(logging.DEBUG)
-
-
-def _check_unchanged(path: Path, now: dict) -> None:
-    """Raises ValueError when a resumed run began with other flags: half of each is no experiment."""
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for name in sorted(now.keys() - FREE_TO_CHANGE):
-        if before.get(name) != now[name]:
-            raise ValueError(
-                f"--{name}: found {now[name]}, but {path.parent} began with {before.get(name)}; "
-                "resume with the same flags, or start anew in another --output_dir"
-            )
