@@ -25,7 +25,7 @@ LEAVES = {
     "seeding": set(),
     "transforms": set(),
 }
-WITHOUT_TORCH = ("make_sample_data", "report_study")
+WITHOUT_TORCH = ("describe_dataset", "make_sample_data", "report_study")
 
 
 def imports(path: Path) -> set[str]:

@@ -7,8 +7,10 @@ from matplotlib.figure import Figure
 from sklearn import metrics
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, *, private: bool = False) -> None:
+    """Writes a PNG atomically; `private` is mode 0600, from before there is anything in it."""
     temporary = path.with_name(f".{path.name}")
+    temporary.touch(mode=0o600 if private else 0o666)
     figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
     temporary.replace(path)
 
@@ -23,7 +25,7 @@ def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
     axes.set(xlabel="epoch", ylabel="mean loss", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_roc_and_precision_recall(
@@ -41,7 +43,7 @@ def plot_roc_and_precision_recall(
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right" if axes is roc else "lower left", fontsize="small")
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion_matrix(
@@ -64,7 +66,7 @@ def plot_confusion_matrix(
         axes.set_title(f"{name}: threshold {threshold:.3f}")
     figure.suptitle(title)
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
@@ -78,4 +80,20 @@ def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
             all_axes[row][column].imshow(picture, cmap="gray", vmin=0, vmax=1)
             all_axes[row][column].axis("off")
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def plot_examples(examples: dict[str, list[tuple[str, np.ndarray]]], path: Path, *, title: str) -> None:
+    """A row per label: name -> pairs of view and gray image (H, W) in 0..255. The file is private."""
+    num_columns = max(len(pictures) for pictures in examples.values())
+    figure = Figure(figsize=(2.2 * num_columns, 2.9 * len(examples)))
+    all_axes = figure.subplots(len(examples), num_columns, squeeze=False)
+    for axes in all_axes.flat:
+        axes.axis("off")
+    for row, (name, pictures) in zip(all_axes, examples.items()):
+        for axes, (view, picture) in zip(row, pictures):
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axes.set_title(f"{name}, {view}" if view else name, fontsize="small")
+    figure.suptitle(title)
+    figure.tight_layout()
+    save_figure(figure, path, private=True)

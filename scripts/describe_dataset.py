@@ -1,0 +1,452 @@
+"""Counts what a MIMIC-CXR-JPG folder holds, and compares it with the published counts.
+
+    python scripts/describe_dataset.py                                # a synthetic sample, made on first use
+    python scripts/describe_dataset.py --data_dir /data/mimic-cxr-jpg
+    python scripts/describe_dataset.py --data_dir /data/mimic-cxr-jpg --view lateral --output_dir runs/lateral
+
+Prints tables and writes them to OUTPUT_DIR/dataset.md. Beside it, dicoms_with_labels_and_splits.csv has a
+line for each image with a label, and examples.png shows a few of each label; only their owner may read these
+two. The folder's CSV tables are enough: without images there is no figure. Nothing here needs torch.
+"""
+
+import argparse
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from cxr import published
+from cxr.command_line import ArgumentParser
+from cxr.command_line import positive_int
+from cxr.command_line import seed_number
+from cxr.plots import plot_examples
+from cxr.records import write_text
+from cxr.samples import draw_sample
+from cxr.seeding import derive_seed
+from cxr.sources import dataset_module
+from cxr.sources import make_sample_data_once
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+STUDY = ["subject_id", "study_id"]
+CSV_COLUMNS = ("dicom_id", "subject_id", "study_id", "view", "split", "label", "path")
+STUDY_OPTIONS = ("finding", "negbio", "frontal", "negative")  # the label rule of the study's table
+EXAMPLE_SIZE = 320  # shortest side in pixels
+
+Counts = dict[str, dict[str, int]]  # what was counted -> name -> number
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountTable:
+    """A table of text; the first `num_names` columns are names, the others numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    num_names: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Counts of one kind beside the published ones, or why they are `not_compared`."""
+
+    title: str
+    found: Counts
+    published: Counts
+    not_compared: str = ""
+
+
+# Counting ---------------------------------------------------------------------------------------------------
+
+
+def label_names() -> list[str]:
+    """The 14 columns of the label tables."""
+    return sorted([*dataset_module().FINDINGS, "No Finding"])
+
+
+def read_label_values(root: Path, labeler: str) -> pd.DataFrame | None:
+    """A row a study: subject_id, study_id and 14 columns of 1, 0, -1 or NaN; None without such a table."""
+    dataset = dataset_module()
+    try:
+        path = dataset.find_csv(root, labeler)
+    except FileNotFoundError:
+        return None
+    table = dataset.parse_ids(path, dataset.read_csv(path, [*STUDY, *label_names()]))
+    dataset.reject(table.duplicated(STUDY), path, table["study_id"], "one row a study")
+    for name in label_names():
+        codes, texts = pd.factorize(table[name])  # of a handful of texts: parsing each once saves seconds
+        texts = pd.Series(texts)
+        numbers = dataset.parse_numbers(texts)
+        bad = ~np.isin(numbers, (1, 0, -1)) & (texts.str.strip() != "").to_numpy()
+        dataset.reject(bad[codes], path, table[name], "1.0, 0.0, -1.0 or blank")
+        table[name] = numbers[codes].astype("float32")
+    return table
+
+
+def count_images(images: pd.DataFrame) -> Counts:
+    """Images, studies and patients of every split and of all."""
+    splits = {name: images[images["split"] == name] for name in dataset_module().SPLITS.values()}
+    return {
+        name: {
+            "images": len(rows),
+            "studies": rows["study_id"].nunique(),
+            "patients": rows["subject_id"].nunique(),
+        }
+        for name, rows in {**splits, "all": images}.items()
+    }
+
+
+def count_labels(rows: pd.DataFrame, task: str) -> Counts:
+    """Images by split and name of the label."""
+    names = dataset_module().TASKS[task]
+    return {
+        split: {
+            name: int((rows["label"][rows["split"] == split] == label).sum())
+            for label, name in enumerate(names)
+        }
+        for split in dataset_module().SPLITS.values()
+    }
+
+
+def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+    """A row per ViewPosition, most frequent first: "images", "images with a label row", "kept"."""
+    has_row = pd.MultiIndex.from_frame(images[STUDY]).isin(pd.MultiIndex.from_frame(values[STUDY]))
+    columns = {
+        "images": images["view_position"].value_counts(),
+        "images with a label row": images["view_position"][has_row].value_counts(),
+        "kept": kept["view_position"].value_counts(),
+    }
+    views = pd.DataFrame(columns).fillna(0).astype("int64").rename_axis(index=None)
+    return views.sort_values("images", ascending=False, kind="stable")
+
+
+def count_values(values: pd.DataFrame) -> Counts:
+    """Studies by label and value, "1.0", "0.0", "-1.0" or "blank"."""
+    counts = {}
+    for name in label_names():
+        numbers = values[name].to_numpy()
+        by_value = {f"{value:.1f}": int((numbers == value).sum()) for value in (1, 0, -1)}
+        counts[name] = {**by_value, "blank": int(np.isnan(numbers).sum())}
+    return counts
+
+
+def count_agreement(values: dict[str, pd.DataFrame | None], images: pd.DataFrame) -> Counts:
+    """Studies of `images` by label, as `published.AGREEMENT_COUNTS` has them; {} with only one labeler."""
+    if any(table is None for table in values.values()):
+        return {}
+    both = values["negbio"].merge(images[STUDY].drop_duplicates(), on=STUDY)
+    both = both.merge(values["chexpert"], how="left", on=STUDY, suffixes=("", " (chexpert)"))
+    counts = {}
+    for name in label_names():
+        first, second = both[name].to_numpy(), both[f"{name} (chexpert)"].to_numpy()
+        agreed = [int(((first == value) & (second == value)).sum()) for value in (1, 0, -1)]
+        mentioned = int((~np.isnan(first) | ~np.isnan(second)).sum())
+        counts[name] = dict(zip(published.AGREEMENT_COLUMNS, (*agreed, mentioned - sum(agreed))))
+    return counts
+
+
+def draw_sub_sample(kept: pd.DataFrame, *, num_samples: int, seed: int) -> pd.DataFrame:
+    """The rows with `num_samples` of the training images, or with all where there are no more than that."""
+    is_train = (kept["split"] == "train").to_numpy()
+    train = kept[is_train]
+    chosen = draw_sample(
+        train["subject_id"].to_numpy(),
+        train["label"].to_numpy(),
+        num_samples=num_samples if num_samples < len(train) else None,
+        seed=seed,
+    )
+    return pd.concat([train.iloc[chosen], kept[~is_train]])
+
+
+# Comparing --------------------------------------------------------------------------------------------------
+
+
+def compare_all(root: Path, options: tuple[str, ...], found: dict[str, Counts]) -> list[Comparison]:
+    """Each kind of counts beside the published ones, where they were counted with the same options."""
+    agreement = {
+        label: dict(zip(published.AGREEMENT_COLUMNS, counts))
+        for label, counts in published.AGREEMENT_COUNTS.items()
+    }
+    other_options = f"published for {', '.join(STUDY_OPTIONS)} only" if options != STUDY_OPTIONS else ""
+    other_labeler = "published for labels by negbio only" if options[1] != "negbio" else ""
+    no_table = "" if found["agreement"] else f"{root} has the table of one labeler only"
+    return [
+        Comparison("Images, studies, patients", found["images"], published.IMAGE_COUNTS),
+        Comparison("Finding and No Finding", found["labels"], published.STUDY_COUNTS, other_options),
+        Comparison("Frontal images", found["views"], published.VIEW_COUNTS, other_labeler),
+        Comparison("Agreement of the labelers", found["agreement"], agreement, no_table),
+    ]
+
+
+def differences(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """A row for each thing counted that differs: its name, what was found, what is published."""
+    rows = []
+    for counted, expected in comparison.published.items() if not comparison.not_compared else ():
+        found = {name: comparison.found.get(counted, {}).get(name, 0) for name in expected}
+        differing = [name for name in expected if found[name] != expected[name]]
+        if differing:
+            texts = [", ".join(f"{name} {of[name]:,}" for name in differing) for of in (found, expected)]
+            rows.append((counted, *texts))
+    return rows
+
+
+def verdict(comparison: Comparison) -> str:
+    """One line: equal, not, or why it was not compared."""
+    if comparison.not_compared:
+        return f"{comparison.title}: not compared, {comparison.not_compared}."
+    if differences(comparison):
+        return f"{comparison.title}: differs from the published counts, see the table of differences."
+    num_counts = sum(map(len, comparison.published.values()))
+    return f"{comparison.title}: equals the published counts, all {num_counts} of them."
+
+
+# Tables -----------------------------------------------------------------------------------------------------
+
+
+def counts_table(counts: Counts, *, title: str, of: str) -> CountTable:
+    rows = [(name, *(f"{count:,}" for count in by_name.values())) for name, by_name in counts.items()]
+    return CountTable(title=title, columns=(of, *next(iter(counts.values()))), rows=rows)
+
+
+def share(counts: dict[str, int], name: str) -> str:
+    total = sum(counts.values())
+    return f"{counts[name] / total:.2%}" if total else "-"
+
+
+def published_cell(counts: Counts, split: str, name: str) -> str:
+    return f"{counts[split][name]:,} ({share(counts[split], name)})" if split in counts else ""
+
+
+def label_table(
+    full: Counts, kept: pd.DataFrame, args: argparse.Namespace, *, with_published: bool
+) -> CountTable:
+    """The table of the study's section 3, with the test split, beside the published one where it applies."""
+    sub_sample = draw_sub_sample(kept, num_samples=args.num_samples, seed=args.seed)
+    ours = (full, count_labels(sub_sample, args.dataset_config_name))
+    theirs = (published.STUDY_COUNTS, published.STUDY_SUB_SAMPLE_COUNTS) if with_published else ()
+    columns = ("split", "label", "full data", "fraction", "sub-sample", "fraction")
+    rows = []
+    for split in full:
+        for label, name in enumerate(full[split]):
+            cells = [text for of in ours for text in (f"{of[split][name]:,}", share(of[split], name))]
+            rows.append(
+                (split, f"{label} {name}", *cells, *(published_cell(of, split, name) for of in theirs))
+            )
+    both = [sum(sum(of[split].values()) for split in ("train", "validation")) for of in (*ours, *theirs)]
+    rows.append(
+        ("train + validation", "", f"{both[0]:,}", "", f"{both[1]:,}", "", *(f"{n:,}" for n in both[2:]))
+    )
+    return CountTable(
+        title="Data labels size and distribution",
+        columns=(*columns, *(("published full data", "published sub-sample") if with_published else ())),
+        rows=rows,
+        num_names=2,
+        note=sub_sample_note(sum(full["train"].values()), args, with_published=with_published),
+    )
+
+
+def sub_sample_note(num_train: int, args: argparse.Namespace, *, with_published: bool) -> str:
+    note = f"Sub-sample: all {num_train:,} training images, no more than --num_samples {args.num_samples}."
+    if num_train > args.num_samples:
+        note = (
+            f"Sub-sample: {args.num_samples:,} of {num_train:,} training images, by patient, stratified by "
+            f"label, as --max_train_samples {args.num_samples} --seed {args.seed} draws them."
+        )
+    note += " Validation and test are whole in it."
+    return note + (" The study drew another one, so the two are not compared." if with_published else "")
+
+
+def view_table(views: pd.DataFrame) -> CountTable:
+    rows = [
+        (view or "(none)", *(f"{count:,}" for count in counts), f"{counts[0] / views['images'].sum():.2%}")
+        for view, *counts in views.itertuples()
+    ]
+    return CountTable(title="Views", columns=("ViewPosition", *views.columns, "share of images"), rows=rows)
+
+
+def exclusion_table(exclusions: pd.DataFrame) -> CountTable:
+    """Only what the tables tell: whether the files are there and whole was not looked at."""
+    names = ["images", *dataset_module().TABLE_REASONS, "kept"]
+    exclusions = pd.concat([exclusions[names], exclusions[names].sum().rename("all").to_frame().T])
+    rows = [(split, *(f"{count:,}" for count in counts)) for split, *counts in exclusions.itertuples()]
+    return CountTable(title="Images left out, by reason", columns=("split", *names), rows=rows)
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+def print_table(content: CountTable) -> None:
+    table = Table(title=content.title, title_justify="left", caption=content.note, caption_justify="left")
+    for number, column in enumerate(content.columns):
+        table.add_column(column, justify="left" if number < content.num_names else "right", overflow="fold")
+    for row in content.rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False).print(table)
+
+
+def to_markdown(title: str, tables: list[CountTable], verdicts: list[str]) -> str:
+    parts = [f"# {title}\n", "".join(f"- {line}\n" for line in verdicts)]
+    for table in tables:
+        ruler = ["---"] * table.num_names + ["---:"] * (len(table.columns) - table.num_names)
+        lines = "".join(f"| {' | '.join(cells)} |\n" for cells in (table.columns, ruler, *table.rows))
+        parts += [f"## {table.title}\n", lines, *([f"{table.note}\n"] if table.note else [])]
+    return "\n".join(parts)
+
+
+def index_csv(kept: pd.DataFrame, root: Path) -> str:
+    """The labelled images as CSV text, with paths below `root`."""
+    index = kept.assign(path=kept["path"].str[len(f"{root}/") :]).rename(columns={"view_position": "view"})
+    return index[list(CSV_COLUMNS)].to_csv(index=False, lineterminator="\n")
+
+
+def find_examples(rows: pd.DataFrame, *, num_examples: int, seed: int) -> list[tuple[str, np.ndarray]]:
+    """Pairs of view and gray image, uint8 (H, W), of different patients; unreadable files are passed over."""
+    order = np.random.default_rng(derive_seed(seed, "examples")).permutation(len(rows))
+    examples = []
+    for row in rows.iloc[order].drop_duplicates("subject_id").itertuples():
+        if len(examples) == num_examples:
+            break
+        try:
+            content = dataset_module().shrink_jpeg(row.path, EXAMPLE_SIZE)
+        except dataset_module().IMAGE_ERRORS:
+            continue
+        with Image.open(io.BytesIO(content)) as image:
+            examples.append((row.view_position, np.asarray(image)))
+    return examples
+
+
+def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Namespace) -> str:
+    """Draws training images of both labels to `path`; returns why not, or nothing."""
+    path.unlink(missing_ok=True)  # one of other data would be taken for these
+    if not (root / "files").is_dir():
+        return f"{root} has no folder files/ with images"
+    train = kept[kept["split"] == "train"]
+    examples = {
+        name: find_examples(train[train["label"] == label], num_examples=args.num_examples, seed=args.seed)
+        for label, name in enumerate(dataset_module().TASKS[args.dataset_config_name])
+    }
+    absent = [name for name, pictures in examples.items() if not pictures]
+    if absent:
+        return f"found no readable training image of {' or '.join(map(repr, absent))} in {root / 'files'}"
+    plot_examples(examples, path, title="Examples of the training split")
+    return ""
+
+
+# The script -------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespace]:
+    choices = dataset_module().CHOICES
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "--data_dir",
+        metavar="FOLDER",
+        type=Path,
+        help="the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)",
+    )
+    parser.add_argument(
+        "--output_dir", metavar="FOLDER", type=Path, default=Path("runs/dataset"), help="where to write"
+    )
+    parser.add_argument("--dataset_config_name", choices=choices["task"], default="finding", help="task")
+    parser.add_argument("--labeler", choices=choices["labeler"], default="negbio", help="whose labels")
+    parser.add_argument(
+        "--view", choices=choices["view"], default="frontal", help="frontal: AP, PA; lateral: LATERAL, LL"
+    )
+    parser.add_argument(
+        "--uncertain", choices=choices["uncertain"], default="negative", help="what a label of -1.0 counts as"
+    )
+    parser.add_argument(
+        "--num_samples",
+        metavar="N",
+        type=positive_int,
+        default=10_000,
+        help="training images of the sub-sample",
+    )
+    parser.add_argument(
+        "--num_examples", metavar="N", type=positive_int, default=4, help="images of each label in the figure"
+    )
+    parser.add_argument("--seed", metavar="N", type=seed_number, default=0, help="sub-sample and examples")
+    return parser, parser.parse_args(argv)
+
+
+def make_output_dir(output_dir: Path) -> None:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {output_dir} cannot be made ({error.strerror}); expected a folder: name another"
+        ) from error
+
+
+def count_and_compare(
+    root: Path, kept: pd.DataFrame, exclusions: pd.DataFrame, args: argparse.Namespace
+) -> tuple[list[CountTable], list[str]]:
+    """Returns the tables, the last one with the differences if there are any, and the verdicts."""
+    images = dataset_module().read_images(root)
+    values = {labeler: read_label_values(root, labeler) for labeler in dataset_module().CHOICES["labeler"]}
+    views = count_views(images, values[args.labeler], kept)
+    found = {
+        "images": count_images(images),
+        "labels": count_labels(kept, args.dataset_config_name),
+        "views": views[["images with a label row"]].to_dict(),
+        "agreement": count_agreement(values, images[images["split"] == "train"]),
+    }
+    options = (args.dataset_config_name, args.labeler, args.view, args.uncertain)
+    comparisons = compare_all(root, options, found)
+    tables = [
+        counts_table(found["images"], title="Images, studies and patients", of="split"),
+        label_table(found["labels"], kept, args, with_published=options == STUDY_OPTIONS),
+        view_table(views),
+        exclusion_table(exclusions),
+        counts_table(
+            count_values(values[args.labeler]), title=f"Studies by label, {args.labeler}", of="label"
+        ),
+    ]
+    if found["agreement"]:
+        title = "Training studies by label, where NegBio and CheXpert agree"
+        tables.append(counts_table(found["agreement"], title=title, of="label"))
+    rows = [(comparison.title, *row) for comparison in comparisons for row in differences(comparison)]
+    if rows:
+        columns = ("compared", "of", "found", "published")
+        title = "Differences from the published counts"
+        tables.append(CountTable(title=title, columns=columns, rows=rows, num_names=4))
+    return tables, [verdict(comparison) for comparison in comparisons]
+
+
+def describe(root: Path, args: argparse.Namespace) -> None:
+    """Counts, compares, prints, writes."""
+    task, output_dir = args.dataset_config_name, args.output_dir
+    options = {"labeler": args.labeler, "view": args.view, "uncertain": args.uncertain}
+    root = dataset_module().resolve_root(root)  # which the paths of the images begin with
+    kept, exclusions = dataset_module().index_images(root, task=task, **options)
+    make_output_dir(output_dir)  # not before the data are known to be there
+    print(f"Describing {root}" if args.data_dir else f"No --data_dir given: the synthetic sample in {root}")
+    tables, verdicts = count_and_compare(root, kept, exclusions, args)
+    for table in tables:
+        print_table(table)
+    print(*verdicts, sep="\n")
+    title = ", ".join([task, *(f"{name} {value}" for name, value in options.items())])
+    write_text(output_dir / "dataset.md", to_markdown(title, tables, verdicts))
+    write_text(output_dir / "dicoms_with_labels_and_splits.csv", index_csv(kept, root), private=True)
+    reason = draw_examples(root, kept, output_dir / "examples.png", args)
+    print(f"Wrote dataset.md and dicoms_with_labels_and_splits.csv to {output_dir}")
+    print(f"No examples.png: {reason}" if reason else f"Wrote examples.png to {output_dir}")
+    if args.data_dir:
+        private = "dicoms_with_labels_and_splits.csv" + ("" if reason else " and examples.png")
+        print(f"By the data-use agreement, keep {private} private: patients' data, mode 0600")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser, args = parse_args(argv)
+    try:
+        describe(args.data_dir or make_sample_data_once(), args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
