@@ -70,6 +70,19 @@ def write_json(path: Path, content: Any, *, private: bool = False) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", private=private)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in `path`, an empty one without a file. Raises ValueError for anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: found broken JSON ({error}); expected what a run wrote") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found {type(content).__name__}, expected what a run wrote")
+    return content
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary sibling folder to fill, which becomes `path` when the block ends without an error."""
@@ -121,15 +134,31 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
             "or continue the run in it with --resume_from_checkpoint latest"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(output_dir)
+    if not resume:
+        for name in found:
+            (output_dir / name).unlink()
+    return lock
+
+
+def lock_folder(output_dir: Path) -> FileLock:
+    """Returns the lock that is held as long as the object lives. Raises ValueError when another has it."""
     lock = FileLock(output_dir / LOCK_FILE, blocking=False)
     try:
         lock.acquire()
     except Timeout:
         raise ValueError(f"--output_dir {output_dir}: another run is writing to it; name another") from None
-    if not resume:
-        for name in found:
-            (output_dir / name).unlink()
     return lock
+
+
+def is_in_use(output_dir: Path) -> bool:
+    if not (output_dir / LOCK_FILE).exists():
+        return False
+    try:
+        lock_folder(output_dir).release()
+    except ValueError:
+        return True
+    return False
 
 
 def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, where: Path) -> None:

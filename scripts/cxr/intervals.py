@@ -1,0 +1,180 @@
+"""How sure a metric is: 95 % intervals over seeds and over patients, paired differences, calibration.
+
+Arrays have one entry per image of a split: `labels` 0 or 1, `probabilities` of class 1. A resample draws
+patients with replacement, so an image's weight is how often its patient was drawn; images of one patient are
+never taken for independent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+METRICS = ("accuracy", "precision", "f1", "recall", "auroc", "average_precision", "brier", "ece")
+NUM_BINS = 10  # of a reliability diagram, of equal width
+BLOCK = 5_000_000  # weights at a time: 40 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A mean difference of AUROC between two rows, with its interval and p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def patient_weights(subject_ids: Sequence[int | str], *, num_resamples: int, seed: int) -> np.ndarray:
+    """Returns how often each image is in each resample of the patients: (num_resamples, N), uint8.
+
+    It depends on the patients and the seed alone, so that rows of a table share their resamples.
+    """
+    patients, patient_of_image = np.unique(np.asarray(subject_ids), return_inverse=True)
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), num_resamples)
+    return counts.astype(np.uint8)[:, patient_of_image]
+
+
+def weighted_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, *, threshold: float
+) -> dict[str, np.ndarray]:
+    """Returns METRICS of every resample: arrays (R,), for `weights` (R, N).
+
+    Definitions are scikit-learn's, with `weights` as sample weights: precision, recall and F1 are 0 where
+    they would divide by zero. AUROC and average precision are nan where a resample has one class. "ece" is
+    the expected calibration error over the bins of `reliability`.
+    """
+    blocks = np.array_split(weights, -(-weights.size // BLOCK))
+    parts = [_metrics_of_block(labels, probabilities, block, threshold) for block in blocks]
+    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+
+
+def _metrics_of_block(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, threshold: float
+) -> dict[str, np.ndarray]:
+    order = np.argsort(-probabilities, kind="stable")
+    labels, probabilities = labels[order], probabilities[order]
+    weights = weights[:, order].astype(np.float64)  # (R, N), the most suspicious image first
+    total = weights.sum(axis=1)
+    true_positives = np.cumsum(weights * labels, axis=1)
+    false_positives = np.cumsum(weights, axis=1) - true_positives
+    positives, negatives = true_positives[:, -1], false_positives[:, -1]
+
+    called = int((probabilities >= threshold).sum())
+    hits = true_positives[:, called - 1] if called else np.zeros(len(weights))
+    false_alarms = false_positives[:, called - 1] if called else np.zeros(len(weights))
+    misses = positives - hits
+
+    # Images of equal probability are called together: a curve has a point at the last of each.
+    last = np.append(np.flatnonzero(np.diff(probabilities)), len(probabilities) - 1)
+    tp, fp = true_positives[:, last], false_positives[:, last]
+    new_tp, new_fp = np.diff(tp, axis=1, prepend=0), np.diff(fp, axis=1, prepend=0)
+    bins = np.eye(NUM_BINS)[bin_of(probabilities)]  # (N, bins)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = (new_fp * (tp - new_tp / 2)).sum(axis=1)  # trapezoids
+        precision_at = np.where(tp + fp > 0, tp / (tp + fp), 0.0)
+        one_class = (positives == 0) | (negatives == 0)
+        return {
+            "accuracy": (hits + negatives - false_alarms) / total,
+            "precision": _ratio(hits, hits + false_alarms),
+            "f1": _ratio(2 * hits, 2 * hits + false_alarms + misses),
+            "recall": _ratio(hits, positives),
+            "auroc": np.where(one_class, np.nan, area / (positives * negatives)),
+            "average_precision": np.where(one_class, np.nan, (new_tp * precision_at).sum(axis=1) / positives),
+            "brier": weights @ (probabilities - labels) ** 2 / total,
+            "ece": np.abs(weights @ (bins * (probabilities - labels)[:, None])).sum(axis=1) / total,
+        }
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
+
+
+def percentile_interval(resampled: np.ndarray) -> Interval | None:
+    """The middle 95 % of a metric's resamples (R,); None where none of them is defined."""
+    defined = resampled[np.isfinite(resampled)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(low=float(low), high=float(high))
+
+
+def seed_interval(values: Sequence[float]) -> Interval | None:
+    """The t interval of the mean over seeds, None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    return Interval(low=float(np.mean(values) - half), high=float(np.mean(values) + half))
+
+
+def paired_difference(
+    ours: dict[int, float],
+    other: dict[int, float],
+    ours_resampled: np.ndarray,
+    other_resampled: np.ndarray,
+) -> Difference | None:
+    """Compares two rows measured on the same images: the mean of `ours` minus that of `other`, over seeds.
+
+    `ours` and `other` are seed -> AUROC; `*_resampled` (R,) are their means over seeds in the same resamples
+    of patients. Two kinds of chance make up the variance: which patients were tested, from the resamples, and
+    which seeds trained, from the spread over seeds, paired where both rows have the same ones. With one seed
+    the second is unknown and left out. Degrees of freedom are Satterthwaite's; the test is two-sided. None
+    where no resample is defined.
+    """
+    resampled = ours_resampled - other_resampled
+    resampled = resampled[np.isfinite(resampled)]
+    if len(resampled) < 2:
+        return None
+    value = float(np.mean(list(ours.values())) - np.mean(list(other.values())))
+    if ours.keys() == other.keys():
+        parts = [[ours[seed] - other[seed] for seed in ours]]
+    else:
+        parts = [list(ours.values()), list(other.values())]
+    by_seed = [(np.var(part, ddof=1) / len(part), len(part) - 1) for part in parts if len(part) > 1]
+    components = [(np.var(resampled, ddof=1), len(resampled) - 1), *by_seed]
+    variance = sum(part for part, _ in components)
+    if variance == 0:  # equal predictions
+        return Difference(value=value, low=value, high=value, p=float(value == 0))
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in components)
+    error = np.sqrt(variance)
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    p = 2 * stats.t.sf(abs(value) / error, freedom)
+    return Difference(value=value, low=value - float(half), high=value + float(half), p=float(p))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns the p-values corrected for their number (Holm 1979): 0.05 then holds for all at once."""
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return corrected.tolist()
+
+
+def bin_of(probabilities: np.ndarray) -> np.ndarray:
+    return np.minimum((probabilities * NUM_BINS).astype(int), NUM_BINS - 1)
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[float, float, int]]:
+    """Returns (mean probability, share of positives, images) of each bin that has images.
+
+    The expected calibration error, "ece", is the mean gap between the first two, by images.
+    """
+    bins = bin_of(probabilities)
+    return [
+        (
+            float(probabilities[bins == one].mean()),
+            float(labels[bins == one].mean()),
+            int((bins == one).sum()),
+        )
+        for one in np.unique(bins)
+    ]
