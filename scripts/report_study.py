@@ -1,106 +1,636 @@
-"""Puts the results of finished runs side by side: a table on the terminal and, with --output, as Markdown.
+"""Turns a study, or any finished runs, into tables with intervals, figures and a page.
 
-    python scripts/report_study.py runs/demo
-    python scripts/report_study.py runs/vit-1k runs/resnet-1k --output table.md
+    python scripts/report_study.py runs/paper
+    python scripts/report_study.py runs/vit-1k runs/resnet-1k --output_dir runs/side-by-side
 
-A run is a folder with results.json; a folder without one stands for the runs in it. Nothing here needs torch.
+A run is a folder with results.json; a folder without one stands for the runs in it, and for those that its
+plan.json names. Writes report.html (one file, for any browser), report.md, report.csv and figures/*.png.
+Runs that differ only in their seed make up a row; rows that differ only in model, augmentation or masking, a
+table. Nothing here needs torch, and no image or id of a patient gets into what it writes.
 """
 
-import json
+import base64
+import csv
+import dataclasses
+import io
+import itertools
+import re
 import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
+from typing import Any
 
+import jinja2
+import numpy as np
+import pandas as pd
+from cxr import intervals
+from cxr import published
+from cxr import study_plots
 from cxr.command_line import ArgumentParser
+from cxr.command_line import positive_int
+from cxr.grid import CLASSIFICATION
+from cxr.grid import CONFIGS
+from cxr.grid import size_name
+from cxr.intervals import Difference
+from cxr.intervals import Interval
+from cxr.records import RunRecord
+from cxr.records import read_json
 from cxr.records import write_text
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-METRICS = ("accuracy", "precision", "recall", "f1", "auroc", "average_precision")
-COLUMNS = ("run", "model", "trained on", "split", "n", *METRICS)
+# The columns of the paper's tables, and what is ours; the heading of each.
+PAPER_METRICS = {
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "f1": "F1",
+    "recall": "Recall",
+    "auroc": "AUC",
+}
+OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece": "ECE"}
+LOWER_IS_BETTER = ("brier", "ece")
+VIEWS = ("AP", "PA")
+PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "probability")
+PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
+TASKS = {"finding": "Finding vs No Finding", "pleural_effusion": "Pleural Effusion vs No Finding"}
+SIGNIFICANT = 0.05
+MOST_SAID = 4  # differences in a sentence; all are in a table
+DEFAULT_LABELS = "negbio, uncertain negative"
+
+TEMPLATES = Path(__file__).parent / "cxr" / "templates"
+
+
+@dataclass(frozen=True, order=True)
+class TableName:
+    """What the rows of a table have in common."""
+
+    task: str
+    view: str
+    training_mode: str
+    labels: str  # labeler and what uncertain counts as
+    size: str  # "all" or a number
+
+    @property
+    def group(self) -> "TableName":
+        """The name without the size: what a learning curve has in common."""
+        return dataclasses.replace(self, size="")
+
+    @property
+    def title(self) -> str:
+        sizes = {"": [], "all": ["all training images"]}
+        parts = [TASKS.get(self.task, self.task)]
+        parts += sizes[self.size] if self.size in sizes else [f"{int(self.size):,} training images"]
+        return ", ".join([*parts, f"{self.view} views", *self.unusual()])
+
+    @property
+    def slug(self) -> str:
+        parts = [self.task, *[self.view] * (self.view != "frontal"), *self.unusual(), self.size]
+        return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()) for part in parts if part)
+
+    def unusual(self) -> list[str]:
+        mode = ["last layer only"] * (self.training_mode == "last_layer")
+        return mode + [self.labels] * (self.labels != DEFAULT_LABELS)
+
+
+@dataclass(frozen=True, order=True)
+class RowName:
+    """The paper's first three columns."""
+
+    model: str
+    transformer: str
+    masking: float
+    masking_kind: str
+
+    def label(self, others: Iterable["RowName"]) -> str:
+        """The name in a sentence or a legend, without a transformer that all `others` have, too."""
+        verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
+        parts = [self.model]
+        parts += [self.transformer] * any(other.transformer != self.transformer for other in others)
+        parts += [f"{self.masking:.0%} {verb}"] * bool(self.masking)
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: its records, and its predictions for the split that is reported."""
+
+    folder: Path
+    seed: int
+    results: dict[str, Any]
+    split: str
+    predictions: pd.DataFrame
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What is known of a row; `values` is empty while no run of it has finished."""
+
+    name: RowName
+    label: str
+    runs: list[Run]
+    num_planned: int
+    values: dict[str, float | None] = field(default_factory=dict)  # means over seeds
+    over_seeds: dict[str, Interval | None] = field(default_factory=dict)
+    over_patients: dict[str, Interval | None] = field(default_factory=dict)
+    by_view: dict[str, tuple[float, Interval | None, int]] = field(default_factory=dict)  # AUROC, n
+    aurocs: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> (1 + R,): as measured, resampled
+    published: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(self.runs[0].predictions["dicom_id"]) if self.runs else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """AUROC of the first row minus that of the second; `p` is corrected for the number in the table."""
+
+    first: str  # labels
+    second: str
+    num_seeds: int  # that both rows have
+    difference: Difference
+    p: float
+
+    @property
+    def is_distinguishable(self) -> bool:
+        return self.p < SIGNIFICANT
+
+
+@dataclass(kw_only=True)
+class ResultTable:
+    name: TableName
+    rows: list[Row]
+    comparisons: list[Comparison]
+    figures: dict[str, Path] = field(default_factory=dict)  # caption -> file
+
+    @property
+    def measured(self) -> list[Row]:
+        return [row for row in self.rows if row.values]
+
+    def is_best(self, row: Row, metric: str) -> bool:
+        """Whether a row has the best value of a column, as the paper underlines."""
+        values = [other.values[metric] for other in self.measured if other.values[metric] is not None]
+        if len(self.measured) < 2 or row.values.get(metric) is None:
+            return False
+        return row.values[metric] == (min if metric in LOWER_IS_BETTER else max)(values)
+
+
+# Reading ----------------------------------------------------------------------------------------------------
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Returns the classification runs in `folders`. Raises FileNotFoundError when one holds none."""
+    """Returns the finished classification runs in `folders`. Raises FileNotFoundError when one holds none."""
     runs = []
     for folder in folders:
         inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-        found = [run for run in inside if "validation" in read_results(run)]
+        found = [run for run in inside if "validation" in read_json(run / "results.json")]
         if not found:
             raise FileNotFoundError(
                 f"{folder}: found no results.json of a classification run in it or one level below; "
-                "expected the --output_dir of run_classification.py, or the folder above several"
+                "expected the --output_dir of run_classification.py or run_study.py, or a folder of such"
             )
         runs += found
     return runs
 
 
-def read_results(run: Path) -> dict:
-    """Returns the content of `results.json`; nothing for a run that has not ended."""
-    path = run / "results.json"
-    if not path.is_file():
-        return {}
+def read_plan(folders: list[Path]) -> dict[Path, dict[str, Any]]:
+    """Returns what a study planned: run folder -> its cell in plan.json."""
+    cells = {}
+    for folder in folders:
+        for run_id, cell in read_json(folder / "plan.json").get("cells", {}).items():
+            if cell["script"] == CLASSIFICATION:
+                cells[folder / run_id] = cell
+    return cells
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a finished run: the test split where it was evaluated, else validation."""
+    results = read_json(folder / "results.json")
+    split = "test" if "test" in results else "validation"
+    path = folder / f"predictions_{split}.csv"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: found broken JSON ({error}); expected what a run wrote") from error
-    if not isinstance(results, dict):
-        raise ValueError(f"{path}: found {type(results).__name__}, expected what a run wrote")
-    return results
+        text = ("dicom_id", "view_position")  # "" is no view, and not a missing value
+        dtypes = {name: str if name in text else None for name in PREDICTION_COLUMNS}
+        predictions = pd.read_csv(path, dtype={k: v for k, v in dtypes.items() if v}, keep_default_na=False)
+        predictions = predictions[list(PREDICTION_COLUMNS)]
+        in_range = predictions["probability"].between(0, 1).all() and predictions["label"].isin((0, 1)).all()
+        if not in_range or len(predictions) != results[split]["n"]:
+            raise ValueError("labels, probabilities or their number are not those of the run")
+        return Run(folder=folder, seed=results["seed"], results=results, split=split, predictions=predictions)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not what a run writes (at {error}); run it again") from error
 
 
-def table_rows(runs: list[Path]) -> list[list[str]]:
-    """Returns a row of text per run: of the test split where it was evaluated, else of validation."""
-    rows = []
-    for run in runs:
-        results = read_results(run)
-        split = "test" if "test" in results else "validation"
-        try:
-            measured = results[split]
-            counts = f"{results['num_train_images']:,}", split, f"{measured['n']:,}"
-            numbers = ["undefined" if measured[name] is None else f"{measured[name]:.3f}" for name in METRICS]
-            rows.append([run.name, results["model"], *counts, *numbers])
-        except (KeyError, TypeError, ValueError) as error:
+def point_of(results: dict[str, Any]) -> dict[str, Any]:
+    """Where in a grid a run is that no plan names, as a plan's cells have it."""
+    erasing = results["random_erasing_prob"]
+    return {
+        "model": results["model"],
+        "own_pretraining": False,
+        "augmentation": results["augmentation"],
+        "masking": results["mask_ratio"] or erasing,
+        "masking_kind": "patches" if results["mask_ratio"] or not erasing else "erasing",
+        "train_size": results["num_train_images"],
+        "task": results["task"],
+        "training_mode": "last_layer" if results["train_last_layer_only"] else "full",
+        "view": results["view"],
+    }
+
+
+def names_of(point: dict[str, Any], labels: str) -> tuple[TableName, RowName]:
+    model = PAPER_NAMES.get(point["model"], point["model"])
+    if point["own_pretraining"]:
+        model += ", pretrained here"
+    elif model in CONFIGS:
+        model += ", from scratch"
+    augmentation = point["augmentation"]
+    transformer = "not augmented" if augmentation == "none" else f"augmented ({augmentation})"
+    table = TableName(
+        point["task"], point["view"], point["training_mode"], labels, size_name(point["train_size"])
+    )
+    return table, RowName(model, transformer, point["masking"], point["masking_kind"])
+
+
+def gather_rows(
+    runs: list[Path], plan: dict[Path, dict[str, Any]]
+) -> dict[TableName, dict[RowName, tuple[list[Run], int]]]:
+    """Groups finished and planned runs: table -> row -> (finished runs, number planned)."""
+    tables: dict[TableName, dict[RowName, tuple[list[Run], int]]] = defaultdict(dict)
+    finished = set(runs)
+    for folder in [*plan, *(run for run in runs if run not in plan)]:
+        run = read_run(folder) if folder in finished else None
+        cell = plan.get(folder)
+        options = run.results if run else cell["flags"]
+        labels = f"{options.get('labeler', 'negbio')}, uncertain {options.get('uncertain', 'negative')}"
+        table, row = names_of(cell["point"] if cell else point_of(run.results), labels)
+        known, num_planned = tables[table].get(row, ([], 0))
+        tables[table][row] = ([*known, run] if run else known, num_planned + 1)
+    return tables
+
+
+def check_samples(rows: list[Row], table: TableName) -> None:
+    """Raises ValueError when runs of one seed and size were not trained on the same images."""
+    seen: dict[int, tuple[str, Path]] = {}
+    for run in (run for row in rows for run in row.runs):
+        sample = read_json(run.folder / "samples.json").get("sha256", "")
+        expected, first = seen.setdefault(run.seed, (sample, run.folder))
+        if sample != expected:
             raise ValueError(
-                f"{run / 'results.json'}: not what a run writes (at {error}); run it again"
-            ) from error
-    return rows
+                f"{run.folder} and {first} are in one table ({table.title}) but were trained on other "
+                "images; expected the same sample: report them apart"
+            )
 
 
-def to_markdown(rows: list[list[str]]) -> str:
-    ruler = ["---"] * 4 + ["---:"] * (len(COLUMNS) - 4)
-    return "".join(
-        f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n" for cells in (COLUMNS, ruler, *rows)
+# Measuring --------------------------------------------------------------------------------------------------
+
+
+def measure_row(row: Row, resamples: "Resamples") -> None:
+    """Fills in a row's values and intervals from the predictions of its runs."""
+    by_seed: dict[str, list[float]] = defaultdict(list)
+    resampled: dict[str, list[np.ndarray]] = defaultdict(list)
+    for run in row.runs:
+        weights = resamples.of(run.predictions)
+        labels, probabilities = arrays(run.predictions)
+        whole = intervals.weighted_metrics(labels, probabilities, np.ones((1, len(labels))), threshold=0.5)
+        redrawn = intervals.weighted_metrics(labels, probabilities, weights, threshold=0.5)
+        for metric in intervals.METRICS:
+            by_seed[metric].append(float(whole[metric][0]))
+            resampled[metric].append(redrawn[metric])
+    for metric, values in by_seed.items():
+        defined = bool(np.isfinite(values).all())
+        row.values[metric] = float(np.mean(values)) if defined else None
+        row.over_seeds[metric] = intervals.seed_interval(values) if defined else None
+        over_runs = np.mean(resampled[metric], axis=0)
+        row.over_patients[metric] = intervals.percentile_interval(over_runs) if defined else None
+    if row.values["auroc"] is not None:
+        of_runs = zip(row.runs, by_seed["auroc"], resampled["auroc"])
+        row.aurocs = {run.seed: np.array([value, *redrawn]) for run, value, redrawn in of_runs}
+    row.by_view = auroc_by_view(row, resamples)
+
+
+def arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return predictions["label"].to_numpy(), predictions["probability"].to_numpy(dtype=float)
+
+
+def auroc_by_view(row: Row, resamples: "Resamples") -> dict[str, tuple[float, Interval | None, int]]:
+    """AUROC of the AP and of the PA images, each where it has both classes."""
+    found = {}
+    for view in VIEWS:
+        values, resampled, count = [], [], 0
+        for run in row.runs:
+            in_view = (run.predictions["view_position"] == view).to_numpy()
+            labels, probabilities = arrays(run.predictions[in_view])
+            if len(np.unique(labels)) < 2:
+                break
+            weights = np.concatenate([np.ones((1, len(labels))), resamples.of(run.predictions)[:, in_view]])
+            aurocs = intervals.weighted_metrics(labels, probabilities, weights, threshold=0.5)["auroc"]
+            values.append(aurocs[0])
+            resampled.append(aurocs[1:])
+            count = len(labels)
+        else:
+            interval = intervals.percentile_interval(np.mean(resampled, axis=0))
+            found[view] = float(np.mean(values)), interval, count
+    return found
+
+
+class Resamples:
+    """The same resamples of patients for all runs that were measured on the same images."""
+
+    def __init__(self, num_resamples: int, seed: int):
+        self.num_resamples = num_resamples
+        self.seed = seed
+        self.known: dict[tuple, np.ndarray] = {}
+
+    def of(self, predictions: pd.DataFrame) -> np.ndarray:
+        patients = tuple(predictions["subject_id"])
+        if patients not in self.known:
+            self.known[patients] = intervals.patient_weights(
+                patients, num_resamples=self.num_resamples, seed=self.seed
+            )
+        return self.known[patients]
+
+
+def compare(rows: list[Row]) -> list[Comparison]:
+    """Every pair of rows that were measured on the same images, the clearest difference first."""
+    found = []
+    for first, second in itertools.combinations(rows, 2):
+        seeds = sorted(first.aurocs.keys() & second.aurocs.keys())
+        if seeds and first.images == second.images:
+            by_seed = np.array([first.aurocs[seed] - second.aurocs[seed] for seed in seeds])  # (seeds, 1 + R)
+            if by_seed[:, 0].mean() < 0:
+                first, second, by_seed = second, first, -by_seed
+            difference = intervals.paired_difference(by_seed[:, 0], by_seed[:, 1:].mean(axis=0))
+            if difference:
+                found.append((first.label, second.label, len(seeds), difference))
+    corrected = intervals.holm([difference.p for *_, difference in found])
+    comparisons = [
+        Comparison(first=first, second=second, num_seeds=num_seeds, difference=difference, p=p)
+        for (first, second, num_seeds, difference), p in zip(found, corrected)
+    ]
+    return sorted(comparisons, key=lambda comparison: (comparison.p, comparison.difference.p))
+
+
+def published_row(table: TableName, row: RowName) -> dict[str, float]:
+    """The paper's figures for a row, where it has them."""
+    is_papers = (table.task, table.view, table.training_mode) == ("finding", "frontal", "full")
+    if not is_papers or table.labels != DEFAULT_LABELS or not table.size.isdigit():
+        return {}
+    of_size = published.STUDY_RESULTS.get(int(table.size), {})
+    figures = of_size.get((row.model, row.transformer.partition(" (")[0], row.masking))
+    return dict(zip(published.STUDY_COLUMNS, figures)) if figures else {}
+
+
+def measure_tables(
+    gathered: dict[TableName, dict[RowName, tuple[list[Run], int]]], resamples: Resamples
+) -> list[ResultTable]:
+    tables = []
+    all_rows = {row for rows in gathered.values() for row in rows}
+    for name in sorted(
+        gathered, key=lambda name: (name.task, name.view, name.training_mode, images_in(name))
+    ):
+        rows = [
+            Row(
+                name=row,
+                label=row.label(all_rows),
+                runs=runs,
+                num_planned=planned,
+                published=published_row(name, row),
+            )
+            for row, (runs, planned) in gathered[name].items()
+        ]
+        check_samples(rows, name)
+        for row in rows:
+            if row.runs:
+                measure_row(row, resamples)
+        tables.append(ResultTable(name=name, rows=rows, comparisons=compare(rows)))
+    return tables
+
+
+def images_in(name: TableName) -> float:
+    return float("inf") if name.size == "all" else int(name.size)
+
+
+def verdict(table: ResultTable) -> str:
+    """Says in a sentence which differences of AUROC are more than chance."""
+    if len(table.measured) < 2:
+        return "There is nothing to compare yet." if len(table.rows) > 1 else ""
+    if not table.comparisons:
+        return "The rows were not measured on the same images, so they are not compared."
+    clear = [comparison for comparison in table.comparisons if comparison.is_distinguishable]
+    count = f"{len(table.comparisons)} difference{'s' * (len(table.comparisons) > 1)} of AUC"
+    if not clear:
+        return f"None of the {count} is distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
+    said = [f"{one.first} over {one.second} by {signed(one.difference)}" for one in clear[:MOST_SAID]]
+    more = f"; and {len(clear) - MOST_SAID} more, listed below" if len(clear) > MOST_SAID else ""
+    return (
+        f"Distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm) are {len(clear)} of the {count}: "
+        f"{'; '.join(said)}{more}."
     )
 
 
-def print_table(rows: list[list[str]]) -> None:
-    table = Table(caption="accuracy, precision, recall and F1 at a threshold of 0.5")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if number < 4 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+def chance_note(table: ResultTable) -> str:
+    if any(one.num_seeds == 1 for one in table.comparisons):
+        return "A difference that rests on one seed does not contain what another seed would have given."
+    return ""
+
+
+# Figures ----------------------------------------------------------------------------------------------------
+
+
+def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
+    """Draws each table's figures, and returns those that join several tables: caption -> file."""
+    folder.mkdir(exist_ok=True)
+    for table in tables:
+        rows = {row.label: row for row in table.measured}
+        losses = {label: epochs_of(row) for label, row in rows.items()}
+        losses = {label: runs for label, runs in losses.items() if all(runs)}
+        title, slug = table.name.title, table.name.slug
+        if losses:
+            table.figures["Mean loss by epoch; the band is the range over seeds"] = (
+                folder / f"loss-{slug}.png"
+            )
+            study_plots.plot_mean_losses(losses, folder / f"loss-{slug}.png", title=title)
+        both = {label: row for label, row in rows.items() if row.values["auroc"] is not None}
+        if both:
+            predictions = {label: [prediction_of(run) for run in row.runs] for label, row in both.items()}
+            table.figures["ROC curves, the mean over seeds"] = folder / f"roc-{slug}.png"
+            study_plots.plot_roc(predictions, folder / f"roc-{slug}.png", title=title)
+            table.figures["Reliability diagram"] = folder / f"calibration-{slug}.png"
+            study_plots.plot_calibration(predictions, folder / f"calibration-{slug}.png", title=title)
+    return draw_learning_curves(tables, folder)
+
+
+def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
+    """A figure for each group of tables that differ only in the training size, if there are several."""
+    groups: dict[TableName, list[ResultTable]] = defaultdict(list)
+    for table in tables:
+        groups[table.name.group].append(table)
+    figures = {}
+    for group, of_group in groups.items():
+        points: dict[str, list] = defaultdict(list)
+        for row in (row for table in of_group for row in table.measured):
+            if row.values["auroc"] is not None:
+                size = row.runs[0].results["num_train_images"]
+                interval = row.over_seeds["auroc"] or row.over_patients["auroc"]
+                points[row.label].append((size, row.values["auroc"], interval))
+        if len({size for of_row in points.values() for size, _, _ in of_row}) > 1:
+            path = folder / f"auroc-by-size-{group.slug}.png"
+            study_plots.plot_learning_curves(dict(points), path, title=group.title)
+            figures[f"AUC against training images: {group.title}"] = path
+    return figures
+
+
+def epochs_of(row: Row) -> list[list[dict]]:
+    return [RunRecord(run.folder, enabled=False).epochs() for run in row.runs]
+
+
+def prediction_of(run: Run) -> study_plots.Predictions:
+    labels, probabilities = arrays(run.predictions)
+    return study_plots.Predictions(labels=labels, probabilities=probabilities)
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def signed(difference: Difference) -> str:
+    return f"{difference.value:.3f} [{difference.low:.3f}, {difference.high:.3f}]"
+
+
+def span(interval: Interval | None) -> str:
+    return f"[{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
+
+
+def share(value: float) -> str:
+    return f"{value:.2f}" if value else ""
+
+
+def embed(path: Path) -> str:
+    """A PNG as text that stands in the page itself."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def csv_text(tables: list[ResultTable]) -> str:
+    """A line a row: where it is in the grid, and every metric with its intervals and the paper's figure."""
+    text = io.StringIO()
+    metrics = [*PAPER_METRICS, *OUR_METRICS]
+    suffixes = ("", "_seeds_low", "_seeds_high", "_patients_low", "_patients_high", "_published")
+    header = ["task", "view", "training_mode", "labels", "train_size"]
+    header += ["model", "transformer", "masking", "masking_kind", "seeds", "seeds_planned", "split", "n"]
+    header += [metric + suffix for metric in metrics for suffix in suffixes]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for name, row in [(table.name, row) for table in tables for row in table.rows]:
+        first = row.runs[0] if row.runs else None
+        cells = [*dataclasses.astuple(name), *dataclasses.astuple(row.name), len(row.runs), row.num_planned]
+        cells += [first.split, len(first.predictions)] if first else ["", ""]
+        for metric in metrics:
+            seeds, patients = row.over_seeds.get(metric), row.over_patients.get(metric)
+            cells += [row.values.get(metric), *ends(seeds), *ends(patients), row.published.get(metric)]
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return text.getvalue()
+
+
+def ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (interval.low, interval.high) if interval else (None, None)
+
+
+def write_report(
+    tables: list[ResultTable], figures: dict[str, Path], output_dir: Path, *, title: str, num_resamples: int
+) -> None:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name.startswith("report.html"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": number, "signed": signed, "span": span, "share": share, "embed": embed}
+    environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
+    content = {
+        "title": title,
+        "tables": tables,
+        "figures": figures,
+        "paper_metrics": PAPER_METRICS,
+        "our_metrics": OUR_METRICS,
+        "views": VIEWS,
+        "view_headings": [f"AUC of {view}" for view in VIEWS],
+        "verdict": verdict,
+        "chance_note": chance_note,
+        "num_resamples": num_resamples,
+        "runs": sorted(
+            (run for table in tables for row in table.rows for run in row.runs), key=lambda run: run.folder
+        ),
+        "missing": sum(row.num_planned - len(row.runs) for table in tables for row in table.rows),
+    }
+    for name in ("report.html", "report.md"):
+        write_text(output_dir / name, environment.get_template(f"{name}.j2").render(content))
+    write_text(output_dir / "report.csv", csv_text(tables))
+
+
+def print_table(table: ResultTable, console: Console) -> None:
+    shown = Table(title=table.name.title, caption=" ".join([verdict(table), chance_note(table)]).strip())
+    for column in ("model", "transformer", "% masking", "seeds"):
+        shown.add_column(column, overflow="fold")
+    for heading in PAPER_METRICS.values():
+        shown.add_column(heading, justify="right")
+    shown.add_column("AUC, 95 %")
+    for row in table.rows:
+        name = row.name
+        seeds = (
+            str(len(row.runs))
+            if len(row.runs) == row.num_planned
+            else f"{len(row.runs)} of {row.num_planned}"
+        )
+        cells = [
+            Text(number(row.values[metric]), style="underline" if table.is_best(row, metric) else "")
+            if row.values
+            else Text("not run", style="dim")
+            for metric in PAPER_METRICS
+        ]
+        interval = row.over_seeds.get("auroc") or row.over_patients.get("auroc")
+        shown.add_row(name.model, name.transformer, share(name.masking), seeds, *cells, span(interval))
+    console.print(shown)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__, usage="FOLDER [FOLDER ...] [flags]")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, or a folder of runs")
-    parser.add_argument("--output", type=Path, help="write the table here, as Markdown")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write the report (default: FOLDER, if it is one)",
+    )
+    parser.add_argument(
+        "--num_resamples", type=positive_int, default=2000, metavar="N", help="of the patients, for intervals"
+    )
     args = parser.parse_args(argv)
-    if args.output and not args.output.parent.is_dir():
-        parser.error(
-            f"--output {args.output}: found no folder {args.output.parent}; expected an existing one"
-        )
+    if len(args.folders) > 1 and not args.output_dir:
+        parser.error("several folders: found no --output_dir; name one for the report")
+    output_dir = args.output_dir or args.folders[0]
     try:
         runs = find_runs(args.folders)
-        rows = table_rows(runs)
-        print_table(rows)
-        if args.output:
-            write_text(args.output, to_markdown(rows))
+        tables = measure_tables(
+            gather_rows(runs, read_plan(args.folders)), Resamples(args.num_resamples, seed=0)
+        )
+        output_dir.mkdir(parents=True, exist_ok=True)
+        figures = draw_figures(tables, output_dir / "figures")
+        title = f"Chest X-ray study: {args.folders[0].absolute().name}"
+        write_report(tables, figures, output_dir, title=title, num_resamples=args.num_resamples)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    for run in runs:
-        print(f"Figures of {run.name}: {run / '*.png'}")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in tables:
+        print_table(table, console)
+    print(f"Report: {output_dir / 'report.html'}, report.md and report.csv beside it; figures in figures/")
 
 
 if __name__ == "__main__":

@@ -109,46 +109,37 @@ def percentile_interval(resampled: np.ndarray) -> Interval | None:
 
 
 def seed_interval(values: Sequence[float]) -> Interval | None:
-    """The t interval of the mean over seeds, None for fewer than two."""
+    """The t interval of a metric's mean over seeds, within [0, 1] as all metrics are; None for one seed."""
     if len(values) < 2:
         return None
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
-    return Interval(low=float(np.mean(values) - half), high=float(np.mean(values) + half))
+    low, high = np.clip(np.mean(values) + np.array([-half, half]), 0, 1)
+    return Interval(low=float(low), high=float(high))
 
 
-def paired_difference(
-    ours: dict[int, float],
-    other: dict[int, float],
-    ours_resampled: np.ndarray,
-    other_resampled: np.ndarray,
-) -> Difference | None:
-    """Compares two rows measured on the same images: the mean of `ours` minus that of `other`, over seeds.
+def paired_difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference | None:
+    """Compares two rows by their differences on the same images: `by_seed`, one for each seed that both have.
 
-    `ours` and `other` are seed -> AUROC; `*_resampled` (R,) are their means over seeds in the same resamples
-    of patients. Two kinds of chance make up the variance: which patients were tested, from the resamples, and
-    which seeds trained, from the spread over seeds, paired where both rows have the same ones. With one seed
-    the second is unknown and left out. Degrees of freedom are Satterthwaite's; the test is two-sided. None
-    where no resample is defined.
+    `resampled` (R,) is the mean difference over those seeds in each resample of patients. Two kinds of chance
+    make up the variance: which patients were tested, from the resamples, and which seeds trained, from the
+    spread over seeds; with one seed the second is unknown and left out. Degrees of freedom are
+    Satterthwaite's; the test is two-sided. None where no resample is defined.
     """
-    resampled = ours_resampled - other_resampled
     resampled = resampled[np.isfinite(resampled)]
     if len(resampled) < 2:
         return None
-    value = float(np.mean(list(ours.values())) - np.mean(list(other.values())))
-    if ours.keys() == other.keys():
-        parts = [[ours[seed] - other[seed] for seed in ours]]
-    else:
-        parts = [list(ours.values()), list(other.values())]
-    by_seed = [(np.var(part, ddof=1) / len(part), len(part) - 1) for part in parts if len(part) > 1]
-    components = [(np.var(resampled, ddof=1), len(resampled) - 1), *by_seed]
+    value = float(np.mean(by_seed))
+    components = [(np.var(resampled, ddof=1), len(resampled) - 1)]  # variance, degrees of freedom
+    if len(by_seed) > 1:
+        components.append((np.var(by_seed, ddof=1) / len(by_seed), len(by_seed) - 1))
     variance = sum(part for part, _ in components)
     if variance == 0:  # equal predictions
         return Difference(value=value, low=value, high=value, p=float(value == 0))
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in components)
     error = np.sqrt(variance)
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    p = 2 * stats.t.sf(abs(value) / error, freedom)
-    return Difference(value=value, low=value - float(half), high=value + float(half), p=float(p))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error)
+    p = float(2 * stats.t.sf(abs(value) / error, freedom))
+    return Difference(value=value, low=value - half, high=value + half, p=p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
