@@ -327,7 +327,7 @@ def auroc_by_view(row: Row, resamples: "Resamples") -> dict[str, tuple[float, In
             if len(np.unique(labels)) < 2:
                 break
             weights = np.concatenate([np.ones((1, len(labels))), resamples.of(run.predictions)[:, in_view]])
-            aurocs = intervals.weighted_metrics(labels, probabilities, weights, threshold=0.5)["auroc"]
+            aurocs = intervals.weighted_auroc(labels, probabilities, weights)
             values.append(aurocs[0])
             resampled.append(aurocs[1:])
             count = len(labels)
@@ -421,14 +421,18 @@ def verdict(table: ResultTable) -> str:
     if not table.comparisons:
         return "The rows were not measured on the same images, so they are not compared."
     clear = [comparison for comparison in table.comparisons if comparison.is_distinguishable]
-    count = f"{len(table.comparisons)} difference{'s' * (len(table.comparisons) > 1)} of AUC"
+    total = len(table.comparisons)
     if not clear:
-        return f"None of the {count} is distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
+        which = f"None of the {total} differences" if total > 1 else "The difference"
+        not_clear = "is not" if total == 1 else "is"
+        return (
+            f"{which} of AUC {not_clear} distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
+        )
     said = [f"{one.first} over {one.second} by {signed(one.difference)}" for one in clear[:MOST_SAID]]
     more = f"; and {len(clear) - MOST_SAID} more, listed below" if len(clear) > MOST_SAID else ""
     return (
-        f"Distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm) are {len(clear)} of the {count}: "
-        f"{'; '.join(said)}{more}."
+        f"Distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm): {len(clear)} of the {total} "
+        f"differences of AUC. {'; '.join(said)}{more}."
     )
 
 
