@@ -30,7 +30,6 @@ from accelerate import Accelerator
 from cxr import acceleration
 from cxr import architectures
 from cxr import arguments
-from cxr import batch_size
 from cxr import checkpoints
 from cxr import command_line
 from cxr import data
@@ -488,22 +487,8 @@ def main(argv: list[str] | None = None) -> None:
         # Until the first step: its cost is counted with the patches that it will see.
         patch_dropout.noise = torch.zeros(1, sets["train"].num_patches)
     one_step = functools.partial(synthetic_loss, image_size=image_size)
-    train_batch_size = batch_size.resolve_batch_size(
-        args.per_device_train_batch_size,
-        accelerator,
-        model,
-        one_step,
-        num_images=len(sets["train"]),
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        resumed_images_per_step=checkpoints.resumed_images_per_step(
-            record.output_dir, args.resume_from_checkpoint
-        ),
-    )
-    schedule = arguments.schedule_of(
-        args,
-        num_images=len(sets["train"]),
-        batch_size=train_batch_size,
-        num_processes=accelerator.num_processes,
+    schedule = arguments.plan_steps(
+        args, accelerator, model, one_step, num_images=len(sets["train"]), output_dir=record.output_dir
     )
     optimizer = optimization.make_adamw(
         model, learning_rate=schedule.peak_learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.999)

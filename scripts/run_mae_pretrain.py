@@ -25,7 +25,6 @@ from accelerate import Accelerator
 from cxr import acceleration
 from cxr import architectures
 from cxr import arguments
-from cxr import batch_size
 from cxr import checkpoints
 from cxr import command_line
 from cxr import data
@@ -352,22 +351,8 @@ def main(argv: list[str] | None = None) -> None:
     accelerator, record = runtime.start_run(args, default_output_dir="mae_pretrain")
     model, image_processor = load_model(args)
     train_set, eval_set = load_datasets(args, accelerator, record, model.config)
-    train_batch_size = batch_size.resolve_batch_size(
-        args.per_device_train_batch_size,
-        accelerator,
-        model,
-        synthetic_loss,
-        num_images=len(train_set),
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        resumed_images_per_step=checkpoints.resumed_images_per_step(
-            record.output_dir, args.resume_from_checkpoint
-        ),
-    )
-    schedule = arguments.schedule_of(
-        args,
-        num_images=len(train_set),
-        batch_size=train_batch_size,
-        num_processes=accelerator.num_processes,
+    schedule = arguments.plan_steps(
+        args, accelerator, model, synthetic_loss, num_images=len(train_set), output_dir=record.output_dir
     )
     optimizer = optimization.make_adamw(
         model, learning_rate=schedule.peak_learning_rate, weight_decay=args.weight_decay, betas=(0.9, 0.95)

@@ -1,5 +1,8 @@
 """The defaults that fit what the user named, and the learning rate that follows from the flags."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import run_classification
 import run_mae_pretrain
@@ -43,6 +46,11 @@ def test_model_named_for_the_sample_gets_the_learning_rate_of_pretrained_models(
     assert (args.learning_rate, args.config_name, args.num_train_epochs) == (1e-6, None, 20)
 
 
+def plan_steps(args, *, num_processes):
+    accelerator = SimpleNamespace(num_processes=num_processes)
+    return arguments.plan_steps(args, accelerator, None, None, num_images=1000, output_dir=Path("unused"))
+
+
 def test_base_learning_rate_grows_with_the_images_of_a_step():
     flags = [
         "--base_learning_rate",
@@ -53,7 +61,7 @@ def test_base_learning_rate_grows_with_the_images_of_a_step():
         "4",
     ]
     args = run_classification.parse_args([*flags, "--num_train_epochs", "2"])
-    schedule = arguments.schedule_of(args, num_images=1000, batch_size=16, num_processes=8)
+    schedule = plan_steps(args, num_processes=8)
     assert schedule.images_per_step == 512
     assert schedule.peak_learning_rate == pytest.approx(2e-3)
     assert (schedule.steps_per_epoch, schedule.num_steps) == (1, 2)
@@ -61,10 +69,7 @@ def test_base_learning_rate_grows_with_the_images_of_a_step():
 
 def test_learning_rate_is_taken_as_it_is():
     args = run_classification.parse_args(["--learning_rate", "1e-3", "--per_device_train_batch_size", "16"])
-    assert (
-        arguments.schedule_of(args, num_images=1000, batch_size=16, num_processes=8).peak_learning_rate
-        == 1e-3
-    )
+    assert plan_steps(args, num_processes=8).peak_learning_rate == 1e-3
 
 
 def test_checkpointing_steps_are_a_number_or_epoch():

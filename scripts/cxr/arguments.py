@@ -2,8 +2,15 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cxr.batch_size import resolve_batch_size
+from cxr.checkpoints import resumed_images_per_step
 from cxr.command_line import ArgumentParser
 from cxr.command_line import non_negative_float
 from cxr.command_line import non_negative_int
@@ -264,11 +271,29 @@ def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str)
     )
 
 
-def schedule_of(
-    args: argparse.Namespace, *, num_images: int, batch_size: int, num_processes: int
+def plan_steps(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: nn.Module,
+    synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
+    *,
+    num_images: int,
+    output_dir: Path,
 ) -> Schedule:
-    """Returns the run's schedule; `--base_learning_rate` grows with the images of an optimizer step."""
-    images_per_step = batch_size * args.gradient_accumulation_steps * num_processes
+    """Returns the run's schedule, with the batch size that `auto` finds or a resumed run began with.
+
+    `--base_learning_rate` grows with the images of an optimizer step.
+    """
+    batch_size = resolve_batch_size(
+        args.per_device_train_batch_size,
+        accelerator,
+        model,
+        synthetic_loss,
+        num_images=num_images,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        resumed_images_per_step=resumed_images_per_step(output_dir, args.resume_from_checkpoint),
+    )
+    images_per_step = batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     return make_schedule(
         num_images,
         images_per_step=images_per_step,
