@@ -264,9 +264,15 @@ def gather_rows(
     for folder in [*plan, *(run for run in runs if run not in plan)]:
         run = read_run(folder) if folder in finished else None
         cell = plan.get(folder)
-        options = run.results if run else cell["flags"]
-        labels = f"{options.get('labeler', 'negbio')}, uncertain {options.get('uncertain', 'negative')}"
-        table, row = names_of(cell["point"] if cell else point_of(run.results), labels)
+        try:
+            options = run.results if run else cell["flags"]
+            labels = f"{options.get('labeler', 'negbio')}, uncertain {options.get('uncertain', 'negative')}"
+            table, row = names_of(cell["point"] if cell else point_of(run.results), labels)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder}: its results.json, or the plan.json above it, is not what is written there (at "
+                f"{error}); expected a run of run_classification.py"
+            ) from error
         known, num_planned = tables[table].get(row, ([], 0))
         tables[table][row] = ([*known, run] if run else known, num_planned + 1)
     return tables

@@ -458,6 +458,17 @@ def test_spoilt_predictions_are_an_error_of_one_line_that_names_the_file(tmp_pat
     assert f"{path}: not what a run writes" in refused([str(folder)], capsys)
 
 
+def test_edited_records_are_an_error_of_one_line_that_names_the_run(tmp_path, capsys):
+    folder = write_run(tmp_path / "a")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    del results["augmentation"]
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    assert str(folder) in refused([str(folder)], capsys)
+    other = write_run(tmp_path / "b")
+    (other / "metrics.jsonl").write_text("epoch one\n", encoding="utf-8")
+    assert f"{other / 'metrics.jsonl'}: found a broken line" in refused([str(other)], capsys)
+
+
 def test_missing_predictions_are_an_error_of_one_line(tmp_path, capsys):
     folder = write_run(tmp_path / "a")
     (folder / "predictions_test.csv").unlink()

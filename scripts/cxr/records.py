@@ -211,7 +211,10 @@ class RunRecord:
             return []
         # A line without its end was cut off by a crash; the epoch is repeated.
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise ValueError(f"{path}: found a broken line ({error}); expected what a run wrote") from error
 
     def rewind(self, step: int) -> None:
         """Drops the epochs that a resumed run, which starts at optimizer step `step`, is about to repeat."""
