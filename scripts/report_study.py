@@ -32,10 +32,11 @@ from cxr import study_plots
 from cxr.command_line import ArgumentParser
 from cxr.command_line import positive_int
 from cxr.grid import CLASSIFICATION
-from cxr.grid import CONFIGS
 from cxr.grid import size_name
 from cxr.intervals import Difference
 from cxr.intervals import Interval
+from cxr.intervals import SeedNoise
+from cxr.records import FREE_TO_CHANGE
 from cxr.records import RunRecord
 from cxr.records import read_json
 from cxr.records import write_text
@@ -59,7 +60,8 @@ PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNe
 TASKS = {"finding": "Finding vs No Finding", "pleural_effusion": "Pleural Effusion vs No Finding"}
 SIGNIFICANT = 0.05
 MOST_SAID = 4  # differences in a sentence; all are in a table
-DEFAULT_LABELS = "negbio, uncertain negative"
+DEFAULT_LABEL_OPTIONS = {"labeler": "negbio", "uncertain": "negative"}
+DEFAULT_LABELS = ", uncertain ".join(DEFAULT_LABEL_OPTIONS.values())
 
 TEMPLATES = Path(__file__).parent / "cxr" / "templates"
 
@@ -72,6 +74,7 @@ class TableName:
     view: str
     training_mode: str
     labels: str  # labeler and what uncertain counts as
+    split: str
     size: str  # "all" or a number
 
     @property
@@ -84,11 +87,12 @@ class TableName:
         sizes = {"": [], "all": ["all training images"]}
         parts = [TASKS.get(self.task, self.task)]
         parts += sizes[self.size] if self.size in sizes else [f"{int(self.size):,} training images"]
-        return ", ".join([*parts, f"{self.view} views", *self.unusual()])
+        return ", ".join([*parts, f"{self.view} views", *self.unusual(), f"{self.split} split"])
 
     @property
     def slug(self) -> str:
-        parts = [self.task, *[self.view] * (self.view != "frontal"), *self.unusual(), self.size]
+        split = [self.split] * (self.split != "test")
+        parts = [self.task, *[self.view] * (self.view != "frontal"), *self.unusual(), *split, self.size]
         return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()) for part in parts if part)
 
     def unusual(self) -> list[str]:
@@ -101,17 +105,27 @@ class RowName:
     """The paper's first three columns."""
 
     model: str
-    transformer: str
+    augmentation: str
     masking: float
     masking_kind: str
+    setup: str = ""  # flags in which it differs from a row that is like it in all else
+
+    @property
+    def transformer(self) -> str:
+        return "not augmented" if self.augmentation == "none" else f"augmented ({self.augmentation})"
+
+    @property
+    def masked(self) -> str:
+        erased = " erased" * (self.masking_kind == "erasing")
+        return f"{self.masking:.2f}{erased}" if self.masking else ""
 
     def label(self, others: Iterable["RowName"]) -> str:
-        """The name in a sentence or a legend, without a transformer that all `others` have, too."""
+        """The name in a sentence or a legend, without an augmentation that all `others` have, too."""
         verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
         parts = [self.model]
-        parts += [self.transformer] * any(other.transformer != self.transformer for other in others)
+        parts += [self.transformer] * any(other.augmentation != self.augmentation for other in others)
         parts += [f"{self.masking:.0%} {verb}"] * bool(self.masking)
-        return ", ".join(parts)
+        return ", ".join([*parts, *[self.setup] * bool(self.setup)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +134,7 @@ class Run:
 
     folder: Path
     seed: int
+    args: dict[str, Any]
     results: dict[str, Any]
     split: str
     predictions: pd.DataFrame
@@ -154,6 +169,7 @@ class Comparison:
     num_seeds: int  # that both rows have
     difference: Difference
     p: float
+    noise: SeedNoise  # of the table
 
     @property
     def is_distinguishable(self) -> bool:
@@ -170,6 +186,11 @@ class ResultTable:
     @property
     def measured(self) -> list[Row]:
         return [row for row in self.rows if row.values]
+
+    @property
+    def views(self) -> list[str]:
+        """The views of which at least one row has both classes."""
+        return [view for view in VIEWS if any(view in row.by_view for row in self.measured)]
 
     def is_best(self, row: Row, metric: str) -> bool:
         """Whether a row has the best value of a column, as the paper underlines."""
@@ -194,7 +215,7 @@ def find_runs(folders: list[Path]) -> list[Path]:
                 "expected the --output_dir of run_classification.py or run_study.py, or a folder of such"
             )
         runs += found
-    return runs
+    return list({run.resolve(): run for run in runs}.values())  # once, also where FOLDERs overlap
 
 
 def read_plan(folders: list[Path]) -> dict[Path, dict[str, Any]]:
@@ -220,7 +241,14 @@ def read_run(folder: Path) -> Run:
         in_range = predictions["probability"].between(0, 1).all() and predictions["label"].isin((0, 1)).all()
         if not in_range or len(predictions) != results[split]["n"]:
             raise ValueError("labels, probabilities or their number are not those of the run")
-        return Run(folder=folder, seed=results["seed"], results=results, split=split, predictions=predictions)
+        return Run(
+            folder=folder,
+            seed=results["seed"],
+            args=read_json(folder / "args.json"),
+            results=results,
+            split=split,
+            predictions=predictions,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not what a run writes (at {error}); run it again") from error
 
@@ -230,6 +258,7 @@ def point_of(results: dict[str, Any]) -> dict[str, Any]:
     erasing = results["random_erasing_prob"]
     return {
         "model": results["model"],
+        "from_scratch": not results["pretrained"],
         "own_pretraining": False,
         "augmentation": results["augmentation"],
         "masking": results["mask_ratio"] or erasing,
@@ -241,18 +270,13 @@ def point_of(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def names_of(point: dict[str, Any], labels: str) -> tuple[TableName, RowName]:
+def row_name(point: dict[str, Any]) -> RowName:
     model = PAPER_NAMES.get(point["model"], point["model"])
     if point["own_pretraining"]:
         model += ", pretrained here"
-    elif model in CONFIGS:
+    elif point["from_scratch"]:
         model += ", from scratch"
-    augmentation = point["augmentation"]
-    transformer = "not augmented" if augmentation == "none" else f"augmented ({augmentation})"
-    table = TableName(
-        point["task"], point["view"], point["training_mode"], labels, size_name(point["train_size"])
-    )
-    return table, RowName(model, transformer, point["masking"], point["masking_kind"])
+    return RowName(model, point["augmentation"], point["masking"], point["masking_kind"])
 
 
 def gather_rows(
@@ -266,8 +290,18 @@ def gather_rows(
         cell = plan.get(folder)
         try:
             options = run.results if run else cell["flags"]
-            labels = f"{options.get('labeler', 'negbio')}, uncertain {options.get('uncertain', 'negative')}"
-            table, row = names_of(cell["point"] if cell else point_of(run.results), labels)
+            point = cell["point"] if cell else point_of(run.results)
+            table = TableName(
+                task=point["task"],
+                view=point["view"],
+                training_mode=point["training_mode"],
+                labels=", uncertain ".join(
+                    options.get(name, default) for name, default in DEFAULT_LABEL_OPTIONS.items()
+                ),
+                split=run.split if run else "test",
+                size=size_name(point["train_size"]),
+            )
+            row = row_name(point)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder}: its results.json, or the plan.json above it, is not what is written there (at "
@@ -275,7 +309,52 @@ def gather_rows(
             ) from error
         known, num_planned = tables[table].get(row, ([], 0))
         tables[table][row] = ([*known, run] if run else known, num_planned + 1)
-    return tables
+    return {
+        table: dict(split for row, known in rows.items() for split in split_by_setup(row, *known))
+        for table, rows in tables.items()
+    }
+
+
+def split_by_setup(
+    row: RowName, runs: list[Run], num_planned: int
+) -> list[tuple[RowName, tuple[list[Run], int]]]:
+    """Makes a row of its own of runs that differ in a flag, which is then part of the row's name."""
+    # The model of a study's own pretraining has the seed in its name; any other is in the row's.
+    free = {*FREE_TO_CHANGE, "data_dir", "seed", "model_name_or_path"}
+    setups = [
+        {name: value for name, value in run.args.items() if name not in free}
+        | {"images_per_step": run.results["images_per_step"]}
+        for run in runs
+    ]
+    names = sorted({name for setup in setups for name in setup})
+    differing = [name for name in names if len({str(setup.get(name)) for setup in setups}) > 1]
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run, setup in zip(runs, setups):
+        groups[", ".join(f"{name} {setup.get(name)}" for name in differing)].append(run)
+    unfinished = num_planned - len(runs)
+    of_setups = [
+        (dataclasses.replace(row, setup=setup), (of_setup, len(of_setup)))
+        for setup, of_setup in groups.items()
+    ]
+    if unfinished and len(of_setups) == 1:
+        return [(of_setups[0][0], (runs, num_planned))]
+    return of_setups + [(row, ([], unfinished))] * bool(unfinished)
+
+
+def check_row(row: Row) -> None:
+    """Raises ValueError when runs that should differ in their seed only do not."""
+    first = row.runs[0]
+    for number, other in enumerate(row.runs):
+        if other.seed in {run.seed for run in row.runs[:number]}:
+            found = f"both have seed {other.seed}"
+        elif not other.predictions["dicom_id"].equals(first.predictions["dicom_id"]):
+            found = "were measured on other images"
+        else:
+            continue
+        raise ValueError(
+            f"{first.folder} and {other.folder} would make up one row, but {found}; expected runs that "
+            "differ in their seed only: report them apart"
+        )
 
 
 def check_samples(rows: list[Row], table: TableName) -> None:
@@ -311,7 +390,10 @@ def measure_row(row: Row, resamples: "Resamples") -> None:
         row.values[metric] = float(np.mean(values)) if defined else None
         row.over_seeds[metric] = intervals.seed_interval(values) if defined else None
         over_runs = np.mean(resampled[metric], axis=0)
-        row.over_patients[metric] = intervals.percentile_interval(over_runs) if defined else None
+        around = row.values[metric] if metric == "ece" else None
+        row.over_patients[metric] = (
+            intervals.percentile_interval(over_runs, around=around) if defined else None
+        )
     if row.values["auroc"] is not None:
         of_runs = zip(row.runs, by_seed["auroc"], resampled["auroc"])
         row.aurocs = {run.seed: np.array([value, *redrawn]) for run, value, redrawn in of_runs}
@@ -363,18 +445,27 @@ class Resamples:
 def compare(rows: list[Row]) -> list[Comparison]:
     """Every pair of rows that were measured on the same images, the clearest difference first."""
     found = []
+    noise = intervals.seed_noise([{seed: float(of[0]) for seed, of in row.aurocs.items()} for row in rows])
     for first, second in itertools.combinations(rows, 2):
         seeds = sorted(first.aurocs.keys() & second.aurocs.keys())
         if seeds and first.images == second.images:
-            by_seed = np.array([first.aurocs[seed] - second.aurocs[seed] for seed in seeds])  # (seeds, 1 + R)
-            if by_seed[:, 0].mean() < 0:
-                first, second, by_seed = second, first, -by_seed
-            difference = intervals.paired_difference(by_seed[:, 0], by_seed[:, 1:].mean(axis=0))
-            if difference:
-                found.append((first.label, second.label, len(seeds), difference))
+            difference = np.mean(
+                [first.aurocs[seed] - second.aurocs[seed] for seed in seeds], axis=0
+            )  # (1 + R,)
+            if difference[0] < 0:
+                first, second, difference = second, first, -difference
+            tested = intervals.paired_difference(
+                float(difference[0]),
+                difference[1:],
+                num_patients=first.runs[0].predictions["subject_id"].nunique(),
+                num_seeds=len(seeds),
+                noise=noise,
+            )
+            if tested:
+                found.append((first.label, second.label, len(seeds), tested))
     corrected = intervals.holm([difference.p for *_, difference in found])
     comparisons = [
-        Comparison(first=first, second=second, num_seeds=num_seeds, difference=difference, p=p)
+        Comparison(first=first, second=second, num_seeds=num_seeds, difference=difference, p=p, noise=noise)
         for (first, second, num_seeds, difference), p in zip(found, corrected)
     ]
     return sorted(comparisons, key=lambda comparison: (comparison.p, comparison.difference.p))
@@ -386,7 +477,7 @@ def published_row(table: TableName, row: RowName) -> dict[str, float]:
     if not is_papers or table.labels != DEFAULT_LABELS or not table.size.isdigit():
         return {}
     of_size = published.STUDY_RESULTS.get(int(table.size), {})
-    figures = of_size.get((row.model, row.transformer.partition(" (")[0], row.masking))
+    figures = of_size.get((row.model, row.augmentation, row.masking))
     return dict(zip(published.STUDY_COLUMNS, figures)) if figures else {}
 
 
@@ -409,9 +500,9 @@ def measure_tables(
             for row, (runs, planned) in gathered[name].items()
         ]
         check_samples(rows, name)
-        for row in rows:
-            if row.runs:
-                measure_row(row, resamples)
+        for row in [row for row in rows if row.runs]:
+            check_row(row)
+            measure_row(row, resamples)
         tables.append(ResultTable(name=name, rows=rows, comparisons=compare(rows)))
     return tables
 
@@ -442,10 +533,19 @@ def verdict(table: ResultTable) -> str:
     )
 
 
-def chance_note(table: ResultTable) -> str:
-    if any(one.num_seeds == 1 for one in table.comparisons):
-        return "A difference that rests on one seed does not contain what another seed would have given."
-    return ""
+def notes(table: ResultTable) -> list[str]:
+    """What a reader of the table must know to take its numbers for what they are."""
+    said = []
+    if table.comparisons and not table.comparisons[0].noise.freedom:
+        said.append(
+            "There are too few seeds to say what others would have given: differences leave that out."
+        )
+    if any(row.published for row in table.rows):
+        said.append(
+            "The paper's figures are of its own validation images, which are not known, and have no "
+            "intervals; ours are of the published test split."
+        )
+    return said
 
 
 # Figures ----------------------------------------------------------------------------------------------------
@@ -518,10 +618,6 @@ def span(interval: Interval | None) -> str:
     return f"[{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
 
 
-def share(value: float) -> str:
-    return f"{value:.2f}" if value else ""
-
-
 def embed(path: Path) -> str:
     """A PNG as text that stands in the page itself."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
@@ -532,15 +628,15 @@ def csv_text(tables: list[ResultTable]) -> str:
     text = io.StringIO()
     metrics = [*PAPER_METRICS, *OUR_METRICS]
     suffixes = ("", "_seeds_low", "_seeds_high", "_patients_low", "_patients_high", "_published")
-    header = ["task", "view", "training_mode", "labels", "train_size"]
-    header += ["model", "transformer", "masking", "masking_kind", "seeds", "seeds_planned", "split", "n"]
+    header = ["task", "view", "training_mode", "labels", "split", "train_size"]
+    header += ["model", "augmentation", "masking", "masking_kind", "setup", "seeds", "seeds_planned", "n"]
     header += [metric + suffix for metric in metrics for suffix in suffixes]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for name, row in [(table.name, row) for table in tables for row in table.rows]:
         first = row.runs[0] if row.runs else None
         cells = [*dataclasses.astuple(name), *dataclasses.astuple(row.name), len(row.runs), row.num_planned]
-        cells += [first.split, len(first.predictions)] if first else ["", ""]
+        cells += [len(first.predictions) if first else ""]
         for metric in metrics:
             seeds, patients = row.over_seeds.get(metric), row.over_patients.get(metric)
             cells += [row.values.get(metric), *ends(seeds), *ends(patients), row.published.get(metric)]
@@ -562,7 +658,9 @@ def write_report(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "signed": signed, "span": span, "share": share, "embed": embed}
+    environment.filters |= {"number": number, "signed": signed, "span": span, "embed": embed}
+    # A cell of a Markdown table, in which a name is text and no markup.
+    environment.filters["cell"] = lambda text: str(text).replace("|", "/").replace("<", "&lt;")
     environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
     content = {
         "title": title,
@@ -570,10 +668,9 @@ def write_report(
         "figures": figures,
         "paper_metrics": PAPER_METRICS,
         "our_metrics": OUR_METRICS,
-        "views": VIEWS,
-        "view_headings": [f"AUC of {view}" for view in VIEWS],
         "verdict": verdict,
-        "chance_note": chance_note,
+        "notes": notes,
+        "view_headings": lambda table: [f"AUC of {view}" for view in table.views],
         "num_resamples": num_resamples,
         "runs": sorted(
             (run for table in tables for row in table.rows for run in row.runs), key=lambda run: run.folder
@@ -586,7 +683,7 @@ def write_report(
 
 
 def print_table(table: ResultTable, console: Console) -> None:
-    shown = Table(title=table.name.title, caption=" ".join([verdict(table), chance_note(table)]).strip())
+    shown = Table(title=table.name.title, caption=" ".join([verdict(table), *notes(table)]).strip())
     for column in ("model", "transformer", "% masking", "seeds"):
         shown.add_column(column, overflow="fold")
     for heading in PAPER_METRICS.values():
@@ -606,7 +703,14 @@ def print_table(table: ResultTable, console: Console) -> None:
             for metric in PAPER_METRICS
         ]
         interval = row.over_seeds.get("auroc") or row.over_patients.get("auroc")
-        shown.add_row(name.model, name.transformer, share(name.masking), seeds, *cells, span(interval))
+        shown.add_row(
+            "\n".join([name.model, *[name.setup] * bool(name.setup)]),
+            name.transformer,
+            name.masked,
+            seeds,
+            *cells,
+            span(interval),
+        )
     console.print(shown)
 
 

@@ -117,10 +117,15 @@ def delong_error(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> f
     )
 
 
+UNKNOWN = intervals.SeedNoise(variance=0.0, freedom=0)
+
+
 def compare(labels, first, second, *, num_resamples: int, seed: int = 0) -> intervals.Difference:
     weights = np.vstack([np.ones(len(labels)), one_each(len(labels), num_resamples=num_resamples, seed=seed)])
-    aurocs = [intervals.weighted_metrics(labels, p, weights, threshold=0.5)["auroc"] for p in (first, second)]
-    return intervals.paired_difference([aurocs[0][0] - aurocs[1][0]], (aurocs[0] - aurocs[1])[1:])
+    difference = np.subtract(*(intervals.weighted_auroc(labels, p, weights) for p in (first, second)))
+    return intervals.paired_difference(
+        float(difference[0]), difference[1:], num_patients=len(labels), num_seeds=1, noise=UNKNOWN
+    )
 
 
 def test_paired_difference_agrees_with_delong():
@@ -147,21 +152,80 @@ def test_equally_good_models_differ_at_5_percent_in_about_5_percent_of_studies()
     assert 0.02 < significant / 300 < 0.09
 
 
-def test_spread_over_seeds_widens_a_difference():
+def test_seed_noise_is_the_spread_that_rows_and_seeds_do_not_explain():
+    generator = np.random.default_rng(0)
+    rows, seeds = generator.normal(size=(400, 1)), generator.normal(size=(1, 3))
+    aurocs = rows + seeds + generator.normal(scale=0.2, size=(400, 3))
+    by_seed = [dict(enumerate(row)) for row in aurocs]
+    noise = intervals.seed_noise(by_seed)
+    residual = aurocs - aurocs.mean(0) - aurocs.mean(1, keepdims=True) + aurocs.mean()
+    assert noise.freedom == 399 * 2
+    assert noise.variance == pytest.approx((residual**2).sum() / noise.freedom)
+    assert noise.variance == pytest.approx(0.04, rel=0.1)
+    for row in by_seed[::2]:
+        del row[2]  # not yet run
+    assert intervals.seed_noise(by_seed).variance == pytest.approx(0.04, rel=0.15)
+    assert intervals.seed_noise(by_seed).freedom == 399 + 199
+
+
+def test_seed_noise_is_unknown_where_every_row_has_one_seed():
+    assert intervals.seed_noise([{0: 0.8}, {0: 0.9}]).freedom == 0
+    assert intervals.seed_noise([{0: 0.8, 1: 0.9}]).freedom == 0
+
+
+@pytest.mark.parametrize("spread_over_seeds", [0.0, 1.0, 3.0])
+def test_tables_of_equal_rows_rarely_claim_a_difference(spread_over_seeds):
+    """Six rows, three seeds, Holm: at most about 5 % of the tables may claim one."""
+    generator = np.random.default_rng(0)
+    num_rows, num_seeds, num_patients, claims = 6, 3, 300, 0
+    for _ in range(400):
+        of_patients = generator.normal(size=num_rows)  # chance of the test set, the same for all seeds
+        aurocs = of_patients[:, None] + spread_over_seeds * generator.normal(size=(num_rows, num_seeds))
+        noise = intervals.seed_noise([dict(enumerate(row)) for row in aurocs])
+        p_values = []
+        for first in range(num_rows):
+            for second in range(first):
+                found = intervals.paired_difference(
+                    float((aurocs[first] - aurocs[second]).mean()),
+                    generator.normal(scale=math.sqrt(2), size=300),
+                    num_patients=num_patients,
+                    num_seeds=num_seeds,
+                    noise=noise,
+                )
+                p_values.append(found.p)
+        claims += min(intervals.holm(p_values)) < 0.05
+    assert claims / 400 < 0.085
+
+
+def test_noise_of_seeds_widens_a_difference():
     resampled = np.random.default_rng(0).normal(0.05, 0.01, 2000)
-    one = intervals.paired_difference([0.05], resampled)
-    three = intervals.paired_difference([0.0, 0.05, 0.1], resampled)
-    assert [one.value, three.value] == pytest.approx([0.05, 0.05])
-    error = math.sqrt(0.01**2 + 0.05**2 / 3)
-    freedom = error**4 / ((0.05**2 / 3) ** 2 / 2)
-    assert three.high - three.value == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=0.02)
-    assert one.p < 1e-4 < 0.05 < three.p
+    noise = intervals.SeedNoise(variance=0.03**2, freedom=10)
+    options = {"num_patients": 300, "num_seeds": 3}
+    without = intervals.paired_difference(0.05, resampled, noise=UNKNOWN, **options)
+    found = intervals.paired_difference(0.05, resampled, noise=noise, **options)
+    of_seeds = 2 * 0.03**2 / 3
+    error = math.sqrt(0.01**2 + of_seeds)
+    freedom = error**4 / (0.01**4 / 299 + of_seeds**2 / 10)
+    assert found.high - 0.05 == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=0.02)
+    assert without.p < 1e-4 < 0.05 < found.p
 
 
 def test_equal_predictions_do_not_differ():
-    found = intervals.paired_difference([0.0], np.zeros(100))
+    options = {"num_patients": 100, "num_seeds": 1, "noise": UNKNOWN}
+    found = intervals.paired_difference(0.0, np.zeros(100), **options)
     assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
-    assert intervals.paired_difference([0.1], np.full(100, np.nan)) is None
+    assert intervals.paired_difference(0.1, np.full(100, np.nan), **options) is None
+
+
+def test_interval_of_a_calibration_error_is_around_it():
+    generator = np.random.default_rng(0)
+    probabilities = generator.random(500)
+    labels = (generator.random(500) < probabilities).astype(int)
+    weights = np.vstack([np.ones(500), one_each(500, num_resamples=2000)])
+    found = intervals.weighted_metrics(labels, probabilities, weights, threshold=0.5)["ece"]
+    assert found[1:].mean() > 1.2 * found[0]  # resampling adds noise, which looks like miscalibration
+    interval = intervals.percentile_interval(found[1:], around=found[0])
+    assert 0 <= interval.low < found[0] < interval.high
 
 
 def test_holm_corrects_as_the_textbook_does():

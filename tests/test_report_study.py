@@ -66,12 +66,16 @@ def write_run(
         "validation": measured,
         split: measured,
         "num_train_images": 1000,
+        "images_per_step": 32,
         "seed": seed,
         **results,
     }
     (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
     predictions.to_csv(folder / f"predictions_{split}.csv", index=False)
-    sample = {"sha256": f"sample {content['num_train_images']} {seed}", "dicom_ids": ["deadbeef-0"]}
+    sample = {
+        "sha256": f"sample {content['num_train_images']} {content['seed']}",
+        "dicom_ids": ["deadbeef-0"],
+    }
     (folder / "samples.json").write_text(json.dumps(sample), encoding="utf-8")
     epochs = [
         {"epoch": epoch, "step": epoch, "train_loss": 1 / epoch, "eval_loss": 1.1 / epoch}
@@ -98,6 +102,7 @@ def write_study(folder: Path) -> Path:
                 point = {
                     **row,
                     "own_pretraining": False,
+                    "from_scratch": False,
                     "masking_kind": "patches",
                     "train_size": size,
                     "task": "finding",
@@ -152,26 +157,29 @@ def test_there_is_a_table_a_size_with_the_papers_rows_and_columns(study):
         text.count("| model | transformer | % masking | seeds | Accuracy | Precision | F1 | Recall | AUC |")
         == 2
     )
-    assert "## Finding vs No Finding, 1,000 training images, frontal views" in text
+    assert "## Finding vs No Finding, 1,000 training images, frontal views, test split" in text
     assert "| MAE ViT | augmented (mae) | 0.25 | 3 of 3 |" in text
     assert "| MAE ViT | not augmented |  | 3 of 3 |" in text
     assert "| ResNet | augmented (classic) |  | 3 of 3 |" in text
 
 
 def test_our_figures_stand_beside_the_papers(study):
-    rows = {(row["train_size"], row["model"], row["transformer"]): row for row in read_table(study)}
-    row = rows["1000", "MAE ViT", "not augmented"]
-    published = STUDY_RESULTS[1000]["MAE ViT", "not augmented", 0.0]
+    rows = {(row["train_size"], row["model"], row["augmentation"]): row for row in read_table(study)}
+    row = rows["1000", "MAE ViT", "none"]
+    published = STUDY_RESULTS[1000]["MAE ViT", "none", 0.0]
     names = ("accuracy", "precision", "f1", "recall", "auroc")
     assert [float(row[f"{name}_published"]) for name in names] == list(published)
     assert f"paper {published[4]:.3f}" in (study / "report.md").read_text(encoding="utf-8")
-    assert rows["10000", "ResNet", "augmented (classic)"]["auroc_published"] == "0.807"
+    assert rows["10000", "ResNet", "classic"]["auroc_published"] == "0.807"
 
 
 def test_the_papers_figures_are_for_its_task_its_view_and_full_training_only():
-    row = report_study.RowName("MAE ViT", "not augmented", 0.0, "patches")
-    name = report_study.TableName("finding", "frontal", "full", report_study.DEFAULT_LABELS, "1000")
+    row = report_study.RowName("MAE ViT", "none", 0.0, "patches")
+    labels = report_study.DEFAULT_LABELS
+    name = report_study.TableName("finding", "frontal", "full", labels, "test", "1000")
     assert report_study.published_row(name, row)["auroc"] == 0.752
+    for change in ({"augmentation": "classic"}, {"masking": 0.25}, {"model": "resnet-18, from scratch"}):
+        assert report_study.published_row(name, report_study.dataclasses.replace(row, **change)) == {}
     for change in (
         {"task": "pleural_effusion"},
         {"view": "lateral"},
@@ -276,12 +284,16 @@ def test_rows_of_about_equal_quality_are_not_distinguishable(tmp_path):
     assert report_study.verdict(table).startswith("None of the 2 differences of AUC is distinguishable")
 
 
-def test_a_difference_on_one_seed_says_so(tmp_path):
+def test_a_table_with_one_seed_says_what_its_differences_leave_out(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, model=name, pretrained=True)
     gathered = report_study.gather_rows(report_study.find_runs([tmp_path]), {})
     (table,) = report_study.measure_tables(gathered, report_study.Resamples(50, seed=0))
-    assert "rests on one seed" in report_study.chance_note(table)
+    assert "what others would have given" in report_study.notes(table)[0]
+
+
+def test_papers_figures_come_with_what_they_are_of(tables):
+    assert any("its own validation images" in note for note in report_study.notes(tables[0]))
 
 
 def test_rows_measured_on_other_images_are_not_compared(tmp_path):
@@ -427,7 +439,7 @@ def test_absent_folder_is_an_error_of_one_line(tmp_path, capsys):
 
 
 def test_several_folders_need_a_place_for_the_report(tmp_path, capsys):
-    runs = [str(write_run(tmp_path / name)) for name in ("a", "b")]
+    runs = [str(write_run(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
     assert "found no --output_dir" in refused(runs, capsys)
     report_study.main([*runs, "--output_dir", str(tmp_path / "new" / "report"), "--num_resamples", "20"])
     assert (tmp_path / "new" / "report" / "report.html").is_file()
@@ -473,6 +485,37 @@ def test_missing_predictions_are_an_error_of_one_line(tmp_path, capsys):
     folder = write_run(tmp_path / "a")
     (folder / "predictions_test.csv").unlink()
     assert "predictions_test.csv" in refused([str(folder)], capsys)
+
+
+def test_a_folder_inside_another_is_not_counted_twice(tmp_path):
+    run = write_run(tmp_path / "a")
+    assert report_study.find_runs([tmp_path, run]) == [run]
+
+
+def test_runs_that_differ_in_a_flag_are_rows_of_their_own(tmp_path):
+    arguments = {"weight_decay": 0.1, "seed": 0, "per_device_train_batch_size": 32, "output_dir": "a"}
+    changes = [{}, {"seed": 1, "output_dir": "b"}, {"weight_decay": 0.2}, {"weight_decay": 0.2, "seed": 1}]
+    for number, change in enumerate(changes):
+        folder = write_run(tmp_path / str(number), seed=change.get("seed", 0))
+        (folder / "args.json").write_text(json.dumps({**arguments, **change}), encoding="utf-8")
+    write_run(tmp_path / "larger", images_per_step=64)
+    (rows,) = report_study.gather_rows(report_study.find_runs([tmp_path]), {}).values()
+    assert {name.label(rows): len(runs) for name, (runs, _) in rows.items()} == {
+        "resnet-18, from scratch, images_per_step 32, weight_decay 0.1": 2,
+        "resnet-18, from scratch, images_per_step 32, weight_decay 0.2": 2,
+        "resnet-18, from scratch, images_per_step 64, weight_decay None": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"num_images": 100}, "were measured on other images"), ({"seed": 0}, "both have seed 0")],
+    ids=["images", "seed"],
+)
+def test_runs_of_one_row_that_differ_in_more_than_the_seed_are_refused(tmp_path, capsys, change, said):
+    write_run(tmp_path / "0")
+    write_run(tmp_path / "1", **{"seed": 1, **change})
+    assert said in refused([str(tmp_path)], capsys)
 
 
 def test_runs_of_one_table_that_were_trained_on_other_images_are_refused(tmp_path, capsys):

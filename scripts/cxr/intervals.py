@@ -34,6 +34,14 @@ class Difference:
     p: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeedNoise:
+    """The variance of a row's AUROC over seeds; with no degrees of freedom it is unknown."""
+
+    variance: float
+    freedom: int
+
+
 def patient_weights(subject_ids: Sequence[int | str], *, num_resamples: int, seed: int) -> np.ndarray:
     """Returns how often each image is in each resample of the patients: (num_resamples, N), uint8.
 
@@ -113,12 +121,17 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
 
 
-def percentile_interval(resampled: np.ndarray) -> Interval | None:
-    """The middle 95 % of a metric's resamples (R,); None where none of them is defined."""
+def percentile_interval(resampled: np.ndarray, *, around: float | None = None) -> Interval | None:
+    """The middle 95 % of a metric's resamples (R,); None where none of them is defined.
+
+    `around` is the value of a metric that resampling itself makes larger, as it does a calibration error: the
+    resamples are shifted to have it as their mean.
+    """
     defined = resampled[np.isfinite(resampled)]
     if not len(defined):
         return None
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    shift = 0.0 if around is None else around - defined.mean()
+    low, high = np.clip(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + shift, 0, 1)
     return Interval(low=float(low), high=float(high))
 
 
@@ -131,21 +144,40 @@ def seed_interval(values: Sequence[float]) -> Interval | None:
     return Interval(low=float(low), high=float(high))
 
 
-def paired_difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference | None:
-    """Compares two rows by their differences on the same images: `by_seed`, one for each seed that both have.
+def seed_noise(by_seed: Sequence[dict[int, float]]) -> SeedNoise:
+    """How much chance of the seed there is in one run of a table: `by_seed` has seed -> AUROC for each row.
 
-    `resampled` (R,) is the mean difference over those seeds in each resample of patients. Two kinds of chance
-    make up the variance: which patients were tested, from the resamples, and which seeds trained, from the
-    spread over seeds; with one seed the second is unknown and left out. Degrees of freedom are
-    Satterthwaite's; the test is two-sided. None where no resample is defined.
+    It is what is left of the AUROCs after an effect of the row and one of the seed, which stands for the
+    sample that all rows share. All rows are pooled, as three seeds of one row say little about its spread;
+    that rows spread about alike is an assumption.
+    """
+    seeds = sorted({seed for row in by_seed for seed in row})
+    runs = [(number, seed, value) for number, row in enumerate(by_seed) for seed, value in row.items()]
+    effects = np.zeros((len(runs), len(by_seed) + len(seeds)))
+    for line, (number, seed, _) in zip(effects, runs):
+        line[number] = line[len(by_seed) + seeds.index(seed)] = 1
+    values = np.array([value for *_, value in runs])
+    fitted, _, rank, _ = np.linalg.lstsq(effects, values, rcond=None)
+    freedom = len(runs) - int(rank)
+    squares = float(((values - effects @ fitted) ** 2).sum())
+    return SeedNoise(variance=squares / freedom if freedom else 0.0, freedom=freedom)
+
+
+def paired_difference(
+    value: float, resampled: np.ndarray, *, num_patients: int, num_seeds: int, noise: SeedNoise
+) -> Difference | None:
+    """Compares two rows by their mean difference over `num_seeds` seeds, measured on the same images.
+
+    `resampled` (R,) is that difference in each resample of patients. Two kinds of chance make up the
+    variance: which patients were tested, and which seeds trained. Degrees of freedom are Satterthwaite's; the
+    test is two-sided. None where no resample is defined.
     """
     resampled = resampled[np.isfinite(resampled)]
     if len(resampled) < 2:
         return None
-    value = float(np.mean(by_seed))
-    components = [(np.var(resampled, ddof=1), len(resampled) - 1)]  # variance, degrees of freedom
-    if len(by_seed) > 1:
-        components.append((np.var(by_seed, ddof=1) / len(by_seed), len(by_seed) - 1))
+    components = [(np.var(resampled, ddof=1), num_patients - 1)]  # variance, degrees of freedom
+    if noise.freedom:
+        components.append((2 * noise.variance / num_seeds, noise.freedom))
     variance = sum(part for part, _ in components)
     if variance == 0:  # equal predictions
         return Difference(value=value, low=value, high=value, p=float(value == 0))
