@@ -127,3 +127,16 @@ def test_nothing_happens_when_a_script_is_imported(name):
     calls = [node for node in statements if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
     assert not calls
     assert isinstance(statements[-1], ast.If) and ast.unparse(statements[-1].test) == "__name__ == '__main__'"
+
+
+def test_the_study_and_the_scripts_offer_the_same_choices():
+    from cxr import arguments
+    from cxr import grid
+    from cxr import transforms
+    from cxr.sources import dataset_module
+
+    choices = dataset_module().CHOICES
+    assert grid.TASKS == choices["task"]
+    assert grid.VIEWS == arguments.VIEWS == choices["view"]
+    assert (arguments.LABELERS, arguments.UNCERTAIN) == (choices["labeler"], choices["uncertain"])
+    assert set(grid.AUGMENTATIONS) == set(transforms.AUGMENTATIONS)
