@@ -47,6 +47,7 @@ from cxr.grid import CONFIGS
 from cxr.grid import MASKINGS
 from cxr.grid import PRESETS
 from cxr.grid import PRETRAINING
+from cxr.grid import SCOPES
 from cxr.grid import STARTS
 from cxr.grid import TASKS
 from cxr.grid import TRAINING_MODES
@@ -88,11 +89,19 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
             f"found {text!r}, expected FLAG=VALUE or SCOPE.FLAG=VALUE, such as vit.learning_rate=1e-4"
         )
     scope, flag, value = match.groups()
-    return scope or "", {flag: parse_value(value)}
+    if scope and scope not in SCOPES and not re.fullmatch(r"vit|resnet|all|\d+", scope):
+        raise argparse.ArgumentTypeError(
+            f"found the scope {scope!r}, expected pretraining, classification, vit, resnet or a training size"
+        )
+    return scope or "", {flag: parse_value(flag, value)}
 
 
-def parse_value(text: str) -> Any:
-    """The value as args.json has it: a number, true or false, several numbers, or text."""
+def parse_value(flag: str, text: str) -> Any:
+    """The value as args.json has it: a folder, a number, true or false, several numbers, or text."""
+    if flag.endswith("_dir"):
+        return str(Path(text).absolute())
+    if flag == "model_revision":  # a commit may look like a number
+        return text
     words = {"true": True, "false": False}
     if text in words:
         return words[text]
@@ -236,7 +245,8 @@ def state_on_disk(run: Path) -> str:
 def claim_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
     """Returns the plan that `output_dir` has, with `cells` added to it.
 
-    Raises ValueError when the folder is no study, or a cell that was begun in it had other flags.
+    Raises ValueError when the folder is no study, or a cell that was begun in it had other flags. One that
+    ended before its first checkpoint starts anew, so its flags may change.
     """
     known = read_json(output_dir / "plan.json")
     if not known and output_dir.is_dir() and any(path.name != ".lock" for path in output_dir.iterdir()):
@@ -248,17 +258,18 @@ def claim_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
     for cell in cells:
         run = output_dir / cell.run_id
         begun = read_json(run / "args.json")
-        if begun:
+        if begun and (state_on_disk(run) != "to run" or is_in_use(run)):
             check_unchanged(begun, cell.flags, where=run)
             # args.json has the defaults too; which flags were named is in the old plan.
             before = planned.get(cell.run_id, asdict(cell))["flags"]
-            check_unchanged(before, {name: None for name in before} | cell.flags, where=run)
+            check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
         planned[cell.run_id] = asdict(cell)
     return {"cells": planned}
 
 
 def command(cell: Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
+    launcher += ["--quiet"]  # its own trace would push the script's error out of the log's tail
     if gpu is not None:
         launcher += ["--gpu_ids", gpu]
     script = REPOSITORY / "scripts" / cell.script
@@ -361,15 +372,18 @@ class Study:
         self.started = time.monotonic()
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         for cell in cells:
-            self.note_results(cell)
+            if not self.note_results(cell) and is_in_use(output_dir / cell.run_id):
+                self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
         self.finished_before = set(self.results)
 
     def note_results(self, cell: Cell) -> bool:
-        """Whether a cell is finished; its results are kept for the table."""
+        """Whether a cell is finished; its results are kept for the table, its checkpoints are not."""
         results = read_json(self.output_dir / cell.run_id / "results.json")
         if results:
             self.results[cell.run_id] = results
             self.states[cell.run_id] = "done"
+            # The model is what later cells and people need; a checkpoint is three times its size.
+            shutil.rmtree(self.output_dir / cell.run_id / "checkpoints", ignore_errors=True)
         return bool(results)
 
     def next_cell(self) -> Cell | None:
@@ -397,8 +411,6 @@ class Study:
                 "\n".join("    " + line.rpartition("\r")[2] for line in lines[-LOG_TAIL:] if line.strip())
             )
             return
-        # The model is what later cells and people need; a checkpoint is three times its size.
-        shutil.rmtree(self.output_dir / cell.run_id / "checkpoints", ignore_errors=True)
         ended = sum(state not in ("waiting", "running") for state in self.states.values())
         left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
         self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {self.headline(cell)}, {took:.0f} s; {left}")
@@ -527,7 +539,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"Stopped. The same command goes on with {output_dir}.", file=sys.stderr)
         sys.exit(130)
-    if study.results:
+    if any(cell.script == CLASSIFICATION and cell.run_id in study.results for cell in cells):
         report(output_dir)
     lock.release()
     failed = study.names_in("failed", "impossible")

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -189,3 +190,77 @@ def test_versions_are_those_of_the_installed_libraries():
     versions = records.installed_versions()
     assert set(versions) >= {"torch", "transformers", "accelerate", "datasets"}
     assert torch.__version__.startswith(versions["torch"].split("+")[0])
+
+
+def test_json_is_read_and_an_absent_file_is_an_empty_object(tmp_path):
+    records.write_json(tmp_path / "a.json", {"loss": 0.5, "best": None})
+    assert records.read_json(tmp_path / "a.json") == {"loss": 0.5, "best": None}
+    assert records.read_json(tmp_path / "b.json") == {}
+
+
+@pytest.mark.parametrize(("text", "found"), [('{"a": ', "broken JSON"), ("", "broken JSON"), ("[1]", "list")])
+def test_json_that_no_run_wrote_is_refused_with_its_name(tmp_path, text, found):
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"results\.json: found {found}.*expected what a run wrote"):
+        records.read_json(tmp_path / "results.json")
+
+
+def test_locked_folder_is_refused_to_others_until_it_is_released(tmp_path):
+    lock = records.lock_folder(tmp_path)
+    with pytest.raises(ValueError, match="another run is writing to it; name another"):
+        records.lock_folder(tmp_path)
+    lock.release()
+    records.lock_folder(tmp_path).release()
+
+
+def test_folder_is_in_use_while_its_lock_is_held_and_asking_does_not_take_it(tmp_path):
+    assert not records.is_in_use(tmp_path / "absent")
+    assert not records.is_in_use(tmp_path) and names(tmp_path) == []
+    lock = records.lock_folder(tmp_path)
+    assert records.is_in_use(tmp_path) and records.is_in_use(tmp_path)
+    lock.release()
+    assert not records.is_in_use(tmp_path)
+    records.lock_folder(tmp_path).release()
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path):
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(Path(records.__file__).parents[1])!r});"
+        "from cxr import records; from pathlib import Path;"
+        f"lock = records.lock_folder(Path({str(tmp_path)!r})); print('locked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        assert records.is_in_use(tmp_path)
+        process.kill()
+        process.wait()
+    assert not records.is_in_use(tmp_path)
+
+
+def test_same_flags_are_unchanged_and_others_of_the_run_do_not_matter(tmp_path):
+    before = {"seed": 0, "learning_rate": 1e-6, "weight_decay": 0.01, "max_train_samples": None}
+    records.check_unchanged(before, {"seed": 0, "learning_rate": 0.000001}, where=tmp_path)
+    records.check_unchanged(before, {"max_train_samples": None, "cache_dir": None}, where=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"seed": 1}, "--seed: found 1, but RUN began with 0"),
+        ({"view": "all", "seed": 0}, "--view: found all, but RUN began with None"),
+    ],
+)
+def test_changed_flag_is_refused_with_both_values(now, message):
+    with pytest.raises(ValueError, match=f"{message}; use the same flags, or start anew in another"):
+        records.check_unchanged({"seed": 0}, now, where=Path("RUN"))
+
+
+def test_only_a_complete_checkpoint_counts(tmp_path):
+    assert not records.has_checkpoint(tmp_path / "absent")
+    (tmp_path / "checkpoints" / "step_10").mkdir(parents=True)
+    hidden = tmp_path / "checkpoints" / ".step_20.saving"
+    hidden.mkdir()
+    records.write_json(hidden / "progress.json", {"step": 20})
+    assert not records.has_checkpoint(tmp_path)
+    records.write_json(tmp_path / "checkpoints" / "step_10" / "progress.json", {"step": 10})
+    assert records.has_checkpoint(tmp_path)

@@ -45,13 +45,19 @@ def gflop_per_image(cell: Cell) -> float:
     masked = cell.flags.get("mask_ratio", 0.0) if cell.script == CLASSIFICATION else 0.0
     forward = estimate_gflop(
         cell.point["model"],
-        image_size=cell.flags.get("image_size", DEFAULT_IMAGE_SIZE),
+        image_size=number(cell, "image_size", DEFAULT_IMAGE_SIZE),
         overrides=cell.flags.get("config_overrides"),
         share_seen=1 - masked,
     )
     if cell.script == PRETRAINING:
         return 3 * 0.56 * forward  # a quarter of the patches, and the decoder: counted for ViT-MAE-base
     return forward if cell.flags["train_last_layer_only"] else 3 * forward
+
+
+def number(cell: Cell, flag: str, default: int) -> float:
+    """A flag's value; the default for one that is not known yet, such as a batch size of auto."""
+    value = cell.flags.get(flag)
+    return value if isinstance(value, int | float) else default
 
 
 def estimate_seconds(
@@ -67,9 +73,9 @@ def estimate_seconds(
     rates = {name: median(of_family) for name, of_family in measured.items()}
     seconds = {}
     for cell in cells:
-        seen = images[cell.run_id] * cell.flags.get("num_train_epochs", 1)
-        if "max_train_steps" in cell.flags:
-            seen = cell.flags["max_train_steps"] * cell.flags.get("per_device_train_batch_size", 32)
+        seen = images[cell.run_id] * number(cell, "num_train_epochs", 1)
+        if steps := number(cell, "max_train_steps", 0):
+            seen = steps * number(cell, "per_device_train_batch_size", 32)
         rate = rates.get(family(cell.point["model"]), ASSUMED_TFLOPS[device])
         seconds[cell.run_id] = START_SECONDS + seen * gflop_per_image(cell) / 1e3 / rate
     if rates:

@@ -165,10 +165,11 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     for task, mode, view, size, seed, (model, own, augmentation, share) in itertools.product(*axes):
         point = {
             "model": model,
+            "from_scratch": model in CONFIGS,
             "own_pretraining": own,
             "augmentation": augmentation,
             "masking": share,
-            "masking_kind": grid.masking,
+            "masking_kind": grid.masking if share else "patches",  # none of either is one cell
             "train_size": size,
             "task": task,
             "training_mode": mode,
@@ -181,8 +182,8 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
         for cell in planned:
             if cells.setdefault(cell.run_id, cell) != cell:
                 raise ValueError(
-                    f"--models: two of them give runs the name {cell.run_id}; rename a folder, so that names "
-                    "differ"
+                    f"two different cells would have the name {cell.run_id}; expected --models whose names "
+                    "differ in their first 24 letters and --mask_ratios of three digits: rename a folder"
                 )
     return list(cells.values())
 
@@ -190,12 +191,13 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
 def pretraining_cell(settings: Settings, point: dict[str, Any], data_dir: Path) -> Cell:
     """The pretraining on all training images that the point's classifier starts from."""
     point = {name: point[name] for name in ("model", "view", "seed")}
-    flags = {
+    planned = {
         "data_dir": str(data_dir),
         "view": point["view"],
         "seed": point["seed"],
-        **flags_for(settings, PRETRAINING, point["model"], start=model_flags(point["model"])),
+        **model_flags(point["model"]),
     }
+    flags = add_settings(planned, settings, PRETRAINING, point["model"])
     return Cell(run_id=pretraining_id(point), script=PRETRAINING, point=point, flags=flags)
 
 
@@ -204,7 +206,7 @@ def classification_cell(settings: Settings, point: dict[str, Any], data_dir: Pat
     if point["own_pretraining"]:
         needs = pretraining_id(point)
         start = {"model_name_or_path": str(output_dir / needs / "model")}
-    flags = {
+    planned = {
         "data_dir": str(data_dir),
         "dataset_config_name": point["task"],
         "view": point["view"],
@@ -214,8 +216,9 @@ def classification_cell(settings: Settings, point: dict[str, Any], data_dir: Pat
         MASKINGS[point["masking_kind"]]: point["masking"],
         "train_last_layer_only": point["training_mode"] == "last_layer",
         "evaluate_test": True,
-        **flags_for(settings, CLASSIFICATION, point["model"], start=start, size=point["train_size"]),
+        **start,
     }
+    flags = add_settings(planned, settings, CLASSIFICATION, point["model"], size=point["train_size"])
     return Cell(run_id=run_id(point), script=CLASSIFICATION, point=point, flags=flags, needs=needs)
 
 
@@ -226,13 +229,24 @@ def model_flags(model: str) -> dict[str, str]:
     return {"model_name_or_path": str(Path(model).absolute()) if Path(model).is_dir() else model}
 
 
-def flags_for(
-    settings: Settings, script: str, model: str, *, start: dict[str, str], size: int | None = 0
+def add_settings(
+    planned: dict[str, Any], settings: Settings, script: str, model: str, *, size: int | None = 0
 ) -> dict[str, Any]:
-    """Returns `start` and the settings whose scope holds; later ones replace earlier ones."""
-    flags: dict[str, Any] = dict(start)
+    """Returns `planned` and the settings whose scope holds; later ones replace earlier ones.
+
+    Raises ValueError for a setting of what the study plans itself: a run's name would not be true.
+    """
+    flags = dict(planned)
     for scope, changes in settings:
         if scope in ("", family(model), size_name(size)) or SCOPES.get(scope) == script:
+            if taken := changes.keys() & {*planned, "output_dir", "resume_from_checkpoint"}:
+                raise ValueError(
+                    f"--set {min(taken)}: found a flag that the study itself sets; use --models or another "
+                    "axis, --data_dir or --output_dir instead"
+                )
+            for one, other in itertools.permutations(("learning_rate", "base_learning_rate")):
+                if one in changes:
+                    flags.pop(other, None)  # a script takes one of them
             flags |= changes
     if "config_name" not in flags:
         flags.pop("config_overrides", None)  # a pretrained model has its own configuration
