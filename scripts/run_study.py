@@ -13,8 +13,9 @@
 
 A cell is model x augmentation x masking x training size x task x training mode x view x seed. Each is a run
 folder in --output_dir. The same command again, or another with more cells, skips what is finished, goes on
-inside a cell that was stopped, and tries failed ones again. Exit status: 0 all done, 1 a cell failed, 2 wrong
-flags. report_study.py, which runs at the end, turns the folder into tables, plots and a page.
+inside a cell that was stopped, and tries failed ones again; of a finished cell the model stays, and its
+checkpoints go. Exit status: 0 all done, 1 a cell failed, 2 wrong flags. report_study.py, which runs at the
+end, turns the folder into tables, plots and a page.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from cxr.command_line import ArgumentParser
 from cxr.command_line import positive_int
 from cxr.command_line import seed_number
 from cxr.command_line import share_below_one
+from cxr.costs import ImageCounts
 from cxr.costs import count_images
 from cxr.costs import duration
 from cxr.costs import estimate_seconds
@@ -54,6 +56,7 @@ from cxr.grid import TRAINING_MODES
 from cxr.grid import VIEWS
 from cxr.grid import Cell
 from cxr.grid import Grid
+from cxr.grid import arm_name
 from cxr.grid import change_grid
 from cxr.grid import plan_cells
 from cxr.grid import size_name
@@ -212,7 +215,7 @@ def chosen_grid(args: argparse.Namespace, preset: Grid) -> Grid:
 
 def print_plan(
     cells: list[Cell],
-    images: dict[str, int],
+    images: dict[str, ImageCounts],
     output_dir: Path,
     seconds: dict[str, float],
     basis: str,
@@ -227,7 +230,7 @@ def print_plan(
         remaining += seconds[cell.run_id] * (state != "finished")
         epochs = cell.flags.get("num_train_epochs", "")
         table.add_row(
-            cell.run_id, f"{images[cell.run_id]:,}", str(epochs), duration(seconds[cell.run_id]), state
+            cell.run_id, f"{images[cell.run_id].train:,}", str(epochs), duration(seconds[cell.run_id]), state
         )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"{len(cells)} cells; what is left takes about {duration(remaining / parallel)}.")
@@ -242,7 +245,7 @@ def state_on_disk(run: Path) -> str:
 # Running ----------------------------------------------------------------------------------------------------
 
 
-def claim_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
+def check_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
     """Returns the plan that `output_dir` has, with `cells` added to it.
 
     Raises ValueError when the folder is no study, or a cell that was begun in it had other flags. One that
@@ -313,6 +316,18 @@ def log_of(cell: Cell, output_dir: Path) -> Path:
     return output_dir / "logs" / f"{cell.run_id}.log"
 
 
+def tail(log: Path) -> str:
+    """The last lines, of a progress bar its last state."""
+    lines = log.read_bytes().decode("utf-8", errors="replace").split("\n")
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
+    return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
+
+
+def discard_checkpoints(run: Path) -> None:
+    """Removes them from a finished run: the model is what is needed, a checkpoint is three times its size."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
 def stop_process(process: subprocess.Popen) -> None:
     """Ends a cell: the launcher and all that it started, which a signal to the launcher alone would leave."""
     try:
@@ -341,8 +356,11 @@ def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], in
             f"--config_file {config_file}: found no accelerate config ({error}); expected one as in "
             "accelerate_configs/"
         ) from error
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if parallel == 1:
-        return "cpu" if on_cpu else "gpu", [None], None
+        # The config's gpu_ids would count for more than what the user made visible.
+        first = visible.split(",")[0] if visible and num_processes == 1 and not on_cpu else None
+        return "cpu" if on_cpu else "gpu", [first], None
     if num_processes > 1:
         raise ValueError(
             f"--parallel {parallel} runs cells of one process each, but {config_file} has num_processes "
@@ -350,13 +368,18 @@ def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], in
         )
     if on_cpu:
         return "cpu", [None] * parallel, max(1, (os.cpu_count() or 1) // parallel)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(number) for number in range(parallel)]
+    names = visible.split(",") if visible else [str(number) for number in range(count_gpus() or parallel)]
     if len(names) < parallel:
-        raise ValueError(
-            f"--parallel {parallel}: found CUDA_VISIBLE_DEVICES={visible}; expected a GPU for each"
-        )
+        raise ValueError(f"--parallel {parallel}: found the GPUs {', '.join(names)}; expected one for each")
     return "gpu", names[:parallel], None
+
+
+def count_gpus() -> int:
+    """The GPUs that the driver lists; 0 where it cannot be asked."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return len(listed.stdout.splitlines())
 
 
 class Study:
@@ -372,18 +395,18 @@ class Study:
         self.started = time.monotonic()
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         for cell in cells:
-            if not self.note_results(cell) and is_in_use(output_dir / cell.run_id):
+            if self.note_results(cell):
+                discard_checkpoints(output_dir / cell.run_id)  # a killed study could not
+            elif is_in_use(output_dir / cell.run_id):
                 self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
         self.finished_before = set(self.results)
 
     def note_results(self, cell: Cell) -> bool:
-        """Whether a cell is finished; its results are kept for the table, its checkpoints are not."""
+        """Whether a cell is finished; its results are kept for the table."""
         results = read_json(self.output_dir / cell.run_id / "results.json")
         if results:
             self.results[cell.run_id] = results
             self.states[cell.run_id] = "done"
-            # The model is what later cells and people need; a checkpoint is three times its size.
-            shutil.rmtree(self.output_dir / cell.run_id / "checkpoints", ignore_errors=True)
         return bool(results)
 
     def next_cell(self) -> Cell | None:
@@ -401,16 +424,16 @@ class Study:
 
     def end_cell(self, cell: Cell, *, took: float) -> None:
         """Notes how a cell's process ended, and says so."""
+        log = log_of(cell, self.output_dir)
+        if is_in_use(self.output_dir / cell.run_id):  # what a killed study left was quicker to claim it
+            self.states[cell.run_id] = "waiting"
+            self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
+            return
         if not self.note_results(cell):
             self.states[cell.run_id] = "failed"
-            lines = log_of(cell, self.output_dir).read_text(encoding="utf-8", errors="replace").split("\n")
-            self.say(
-                f"{cell.run_id} FAILED after {duration(took)}; the end of {log_of(cell, self.output_dir)}:"
-            )
-            self.say(
-                "\n".join("    " + line.rpartition("\r")[2] for line in lines[-LOG_TAIL:] if line.strip())
-            )
+            self.say(f"{cell.run_id} FAILED after {duration(took)}; the end of {log}:\n{tail(log)}")
             return
+        discard_checkpoints(self.output_dir / cell.run_id)
         ended = sum(state not in ("waiting", "running") for state in self.states.values())
         left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
         self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {self.headline(cell)}, {took:.0f} s; {left}")
@@ -454,8 +477,8 @@ class Study:
         rows: dict[str, dict[str, list[Cell]]] = {}
         for cell in self.cells:
             if cell.script == CLASSIFICATION:
-                arm = re.sub(r"_(\d+|all)_(finding|effusion)", r" \2", cell.run_id.rpartition("_")[0])
-                rows.setdefault(arm, {}).setdefault(size_name(cell.point["train_size"]), []).append(cell)
+                by_size = rows.setdefault(arm_name(cell.point), {})
+                by_size.setdefault(size_name(cell.point["train_size"]), []).append(cell)
         table = Table(title="test AUROC, mean over the seeds that are done")
         for name in ("", *columns):
             table.add_column(name, justify="right" if name else "left")
@@ -467,7 +490,8 @@ class Study:
             for state in ("done", "running", "waiting", "failed", "impossible")
         }
         shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        return Group(table, f"{shown}; about {duration(self.seconds_left())} left", *running)
+        # A table that is longer than the terminal is cut at its end.
+        return Group(f"{shown}; about {duration(self.seconds_left())} left", *running, table)
 
     def summary(self, cells: list[Cell]) -> str:
         aurocs = [self.results[cell.run_id]["test"]["auroc"] for cell in cells if cell.run_id in self.results]
@@ -502,10 +526,10 @@ class Study:
                     stop_process(process)
 
 
-def report(output_dir: Path) -> None:
-    subprocess.run(
-        [sys.executable, str(REPOSITORY / "scripts" / "report_study.py"), str(output_dir)], check=False
-    )
+def report(output_dir: Path) -> bool:
+    """Whether report_study.py could report the study; it says why not."""
+    script = REPOSITORY / "scripts" / "report_study.py"
+    return subprocess.run([sys.executable, str(script), str(output_dir)], check=False).returncode == 0
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -521,14 +545,14 @@ def main(argv: list[str] | None = None) -> None:
         data_dir = args.data_dir or make_sample_data_once()
         cells = plan_cells(chosen_grid(args, preset), data_dir=data_dir.absolute(), output_dir=output_dir)
         images = count_images(cells, data_dir)
-        plan = claim_study(output_dir, cells)
+        check_study(output_dir, cells)
         seconds, basis = estimate_seconds(cells, images, output_dir, device)
         if args.dry_run:
             print_plan(cells, images, output_dir, seconds, basis, args.parallel)
             return
         output_dir.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(output_dir)
-        write_json(output_dir / "plan.json", plan)
+        write_json(output_dir / "plan.json", check_study(output_dir, cells))  # now that nobody else writes it
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
@@ -539,8 +563,8 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"Stopped. The same command goes on with {output_dir}.", file=sys.stderr)
         sys.exit(130)
-    if any(cell.script == CLASSIFICATION and cell.run_id in study.results for cell in cells):
-        report(output_dir)
+    has_results = any(cell.script == CLASSIFICATION and cell.run_id in study.results for cell in cells)
+    reported = report(output_dir) if has_results else True
     lock.release()
     failed = study.names_in("failed", "impossible")
     if failed:
@@ -548,6 +572,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}. "
             "The same command tries them again."
         )
+    if failed or not reported:
         sys.exit(1)
 
 

@@ -136,7 +136,7 @@ def test_the_study_and_the_scripts_offer_the_same_choices():
     from cxr.sources import dataset_module
 
     choices = dataset_module().CHOICES
-    assert grid.TASKS == choices["task"]
+    assert choices["task"] == grid.TASKS
     assert grid.VIEWS == arguments.VIEWS == choices["view"]
-    assert (arguments.LABELERS, arguments.UNCERTAIN) == (choices["labeler"], choices["uncertain"])
+    assert (choices["labeler"], choices["uncertain"]) == (arguments.LABELERS, arguments.UNCERTAIN)
     assert set(grid.AUGMENTATIONS) == set(transforms.AUGMENTATIONS)

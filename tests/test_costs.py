@@ -27,9 +27,13 @@ def finish(cell: Cell, output_dir: Path, *, images_per_second: float) -> None:
     (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
 
+def counted(train: int, validation: int = 0) -> costs.ImageCounts:
+    return costs.ImageCounts(train=train, validation=validation)
+
+
 def training_seconds(cells: list[Cell], images: int, output_dir: Path, device: str = "gpu") -> list[float]:
     """Without the start of each cell."""
-    counts = {cell.run_id: images for cell in cells}
+    counts = {cell.run_id: counted(images) for cell in cells}
     seconds, _ = costs.estimate_seconds(cells, counts, output_dir, device)
     return [seconds[cell.run_id] - costs.START_SECONDS for cell in cells]
 
@@ -45,8 +49,9 @@ def test_images_are_those_of_the_task_and_view_or_the_sample(sample_root):
         classification("few", dataset_config_name="finding", max_train_samples=7),
         pretraining("pretrain", view="frontal"),
     ]
-    images = costs.count_images(cells, sample_root)
-    assert images["few"] == 7
+    counts = costs.count_images(cells, sample_root)
+    images = {name: of_cell.train for name, of_cell in counts.items()}
+    assert images["few"] == 7 and 0 < counts["few"].validation == counts["frontal"].validation
     assert images["pretrain"] == images["frontal"] < images["all"] < 96
     assert images["effusion"] < images["frontal"]
 
@@ -54,12 +59,13 @@ def test_images_are_those_of_the_task_and_view_or_the_sample(sample_root):
 def test_labels_from_a_setting_change_the_count(sample_root):
     cells = [classification(how, uncertain=how, max_train_samples=None) for how in ("negative", "exclude")]
     images = costs.count_images(cells, sample_root)
-    assert images["exclude"] < images["negative"]
+    assert images["exclude"].train < images["negative"].train
 
 
 def test_sample_larger_than_the_data_is_refused_with_both_numbers(sample_root):
-    (whole,) = costs.count_images([classification(max_train_samples=None)], sample_root).values()
-    assert costs.count_images([classification(max_train_samples=whole)], sample_root) == {"a": whole}
+    (counts,) = costs.count_images([classification(max_train_samples=None)], sample_root).values()
+    whole = counts.train
+    assert costs.count_images([classification(max_train_samples=whole)], sample_root) == {"a": counts}
     with pytest.raises(ValueError, match=rf"--train_sizes {whole + 1}: found {whole} .*for a; name smaller"):
         costs.count_images([classification(max_train_samples=whole + 1)], sample_root)
 
@@ -102,12 +108,14 @@ def test_smaller_images_fewer_patches_and_overrides_cost_less():
 
 def test_training_the_head_is_a_forward_pass_and_training_all_is_three():
     full, head = classification(), classification(train_last_layer_only=True)
-    assert costs.gflop_per_image(full) == 3 * costs.gflop_per_image(head)
+    forward = costs.gflop_per_image(head)[0]
+    assert costs.gflop_per_image(head) == (forward, forward)
+    assert costs.gflop_per_image(full) == (pytest.approx(3 * forward), forward)
 
 
 def test_pretraining_on_an_image_takes_about_half_of_fine_tuning_on_it():
-    fine_tuning = costs.gflop_per_image(classification(model="facebook/vit-mae-base"))
-    assert 0.4 < costs.gflop_per_image(pretraining()) / fine_tuning < 0.7
+    fine_tuning, _ = costs.gflop_per_image(classification(model="facebook/vit-mae-base"))
+    assert 0.4 < costs.gflop_per_image(pretraining())[0] / fine_tuning < 0.7
 
 
 def test_masked_patches_save_time_and_erased_ones_do_not():
@@ -116,7 +124,8 @@ def test_masked_patches_save_time_and_erased_ones_do_not():
         costs.gflop_per_image(classification(**vit, **flags))
         for flags in ({}, {"mask_ratio": 0.75}, {"random_erasing_prob": 0.75})
     )
-    assert masked < 0.3 * whole and erased == whole
+    assert masked[0] < 0.3 * whole[0] and erased == whole
+    assert masked[1] == whole[1]  # at evaluation a ViT sees all patches
 
 
 # Time -------------------------------------------------------------------------------------------------------
@@ -124,10 +133,10 @@ def test_masked_patches_save_time_and_erased_ones_do_not():
 
 def test_without_a_finished_cell_the_estimate_is_an_assumption_and_says_so(tmp_path):
     cell = classification()
-    seconds, basis = costs.estimate_seconds([cell], {"a": 1000}, tmp_path, "gpu")
+    seconds, basis = costs.estimate_seconds([cell], {"a": counted(1000)}, tmp_path, "gpu")
     assert basis.startswith("assuming 20 TFLOP/s") and "no cell has finished" in basis
     assert seconds["a"] == pytest.approx(costs.START_SECONDS + 20 * 1000 * 10.8 / 20e3)
-    on_cpu, _ = costs.estimate_seconds([cell], {"a": 1000}, tmp_path, "cpu")
+    on_cpu, _ = costs.estimate_seconds([cell], {"a": counted(1000)}, tmp_path, "cpu")
     assert on_cpu["a"] > 100 * seconds["a"] / 2
 
 
@@ -141,7 +150,7 @@ def test_estimate_follows_from_the_speed_of_finished_cells(tmp_path):
     _, of_same, of_head = training_seconds([done, same, head], 10_000, tmp_path)
     assert of_same == pytest.approx(10_000 * 20 / 500)
     assert of_head == pytest.approx(of_same / 3)
-    _, basis = costs.estimate_seconds([done], {"a": 1}, tmp_path, "gpu")
+    _, basis = costs.estimate_seconds([done], {"a": counted(1)}, tmp_path, "gpu")
     assert basis == "from the speed of the finished cells (TFLOP/s: resnet 5.4)"
 
 
@@ -160,6 +169,15 @@ def test_one_slow_cell_of_many_does_not_move_the_estimate(tmp_path):
     assert training_seconds(cells, 100, tmp_path)[3] == pytest.approx(100 * 20 / 100)
 
 
+def test_evaluating_every_epoch_is_counted(tmp_path):
+    head = classification(train_last_layer_only=True)
+    for validation in (0, 3000):
+        counts = {"a": counted(1000, validation)}
+        seconds, _ = costs.estimate_seconds([head], counts, tmp_path, "gpu")
+        expected = 20 * (1000 + validation) * 3.6 / 20e3
+        assert seconds["a"] == pytest.approx(costs.START_SECONDS + expected)
+
+
 def test_steps_count_instead_of_epochs_when_they_are_limited(tmp_path):
     by_epochs = classification("a", num_train_epochs=2)
     by_steps = classification("b", max_train_steps=10, per_device_train_batch_size=20)
@@ -176,7 +194,7 @@ def test_batch_size_that_is_not_known_yet_counts_as_the_default(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "1 min"), (300, "5 min"), (5399, "90 min"), (7200, "2.0 h"), (48 * 3600, "2.0 days")],
+    [(0, "0 s"), (80, "80 s"), (300, "5 min"), (5399, "90 min"), (7200, "2.0 h"), (48 * 3600, "2.0 days")],
 )
 def test_duration_is_in_the_unit_that_one_would_say(seconds, words):
     assert costs.duration(seconds) == words

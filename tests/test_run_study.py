@@ -25,9 +25,9 @@ from rich.console import Console
 
 CONFIGS = REPOSITORY / "accelerate_configs"
 PRETRAINED, TUNED, RESNET = (
-    "vit-mae-tiny_pretrain_s0",
-    "vit-mae-tiny-pre_none_16_finding_s0",
-    "resnet-18_none_16_finding_s0",
+    "vit-mae-tiny-scratch_pretrain_s0",
+    "vit-mae-tiny-scratch-pre_none_16_finding_s0",
+    "resnet-18-scratch_none_16_finding_s0",
 )
 ALL = [PRETRAINED, TUNED, RESNET]
 # Three cells: a pretraining, the classifier that needs it, and a ResNet.
@@ -78,6 +78,7 @@ class Cells:
     launched: list[str] = field(default_factory=list)
     commands: dict[str, list[str]] = field(default_factory=dict)  # what the study would have started
     reports: list[Path] = field(default_factory=list)
+    reportable: bool = True
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def cells(monkeypatch):
         return [sys.executable, "-I", "-S", "-c", CELL, str(run), json.dumps(cell.flags), end]
 
     monkeypatch.setattr(run_study, "command", command)
-    monkeypatch.setattr(run_study, "report", cells.reports.append)
+    monkeypatch.setattr(run_study, "report", lambda folder: cells.reports.append(folder) or cells.reportable)
     sleep = time.sleep
     monkeypatch.setattr(run_study.time, "sleep", lambda seconds: sleep(seconds / 10))
     before = signal.getsignal(signal.SIGTERM)
@@ -278,6 +279,8 @@ def test_scripts_take_every_planned_command_line_and_note_what_was_planned(prese
         ("single_gpu_fp16.yaml", 1, None, ("gpu", [None], None)),
         ("single_gpu_fp16.yaml", 2, None, ("gpu", ["0", "1"], None)),
         ("single_gpu_fp16.yaml", 2, "4,7,5", ("gpu", ["4", "7"], None)),
+        ("single_gpu_fp16.yaml", 1, "4,7,5", ("gpu", ["4"], None)),
+        ("multi_gpu_fp16.yaml", 1, "4,7,5", ("gpu", [None], None)),
         ("cpu.yaml", 1, None, ("cpu", [None], None)),
         ("cpu.yaml", 1000, None, ("cpu", [None] * 1000, 1)),
         ("multi_gpu_fp16.yaml", 1, None, ("gpu", [None], None)),
@@ -292,9 +295,7 @@ def test_slots_are_the_visible_gpus_in_their_order(config, parallel, visible, ex
 
 def test_more_slots_than_visible_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(
-        ValueError, match=r"--parallel 2: found CUDA_VISIBLE_DEVICES=0; expected a GPU for each"
-    ):
+    with pytest.raises(ValueError, match=r"--parallel 2: found the GPUs 0; expected one for each"):
         run_study.devices(CONFIGS / "single_gpu_fp16.yaml", 2)
 
 
@@ -343,7 +344,7 @@ def test_dry_run_prints_every_cell_with_images_and_cost_and_writes_nothing(study
     printed = capsys.readouterr().out
     assert all(name in printed for name in ALL) and "3 cells; what is left takes about" in printed
     row = next(line for line in printed.splitlines() if RESNET in line)
-    assert " 16 " in row and " 6 " in row and "min" in row and "to run" in row
+    assert " 16 " in row and " 6 " in row and " s " in row and "to run" in row
     assert not cells.launched and not folder.exists()
 
 
@@ -442,6 +443,21 @@ def test_cells_that_need_a_failed_pretraining_are_left_out(study, cells, folder,
     printed = capsys.readouterr().out
     assert f"{TUNED} left out: it starts from {PRETRAINED}, which failed" in printed
     assert f"2 of 3 cells failed: {PRETRAINED}, {TUNED}." in printed
+
+
+def test_study_that_cannot_be_reported_does_not_end_well(study, cells):
+    cells.reportable = False
+    assert study() == 1 and len(cells.reports) == 1
+    assert study() == 1 and cells.launched == ALL  # it is all there, and reported again
+    cells.reportable = True
+    assert study() == 0
+
+
+def test_tail_of_a_log_is_its_last_lines_and_the_last_state_of_a_bar(tmp_path):
+    log = tmp_path / "a.log"
+    bar = "".join(f"\r{share}%" for share in range(100))
+    log.write_bytes(f"first\n{bar}\r\n\n\xff\n{'x' * 10}\n\n".encode("latin-1"))
+    assert run_study.tail(log).split("\n") == ["    first", "    99%", "    \ufffd", f"    {'x' * 10}"]
 
 
 def test_nothing_is_reported_when_only_a_pretraining_finished(study, cells):
@@ -546,9 +562,9 @@ def test_table_shows_results_so_far_progress_and_time_left(sample_root, folder):
     grid = run_study.chosen_grid(args, PRESETS["smoke"])
     cells = plan_cells(grid, data_dir=sample_root, output_dir=folder)
     for seed, auroc in ((0, 0.7), (1, 0.8)):
-        (folder / f"resnet-18_none_16_finding_s{seed}").mkdir(parents=True)
+        (folder / f"resnet-18-scratch_none_16_finding_s{seed}").mkdir(parents=True)
         results = {"images_per_second": 1.0, "test": {"auroc": auroc}}
-        records.write_json(folder / f"resnet-18_none_16_finding_s{seed}" / "results.json", results)
+        records.write_json(folder / f"resnet-18-scratch_none_16_finding_s{seed}" / "results.json", results)
     study = run_study.Study(cells, folder, seconds={cell.run_id: 600 for cell in cells}, parallel=1)
     study.states[PRETRAINED] = "running"
     (folder / PRETRAINED).mkdir()
@@ -557,7 +573,7 @@ def test_table_shows_results_so_far_progress_and_time_left(sample_root, folder):
     text = io.StringIO()
     Console(file=text, width=100).print(study.render())
     rows = [line.split() for line in text.getvalue().splitlines()]
-    resnet = next(row for row in rows if "resnet-18_none" in row)
+    resnet = next(row for row in rows if "resnet-18-scratch_none_finding" in row)
     assert "0.750" in resnet and "0/2" in resnet  # of 16 images both seeds, of all none
     assert f"{PRETRAINED} 75%" in text.getvalue()
     assert "2 done, 1 running, 7 waiting; about" in text.getvalue()
@@ -585,7 +601,8 @@ def command(cell, run, config_file, gpu):
     import json
     return [sys.executable, "-I", "-S", "-c", code, {CELL!r}, str(run), json.dumps(cell.flags), "hang"]
 run_study.command = command
-run_study.count_images = lambda cells, _: {{cell.run_id: 16 for cell in cells}}  # a quick start
+counts = run_study.ImageCounts(train=16, validation=7)  # a quick start
+run_study.count_images = lambda cells, _: {{cell.run_id: counts for cell in cells}}
 run_study.main(sys.argv[1:])
 """
 

@@ -1,5 +1,7 @@
 """What a study takes: images, arithmetic and, by the speed of finished cells, time."""
 
+from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -17,41 +19,61 @@ START_SECONDS = 20  # of a cell: imports, tables, the first batch
 ASSUMED_TFLOPS = {"cpu": 0.03, "gpu": 20}
 
 
-def count_images(cells: list[Cell], data_dir: Path) -> dict[str, int]:
-    """Returns the training images of each cell by run_id. Raises ValueError where a sample is too large."""
-    options = ("dataset_config_name", "labeler", "view", "uncertain")
-    counts: dict[tuple, int] = {}
+@dataclass(frozen=True, kw_only=True)
+class ImageCounts:
+    """The images that a cell trains on and those it is validated on each epoch."""
+
+    train: int
+    validation: int
+
+
+def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
+    """Returns the images of each cell by run_id. Raises ValueError where a sample is too large."""
+    options = {
+        "dataset_config_name": "finding",
+        "labeler": "negbio",
+        "view": "frontal",
+        "uncertain": "negative",
+    }
+    of_options: dict[tuple, ImageCounts] = {}
     images = {}
     for cell in cells:
-        given = {name: cell.flags[name] for name in options if name in cell.flags}
-        key = tuple(sorted(given.items()))
-        if key not in counts:
-            if "dataset_config_name" in given:
-                given["task"] = given.pop("dataset_config_name")
-            kept, _ = dataset_module().index_images(data_dir, **given)
-            counts[key] = int((kept["split"] == "train").sum())
+        key = tuple(cell.flags.get(name, default) for name, default in options.items())
+        if key not in of_options:
+            task, labeler, view, uncertain = key
+            kept, _ = dataset_module().index_images(
+                data_dir, task=task, labeler=labeler, view=view, uncertain=uncertain
+            )
+            splits = kept["split"].value_counts()
+            of_options[key] = ImageCounts(
+                train=int(splits.get("train", 0)), validation=int(splits.get("validation", 0))
+            )
         size = cell.flags.get("max_train_samples")
-        if size is not None and size > counts[key]:
+        if size is not None and size > of_options[key].train:
             raise ValueError(
-                f"--train_sizes {size}: found {counts[key]:,} training images for {cell.run_id}; "
+                f"--train_sizes {size}: found {of_options[key].train:,} training images for {cell.run_id}; "
                 "name smaller sizes, or all"
             )
-        images[cell.run_id] = size or counts[key]
+        images[cell.run_id] = replace(of_options[key], train=size or of_options[key].train)
     return images
 
 
-def gflop_per_image(cell: Cell) -> float:
-    """Roughly what training on one image once takes."""
+def gflop_per_image(cell: Cell) -> tuple[float, float]:
+    """Roughly what training on one image once takes, and evaluating it."""
     masked = cell.flags.get("mask_ratio", 0.0) if cell.script == CLASSIFICATION else 0.0
-    forward = estimate_gflop(
-        cell.point["model"],
-        image_size=number(cell, "image_size", DEFAULT_IMAGE_SIZE),
-        overrides=cell.flags.get("config_overrides"),
-        share_seen=1 - masked,
+    evaluated, trained = (
+        estimate_gflop(
+            cell.point["model"],
+            image_size=number(cell, "image_size", DEFAULT_IMAGE_SIZE),
+            overrides=cell.flags.get("config_overrides"),
+            share_seen=share,
+        )
+        for share in (1.0, 1 - masked)
     )
     if cell.script == PRETRAINING:
-        return 3 * 0.56 * forward  # a quarter of the patches, and the decoder: counted for ViT-MAE-base
-    return forward if cell.flags["train_last_layer_only"] else 3 * forward
+        forward = 0.56 * evaluated  # a quarter of the patches, and the decoder: counted for ViT-MAE-base
+        return 3 * forward, forward
+    return trained if cell.flags["train_last_layer_only"] else 3 * trained, evaluated
 
 
 def number(cell: Cell, flag: str, default: int) -> float:
@@ -61,34 +83,36 @@ def number(cell: Cell, flag: str, default: int) -> float:
 
 
 def estimate_seconds(
-    cells: list[Cell], images: dict[str, int], output_dir: Path, device: str
+    cells: list[Cell], images: dict[str, ImageCounts], output_dir: Path, device: str
 ) -> tuple[dict, str]:
     """Returns the seconds that each cell takes, by run_id, and in words what that rests on."""
     measured: dict[str, list[float]] = {}  # family -> TFLOP/s
     for cell in cells:
         results = read_json(output_dir / cell.run_id / "results.json")
         if results:
-            rate = results["images_per_second"] * gflop_per_image(cell) / 1e3
+            rate = results["images_per_second"] * gflop_per_image(cell)[0] / 1e3
             measured.setdefault(family(cell.point["model"]), []).append(rate)
     rates = {name: median(of_family) for name, of_family in measured.items()}
     seconds = {}
     for cell in cells:
-        seen = images[cell.run_id] * number(cell, "num_train_epochs", 1)
+        counts, (training, evaluation) = images[cell.run_id], gflop_per_image(cell)
+        epochs = number(cell, "num_train_epochs", 1)
         if steps := number(cell, "max_train_steps", 0):
-            seen = steps * number(cell, "per_device_train_batch_size", 32)
+            epochs = steps * number(cell, "per_device_train_batch_size", 32) / counts.train
+        gflop = epochs * (counts.train * training + counts.validation * evaluation)
         rate = rates.get(family(cell.point["model"]), ASSUMED_TFLOPS[device])
-        seconds[cell.run_id] = START_SECONDS + seen * gflop_per_image(cell) / 1e3 / rate
+        seconds[cell.run_id] = START_SECONDS + gflop / 1e3 / rate
     if rates:
         shown = ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
         return seconds, f"from the speed of the finished cells (TFLOP/s: {shown})"
-    return (
-        seconds,
-        f"assuming {ASSUMED_TFLOPS[device]} TFLOP/s, which may be far off, as no cell has finished yet",
-    )
+    assumed = ASSUMED_TFLOPS[device]
+    return seconds, f"assuming {assumed} TFLOP/s, which may be far off, as no cell has finished yet"
 
 
 def duration(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes < 90:
-        return f"{max(1, round(minutes))} min"
-    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
+    """A time in the unit that fits it."""
+    units = {"s": 1, "min": 60, "h": 3600, "days": 86400}
+    name, length = next(
+        ((name, length) for name, length in reversed(units.items()) if seconds >= 1.5 * length), ("s", 1)
+    )
+    return f"{seconds / length:.{1 if length >= 3600 else 0}f} {name}"

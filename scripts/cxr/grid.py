@@ -160,9 +160,9 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
         for arm in grid.arms[family(model)]
     ]
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
-    axes = (grid.tasks, grid.training_modes, grid.views, sizes, grid.seeds, arms)
+    axes = (sizes, grid.tasks, grid.training_modes, grid.views, grid.seeds, arms)
     cells: dict[str, Cell] = {}
-    for task, mode, view, size, seed, (model, own, augmentation, share) in itertools.product(*axes):
+    for size, task, mode, view, seed, (model, own, augmentation, share) in itertools.product(*axes):
         point = {
             "model": model,
             "from_scratch": model in CONFIGS,
@@ -255,6 +255,8 @@ def add_settings(
 
 def slug(model: str) -> str:
     """A short part of a file name that any system takes."""
+    if model in CONFIGS:
+        return f"{model}-scratch"  # beside the pretrained model of the same name
     path = Path(model)
     name = path.parent.name if path.name == "model" and path.parent.name else path.name
     return re.sub(r"[^a-z0-9]+", "-", name.lower())[:24].strip("-") or "model"
@@ -271,10 +273,15 @@ def pretraining_id(point: dict[str, Any]) -> str:
 
 def run_id(point: dict[str, Any]) -> str:
     """The name of a cell's folder, such as vit-mae-base_mae_p25_1000_finding_s0."""
+    return f"{arm_name(point, size_name(point['train_size']))}_s{point['seed']}"
+
+
+def arm_name(point: dict[str, Any], *size: str) -> str:
+    """A run_id without the seed and, unless it is given, without the training size."""
     parts = [slug(point["model"]) + "-pre" * point["own_pretraining"], point["augmentation"]]
     if point["masking"]:
         parts.append(f"{point['masking_kind'][0]}{100 * point['masking']:.3g}".replace(".", "-"))
-    parts += [size_name(point["train_size"]), point["task"].removeprefix("pleural_")]
+    parts += [*size, point["task"].removeprefix("pleural_")]
     parts += ["head"] * (point["training_mode"] == "last_layer")
     parts += [point["view"]] * (point["view"] != "frontal")
-    return "_".join([*parts, f"s{point['seed']}"])
+    return "_".join(parts)
