@@ -526,7 +526,7 @@ def verdict(table: ResultTable) -> str:
             f"{which} of AUC {not_clear} distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
         )
     said = [f"{one.first} over {one.second} by {signed(one.difference)}" for one in clear[:MOST_SAID]]
-    more = f"; and {len(clear) - MOST_SAID} more, listed below" if len(clear) > MOST_SAID else ""
+    more = f"; and {len(clear) - MOST_SAID} more, listed in the report" if len(clear) > MOST_SAID else ""
     return (
         f"Distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm): {len(clear)} of the {total} "
         f"differences of AUC. {'; '.join(said)}{more}."
@@ -683,19 +683,13 @@ def write_report(
 
 
 def print_table(table: ResultTable, console: Console) -> None:
-    shown = Table(title=table.name.title, caption=" ".join([verdict(table), *notes(table)]).strip())
-    for column in ("model", "transformer", "% masking", "seeds"):
+    shown = Table(title=table.name.title)
+    for column in ("", "seeds"):
         shown.add_column(column, overflow="fold")
-    for heading in PAPER_METRICS.values():
-        shown.add_column(heading, justify="right")
-    shown.add_column("AUC, 95 %")
+    for heading in (*PAPER_METRICS.values(), "AUC, 95 %"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
-        name = row.name
-        seeds = (
-            str(len(row.runs))
-            if len(row.runs) == row.num_planned
-            else f"{len(row.runs)} of {row.num_planned}"
-        )
+        seeds = f"{len(row.runs)} of {row.num_planned}" if len(row.runs) != row.num_planned else len(row.runs)
         cells = [
             Text(number(row.values[metric]), style="underline" if table.is_best(row, metric) else "")
             if row.values
@@ -703,15 +697,10 @@ def print_table(table: ResultTable, console: Console) -> None:
             for metric in PAPER_METRICS
         ]
         interval = row.over_seeds.get("auroc") or row.over_patients.get("auroc")
-        shown.add_row(
-            "\n".join([name.model, *[name.setup] * bool(name.setup)]),
-            name.transformer,
-            name.masked,
-            seeds,
-            *cells,
-            span(interval),
-        )
+        shown.add_row(Text(row.label), str(seeds), *cells, Text(span(interval)))
     console.print(shown)
+    for said in (verdict(table), *notes(table)):
+        console.print(said, highlight=False, markup=False)
 
 
 def main(argv: list[str] | None = None) -> None:
