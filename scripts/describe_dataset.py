@@ -418,7 +418,7 @@ def count_and_compare(
 
 
 def describe(root: Path, args: argparse.Namespace) -> None:
-    """Counts, compares, prints, writes."""
+    """Counts, compares, writes, prints."""
     task, output_dir = args.dataset_config_name, args.output_dir
     options = {"labeler": args.labeler, "view": args.view, "uncertain": args.uncertain}
     root = dataset_module().resolve_root(root)  # which the paths of the images begin with
@@ -426,13 +426,14 @@ def describe(root: Path, args: argparse.Namespace) -> None:
     make_output_dir(output_dir)  # not before the data are known to be there
     print(f"Describing {root}" if args.data_dir else f"No --data_dir given: the synthetic sample in {root}")
     tables, verdicts = count_and_compare(root, kept, exclusions, args)
-    for table in tables:
-        print_table(table)
-    print(*verdicts, sep="\n")
     title = ", ".join([task, *(f"{name} {value}" for name, value in options.items())])
+    # First, so that nothing is lost when whoever reads the terminal goes away.
     write_text(output_dir / "dataset.md", to_markdown(title, tables, verdicts))
     write_text(output_dir / "dicoms_with_labels_and_splits.csv", index_csv(kept, root), private=True)
     reason = draw_examples(root, kept, output_dir / "examples.png", args)
+    for table in tables:
+        print_table(table)
+    print(*verdicts, sep="\n")
     print(f"Wrote dataset.md and dicoms_with_labels_and_splits.csv to {output_dir}")
     print(f"No examples.png: {reason}" if reason else f"Wrote examples.png to {output_dir}")
     if args.data_dir:

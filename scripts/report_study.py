@@ -32,6 +32,8 @@ from cxr import study_plots
 from cxr.command_line import ArgumentParser
 from cxr.command_line import positive_int
 from cxr.grid import CLASSIFICATION
+from cxr.grid import Cell
+from cxr.grid import read_plan
 from cxr.grid import size_name
 from cxr.intervals import Difference
 from cxr.intervals import Interval
@@ -54,6 +56,7 @@ PAPER_METRICS = {
 }
 OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece": "ECE"}
 LOWER_IS_BETTER = ("brier", "ece")
+RUN_METRICS = ("n", "accuracy", "precision", "recall", "f1", "auroc", "average_precision")
 VIEWS = ("AP", "PA")
 PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "probability")
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
@@ -218,39 +221,43 @@ def find_runs(folders: list[Path]) -> list[Path]:
     return list({run.resolve(): run for run in runs}.values())  # once, also where FOLDERs overlap
 
 
-def read_plan(folders: list[Path]) -> dict[Path, dict[str, Any]]:
-    """Returns what a study planned: run folder -> its cell in plan.json."""
-    cells = {}
-    for folder in folders:
-        for run_id, cell in read_json(folder / "plan.json").get("cells", {}).items():
-            if cell["script"] == CLASSIFICATION:
-                cells[folder / run_id] = cell
-    return cells
+def planned_runs(folders: list[Path]) -> dict[Path, Cell]:
+    """Returns the classification cells of studies: run folder -> cell."""
+    return {
+        folder / name: cell
+        for folder in folders
+        for name, cell in read_plan(folder).items()
+        if cell.script == CLASSIFICATION
+    }
 
 
 def read_run(folder: Path) -> Run:
     """Reads a finished run: the test split where it was evaluated, else validation."""
-    results = read_json(folder / "results.json")
+    results, args = read_json(folder / "results.json"), read_json(folder / "args.json")
     split = "test" if "test" in results else "validation"
     path = folder / f"predictions_{split}.csv"
     try:
-        text = ("dicom_id", "view_position")  # "" is no view, and not a missing value
-        dtypes = {name: str if name in text else None for name in PREDICTION_COLUMNS}
-        predictions = pd.read_csv(path, dtype={k: v for k, v in dtypes.items() if v}, keep_default_na=False)
-        predictions = predictions[list(PREDICTION_COLUMNS)]
+        check_results(results, split)
+        text = {"dicom_id": str, "view_position": str}  # "" is no view, and not a missing value
+        predictions = pd.read_csv(path, dtype=text, keep_default_na=False)[list(PREDICTION_COLUMNS)]
         in_range = predictions["probability"].between(0, 1).all() and predictions["label"].isin((0, 1)).all()
-        if not in_range or len(predictions) != results[split]["n"]:
+        if not in_range or len(predictions) != results[split]["n"] or predictions.empty:
             raise ValueError("labels, probabilities or their number are not those of the run")
-        return Run(
-            folder=folder,
-            seed=results["seed"],
-            args=read_json(folder / "args.json"),
-            results=results,
-            split=split,
-            predictions=predictions,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not what a run writes (at {error}); run it again") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}, results.json: not what a run writes (at {error}); run it again") from error
+    return Run(
+        folder=folder, seed=results["seed"], args=args, results=results, split=split, predictions=predictions
+    )
+
+
+def check_results(results: dict[str, Any], split: str) -> None:
+    """Raises KeyError or TypeError for results that no run wrote."""
+    for name, kind in {"model": str, "seed": int, "num_train_images": int, "images_per_step": int}.items():
+        if not isinstance(results[name], kind):
+            raise TypeError(f"{name} {results[name]!r}")
+    for name in RUN_METRICS:
+        if not isinstance(results[split][name], int | float | None):
+            raise TypeError(f"{name} {results[split][name]!r}")
 
 
 def point_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +287,7 @@ def row_name(point: dict[str, Any]) -> RowName:
 
 
 def gather_rows(
-    runs: list[Path], plan: dict[Path, dict[str, Any]]
+    runs: list[Path], plan: dict[Path, Cell]
 ) -> dict[TableName, dict[RowName, tuple[list[Run], int]]]:
     """Groups finished and planned runs: table -> row -> (finished runs, number planned)."""
     tables: dict[TableName, dict[RowName, tuple[list[Run], int]]] = defaultdict(dict)
@@ -289,8 +296,8 @@ def gather_rows(
         run = read_run(folder) if folder in finished else None
         cell = plan.get(folder)
         try:
-            options = run.results if run else cell["flags"]
-            point = cell["point"] if cell else point_of(run.results)
+            options = run.results if run else cell.flags
+            point = cell.point if cell else point_of(run.results)
             table = TableName(
                 task=point["task"],
                 view=point["view"],
@@ -302,7 +309,7 @@ def gather_rows(
                 size=size_name(point["train_size"]),
             )
             row = row_name(point)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder}: its results.json, or the plan.json above it, is not what is written there (at "
                 f"{error}); expected a run of run_classification.py"
@@ -594,8 +601,19 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
     return figures
 
 
-def epochs_of(row: Row) -> list[list[dict]]:
-    return [RunRecord(run.folder, enabled=False).epochs() for run in row.runs]
+def epochs_of(row: Row) -> list[list[dict[str, float]]]:
+    """The lines of metrics.jsonl of each run, as far as they are drawn."""
+    found = []
+    for run in row.runs:
+        epochs = RunRecord(run.folder, enabled=False).epochs()
+        try:
+            names = ("epoch", "train_loss", "eval_loss")
+            found.append([{name: float(epoch[name]) for name in names} for epoch in epochs])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{run.folder / 'metrics.jsonl'}: not what a run writes (at {error}); run it again"
+            ) from error
+    return found
 
 
 def prediction_of(run: Run) -> study_plots.Predictions:
@@ -677,16 +695,18 @@ def write_report(
         ),
         "missing": sum(row.num_planned - len(row.runs) for table in tables for row in table.rows),
     }
-    for name in ("report.html", "report.md"):
-        write_text(output_dir / name, environment.get_template(f"{name}.j2").render(content))
-    write_text(output_dir / "report.csv", csv_text(tables))
+    texts = {
+        name: environment.get_template(f"{name}.j2").render(content) for name in ("report.html", "report.md")
+    }
+    for name, text in {**texts, "report.csv": csv_text(tables)}.items():
+        write_text(output_dir / name, text)
 
 
 def print_table(table: ResultTable, console: Console) -> None:
+    metrics = PAPER_METRICS if console.width >= 100 else {"auroc": "AUC"}
     shown = Table(title=table.name.title)
-    for column in ("", "seeds"):
-        shown.add_column(column, overflow="fold")
-    for heading in (*PAPER_METRICS.values(), "AUC, 95 %"):
+    shown.add_column("", overflow="fold", min_width=20)
+    for heading in ("seeds", *metrics.values(), "AUC, 95 %"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
         seeds = f"{len(row.runs)} of {row.num_planned}" if len(row.runs) != row.num_planned else len(row.runs)
@@ -694,7 +714,7 @@ def print_table(table: ResultTable, console: Console) -> None:
             Text(number(row.values[metric]), style="underline" if table.is_best(row, metric) else "")
             if row.values
             else Text("not run", style="dim")
-            for metric in PAPER_METRICS
+            for metric in metrics
         ]
         interval = row.over_seeds.get("auroc") or row.over_patients.get("auroc")
         shown.add_row(Text(row.label), str(seeds), *cells, Text(span(interval)))
@@ -718,11 +738,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if len(args.folders) > 1 and not args.output_dir:
         parser.error("several folders: found no --output_dir; name one for the report")
-    output_dir = args.output_dir or args.folders[0]
+    output_dir = (args.output_dir or args.folders[0]).expanduser()
     try:
         runs = find_runs(args.folders)
         tables = measure_tables(
-            gather_rows(runs, read_plan(args.folders)), Resamples(args.num_resamples, seed=0)
+            gather_rows(runs, planned_runs(args.folders)), Resamples(args.num_resamples, seed=0)
         )
         output_dir.mkdir(parents=True, exist_ok=True)
         figures = draw_figures(tables, output_dir / "figures")

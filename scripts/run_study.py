@@ -20,6 +20,7 @@ end, turns the folder into tables, plots and a page.
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -59,6 +60,7 @@ from cxr.grid import Grid
 from cxr.grid import arm_name
 from cxr.grid import change_grid
 from cxr.grid import plan_cells
+from cxr.grid import read_plan
 from cxr.grid import size_name
 from cxr.grid import unique
 from cxr.records import check_unchanged
@@ -76,6 +78,8 @@ from rich.markup import escape
 from rich.table import Table
 
 LOG_TAIL = 12  # lines
+# The path of an image, or the id of one, of a study or of a patient.
+IDS = re.compile(r"\S*/files/p\S+|[0-9a-f]{8}(?:-[0-9a-f]{8}){4}|\b[ps]?\d{8}\b")
 
 
 # The command line -------------------------------------------------------------------------------------------
@@ -102,8 +106,8 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
 def parse_value(flag: str, text: str) -> Any:
     """The value as args.json has it: a folder, a number, true or false, several numbers, or text."""
     if flag.endswith("_dir"):
-        return str(Path(text).absolute())
-    if flag == "model_revision":  # a commit may look like a number
+        return str(Path(text).expanduser().absolute())
+    if flag in ("model_revision", "config_overrides"):  # a commit may look like a number
         return text
     words = {"true": True, "false": False}
     if text in words:
@@ -112,6 +116,8 @@ def parse_value(flag: str, text: str) -> Any:
         numbers = [int(part) if re.fullmatch(r"-?\d+", part) else float(part) for part in text.split()]
     except ValueError:
         return text
+    if not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(f"found {flag}={text}, expected a finite number")
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -145,7 +151,12 @@ def make_parser() -> ArgumentParser:
     )
     axes.add_argument("--augmentations", nargs="+", choices=AUGMENTATIONS, help="of training images")
     axes.add_argument(
-        "--mask_ratios", nargs="+", type=share_below_one, metavar="R", help="share masked, for ViTs; 0: none"
+        "--mask_ratios",
+        nargs="+",
+        action="extend",
+        type=share_below_one,
+        metavar="R",
+        help="share masked, for ViTs; 0: none",
     )
     axes.add_argument("--train_sizes", nargs="+", type=train_size, metavar="N|all", help="training images")
     axes.add_argument("--tasks", nargs="+", choices=TASKS)
@@ -171,6 +182,7 @@ def make_parser() -> ArgumentParser:
     study.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         type=setting,
         default=[],
         metavar="[SCOPE.]FLAG=VALUE",
@@ -251,13 +263,13 @@ def check_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
     Raises ValueError when the folder is no study, or a cell that was begun in it had other flags. One that
     ended before its first checkpoint starts anew, so its flags may change.
     """
-    known = read_json(output_dir / "plan.json")
-    if not known and output_dir.is_dir() and any(path.name != ".lock" for path in output_dir.iterdir()):
+    planned = {name: asdict(cell) for name, cell in read_plan(output_dir).items()}
+    is_study = (output_dir / "plan.json").is_file()
+    if not is_study and output_dir.is_dir() and any(path.name != ".lock" for path in output_dir.iterdir()):
         raise ValueError(
             f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
             "that of an earlier study: name another"
         )
-    planned = known.get("cells", {})
     for cell in cells:
         run = output_dir / cell.run_id
         begun = read_json(run / "args.json")
@@ -317,9 +329,9 @@ def log_of(cell: Cell, output_dir: Path) -> Path:
 
 
 def tail(log: Path) -> str:
-    """The last lines, of a progress bar its last state."""
+    """The last lines, of a progress bar its last state, without the ids that are in the log."""
     lines = log.read_bytes().decode("utf-8", errors="replace").split("\n")
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
+    lines = [IDS.sub("<id>", line.rstrip("\r").rpartition("\r")[2]) for line in lines]
     return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
 
 
@@ -351,7 +363,7 @@ def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], in
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
         on_cpu, num_processes = bool(config["use_cpu"]), int(config["num_processes"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"--config_file {config_file}: found no accelerate config ({error}); expected one as in "
             "accelerate_configs/"
@@ -403,8 +415,17 @@ class Study:
 
     def note_results(self, cell: Cell) -> bool:
         """Whether a cell is finished; its results are kept for the table."""
-        results = read_json(self.output_dir / cell.run_id / "results.json")
+        path = self.output_dir / cell.run_id / "results.json"
+        results = read_json(path)
         if results:
+            try:
+                is_pretraining = cell.script == PRETRAINING
+                measured = results["eval_loss"] if is_pretraining else results["test"]["auroc"] or 0.0
+                math.isfinite(measured)
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}: not what a run writes (at {error}); remove its folder to run it again"
+                ) from error
             self.results[cell.run_id] = results
             self.states[cell.run_id] = "done"
         return bool(results)
@@ -467,7 +488,8 @@ class Study:
         return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs) if metrics.is_file() else 0.0
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError, SystemExit):  # whoever read this is gone; the study goes on
+            self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def render(self) -> Group:
         """The table that follows the study: a row an arm, a column a training size."""
@@ -537,18 +559,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     preset = PRESETS[args.preset or ("paper" if args.data_dir else "smoke")]
     config_file = args.config_file or REPOSITORY / "accelerate_configs" / preset.config_file
-    output_dir = args.output_dir.absolute()
+    output_dir = args.output_dir.expanduser().absolute()
     try:
-        device, gpus, num_threads = devices(config_file, args.parallel)
         if args.data_dir is None:
             print("No --data_dir given: using the synthetic sample.", file=sys.stderr)
-        data_dir = args.data_dir or make_sample_data_once()
-        cells = plan_cells(chosen_grid(args, preset), data_dir=data_dir.absolute(), output_dir=output_dir)
+        data_dir = (args.data_dir or make_sample_data_once()).expanduser().absolute()
+        cells = plan_cells(chosen_grid(args, preset), data_dir=data_dir, output_dir=output_dir)
+        parallel = min(args.parallel, len(cells))
+        device, gpus, num_threads = devices(config_file, parallel)
         images = count_images(cells, data_dir)
         check_study(output_dir, cells)
         seconds, basis = estimate_seconds(cells, images, output_dir, device)
         if args.dry_run:
-            print_plan(cells, images, output_dir, seconds, basis, args.parallel)
+            print_plan(cells, images, output_dir, seconds, basis, parallel)
             return
         output_dir.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(output_dir)
@@ -557,9 +580,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the finally that ends the cells
-    study = Study(cells, output_dir, seconds=seconds, parallel=args.parallel)
     try:
+        study = Study(cells, output_dir, seconds=seconds, parallel=parallel)
         study.run(config_file, gpus, num_threads)
+    except (OSError, ValueError) as error:
+        parser.error(f"{error}; the same command goes on with {output_dir}")
     except KeyboardInterrupt:
         print(f"Stopped. The same command goes on with {output_dir}.", file=sys.stderr)
         sys.exit(130)

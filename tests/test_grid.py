@@ -338,7 +338,6 @@ def test_model_from_scratch_that_is_pretrained_here_is_fine_tuned_without_its_ov
         ("classification", {"vit-20", "vit-all", "resnet-20", "resnet-all"}),
         ("20", {"vit-20", "resnet-20"}),
         ("all", {"vit-all", "resnet-all"}),
-        ("21", set()),
     ],
 )
 def test_setting_reaches_the_cells_of_its_scope(scope, reached):

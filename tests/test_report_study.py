@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import report_study
+import rich.console
+from cxr import grid
 from cxr.published import STUDY_RESULTS
 from sklearn.metrics import roc_auc_score
 
@@ -110,8 +112,8 @@ def write_study(folder: Path) -> Path:
                     "view": "frontal",
                     "seed": seed,
                 }
-                run_id = f"{name}_{size}_s{seed}"
-                cells[run_id] = {"script": "run_classification.py", "point": point, "flags": {}}
+                run_id = grid.run_id(point)
+                cells[run_id] = {"run_id": run_id, "script": grid.CLASSIFICATION, "point": point, "flags": {}}
                 if (name, size) == ("p25", 10_000):
                     continue
                 write_run(
@@ -124,7 +126,9 @@ def write_study(folder: Path) -> Path:
                     model=row["model"],
                     augmentation=row["augmentation"],
                 )
-    cells["a_pretraining"] = {"script": "run_mae_pretrain.py", "point": {}, "flags": {}}
+    point = {"model": "vit-mae-tiny", "view": "frontal", "seed": 0}
+    run_id = grid.pretraining_id(point)
+    cells[run_id] = {"run_id": run_id, "script": grid.PRETRAINING, "point": point, "flags": {}}
     (folder / "plan.json").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     return folder
 
@@ -139,7 +143,7 @@ def study(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tables(study) -> list[report_study.ResultTable]:
-    gathered = report_study.gather_rows(report_study.find_runs([study]), report_study.read_plan([study]))
+    gathered = report_study.gather_rows(report_study.find_runs([study]), report_study.planned_runs([study]))
     return report_study.measure_tables(gathered, report_study.Resamples(300, seed=0))
 
 
@@ -467,7 +471,7 @@ def test_spoilt_predictions_are_an_error_of_one_line_that_names_the_file(tmp_pat
     folder = write_run(tmp_path / "a")
     path = folder / "predictions_test.csv"
     spoil(pd.read_csv(path)).to_csv(path, index=False)
-    assert f"{path}: not what a run writes" in refused([str(folder)], capsys)
+    assert f"{path}, results.json: not what a run writes" in refused([str(folder)], capsys)
 
 
 def test_edited_records_are_an_error_of_one_line_that_names_the_run(tmp_path, capsys):
@@ -479,6 +483,56 @@ def test_edited_records_are_an_error_of_one_line_that_names_the_run(tmp_path, ca
     other = write_run(tmp_path / "b")
     (other / "metrics.jsonl").write_text("epoch one\n", encoding="utf-8")
     assert f"{other / 'metrics.jsonl'}: found a broken line" in refused([str(other)], capsys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": None},
+        {"model": 5},
+        {"num_train_images": "64"},
+        {"images_per_step": None},
+        {"test": {"n": 200}},
+    ],
+    ids=str,
+)
+def test_results_of_other_kinds_are_an_error_of_one_line(tmp_path, capsys, change):
+    folder = write_run(tmp_path / "a", **change)
+    assert f"{folder / 'predictions_test.csv'}, results.json: not what a run" in refused(
+        [str(folder)], capsys
+    )
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "5", '{"epoch": 1, "train_loss": null, "eval_loss": 1}'])
+def test_epochs_of_other_kinds_are_an_error_of_one_line(tmp_path, capsys, line):
+    folder = write_run(tmp_path / "a")
+    (folder / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert f"{folder / 'metrics.jsonl'}: not what a run writes" in refused([str(folder)], capsys)
+
+
+def test_edited_plan_is_an_error_of_one_line(tmp_path, capsys):
+    folder = write_study(tmp_path / "study")
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    name, cell = next(iter(plan["cells"].items()))
+    for broken in (
+        None,
+        {},
+        [],
+        {**cell, "point": {**cell["point"], "masking": "x"}},
+        {**cell, "flags": None},
+    ):
+        text = json.dumps({"cells": {**plan["cells"], name: broken}})
+        (folder / "plan.json").write_text(text, encoding="utf-8")
+        assert f"{folder / 'plan.json'}: found what run_study.py does not write" in refused(
+            [str(folder)], capsys
+        )
+
+
+def test_narrow_terminal_keeps_the_names_of_the_rows(study, capsys, monkeypatch):
+    monkeypatch.setattr(report_study, "Console", lambda width: rich.console.Console(width=80))
+    report_study.main([str(study), "--num_resamples", "20"])
+    printed = capsys.readouterr().out
+    assert "ResNet, augmented" in printed and "AUC" in printed and "Precision" not in printed
 
 
 def test_missing_predictions_are_an_error_of_one_line(tmp_path, capsys):

@@ -1,8 +1,9 @@
 """The models by name: what defines them, and what an image costs them."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from cxr.records import read_json
 
 
 def _vit_mae(
@@ -53,7 +54,11 @@ _RESNET_GMACS = {"resnet-18": 1.8, "resnet-34": 3.6, "resnet-50": 3.8, "resnet-1
 def family(model: str) -> str:
     """Returns "vit" or "resnet": by the model_type of a folder, else by the name."""
     config = Path(model) / "config.json"
-    name = json.loads(config.read_text(encoding="utf-8")).get("model_type", "") if config.is_file() else model
+    name = read_json(config).get("model_type") if config.is_file() else model
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{config}: found no model_type; expected the config.json of a ViT-MAE, ViT or ResNet"
+        )
     return "resnet" if "resnet" in name.lower() else "vit"
 
 
@@ -69,7 +74,8 @@ def estimate_gflop(model: str, *, image_size: int, overrides: str | None, share_
         return 2 * known * (image_size / DEFAULT_IMAGE_SIZE) ** 2
     size = next((key for key in VIT_MAE_CONFIGS if key.removeprefix("vit-mae-") in name), "vit-mae-base")
     fields = {"patch_size": 16, **VIT_MAE_CONFIGS[size]}
-    fields |= {key: int(value) for key, _, value in _pairs(overrides) if key in fields and value.isdigit()}
+    given = {key: value for key, _, value in _pairs(overrides) if key in fields and value.isdecimal()}
+    fields |= {key: int(value) for key, value in given.items() if int(value)}
     width, depth = fields["hidden_size"], fields["num_hidden_layers"]
     tokens = 1 + share_seen * (image_size // fields["patch_size"]) ** 2
     macs = depth * tokens * (4 * width**2 + 2 * width * fields["intermediate_size"] + 2 * tokens * width)

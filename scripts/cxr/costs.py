@@ -88,9 +88,9 @@ def estimate_seconds(
     """Returns the seconds that each cell takes, by run_id, and in words what that rests on."""
     measured: dict[str, list[float]] = {}  # family -> TFLOP/s
     for cell in cells:
-        results = read_json(output_dir / cell.run_id / "results.json")
-        if results:
-            rate = results["images_per_second"] * gflop_per_image(cell)[0] / 1e3
+        speed = read_json(output_dir / cell.run_id / "results.json").get("images_per_second")
+        if isinstance(speed, int | float) and 0 < speed < float("inf"):
+            rate = speed * gflop_per_image(cell)[0] / 1e3
             measured.setdefault(family(cell.point["model"]), []).append(rate)
     rates = {name: median(of_family) for name, of_family in measured.items()}
     seconds = {}

@@ -10,6 +10,7 @@ from typing import Any
 from cxr.architectures import RESNET_CONFIGS
 from cxr.architectures import VIT_MAE_CONFIGS
 from cxr.architectures import family
+from cxr.records import read_json
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
 SCOPES = {"pretraining": PRETRAINING, "classification": CLASSIFICATION}
@@ -160,6 +161,9 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
         for arm in grid.arms[family(model)]
     ]
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
+    for scope, _ in grid.settings:
+        if scope.isdecimal() and int(scope) not in sizes:
+            raise ValueError(f"--set {scope}.: found no such training size; expected one of --train_sizes")
     axes = (sizes, grid.tasks, grid.training_modes, grid.views, grid.seeds, arms)
     cells: dict[str, Cell] = {}
     for size, task, mode, view, seed, (model, own, augmentation, share) in itertools.product(*axes):
@@ -186,6 +190,21 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
                     "differ in their first 24 letters and --mask_ratios of three digits: rename a folder"
                 )
     return list(cells.values())
+
+
+def read_plan(study_dir: Path) -> dict[str, Cell]:
+    """Returns the cells of a study's plan.json by run_id. Raises ValueError for what no study writes."""
+    cells = {}
+    path = study_dir / "plan.json"
+    try:
+        for name, fields in read_json(path).get("cells", {}).items():
+            cells[name] = Cell(**fields)
+            expected = run_id if cells[name].script == CLASSIFICATION else pretraining_id
+            if expected(cells[name].point) != name or not isinstance(cells[name].flags, dict):
+                raise ValueError(f"{name} is another cell")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: found what run_study.py does not write ({error}); restore it") from error
+    return cells
 
 
 def pretraining_cell(settings: Settings, point: dict[str, Any], data_dir: Path) -> Cell:

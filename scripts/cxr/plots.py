@@ -1,5 +1,6 @@
 """The figures of a run folder, drawn from its records."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ from sklearn import metrics
 
 def save_figure(figure: Figure, path: Path, *, private: bool = False) -> None:
     """Writes a PNG atomically; `private` is mode 0600, from before there is anything in it."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.touch(mode=0o600 if private else 0o666)
-    figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch(mode=0o600 if private else 0o666)
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:

@@ -41,7 +41,7 @@ def plot_mean_losses(rows: dict[str, list[list[dict]]], path: Path, *, title: st
                 [[record[key] for record in epochs[:length]] for epochs in runs]
             )  # (seeds, epochs)
             color = COLORS[number % len(COLORS)]
-            axes.plot(numbers, losses.mean(axis=0), color=color, label=row)
+            axes.plot(numbers, losses.mean(axis=0), color=color, label=as_label(row))
             axes.fill_between(numbers, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.15, lw=0)
         axes.set(xlabel="epoch", ylabel="mean loss", title=name)
         axes.grid(alpha=0.3)
@@ -62,7 +62,9 @@ def plot_learning_curves(
         high = [(interval.high if interval else y_) - y_ for y_, (_, _, interval) in zip(y, points)]
         errors = np.maximum([low, high], 0)
         style = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)]}
-        axes.errorbar(x, y, yerr=errors, label=row, capsize=3, lw=1.4, elinewidth=0.8, ms=5, **style)
+        axes.errorbar(
+            x, y, yerr=errors, label=as_label(row), capsize=3, lw=1.4, elinewidth=0.8, ms=5, **style
+        )
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
@@ -81,7 +83,7 @@ def plot_roc(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> N
         curves = [roc_curve(run.labels, run.probabilities)[:2] for run in runs]
         mean = np.mean([np.interp(grid, false, true) for false, true in curves], axis=0)
         axes.plot(
-            [0, *grid], [0, *mean], color=COLORS[number % len(COLORS)], label=row, lw=1.4
+            [0, *grid], [0, *mean], color=COLORS[number % len(COLORS)], label=as_label(row), lw=1.4
         )  # a curve starts at 0
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
     axes.grid(alpha=0.3)
@@ -97,13 +99,18 @@ def plot_calibration(rows: dict[str, list[Predictions]], path: Path, *, title: s
         labels = np.concatenate([run.labels for run in runs])
         said, was, counts = zip(*reliability(labels, np.concatenate([run.probabilities for run in runs])))
         color = COLORS[number % len(COLORS)]
-        axes.plot(said, was, color=color, label=row, lw=1.2)
+        axes.plot(said, was, color=color, label=as_label(row), lw=1.2)
         areas = 200 * np.array(counts) / len(labels)
         axes.scatter(said, was, s=areas, color=color, alpha=0.6)
     axes.set(xlabel="probability", ylabel="share of positives (dots: images)", aspect="equal")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     finish(figure, axes, path, title=title)
+
+
+def as_label(name: str) -> str:
+    """A name as matplotlib shows it: "$" begins no formula, and "_" does not keep it out of the legend."""
+    return f"\u200b{name}".replace("$", r"\$") if name.startswith("_") else name.replace("$", r"\$")
 
 
 def finish(figure: Figure, axes: Axes, path: Path, *, title: str) -> None:
