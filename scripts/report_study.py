@@ -172,7 +172,6 @@ class Comparison:
     num_seeds: int  # that both rows have
     difference: Difference
     p: float
-    noise: SeedNoise  # of the table
 
     @property
     def is_distinguishable(self) -> bool:
@@ -183,6 +182,7 @@ class Comparison:
 class ResultTable:
     name: TableName
     rows: list[Row]
+    noise: SeedNoise
     comparisons: list[Comparison]
     figures: dict[str, Path] = field(default_factory=dict)  # caption -> file
 
@@ -218,7 +218,7 @@ def find_runs(folders: list[Path]) -> list[Path]:
                 "expected the --output_dir of run_classification.py or run_study.py, or a folder of such"
             )
         runs += found
-    return list({run.resolve(): run for run in runs}.values())  # once, also where FOLDERs overlap
+    return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]  # once, where FOLDERs overlap
 
 
 def planned_runs(folders: list[Path]) -> dict[Path, Cell]:
@@ -327,7 +327,7 @@ def split_by_setup(
 ) -> list[tuple[RowName, tuple[list[Run], int]]]:
     """Makes a row of its own of runs that differ in a flag, which is then part of the row's name."""
     # The model of a study's own pretraining has the seed in its name; any other is in the row's.
-    free = {*FREE_TO_CHANGE, "data_dir", "seed", "model_name_or_path"}
+    free = {*FREE_TO_CHANGE, "seed", "model_name_or_path"}
     setups = [
         {name: value for name, value in run.args.items() if name not in free}
         | {"images_per_step": run.results["images_per_step"]}
@@ -385,13 +385,12 @@ def measure_row(row: Row, resamples: "Resamples") -> None:
     by_seed: dict[str, list[float]] = defaultdict(list)
     resampled: dict[str, list[np.ndarray]] = defaultdict(list)
     for run in row.runs:
-        weights = resamples.of(run.predictions)
         labels, probabilities = arrays(run.predictions)
-        whole = intervals.weighted_metrics(labels, probabilities, np.ones((1, len(labels))), threshold=0.5)
-        redrawn = intervals.weighted_metrics(labels, probabilities, weights, threshold=0.5)
-        for metric in intervals.METRICS:
-            by_seed[metric].append(float(whole[metric][0]))
-            resampled[metric].append(redrawn[metric])
+        weights = resamples.of(run.predictions)
+        found = intervals.weighted_metrics(labels, probabilities, weights, threshold=0.5)
+        for metric, values in found.items():
+            by_seed[metric].append(float(values[0]))
+            resampled[metric].append(values[1:])
     for metric, values in by_seed.items():
         defined = bool(np.isfinite(values).all())
         row.values[metric] = float(np.mean(values)) if defined else None
@@ -421,7 +420,7 @@ def auroc_by_view(row: Row, resamples: "Resamples") -> dict[str, tuple[float, In
             labels, probabilities = arrays(run.predictions[in_view])
             if len(np.unique(labels)) < 2:
                 break
-            weights = np.concatenate([np.ones((1, len(labels))), resamples.of(run.predictions)[:, in_view]])
+            weights = resamples.of(run.predictions)[:, in_view]
             aurocs = intervals.weighted_auroc(labels, probabilities, weights)
             values.append(aurocs[0])
             resampled.append(aurocs[1:])
@@ -441,18 +440,17 @@ class Resamples:
         self.known: dict[tuple, np.ndarray] = {}
 
     def of(self, predictions: pd.DataFrame) -> np.ndarray:
+        """Weights (1 + R, N): every image once, as measured, then the resamples."""
         patients = tuple(predictions["subject_id"])
         if patients not in self.known:
-            self.known[patients] = intervals.patient_weights(
-                patients, num_resamples=self.num_resamples, seed=self.seed
-            )
+            drawn = intervals.patient_weights(patients, num_resamples=self.num_resamples, seed=self.seed)
+            self.known[patients] = np.concatenate([np.ones_like(drawn[:1]), drawn])
         return self.known[patients]
 
 
-def compare(rows: list[Row]) -> list[Comparison]:
+def compare(rows: list[Row], noise: SeedNoise) -> list[Comparison]:
     """Every pair of rows that were measured on the same images, the clearest difference first."""
     found = []
-    noise = intervals.seed_noise([{seed: float(of[0]) for seed, of in row.aurocs.items()} for row in rows])
     for first, second in itertools.combinations(rows, 2):
         seeds = sorted(first.aurocs.keys() & second.aurocs.keys())
         if seeds and first.images == second.images:
@@ -472,7 +470,7 @@ def compare(rows: list[Row]) -> list[Comparison]:
                 found.append((first.label, second.label, len(seeds), tested))
     corrected = intervals.holm([difference.p for *_, difference in found])
     comparisons = [
-        Comparison(first=first, second=second, num_seeds=num_seeds, difference=difference, p=p, noise=noise)
+        Comparison(first=first, second=second, num_seeds=num_seeds, difference=difference, p=p)
         for (first, second, num_seeds, difference), p in zip(found, corrected)
     ]
     return sorted(comparisons, key=lambda comparison: (comparison.p, comparison.difference.p))
@@ -510,7 +508,9 @@ def measure_tables(
         for row in [row for row in rows if row.runs]:
             check_row(row)
             measure_row(row, resamples)
-        tables.append(ResultTable(name=name, rows=rows, comparisons=compare(rows)))
+        by_seed = [{seed: float(aurocs[0]) for seed, aurocs in row.aurocs.items()} for row in rows]
+        noise = intervals.seed_noise(by_seed)
+        tables.append(ResultTable(name=name, rows=rows, noise=noise, comparisons=compare(rows, noise)))
     return tables
 
 
@@ -543,7 +543,7 @@ def verdict(table: ResultTable) -> str:
 def notes(table: ResultTable) -> list[str]:
     """What a reader of the table must know to take its numbers for what they are."""
     said = []
-    if table.comparisons and not table.comparisons[0].noise.freedom:
+    if table.comparisons and not table.noise.freedom:
         said.append(
             "There are too few seeds to say what others would have given: differences leave that out."
         )

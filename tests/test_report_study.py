@@ -276,7 +276,7 @@ def test_the_sentence_says_which_differences_are_more_than_noise(tables):
     assert f"{clearest.first} over {clearest.second} by {clearest.difference.value:.3f} [" in said
 
 
-def test_rows_of_about_equal_quality_are_not_distinguishable(tmp_path):
+def test_the_sentence_says_when_no_difference_is_more_than_noise(tmp_path):
     for name, quality in (("a", 1.5), ("b", 1.51)):
         for seed in (0, 1, 2):
             write_run(tmp_path / f"{name}{seed}", seed=seed, quality=quality, model=name, pretrained=True)
@@ -544,6 +544,7 @@ def test_missing_predictions_are_an_error_of_one_line(tmp_path, capsys):
 def test_a_folder_inside_another_is_not_counted_twice(tmp_path):
     run = write_run(tmp_path / "a")
     assert report_study.find_runs([tmp_path, run]) == [run]
+    assert report_study.find_runs([tmp_path, tmp_path / "a" / ".." / "a"]) == [run]
 
 
 def test_runs_that_differ_in_a_flag_are_rows_of_their_own(tmp_path):

@@ -40,6 +40,7 @@ FREE_TO_CHANGE = {
     "dataloader_num_workers",
     "preprocessing_num_workers",
     "cache_dir",
+    "data_dir",  # where it is mounted; `samples.json` says what is in it
     "logging_steps",
     "checkpointing_steps",
     "checkpoints_total_limit",

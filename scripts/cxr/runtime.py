@@ -104,8 +104,8 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     plain_args = json.loads(json.dumps(vars(args), default=str))  # as they are read back: paths are text
     if args.resume_from_checkpoint:
         before = json.loads((output_dir / "args.json").read_text(encoding="utf-8"))
-        free = FREE_TO_CHANGE | {"data_dir"}  # where it is mounted; `samples.json` says what is in it
-        check_unchanged(before, {k: v for k, v in plain_args.items() if k not in free}, where=output_dir)
+        fixed = {name: value for name, value in plain_args.items() if name not in FREE_TO_CHANGE}
+        check_unchanged(before, fixed, where=output_dir)
     record.write("args.json", plain_args)
     if args.with_tracking:
         scalars = {k: v for k, v in plain_args.items() if isinstance(v, int | float | str | bool)}
