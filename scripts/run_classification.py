@@ -36,12 +36,14 @@ from cxr import data
 from cxr import hub
 from cxr import metrics
 from cxr import models
+from cxr import nonfinite
 from cxr import optimization
 from cxr import plots
 from cxr import records
 from cxr import runtime
 from cxr import throughput
 from cxr import transforms
+from cxr.preemption import Preemption
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -107,6 +109,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     arguments.add_learning_rate_arguments(training, default="learning_rate 1e-6")
     training.add_argument(
+        "--sync_batchnorm",
+        action="store_true",
+        help="a ResNet's batch normalisation sees the images of all GPUs, not those of each",
+    )
+    training.add_argument(
         "--evaluate_test", action="store_true", help="measure the best epoch on the test split too"
     )
     arguments.add_output_arguments(parser, default_output_dir="runs/classification")
@@ -165,6 +172,8 @@ def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[
             logger.warning(
                 "Its head was for %s: it is trained on for %s", list(config.id2label.values())[:3], labels
             )
+    if args.sync_batchnorm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.train_last_layer_only:
         model.requires_grad_(False)
         model.classifier.requires_grad_(True)
@@ -246,7 +255,7 @@ def train_step(
     normalize: transforms.Normalizer,
     patch_dropout: PatchDropout,
 ) -> torch.Tensor:
-    """One optimizer step over all its micro-batches; returns this process's mean loss."""
+    """One optimizer step over all its micro-batches; returns the loss, NaN where the step was left out."""
     total = torch.zeros((), device=accelerator.device)
     for micro_batch in range(1, args.gradient_accumulation_steps + 1):
         batch = next(batches)
@@ -260,11 +269,7 @@ def train_step(
             accelerator.backward(loss)
         total += loss.detach()
     patch_dropout.noise = None
-    if args.max_grad_norm:
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
+    return optimization.update_weights(accelerator, model, optimizer, total, max_grad_norm=args.max_grad_norm)
 
 
 def train(
@@ -280,31 +285,41 @@ def train(
     normalize: transforms.Normalizer,
     patch_dropout: PatchDropout,
     stopwatch: throughput.Stopwatch,
+    preemption: Preemption,
 ) -> None:
     """Trains from where `progress` stands to the end; evaluates each epoch and keeps the best model."""
     train_loader, eval_loader = loaders
-    checkpoints_dir = record.output_dir / "checkpoints"
     batches = iter(train_loader)
-    loss_sum = torch.tensor(progress.loss_sum, device=accelerator.device)
+    losses = []  # of the steps since the last reading, on the device
     bar = runtime.progress_bar(accelerator, range(progress.step, schedule.num_steps))
     model.train(not args.train_last_layer_only)  # a frozen body also keeps its batch-norm statistics
     stopwatch.start(progress.step)
     for step in bar:
         learning_rate = schedule.learning_rate(step)
         optimization.set_learning_rate(optimizer, learning_rate)
-        loss_sum += train_step(args, accelerator, model, optimizer, batches, normalize, patch_dropout)
+        loss = train_step(args, accelerator, model, optimizer, batches, normalize, patch_dropout)
+        losses.append(loss)
         progress.step = step + 1
         ends_epoch = schedule.ends_epoch(progress.step)
-        saves = checkpoints.is_due(args.checkpointing_steps, progress.step, ends_epoch=ends_epoch)
+        stops = preemption.requested()
+        saves = stops or checkpoints.is_due(args.checkpointing_steps, schedule, progress.step)
         if not (ends_epoch or saves or progress.step % args.logging_steps == 0):
             continue  # reading the loss makes the host wait for the device
 
-        progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
-        train_loss = progress.loss_sum / schedule.steps_in_epoch(progress.step)
+        bad_steps = progress.add_losses(torch.stack(losses).tolist())
+        losses.clear()
         speed = stopwatch.read(progress.step)
         progress.train_seconds += stopwatch.seconds
-        runtime.stop_if_not_finite(train_loss, model, step=progress.step, checkpoints_dir=checkpoints_dir)
-        reading = {"train_loss": train_loss, "learning_rate": learning_rate, **speed}
+        nonfinite.check_steps(
+            record,
+            progress,
+            model,
+            bad_steps,
+            images=train_loader.dataset,
+            batches=train_loader.batch_sampler,
+            max_bad_steps=args.max_bad_steps,
+        )
+        reading = {"train_loss": progress.train_loss, "learning_rate": learning_rate, **speed}
         runtime.log_reading(accelerator, bar, reading, step=progress.step)
         if ends_epoch:
             validation, _, _ = evaluate(accelerator, model, eval_loader, normalize, split="validation")
@@ -319,11 +334,12 @@ def train(
                 threshold = epoch["at_chosen_threshold"]["threshold"]
                 accelerator.unwrap_model(model).config.decision_threshold = threshold
                 checkpoints.save_model(accelerator, model, image_processor, record.output_dir / "model")
-            progress.loss_sum = 0.0
-            loss_sum.zero_()
+            progress.start_epoch()
         if saves:
             limit = args.checkpoints_total_limit
-            checkpoints.save_checkpoint(accelerator, checkpoints_dir, progress, total_limit=limit)
+            checkpoints.save_checkpoint(accelerator, record.output_dir, progress, total_limit=limit)
+        if stops:
+            preemption.end_run(record.output_dir, step=progress.step)
         stopwatch.start(progress.step)
 
 
@@ -457,6 +473,7 @@ def finish(
         "train_loss": progress.best["train_loss"],
         "images_per_second": progress.step * schedule.images_per_step / progress.train_seconds,
         "steps": progress.step,
+        "bad_steps": progress.num_bad_steps,
         "images_per_step": schedule.images_per_step,
         "num_train_images": len(sets["train"]),
         "seed": args.seed,
@@ -474,6 +491,8 @@ def finish(
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     accelerator, record = runtime.start_run(args, default_output_dir="classification")
+    if args.sync_batchnorm and accelerator.device.type != "cuda":
+        raise ValueError(f"--sync_batchnorm needs GPUs, found {accelerator.device.type}; leave it out")
     config, image_size = load_config(args)
     sets = load_datasets(args, accelerator, record, config, image_size)
     label_feature = sets["train"].images.features["label"]
@@ -528,20 +547,22 @@ def main(argv: list[str] | None = None) -> None:
     normalize = transforms.Normalizer(
         image_processor.image_mean, image_processor.image_std, accelerator.device
     )
-    train(
-        args,
-        accelerator,
-        record,
-        schedule,
-        progress,
-        model,
-        image_processor,
-        optimizer,
-        loaders,
-        normalize,
-        patch_dropout,
-        stopwatch,
-    )
+    with Preemption(accelerator) as preemption:
+        train(
+            args,
+            accelerator,
+            record,
+            schedule,
+            progress,
+            model,
+            image_processor,
+            optimizer,
+            loaders,
+            normalize,
+            patch_dropout,
+            stopwatch,
+            preemption,
+        )
     model_class = CLASSIFIERS[config.model_type]
     measured = measure_best(args, accelerator, record, model_class, sets, normalize)
     if accelerator.is_main_process:

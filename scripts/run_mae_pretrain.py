@@ -30,12 +30,14 @@ from cxr import command_line
 from cxr import data
 from cxr import hub
 from cxr import models
+from cxr import nonfinite
 from cxr import optimization
 from cxr import plots
 from cxr import records
 from cxr import runtime
 from cxr import throughput
 from cxr import transforms
+from cxr.preemption import Preemption
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ViTImageProcessor
@@ -182,7 +184,7 @@ def train_step(
     batches: Iterator[dict],
     normalize: transforms.Normalizer,
 ) -> torch.Tensor:
-    """One optimizer step over all its micro-batches; returns this process's mean loss."""
+    """One optimizer step over all its micro-batches; returns the loss, NaN where the step was left out."""
     total = torch.zeros((), device=accelerator.device)
     for micro_batch in range(1, args.gradient_accumulation_steps + 1):
         batch = next(batches)
@@ -195,11 +197,7 @@ def train_step(
             )
             accelerator.backward(loss)
         total += loss.detach()
-    if args.max_grad_norm:
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
+    return optimization.update_weights(accelerator, model, optimizer, total, max_grad_norm=args.max_grad_norm)
 
 
 def train(
@@ -213,31 +211,41 @@ def train(
     loaders: tuple[DataLoader, DataLoader],
     normalize: transforms.Normalizer,
     stopwatch: throughput.Stopwatch,
+    preemption: Preemption,
 ) -> None:
     """Trains from where `progress` stands to the end, evaluating after each epoch."""
     train_loader, eval_loader = loaders
-    checkpoints_dir = record.output_dir / "checkpoints"
     batches = iter(train_loader)
-    loss_sum = torch.tensor(progress.loss_sum, device=accelerator.device)
+    losses = []  # of the steps since the last reading, on the device
     bar = runtime.progress_bar(accelerator, range(progress.step, schedule.num_steps))
     model.train()
     stopwatch.start(progress.step)
     for step in bar:
         learning_rate = schedule.learning_rate(step)
         optimization.set_learning_rate(optimizer, learning_rate)
-        loss_sum += train_step(args, accelerator, model, optimizer, batches, normalize)
+        loss = train_step(args, accelerator, model, optimizer, batches, normalize)
+        losses.append(loss)
         progress.step = step + 1
         ends_epoch = schedule.ends_epoch(progress.step)
-        saves = checkpoints.is_due(args.checkpointing_steps, progress.step, ends_epoch=ends_epoch)
+        stops = preemption.requested()
+        saves = stops or checkpoints.is_due(args.checkpointing_steps, schedule, progress.step)
         if not (ends_epoch or saves or progress.step % args.logging_steps == 0):
             continue  # reading the loss makes the host wait for the device
 
-        progress.loss_sum = accelerator.reduce(loss_sum, "mean").item()
-        train_loss = progress.loss_sum / schedule.steps_in_epoch(progress.step)
+        bad_steps = progress.add_losses(torch.stack(losses).tolist())
+        losses.clear()
         speed = stopwatch.read(progress.step)
         progress.train_seconds += stopwatch.seconds
-        runtime.stop_if_not_finite(train_loss, model, step=progress.step, checkpoints_dir=checkpoints_dir)
-        reading = {"train_loss": train_loss, "learning_rate": learning_rate, **speed}
+        nonfinite.check_steps(
+            record,
+            progress,
+            model,
+            bad_steps,
+            images=train_loader.dataset,
+            batches=train_loader.batch_sampler,
+            max_bad_steps=args.max_bad_steps,
+        )
+        reading = {"train_loss": progress.train_loss, "learning_rate": learning_rate, **speed}
         runtime.log_reading(accelerator, bar, reading, step=progress.step)
         if ends_epoch:
             eval_loss = evaluate(accelerator, model, eval_loader, normalize)
@@ -249,11 +257,12 @@ def train(
             }
             record.append_epoch(epoch)
             runtime.log_epoch(accelerator, epoch)
-            progress.loss_sum = 0.0
-            loss_sum.zero_()
+            progress.start_epoch()
         if saves:
             limit = args.checkpoints_total_limit
-            checkpoints.save_checkpoint(accelerator, checkpoints_dir, progress, total_limit=limit)
+            checkpoints.save_checkpoint(accelerator, record.output_dir, progress, total_limit=limit)
+        if stops:
+            preemption.end_run(record.output_dir, step=progress.step)
         stopwatch.start(progress.step)
 
 
@@ -331,6 +340,7 @@ def finish(
         "eval_loss": epochs[-1]["eval_loss"],
         "images_per_second": progress.step * schedule.images_per_step / progress.train_seconds,
         "steps": progress.step,
+        "bad_steps": progress.num_bad_steps,
         "images_per_step": schedule.images_per_step,
         "num_train_images": len(train_loader.dataset),
         "num_eval_images": len(eval_loader.dataset),
@@ -391,7 +401,20 @@ def main(argv: list[str] | None = None) -> None:
     normalize = transforms.Normalizer(
         image_processor.image_mean, image_processor.image_std, accelerator.device
     )
-    train(args, accelerator, record, schedule, progress, model, optimizer, loaders, normalize, stopwatch)
+    with Preemption(accelerator) as preemption:
+        train(
+            args,
+            accelerator,
+            record,
+            schedule,
+            progress,
+            model,
+            optimizer,
+            loaders,
+            normalize,
+            stopwatch,
+            preemption,
+        )
     finish(args, accelerator, record, schedule, progress, model, image_processor, loaders, normalize)
     accelerator.end_training()
 

@@ -63,6 +63,7 @@ from cxr.grid import plan_cells
 from cxr.grid import read_plan
 from cxr.grid import size_name
 from cxr.grid import unique
+from cxr.privacy import mask_ids
 from cxr.records import check_unchanged
 from cxr.records import has_checkpoint
 from cxr.records import is_in_use
@@ -78,8 +79,6 @@ from rich.markup import escape
 from rich.table import Table
 
 LOG_TAIL = 12  # lines
-# The path of an image, or the id of one, of a study or of a patient.
-IDS = re.compile(r"\S*/files/p\S+|[0-9a-f]{8}(?:-[0-9a-f]{8}){4}|\b[ps]?\d{8}\b")
 
 
 # The command line -------------------------------------------------------------------------------------------
@@ -265,7 +264,7 @@ def check_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
     """
     planned = {name: asdict(cell) for name, cell in read_plan(output_dir).items()}
     is_study = (output_dir / "plan.json").is_file()
-    if not is_study and output_dir.is_dir() and any(path.name != ".lock" for path in output_dir.iterdir()):
+    if not is_study and output_dir.is_dir() and any(not path.name.startswith(".") for path in output_dir.iterdir()):
         raise ValueError(
             f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
             "that of an earlier study: name another"
@@ -331,7 +330,7 @@ def log_of(cell: Cell, output_dir: Path) -> Path:
 def tail(log: Path) -> str:
     """The last lines, of a progress bar its last state, without the ids that are in the log."""
     lines = log.read_bytes().decode("utf-8", errors="replace").split("\n")
-    lines = [IDS.sub("<id>", line.rstrip("\r").rpartition("\r")[2]) for line in lines]
+    lines = [mask_ids(line.rstrip("\r").rpartition("\r")[2]) for line in lines]
     return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
 
 

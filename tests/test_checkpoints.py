@@ -1,6 +1,7 @@
 """Checkpoints appear whole, the newest is found by its content, and what is resumed is what was saved."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from cxr import checkpoints
 from cxr.checkpoints import Progress
 from cxr.models import load_image_processor
+from cxr.optimization import make_schedule
 from transformers import ViTConfig
 from transformers import ViTForImageClassification
 
@@ -36,9 +38,7 @@ STEP = {"images_per_step": 8}
 
 def save(run, step: int, *, total_limit: int = 9) -> None:
     accelerator, _, _, output_dir = run
-    checkpoints.save_checkpoint(
-        accelerator, output_dir / "checkpoints", Progress(**STEP, step=step), total_limit=total_limit
-    )
+    checkpoints.save_checkpoint(accelerator, output_dir, Progress(**STEP, step=step), total_limit=total_limit)
 
 
 def names(output_dir: Path) -> list[str]:
@@ -48,8 +48,8 @@ def names(output_dir: Path) -> list[str]:
 def test_resumed_run_goes_on_bit_by_bit_as_if_never_stopped(run):
     accelerator, model, optimizer, output_dir = run
     train_step(accelerator, model, optimizer, seed=1)
-    progress = Progress(**STEP, step=1, loss_sum=0.5, train_seconds=2.0, best={"epoch": 1, "auroc": None})
-    checkpoints.save_checkpoint(accelerator, output_dir / "checkpoints", progress, total_limit=1)
+    progress = Progress(**STEP, step=1, loss_sum=0.5, num_losses=1, train_seconds=2.0)
+    checkpoints.save_checkpoint(accelerator, output_dir, progress, total_limit=1)
     train_step(accelerator, model, optimizer, seed=2)
     expected = model.weight.detach().clone()
     train_step(accelerator, model, optimizer, seed=3)
@@ -78,7 +78,7 @@ def test_latest_is_the_one_of_the_most_steps_whatever_the_folders_are_called(run
 def test_partial_folders_are_not_checkpoints(run):
     output_dir = run[3]
     save(run, 5)
-    shutil.copytree(output_dir / "checkpoints" / "step_5", output_dir / "checkpoints" / ".step_7.saving")
+    shutil.copytree(output_dir / "checkpoints" / "step_5", output_dir / "checkpoints" / ".step_7.tmp")
     shutil.copytree(output_dir / "checkpoints" / "step_5", output_dir / "checkpoints" / "step_8")
     (output_dir / "checkpoints" / "step_8" / checkpoints.PROGRESS_FILE).unlink()
     assert checkpoints.find_checkpoint(output_dir, "latest").name == "step_5"
@@ -133,7 +133,7 @@ def test_saving_a_step_again_replaces_it(run):
     accelerator, _, _, output_dir = run
     for loss_sum in (1.0, 2.0):
         progress = Progress(**STEP, step=3, loss_sum=loss_sum)
-        checkpoints.save_checkpoint(accelerator, output_dir / "checkpoints", progress, total_limit=1)
+        checkpoints.save_checkpoint(accelerator, output_dir, progress, total_limit=1)
     assert names(output_dir) == ["step_3"]
     assert checkpoints.read_progress(output_dir / "checkpoints" / "step_3").loss_sum == 2.0
 
@@ -147,9 +147,47 @@ def test_resuming_from_an_older_checkpoint_leaves_no_newer_one_to_resume_from_la
     assert checkpoints.find_checkpoint(output_dir, "latest").name == "step_15"
 
 
-def test_latest_without_a_checkpoint_is_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no complete checkpoint in .*; start the run anew"):
-        checkpoints.find_checkpoint(tmp_path, "latest")
+def test_latest_without_a_checkpoint_starts_at_step_0(run, caplog):
+    accelerator, _, _, output_dir = run
+    with caplog.at_level("INFO"):
+        assert checkpoints.resume(accelerator, output_dir, "latest", **STEP) == Progress(**STEP)
+    assert "Found no complete checkpoint" in caplog.text
+
+
+def test_resumed_run_has_the_best_model_of_its_checkpoint(run):
+    accelerator, _, _, output_dir = run
+    model_dir = output_dir / "model"
+    for step, content in ((1, "first"), (2, "second")):
+        model_dir.mkdir(exist_ok=True)
+        (model_dir / "config.json").write_text(content, encoding="utf-8")
+        progress = Progress(**STEP, step=step, best={"epoch": step})
+        checkpoints.save_checkpoint(accelerator, output_dir, progress, total_limit=2)
+    first = output_dir / "checkpoints" / "step_1"
+    assert checkpoints.resume(accelerator, output_dir, str(first), **STEP).best == {"epoch": 1}
+    assert (model_dir / "config.json").read_text(encoding="utf-8") == "first"
+    shutil.rmtree(model_dir)  # as a kill between two renames may leave it
+    checkpoints.resume(accelerator, output_dir, "latest", **STEP)
+    assert (model_dir / "config.json").read_text(encoding="utf-8") == "second"
+
+
+def test_losses_that_are_no_numbers_are_counted_by_step_and_not_averaged():
+    progress = Progress(**STEP, step=2)
+    assert progress.add_losses([1.0, 2.0]) == []
+    progress.step = 5
+    assert progress.add_losses([float("nan"), 3.0, float("inf")]) == [3, 5]
+    assert (progress.train_loss, progress.num_losses, progress.num_bad_steps) == (2.0, 3, 2)
+    progress.start_epoch()
+    assert math.isnan(progress.train_loss) and progress.num_bad_steps == 2
+
+
+def test_sum_of_losses_does_not_depend_on_how_often_they_are_read():
+    losses = [0.1 * number for number in range(1, 20)]
+    at_once, in_parts = Progress(**STEP, step=19), Progress(**STEP, step=0)
+    at_once.add_losses(losses)
+    for first in (0, 5, 10, 15):
+        in_parts.step = first + len(losses[first : first + 5])
+        in_parts.add_losses(losses[first : first + 5])
+    assert in_parts == at_once
 
 
 def test_folder_that_is_no_checkpoint_is_an_error_that_names_one(tmp_path):
@@ -173,10 +211,21 @@ def test_checkpoint_can_be_named_by_its_folder(run):
     assert checkpoints.find_checkpoint(output_dir, str(folder)) == folder
 
 
-def test_checkpoints_are_due_at_epoch_ends_or_every_so_many_steps():
-    assert [step for step in range(1, 9) if checkpoints.is_due(3, step, ends_epoch=False)] == [3, 6]
-    assert checkpoints.is_due("epoch", 5, ends_epoch=True)
-    assert not checkpoints.is_due("epoch", 5, ends_epoch=False)
+def test_checkpoints_are_due_at_epoch_ends_or_every_so_many_steps_and_at_the_end():
+    schedule = make_schedule(
+        32,
+        images_per_step=8,
+        num_epochs=2,
+        max_steps=None,
+        warmup_ratio=0.0,
+        peak_learning_rate=1.0,
+        kind="constant",
+    )
+    due = {
+        often: [step for step in range(1, 9) if checkpoints.is_due(often, schedule, step)]
+        for often in (3, "epoch")
+    }
+    assert due == {3: [3, 6, 8], "epoch": [4, 8]}
 
 
 def test_saved_model_loads_with_plain_transformers_and_replaces_the_last_one(tmp_path):

@@ -83,12 +83,11 @@ def test_setting_the_learning_rate_sets_that_of_all_groups():
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
-def test_epochs_and_their_steps_with_a_partial_last_epoch():
+def test_epochs_with_a_partial_last_one():
     planned = schedule(max_steps=23)
     assert planned.num_steps == 23
     done = (1, 9, 10, 11, 20, 21, 23)
     assert [planned.epoch(step) for step in done] == [1, 1, 1, 2, 2, 3, 3]
-    assert [planned.steps_in_epoch(step) for step in done] == [1, 9, 10, 1, 10, 1, 3]
     assert [step for step in range(1, 24) if planned.ends_epoch(step)] == [10, 20, 23]
 
 

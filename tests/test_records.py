@@ -1,10 +1,13 @@
 """The run folder: whole files or none, and nothing that was there is lost."""
 
+import errno
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,13 +130,27 @@ def test_rewind_drops_the_epochs_after_the_step(tmp_path):
     assert record.epochs() == []
 
 
-def test_rewind_drops_a_line_that_was_cut_off(tmp_path):
+@pytest.mark.parametrize("owner, name", [(Path, "replace"), (os, "fsync")])
+def test_interrupted_epoch_leaves_the_lines_before_it(tmp_path, monkeypatch, owner, name):
     record = RunRecord(tmp_path, enabled=True)
     record.append_epoch({"epoch": 1, "step": 10})
-    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"epoch": 2, "st')
-    record.rewind(10)
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(owner, name, interrupt)
+        record.append_epoch({"epoch": 2, "step": 20})
     assert record.epochs() == [{"epoch": 1, "step": 10}]
+
+
+def test_images_of_bad_steps_are_private_and_rewound_with_the_epochs(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    record.append_bad_step(3, ["a", "b"])
+    record.append_bad_step(12, ["c"])
+    path = tmp_path / records.BAD_STEPS_FILE
+    if sys.platform != "win32":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    record.rewind(10)
+    assert path.read_text(encoding="utf-8") == '{"step": 3, "dicom_ids": ["a", "b"]}\n'
+    if sys.platform != "win32":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_epochs_refuse_nan(tmp_path):
@@ -205,12 +222,51 @@ def test_json_that_no_run_wrote_is_refused_with_its_name(tmp_path, text, found):
         records.read_json(tmp_path / "results.json")
 
 
-def test_locked_folder_is_refused_to_others_until_it_is_released(tmp_path):
+def test_locked_folder_is_refused_to_others_with_its_holder_until_it_is_released(tmp_path):
     lock = records.lock_folder(tmp_path)
-    with pytest.raises(ValueError, match="another run is writing to it; name another"):
+    holder = rf"\(pid {os.getpid()} on {socket.gethostname()} since 20.*remove .*\.lock"
+    with pytest.raises(ValueError, match=holder):
         records.lock_folder(tmp_path)
     lock.release()
     records.lock_folder(tmp_path).release()
+
+
+def test_lock_that_a_dead_run_seems_to_hold_is_waited_for_and_explained(tmp_path, monkeypatch):
+    """As where a process that it started still lives; flock is held by all that inherited it."""
+    monkeypatch.setattr(records, "ORPHANS_SECONDS", 2)
+    lock = records.lock_folder(tmp_path)
+    owner = records.read_json(tmp_path / records.OWNER_FILE)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    records.write_json(tmp_path / records.OWNER_FILE, {**owner, "pid": process.pid})
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="if that run is gone for certain, remove"):
+        records.lock_folder(tmp_path)
+    assert time.monotonic() - began >= 2
+    (tmp_path / records.LOCK_FILE).unlink()  # what the message says
+    records.lock_folder(tmp_path).release()
+    lock.release()
+
+
+def test_leftovers_of_a_killed_run_go_and_what_it_was_replacing_comes_back(tmp_path):
+    for name in (".model.old", ".model.tmp", "checkpoints/step_2", "checkpoints/.step_2.old"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name, encoding="utf-8")
+    for name in (".results.json.12.tmp", ".lock", ".hidden", "args.json"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    records.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".hidden", ".lock", "args.json", "checkpoints", "model"]
+    assert (tmp_path / "model" / "file").read_text(encoding="utf-8") == ".model.old"
+    assert names(tmp_path / "checkpoints") == ["step_2"]
+
+
+def test_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ValueError, match=r"cannot be written to.*Read-only file system.*name another"):
+        records.claim_output_dir(tmp_path / "run", resume=False)
 
 
 def test_folder_is_in_use_while_its_lock_is_held_and_asking_does_not_take_it(tmp_path):
@@ -258,7 +314,7 @@ def test_changed_flag_is_refused_with_both_values(now, message):
 def test_only_a_complete_checkpoint_counts(tmp_path):
     assert not records.has_checkpoint(tmp_path / "absent")
     (tmp_path / "checkpoints" / "step_10").mkdir(parents=True)
-    hidden = tmp_path / "checkpoints" / ".step_20.saving"
+    hidden = tmp_path / "checkpoints" / ".step_20.tmp"
     hidden.mkdir()
     records.write_json(hidden / "progress.json", {"step": 20})
     assert not records.has_checkpoint(tmp_path)

@@ -123,9 +123,8 @@ def folder(tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != records.OWNER_FILE]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def error_line(capsys) -> str:

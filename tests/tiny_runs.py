@@ -37,8 +37,8 @@ def run_until_checkpoint(script, output_dir: Path, step: int, *flags: object) ->
     """Calls `script.main` and ends it right after the checkpoint of `step` is written."""
     save = script.checkpoints.save_checkpoint
 
-    def save_and_die(accelerator, checkpoints_dir, progress, **options):
-        save(accelerator, checkpoints_dir, progress, **options)
+    def save_and_die(accelerator, output_dir, progress, **options):
+        save(accelerator, output_dir, progress, **options)
         if progress.step == step:
             raise Killed
 

@@ -187,6 +187,13 @@ def add_training_arguments(
         help="clip the gradient's norm (default: no clipping)",
     )
     group.add_argument(
+        "--max_bad_steps",
+        metavar="N",
+        type=non_negative_int,
+        default=10,
+        help="leave out up to so many steps whose loss or gradient is no number, then stop",
+    )
+    group.add_argument(
         "--lr_scheduler_type", choices=SCHEDULES, default=lr_scheduler_type, help="after the warm-up"
     )
     group.add_argument(
@@ -228,7 +235,9 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         help="keep the newest ones only",
     )
     group.add_argument(
-        "--resume_from_checkpoint", metavar="latest|FOLDER", help="continue the run in --output_dir"
+        "--resume_from_checkpoint",
+        metavar="latest|FOLDER",
+        help="continue the run in --output_dir, from its newest complete checkpoint or the one named",
     )
     group.add_argument(
         "--logging_steps",

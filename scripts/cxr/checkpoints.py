@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from cxr.optimization import Schedule
 from cxr.records import PROGRESS_FILE
 from cxr.records import new_folder
 from cxr.records import replace_folder
@@ -30,6 +32,8 @@ LOAD_ERRORS = (
     SafetensorError,
 )
 
+BEST_MODEL = "best_model"  # in a checkpoint
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,30 +47,63 @@ class Progress:
 
     images_per_step: int  # of all processes: what a step means
     step: int = 0  # optimizer steps done
-    loss_sum: float = 0.0  # of the steps done in this epoch
+    loss_sum: float = 0.0  # of the steps done in this epoch, as far as they are numbers
+    num_losses: int = 0  # their number
+    num_bad_steps: int = 0  # since the start of the run: those whose loss was no number
     train_seconds: float = 0.0  # spent in training steps, without evaluation and saving
     best: dict[str, Any] = field(default_factory=dict)  # the best epoch so far
 
+    def add_losses(self, losses: list[float]) -> list[int]:
+        """Adds the losses of the last steps, up to `step`; returns the steps whose loss is no number."""
+        good = [loss for loss in losses if math.isfinite(loss)]
+        for loss in good:  # one by one: the sum must not depend on how often the losses are read
+            self.loss_sum += loss
+        self.num_losses += len(good)
+        self.num_bad_steps += len(losses) - len(good)
+        first = self.step - len(losses) + 1
+        return [first + index for index, loss in enumerate(losses) if not math.isfinite(loss)]
 
-def is_due(checkpointing_steps: str | int, step: int, *, ends_epoch: bool) -> bool:
-    return ends_epoch if checkpointing_steps == "epoch" else step % checkpointing_steps == 0
+    @property
+    def train_loss(self) -> float:
+        """The mean loss of this epoch's steps so far, NaN where no step of it has one."""
+        return self.loss_sum / self.num_losses if self.num_losses else math.nan
+
+    def start_epoch(self) -> None:
+        self.loss_sum, self.num_losses = 0.0, 0
+
+
+def is_due(checkpointing_steps: str | int, schedule: Schedule, step: int) -> bool:
+    if checkpointing_steps == "epoch":
+        return schedule.ends_epoch(step)
+    return step % checkpointing_steps == 0 or step == schedule.num_steps
 
 
 def save_checkpoint(
-    accelerator: Accelerator, checkpoints_dir: Path, progress: Progress, *, total_limit: int
+    accelerator: Accelerator, output_dir: Path, progress: Progress, *, total_limit: int
 ) -> None:
-    """Writes `checkpoints_dir/step_N` aside and renames it; then deletes all but the newest `total_limit`."""
+    """Writes `checkpoints/step_N` aside and renames it; then deletes all but the newest `total_limit`.
+
+    The model of the best epoch, if there is one, is in it: what is resumed has the best model of its step.
+    """
+    checkpoints_dir = output_dir / "checkpoints"
     target = checkpoints_dir / f"step_{progress.step}"
-    temporary = checkpoints_dir / f".step_{progress.step}.saving"  # one name, as all ranks write to it
+    temporary = checkpoints_dir / f".step_{progress.step}.tmp"  # one name, as all ranks write to it
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if progress.best:
+                shutil.copytree(output_dir / "model", temporary / BEST_MODEL)
+            write_json(temporary / PROGRESS_FILE, asdict(progress))
+            replace_folder(temporary, target)
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)  # a full disk has better uses
     if accelerator.is_main_process:
-        write_json(temporary / PROGRESS_FILE, asdict(progress))
-        replace_folder(temporary, target)
         for other in complete_checkpoints(checkpoints_dir):
             if read_progress(other).step > progress.step:
                 shutil.rmtree(other)  # left behind when the run was resumed from an earlier one
@@ -93,8 +130,14 @@ def read_progress(checkpoint: Path) -> Progress:
         ) from error
 
 
-def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
-    """Returns the folder that the flag means: `latest` or a path. Raises FileNotFoundError."""
+def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
+    """Returns the folder that the flag means: `latest` or a path; None without the flag or a checkpoint.
+
+    A run that was stopped before its first checkpoint has none; it starts at step 0. Raises FileNotFoundError
+    for a path that is no checkpoint of this run.
+    """
+    if resume_from_checkpoint is None:
+        return None
     checkpoints_dir = output_dir / "checkpoints"
     if resume_from_checkpoint != "latest":
         path = Path(resume_from_checkpoint)
@@ -104,20 +147,13 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str) -> Path:
                 f"a folder such as {checkpoints_dir / 'step_100'}"
             )
         return path
-    found = complete_checkpoints(checkpoints_dir)
-    if not found:
-        raise FileNotFoundError(
-            f"--resume_from_checkpoint latest: no complete checkpoint in {checkpoints_dir}; "
-            "start the run anew in another --output_dir"
-        )
-    return found[-1]
+    return next(reversed(complete_checkpoints(checkpoints_dir)), None)
 
 
 def resumed_images_per_step(output_dir: Path, resume_from_checkpoint: str | None) -> int | None:
-    """Returns what a step means in the checkpoint that the flag means, None without the flag."""
-    if resume_from_checkpoint is None:
-        return None
-    return read_progress(find_checkpoint(output_dir, resume_from_checkpoint)).images_per_step
+    """Returns what a step means in the checkpoint that the flag means, None where there is none."""
+    checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
+    return None if checkpoint is None else read_progress(checkpoint).images_per_step
 
 
 def resume(
@@ -127,9 +163,11 @@ def resume(
 
     Raises ValueError for a checkpoint that does not fit: damaged, of another model, or of other steps.
     """
-    if resume_from_checkpoint is None:
-        return Progress(images_per_step=images_per_step)
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
+    if checkpoint is None:
+        if resume_from_checkpoint is not None:
+            logger.info("Found no complete checkpoint in %s: starting at step 0.", output_dir)
+        return Progress(images_per_step=images_per_step)
     try:
         progress = read_progress(checkpoint)
         accelerator.load_state(str(checkpoint))
@@ -143,6 +181,9 @@ def resume(
             f"{checkpoint} has {progress.images_per_step} images a step, found {images_per_step}; choose "
             "batch size, accumulation and number of processes so that their product is the same"
         )
+    if accelerator.is_main_process and progress.best:
+        with new_folder(output_dir / "model") as folder:
+            shutil.copytree(checkpoint / BEST_MODEL, folder, dirs_exist_ok=True)
     logger.info("Resuming from %s, after step %d.", checkpoint, progress.step)
     return progress
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
 from cxr.optimization import Schedule
+from cxr.preemption import SIGNALS
 from cxr.samples import draw_sample
 from cxr.samples import sample_record
 from cxr.seeding import derive_seed
@@ -155,6 +157,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.start_step = start_step
         self.num_steps = num_steps
+        self._ordered_epoch = None  # the epoch that `_order` is of
 
     @property
     def images_per_step(self) -> int:
@@ -163,18 +166,22 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return (self.num_steps - self.start_step) * self.gradient_accumulation_steps
 
+    def images_of_step(self, step: int) -> tuple[int, list[int]]:
+        """Returns the epoch of step `step` (from 0) and the indices of its images, of all processes."""
+        epoch, step_in_epoch = divmod(step, self.num_images // self.images_per_step)
+        if epoch != self._ordered_epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+            self._order, self._ordered_epoch = torch.randperm(self.num_images, generator=generator), epoch
+        first = step_in_epoch * self.images_per_step
+        return epoch, self._order[first : first + self.images_per_step].tolist()
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps_per_epoch = self.num_images // self.images_per_step
-        ordered_epoch = None
         for step in range(self.start_step, self.num_steps):
-            epoch, step_in_epoch = divmod(step, steps_per_epoch)
-            if epoch != ordered_epoch:
-                generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-                order, ordered_epoch = torch.randperm(self.num_images, generator=generator), epoch
+            epoch, indices = self.images_of_step(step)
             for micro_batch in range(self.gradient_accumulation_steps):
                 position = micro_batch * self.num_processes + self.process_index
-                first = step_in_epoch * self.images_per_step + position * self.batch_size
-                yield [(epoch, index) for index in order[first : first + self.batch_size].tolist()]
+                first = position * self.batch_size
+                yield [(epoch, index) for index in indices[first : first + self.batch_size]]
 
 
 class EvaluationBatches(Sampler[list[tuple[int, int]]]):
@@ -251,7 +258,14 @@ def _make_loader(
         pin_memory=accelerator.device.type == "cuda",
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # its own: starting an iterator must not draw from the global one
+        worker_init_fn=leave_signals_to_main_process,
     )
+
+
+def leave_signals_to_main_process(worker: int) -> None:
+    """A signal to all processes of a job would end the workers in the middle of the last step."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def num_cores() -> int:

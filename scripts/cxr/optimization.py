@@ -5,7 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def _constant(progress: float) -> float:
@@ -50,10 +53,6 @@ class Schedule:
     def epoch(self, num_done: int) -> int:
         """Returns the epoch, from 1, of the last of `num_done` steps."""
         return -(-num_done // self.steps_per_epoch)
-
-    def steps_in_epoch(self, num_done: int) -> int:
-        """Returns how many of `num_done` steps belong to the epoch of the last one."""
-        return num_done - (self.epoch(num_done) - 1) * self.steps_per_epoch
 
     def ends_epoch(self, num_done: int) -> bool:
         return num_done % self.steps_per_epoch == 0 or num_done == self.num_steps
@@ -107,3 +106,37 @@ def make_adamw(
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def update_weights(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    loss: torch.Tensor,
+    *,
+    max_grad_norm: float | None,
+) -> torch.Tensor:
+    """Takes the optimizer's step and clears the gradients; a step that is not finite is left out.
+
+    `loss` () is that of this process. Returns the mean over all processes, NaN where it or the gradient is no
+    finite number: weights and moments are then as before. With fp16, a gradient that overflows beside a
+    finite loss is the scaler's business. Nothing here makes the host wait for the device.
+    """
+    loss = accelerator.reduce(loss, "mean")
+    if max_grad_norm:
+        norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    elif accelerator.scaler is None:
+        norm = total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    if accelerator.scaler is None:
+        is_finite = (loss + norm).isfinite()
+        optimizer.optimizer.found_inf = (~is_finite).float()  # by which a scaler tells the fused AdamW, too
+        loss = torch.where(is_finite, loss, torch.nan)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
+
+
+def total_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of all of them together, (): finite if each number is."""
+    norm = nn.utils.get_total_norm(tensors)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP's shards

@@ -6,16 +6,20 @@ import io
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock
 from filelock import Timeout
 
 LOCK_FILE = ".lock"
+OWNER_FILE = ".owner.json"  # who has the lock, or had it last
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -27,6 +31,8 @@ LIBRARIES = (
     "scikit-learn",
 )
 PROGRESS_FILE = "progress.json"  # in a checkpoint that is complete
+BAD_STEPS_FILE = "bad_steps.jsonl"
+ORPHANS_SECONDS = 20  # that the workers of a killed run may take to notice
 
 # Flags that may differ when a run is resumed: how it runs, not what. A batch may be shared out otherwise.
 FREE_TO_CHANGE = {
@@ -36,6 +42,7 @@ FREE_TO_CHANGE = {
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "per_device_eval_batch_size",
+    "max_bad_steps",
     "torch_compile",
     "dataloader_num_workers",
     "preprocessing_num_workers",
@@ -87,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary sibling folder to fill, which becomes `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -98,9 +105,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Renames `new` to `path`; an existing `path` is renamed away first, and back if that fails."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    """Renames `new`, once it is on the disk, to `path`; an old `path` is renamed away, back on failure."""
+    sync_folder(new)
+    old = path.with_name(f".{path.name}.old")
     if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
         path.replace(old)
     try:
         new.replace(path)
@@ -108,7 +117,38 @@ def replace_folder(new: Path, path: Path) -> None:
         if old.exists():
             old.replace(path)
         raise
+    sync_file(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until all that is in `folder` is on the disk: a rename may get there before the content."""
+    for path in folder.rglob("*"):
+        sync_file(path)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder, and orders its own renames
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Removes what a killed run was writing aside; what it was just replacing comes back.
+
+    Only the holder of the folder's lock may do this.
+    """
+    for path in [*output_dir.glob(".*"), *(output_dir / "checkpoints").glob(".*")]:
+        replaced = path.with_name(path.stem[1:])  # ".model.old" was "model"
+        if path.suffix == ".old" and not replaced.exists():
+            path.replace(replaced)
+        elif path.suffix in (".old", ".tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def installed_versions() -> dict[str, str]:
@@ -123,19 +163,26 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
-    if resume and not (output_dir / "args.json").is_file():
+    if resume and not any((output_dir / name).is_file() for name in (LOCK_FILE, "args.json")):
         raise ValueError(
             f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
         )
-    found = {path.name for path in output_dir.iterdir()} - {LOCK_FILE} if output_dir.is_dir() else set()
+    ours = {LOCK_FILE, OWNER_FILE}
+    found = {path.name for path in output_dir.iterdir()} - ours if output_dir.is_dir() else set()
     abandoned = "args.json" in found and found <= {"args.json", "samples.json", "train.log"}
     if found and not resume and not abandoned:
         raise ValueError(
             f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
             "or continue the run in it with --resume_from_checkpoint latest"
         )
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(output_dir)
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {output_dir}: cannot be written to ({error.strerror}); name another folder"
+        ) from error
+    remove_leftovers(output_dir)
     if not resume:
         for name in found:
             (output_dir / name).unlink()
@@ -143,22 +190,40 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
 
 
 def lock_folder(output_dir: Path) -> FileLock:
-    """Returns the lock that is held as long as the object lives. Raises ValueError when another has it."""
+    """Returns the lock that is held as long as the object lives. Raises ValueError when another has it.
+
+    The system frees it when its holder ends, however that happens, and all processes that it started, which
+    is a little later: for that it waits.
+    """
     lock = FileLock(output_dir / LOCK_FILE, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"--output_dir {output_dir}: another run is writing to it; name another") from None
-    return lock
+    for _ in range(ORPHANS_SECONDS):
+        with contextlib.suppress(Timeout):
+            lock.acquire()
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+            write_json(output_dir / OWNER_FILE, owner)
+            return lock
+        owner = read_json(output_dir / OWNER_FILE)
+        here = owner.get("host") == socket.gethostname()
+        if not here or psutil.pid_exists(int(owner.get("pid", 0))):
+            break
+        time.sleep(1)
+    who = "pid {pid} on {host} since {since}".format_map({"pid": "?", "host": "?", "since": "?", **owner})
+    raise ValueError(
+        f"--output_dir {output_dir}: another run is writing to it ({who}); wait for it or name another "
+        f"folder; if that run is gone for certain, remove {output_dir / LOCK_FILE}"
+    )
 
 
 def is_in_use(output_dir: Path) -> bool:
     if not (output_dir / LOCK_FILE).exists():
         return False
+    lock = FileLock(output_dir / LOCK_FILE, blocking=False)
     try:
-        lock_folder(output_dir).release()
-    except ValueError:
+        lock.acquire()
+    except Timeout:
         return True
+    lock.release()
     return False
 
 
@@ -203,26 +268,40 @@ class RunRecord:
     def append_epoch(self, record: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
         if self.enabled:
-            with (self.output_dir / "metrics.jsonl").open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._write_lines("metrics.jsonl", [*self.epochs(), record])
 
     def epochs(self) -> list[dict[str, Any]]:
-        path = self.output_dir / "metrics.jsonl"
-        if not path.exists():
-            return []
-        # A line without its end was cut off by a crash; the epoch is repeated.
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
-            raise ValueError(f"{path}: found a broken line ({error}); expected what a run wrote") from error
+        return self._read_lines("metrics.jsonl")
 
     def rewind(self, step: int) -> None:
         """Drops the epochs that a resumed run, which starts at optimizer step `step`, is about to repeat."""
         if self.enabled:
             (self.output_dir / "results.json").unlink(missing_ok=True)
-            kept = [json.dumps(record) + "\n" for record in self.epochs() if record["step"] <= step]
-            write_text(self.output_dir / "metrics.jsonl", "".join(kept))
+            for name in ("metrics.jsonl", BAD_STEPS_FILE):
+                kept = [line for line in self._read_lines(name) if line["step"] <= step]
+                self._write_lines(name, kept)
+
+    def append_bad_step(self, step: int, dicom_ids: Sequence[str]) -> None:
+        """Adds the images of a step that was left out to `bad_steps.jsonl`, which is private."""
+        if self.enabled:
+            bad_step = {"step": step, "dicom_ids": list(dicom_ids)}
+            self._write_lines(BAD_STEPS_FILE, [*self._read_lines(BAD_STEPS_FILE), bad_step])
+
+    def _read_lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.output_dir / name
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise ValueError(f"{path}: found a broken line ({error}); expected what a run wrote") from error
+
+    def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
+        """All of them anew: a line that is appended may be cut off by a crash."""
+        path = self.output_dir / name
+        if lines or path.exists():
+            text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+            write_text(path, text, private=name == BAD_STEPS_FILE)
 
     def write_predictions(
         self,

@@ -3,8 +3,8 @@
 import argparse
 import json
 import logging
-import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -25,21 +25,30 @@ from torch import nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cxr.checkpoints import complete_checkpoints
 from cxr.optimization import Schedule
+from cxr.privacy import MaskingFormatter
 from cxr.records import FREE_TO_CHANGE
 from cxr.records import RunRecord
 from cxr.records import check_unchanged
 from cxr.records import claim_output_dir
+from cxr.records import has_checkpoint
+from cxr.records import read_json
 from cxr.sources import REPOSITORY
 
 logger = logging.getLogger("cxr")
 
 
-# What to do about torch's own errors that depend on the machine and the flags, not on our code.
+# What to do about errors of torch and of the system that depend on the machine and the flags, not on our
+# code, by a part of their name or message.
 ADVICE = {
-    "OutOfMemoryError": "lower --per_device_train_batch_size, or let auto find what fits",
+    "OutOfMemoryError|allocate memory|MemoryError": "lower --per_device_train_batch_size or --image_size",
     "InductorError": "--torch_compile needs a C++ compiler, on a GPU Triton; install them or leave it out",
+    "No space left|Disk quota|PytorchStreamWriter|inline_container": "the disk is full; make room and "
+    "continue with --resume_from_checkpoint latest: the last complete checkpoint is as it was",
+    "DataLoader worker": "a process that loads images was killed, most often for want of memory; lower "
+    "--dataloader_num_workers and continue with --resume_from_checkpoint latest",
+    "[Gg]loo|NCCL|Connection closed by peer|Connection reset by peer|DistNetworkError": "another process of "
+    "this run is gone; see its last lines, and continue all with --resume_from_checkpoint latest",
 }
 
 
@@ -47,12 +56,14 @@ def run_script(main: Callable[[], None]) -> None:
     """Calls `main`; a user's error ends it with one line and exit status 2, the trace in train.log."""
     try:
         main()
-    except (ValueError, OSError, DatasetsError, SafetensorError) as error:
-        _end_with(str(error))
-    except RuntimeError as error:
-        if type(error).__name__ not in ADVICE:
+    except (ValueError, OSError, DatasetsError, SafetensorError, RuntimeError, MemoryError) as error:
+        text = f"{type(error).__name__}: {error}"
+        advice = next((advice for part, advice in ADVICE.items() if re.search(part, text)), None)
+        if advice is not None:
+            _end_with(f"{text.splitlines()[0]}; {advice}")
+        if isinstance(error, RuntimeError | MemoryError):
             raise
-        _end_with(f"{str(error).splitlines()[0]}; {ADVICE[type(error).__name__]}")
+        _end_with(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -85,9 +96,8 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
         raise ValueError(
             "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --mixed_precision bf16"
         )
-    wants_probing = (
-        getattr(args, "per_device_train_batch_size", None) == "auto" and not args.resume_from_checkpoint
-    )
+    is_resumed = args.resume_from_checkpoint is not None and has_checkpoint(args.output_dir)
+    wants_probing = getattr(args, "per_device_train_batch_size", None) == "auto" and not is_resumed
     if wants_probing and accelerator.device.type != "cuda":
         raise ValueError(
             "--per_device_train_batch_size auto needs a GPU, whose memory is the limit; found "
@@ -102,8 +112,8 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
 
     record = RunRecord(output_dir, enabled=accelerator.is_main_process, lock=lock)
     plain_args = json.loads(json.dumps(vars(args), default=str))  # as they are read back: paths are text
-    if args.resume_from_checkpoint:
-        before = json.loads((output_dir / "args.json").read_text(encoding="utf-8"))
+    before = read_json(output_dir / "args.json")
+    if before:  # a resumed run's
         fixed = {name: value for name, value in plain_args.items() if name not in FREE_TO_CHANGE}
         check_unchanged(before, fixed, where=output_dir)
     record.write("args.json", plain_args)
@@ -162,17 +172,6 @@ def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -
     accelerator.log({f"epoch/{name}": value for name, value in values.items()}, step=record["step"])
 
 
-def stop_if_not_finite(loss: float, model: nn.Module, *, step: int, checkpoints_dir: Path) -> None:
-    """Raises ValueError when the loss or a weight is not a number any more, before such a model is saved."""
-    # The norm of all weights is finite if each is; one number, so the host waits for the device once.
-    if not (math.isfinite(loss) and nn.utils.get_total_norm(model.parameters()).isfinite()):
-        found = complete_checkpoints(checkpoints_dir)
-        raise ValueError(
-            f"the loss is {loss} at step {step}, or a weight is infinite; expected finite numbers; last good "
-            f"checkpoint: {found[-1] if found else 'none'}; lower the learning rate, or use bf16, not fp16"
-        )
-
-
 def _agree_on_output_dir(
     accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str
 ) -> tuple:
@@ -209,7 +208,7 @@ def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:
         handlers = [console, logging.FileHandler(output_dir / "train.log", encoding="utf-8")]
         handlers[1].setLevel(logging.DEBUG)
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
