@@ -19,7 +19,6 @@ from tiny_runs import TINY_VIT
 from tiny_runs import read_epochs
 from tiny_runs import read_results
 from tiny_runs import run_main
-from tiny_runs import run_until_checkpoint
 from transformers import ViTForImageClassification
 from transformers import pipeline
 
@@ -223,23 +222,6 @@ def test_smaller_sample_is_part_of_the_larger_and_both_are_recorded(sample_root,
         drawn[size] = set(json.loads((tmp_path / str(size) / "samples.json").read_text())["dicom_ids"])
         assert results["num_train_images"] == len(drawn[size]) == size
     assert drawn[16] < drawn[32]
-
-
-@pytest.mark.parametrize("model", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])
-def test_resumed_run_equals_the_uninterrupted_one_bitwise(model, sample_root, tmp_path):
-    varied = ["--augmentation=mae", "--random_erasing_prob=0.5"]
-    varied += ["--mask_ratio=0.25"] if model is TINY_VIT else []
-    flags = [*model, *QUICK, *varied, f"--data_dir={sample_root}"]
-    whole = run_main(run_classification, tmp_path / "whole", *flags)
-    run_until_checkpoint(run_classification, tmp_path / "resumed", whole["steps"] // 2, *flags)
-    resumed = run_main(run_classification, tmp_path / "resumed", *flags, "--resume_from_checkpoint=latest")
-
-    assert read_epochs(tmp_path / "resumed") == read_epochs(tmp_path / "whole")
-    assert resumed["validation"] == whole["validation"]
-    before, after = (
-        load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "resumed")
-    )
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_validation_split_with_one_class_gives_null_auroc_and_a_warning(sample_root, tmp_path, caplog):

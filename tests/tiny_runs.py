@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from accelerate.state import AcceleratorState
 from accelerate.state import GradientState
 
@@ -27,26 +26,6 @@ def run_main(script, output_dir: Path, *flags: object) -> dict:
     GradientState._reset_state()
     script.main([*map(str, flags), f"--output_dir={output_dir}"])
     return read_results(output_dir)
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would: nothing of ours catches it."""
-
-
-def run_until_checkpoint(script, output_dir: Path, step: int, *flags: object) -> None:
-    """Calls `script.main` and ends it right after the checkpoint of `step` is written."""
-    save = script.checkpoints.save_checkpoint
-
-    def save_and_die(accelerator, output_dir, progress, **options):
-        save(accelerator, output_dir, progress, **options)
-        if progress.step == step:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script.checkpoints, "save_checkpoint", save_and_die)
-        with pytest.raises(Killed):
-            run_main(script, output_dir, *flags)
-    assert not (output_dir / "results.json").exists()
 
 
 def read_results(output_dir: Path) -> dict:
