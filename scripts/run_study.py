@@ -264,7 +264,11 @@ def check_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
     """
     planned = {name: asdict(cell) for name, cell in read_plan(output_dir).items()}
     is_study = (output_dir / "plan.json").is_file()
-    if not is_study and output_dir.is_dir() and any(not path.name.startswith(".") for path in output_dir.iterdir()):
+    if (
+        not is_study
+        and output_dir.is_dir()
+        and any(not path.name.startswith(".") for path in output_dir.iterdir())
+    ):
         raise ValueError(
             f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
             "that of an earlier study: name another"

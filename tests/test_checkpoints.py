@@ -117,14 +117,13 @@ def test_oldest_is_deleted_only_after_the_new_one_is_complete(run, monkeypatch):
     output_dir = run[3]
     save(run, 1, total_limit=1)
     complete_when_deleted = []
-    delete = shutil.rmtree
+    remove = checkpoints.remove_folder
 
-    def note(path, **options):
-        if Path(path).name == "step_1":
-            complete_when_deleted.extend(names(output_dir))
-        delete(path, **options)
+    def note(path):
+        complete_when_deleted.extend(names(output_dir))
+        remove(path)
 
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", note)
+    monkeypatch.setattr(checkpoints, "remove_folder", note)
     save(run, 2, total_limit=1)
     assert complete_when_deleted == ["step_1", "step_2"]
 

@@ -93,6 +93,17 @@ def test_new_folder_that_cannot_be_renamed_into_place_leaves_the_old_one(tmp_pat
     assert names(tmp_path / "model") == ["old"]
 
 
+def test_folder_that_is_being_removed_has_lost_its_name(tmp_path, monkeypatch):
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_1" / "file").write_text("1", encoding="utf-8")
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(records.shutil, "rmtree", interrupt)
+        records.remove_folder(tmp_path / "step_1")
+    assert names(tmp_path) == [".step_1.tmp"]
+    records.remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_output_folder_is_made_with_its_parents(tmp_path):
     records.claim_output_dir(tmp_path / "runs" / "a", resume=False)
     records.claim_output_dir(tmp_path / "runs" / "a", resume=False)  # empty: still free

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from cxr.optimization import Schedule
 from cxr.records import PROGRESS_FILE
 from cxr.records import new_folder
+from cxr.records import remove_folder
 from cxr.records import replace_folder
 from cxr.records import write_json
 
@@ -106,9 +107,9 @@ def save_checkpoint(
     if accelerator.is_main_process:
         for other in complete_checkpoints(checkpoints_dir):
             if read_progress(other).step > progress.step:
-                shutil.rmtree(other)  # left behind when the run was resumed from an earlier one
+                remove_folder(other)  # left behind when the run was resumed from an earlier one
         for old in complete_checkpoints(checkpoints_dir)[:-total_limit]:
-            shutil.rmtree(old)
+            remove_folder(old)
     accelerator.wait_for_everyone()
 
 

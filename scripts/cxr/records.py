@@ -121,6 +121,13 @@ def replace_folder(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes `path`, which loses its name at once: what a kill leaves is not taken for the whole."""
+    aside = path.with_name(f".{path.name}.tmp")
+    path.replace(aside)
+    shutil.rmtree(aside)
+
+
 def sync_folder(folder: Path) -> None:
     """Waits until all that is in `folder` is on the disk: a rename may get there before the content."""
     for path in folder.rglob("*"):

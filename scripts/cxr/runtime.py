@@ -45,6 +45,8 @@ ADVICE = {
     "InductorError": "--torch_compile needs a C++ compiler, on a GPU Triton; install them or leave it out",
     "No space left|Disk quota|PytorchStreamWriter|inline_container": "the disk is full; make room and "
     "continue with --resume_from_checkpoint latest: the last complete checkpoint is as it was",
+    "PermissionError|OSError: .*Read-only": "name a folder that can be written to: --output_dir, --cache_dir "
+    "or --hub_dir",
     "DataLoader worker": "a process that loads images was killed, most often for want of memory; lower "
     "--dataloader_num_workers and continue with --resume_from_checkpoint latest",
     "[Gg]loo|NCCL|Connection closed by peer|Connection reset by peer|DistNetworkError": "another process of "
