@@ -22,19 +22,25 @@ import hashlib
 import io
 import logging
 import os
+import reprlib
 import shutil
+import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 from datasets.exceptions import DatasetGenerationError
 from PIL import ExifTags
 from PIL import Image
 from PIL import ImageOps
+from PIL import UnidentifiedImageError
 
 # A fixed name: `datasets` imports this file under a name with a hash in it.
 logger = logging.getLogger("mimic_cxr_dataset")
@@ -64,6 +70,7 @@ CHOICES = {
     "uncertain": ("negative", "positive", "exclude"),
     "on_bad_image": ("error", "skip"),
 }
+PATIENT_IDS = ("subject_id", "study_id")
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
 
 # Why an image is left out, in the order of asking: an image counts under the first reason that holds.
@@ -95,7 +102,8 @@ def resolve_root(data_dir: str | Path | None) -> Path:
     if not data_dir:
         raise ValueError(f"No data_dir given: {expected}.")
     # Not Path.resolve(): image paths go into the cache, and a link outlives the disk that it points to.
-    root = Path(os.path.abspath(Path(data_dir).expanduser()))  # noqa: PTH100
+    # Nor Path.expanduser(): where ~name is nobody's home, it raises a RuntimeError.
+    root = Path(os.path.abspath(os.path.expanduser(data_dir)))  # noqa: PTH100, PTH111
     if not root.is_dir():
         raise FileNotFoundError(
             f"data_dir {root} is {'not a folder' if root.exists() else 'missing'}: {expected}."
@@ -117,39 +125,74 @@ def find_csv(data_dir: str | Path, table: str) -> Path:
     )
 
 
-def read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The named columns as text, blank cells as ""."""
+def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The named columns as text, blank cells as "", by line of the file; `optional` ones may be absent.
+
+    By Arrow: pandas fills a short line with blanks, which would be read as labels, and cuts a long one.
+    """
+    ragged = []
+
+    def note_ragged(row: pa_csv.InvalidRow) -> str:
+        ragged.append(row)
+        return "skip"  # else the error would quote the line, which has ids
+
     try:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):  # by content: browsers unpack a .csv.gz and keep its name
             content = gzip.decompress(content)
-        header = pd.read_csv(io.BytesIO(content), nrows=0, encoding="utf-8-sig").columns
-        last_line = content.rstrip(b"\r\n").rsplit(b"\n", 1)[-1]
-        # pandas fills a line that was cut off with blanks, which would be read as labels.
-        if last_line.count(b",") < len(header) - 1:
-            raise ValueError(f"the last line has fewer than {len(header)} fields")
-        missing = [column for column in columns if column not in header]
-        if not missing:
-            # index_col: else, commas at the ends of the lines would shift every column by one.
-            options = {"index_col": False, "usecols": columns, "dtype": str, "keep_default_na": False}
-            return pd.read_csv(io.BytesIO(content), encoding="utf-8-sig", **options)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        lines = [number for number, line in enumerate(content.splitlines(), start=1) if line]
+        if len(lines) < 2:
+            raise ValueError("it has no rows")
+        content.decode("utf-8")  # Arrow checks the columns that are read only, and prints tracebacks
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+        header = next(filter(None, csv.reader(text)))
+        columns = [*columns, *(column for column in optional if column in header)]
+        wrong = [column for column in columns if header.count(column) != 1]
+        if not wrong:
+            table = pa_csv.read_csv(
+                pa.BufferReader(content),
+                read_options=pa_csv.ReadOptions(use_threads=False),  # else ragged lines have no number
+                parse_options=pa_csv.ParseOptions(invalid_row_handler=note_ragged, newlines_in_values=True),
+                convert_options=pa_csv.ConvertOptions(
+                    include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
+                ),
+            )
+            if ragged:
+                row = ragged[0]
+                found = f"line {lines[row.number - 1]} has {row.actual_columns} fields"
+                raise ValueError(f"{found}, the first line {row.expected_columns}")
+            if len(table) + 1 != len(lines):
+                raise ValueError("a value goes over several lines: a quote is not closed")
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is unreadable or cut off ({reason}): download it again.") from error
-    raise ValueError(
-        f"{path} has no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, header))}."
-    )
+    if wrong:
+        count = header.count(wrong[0])
+        # A first line that is no header has ids.
+        names = [name for name in header[:20] if not any(map(str.isdigit, name))]
+        found = ", ".join(map(reprlib.repr, names)) or "no names of columns"
+        raise ValueError(
+            f"{path} has {f'{count} columns' if count else 'no column'} {wrong[0]!r}; found {found}."
+        )
+    return table.to_pandas().set_axis(lines[1:])
 
 
 def reject(bad, path: Path, values: pd.Series, expected: str) -> None:
-    """Raises a ValueError that names the first line where `bad` holds."""
+    """Raises a ValueError that names the first line where `bad` holds, and its value unless that is an id."""
     bad = np.asarray(bad, dtype=bool)
     if bad.any():
         row = int(np.argmax(bad))
+        is_id = values.name in ("dicom_id", *PATIENT_IDS)
+        found = f"wrong {values.name}" if is_id else f"{values.name} is {reprlib.repr(str(values.iloc[row]))}"
         raise ValueError(
-            f"{path}, line {row + 2}: {values.name} is {str(values.iloc[row])!r}; expected {expected} "
-            f"({int(bad.sum()):,} such lines)."
+            f"{path}, line {values.index[row]}: {found}; expected {expected} ({int(bad.sum()):,} such lines)."
         )
+
+
+def differs_from_first(table: pd.DataFrame, column: str, *, within: str) -> np.ndarray:
+    """Whether `column` is another than in the first row of the same `within`."""
+    first = table.drop_duplicates(within).set_index(within)[column]
+    return (table[column] != table[within].map(first)).to_numpy(dtype=bool)
 
 
 def parse_numbers(values: pd.Series) -> np.ndarray:
@@ -158,10 +201,10 @@ def parse_numbers(values: pd.Series) -> np.ndarray:
 
 
 def parse_ids(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The table with subject_id and study_id as int64."""
-    for column in ("subject_id", "study_id"):
+    """The table with subject_id and study_id, where it has them, as int64."""
+    for column in table.columns.intersection(PATIENT_IDS):
         numbers = parse_numbers(table[column])
-        is_id = (numbers > 0) & (numbers < 2**53) & (numbers % 1 == 0)
+        is_id = (numbers > 0) & (numbers < 2**53) & (numbers == np.floor(numbers))
         reject(~is_id, path, table[column], "a whole number")
         table[column] = numbers.astype("int64")
     return table
@@ -171,7 +214,7 @@ def read_outcomes(path: Path, *, task: str, uncertain: str) -> pd.DataFrame:
     """One row a study: subject_id, study_id, outcome (label 0 or 1, UNCERTAIN or OTHER_LABELS)."""
     columns = list(FINDINGS) if task == "finding" else ["Pleural Effusion", "No Finding"]
     table = parse_ids(path, read_csv(path, ["subject_id", "study_id", *columns]))
-    reject(table.duplicated(["subject_id", "study_id"]), path, table["study_id"], "one row a study")
+    reject(table["study_id"].duplicated(), path, table["study_id"], "one row a study")
     values = np.empty((len(table), len(columns)))  # (studies, columns)
     for index, column in enumerate(columns):
         values[:, index] = parse_numbers(table[column])
@@ -196,34 +239,34 @@ def read_images(data_dir: str | Path) -> pd.DataFrame:
     path, split_path = find_csv(data_dir, "metadata"), find_csv(data_dir, "split")
     images = parse_ids(path, read_csv(path, ["dicom_id", "subject_id", "study_id", "ViewPosition"]))
     # Paths are built from ids, so no id may lead out of the folder.
-    is_hex = images["dicom_id"].str.fullmatch("[0-9a-f-]+").astype(bool)
-    reject(~is_hex, path, images["dicom_id"], "hexadecimal digits and dashes")
+    is_hex = images["dicom_id"].str.fullmatch("[0-9a-f-]{1,64}").astype(bool)
+    reject(~is_hex, path, images["dicom_id"], "at most 64 hexadecimal digits and dashes")
     reject(images["dicom_id"].duplicated(), path, images["dicom_id"], "one row an image")
+    is_other = differs_from_first(images, "subject_id", within="study_id")
+    reject(is_other, path, images["subject_id"], "one patient a study")
 
-    table = read_csv(split_path, ["dicom_id", "split"])
+    table = parse_ids(split_path, read_csv(split_path, ["dicom_id", "split"], optional=PATIENT_IDS))
     reject(~table["split"].isin(list(SPLITS)), split_path, table["split"], " or ".join(SPLITS))
     reject(table["dicom_id"].duplicated(), split_path, table["dicom_id"], "one row an image")
     position = pd.Index(table["dicom_id"]).get_indexer(images["dicom_id"])
-    lost = images["dicom_id"][position == -1]
+    lost = images.index[position == -1]
     if len(lost):
         raise ValueError(
-            f"{split_path} lacks {len(lost):,} images of {path.name}, first dicom_id {lost.iloc[0]}."
+            f"{split_path} lacks {len(lost):,} images of {path.name}, first that of line {lost[0]}: "
+            "download both tables again."
         )
     if len(table) > len(images):
         # No error, since a user may keep only some lines of the metadata; but it may have been cut off, too.
         logger.warning(f"{path} lacks {len(table) - len(images):,} images of {split_path.name}: left aside.")
-    images["split"] = table["split"].map(SPLITS).to_numpy()[position]
-
-    patients = images[["subject_id", "split"]].drop_duplicates()
-    shared = patients[patients["subject_id"].duplicated(keep=False)]
-    if len(shared):
-        subject = shared["subject_id"].iloc[0]
-        names = " and ".join(shared["split"][shared["subject_id"] == subject])
-        raise ValueError(
-            f"{split_path}: patient {subject} is in {names}; expected each patient in one split."
-        )
+    table = table.iloc[position]  # one row an image, in their order
+    for column in table.columns.intersection(PATIENT_IDS):
+        is_other = table[column].to_numpy() != images[column].to_numpy()
+        reject(is_other, split_path, table[column], f"that of the image in {path.name}")
+    images["split"] = table["split"].map(SPLITS).to_numpy()
+    is_other = differs_from_first(images, "split", within="subject_id")
+    reject(is_other, split_path, table["split"], "each patient in one split")
     images["view_position"] = images.pop("ViewPosition").str.strip()
-    return images
+    return images.reset_index(drop=True)
 
 
 def index_images(
@@ -240,8 +283,12 @@ def index_images(
     split, label, path) and the exclusion table: a row per split, columns "images", REASONS and "kept".
     """
     check_options(task=task, labeler=labeler, view=view, uncertain=uncertain)
-    images = read_images(data_dir)
-    outcomes = read_outcomes(find_csv(data_dir, labeler), task=task, uncertain=uncertain)
+    images, path = read_images(data_dir), find_csv(data_dir, labeler)
+    outcomes = read_outcomes(path, task=task, uncertain=uncertain)
+    patients = images.drop_duplicates("study_id").set_index("study_id")["subject_id"]
+    patient = outcomes["study_id"].map(patients)  # NaN where no image is of the study
+    is_other = patient.notna() & (patient != outcomes["subject_id"])
+    reject(is_other, path, outcomes["subject_id"], "the patient of the study's images")
     images = images.merge(outcomes, how="left", on=["subject_id", "study_id"])
     outcome = images.pop("outcome").fillna(NO_LABEL_ROW).to_numpy(dtype="int64")
     in_view = np.full(len(images), True)
@@ -277,20 +324,43 @@ def find_missing(paths: pd.Series) -> np.ndarray:
         return ~np.fromiter(exists, dtype=bool, count=len(paths))
 
 
+def open_jpeg(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=["JPEG"])
+    except UnidentifiedImageError as error:
+        raise OSError("no JPEG image of 8 bits a channel") from error
+
+
+def ends_as_jpeg(content: bytes) -> bool:
+    return content.rstrip(b"\x00\xff\r\n ").endswith(b"\xff\xd9")  # some writers pad the end
+
+
 def check_jpeg(path: str) -> None:
     """Raises one of IMAGE_ERRORS if the file does not begin or end as a JPEG does."""
     with Path(path).open("rb") as file:
-        with Image.open(file, formats=["JPEG"]):
-            pass
+        with open_jpeg(file) as image:
+            try:  # as datasets does where it decodes the file
+                if ExifTags.Base.Orientation in image.getexif():
+                    ImageOps.exif_transpose(image)
+            except Exception as error:  # of any kind: Pillow takes the EXIF of a file as sound
+                raise OSError(f"it cannot be turned as its EXIF says: {error}") from error
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        if not file.read().rstrip(b"\x00\xff\r\n ").endswith(b"\xff\xd9"):  # some writers pad the end
+        if not ends_as_jpeg(file.read()):
             raise OSError("no end-of-image marker: the file is cut off")
+
+
+def read_orientation(image: Image.Image) -> int:
+    """EXIF's Orientation, 1 (upright) where there is none or it is garbage."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, struct.error):
+        return 1
 
 
 def shrink_jpeg(path: str, image_size: int) -> bytes:
     """The file as a gray JPEG with shortest side `image_size`; one that is not larger keeps its size."""
     content = Path(path).read_bytes()
-    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+    with open_jpeg(io.BytesIO(content)) as image:
         scale = image_size / min(image.size)
         size = tuple(max(1, round(side * scale)) for side in image.size)
         drafted = None
@@ -299,15 +369,19 @@ def shrink_jpeg(path: str, image_size: int) -> bytes:
             drafted = image.draft("L", tuple(round(side * scale * DRAFT_OVERSAMPLING) for side in image.size))
         image.decodermaxblock = len(content)  # all at once; pieces of 64 KiB take 6 % longer
         image.load()
-        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        if scale >= 1 and image.mode == "L" and upright:
+        orientation = read_orientation(image)
+        # Pillow does without the end marker, other decoders do not.
+        if scale >= 1 and image.mode == "L" and orientation == 1 and ends_as_jpeg(content):
             return content
         image = image.convert("L")
     if scale < 1:
         # 3,057 pixels at an eighth are 383, of which the last is an eighth full: the box ends where they do.
         box = None if drafted is None else drafted[1]
         image = image.resize(size, Image.Resampling.LANCZOS, box=box)
-    image = ImageOps.exif_transpose(image)  # as datasets does where it reads the original
+    # As datasets does where it reads the original. Of the EXIF, only this is kept: other tags may be garbage.
+    image.info = {}
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    image = ImageOps.exif_transpose(image)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=95)
     return buffer.getvalue()

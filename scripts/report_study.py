@@ -17,6 +17,7 @@ import itertools
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field
@@ -43,6 +44,7 @@ from cxr.records import RunRecord
 from cxr.records import read_json
 from cxr.records import write_text
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -62,6 +64,7 @@ PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "proba
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
 TASKS = {"finding": "Finding vs No Finding", "pleural_effusion": "Pleural Effusion vs No Finding"}
 SIGNIFICANT = 0.05
+LONGEST = 1000  # characters of a flag: it may become the name of a row
 MOST_SAID = 4  # differences in a sentence; all are in a table
 DEFAULT_LABEL_OPTIONS = {"labeler": "negbio", "uncertain": "negative"}
 DEFAULT_LABELS = ", uncertain ".join(DEFAULT_LABEL_OPTIONS.values())
@@ -237,7 +240,9 @@ def read_run(folder: Path) -> Run:
     split = "test" if "test" in results else "validation"
     path = folder / f"predictions_{split}.csv"
     try:
-        check_results(results, split)
+        check_fields(results, RESULT_FIELDS)
+        check_fields(results[split], METRIC_FIELDS)
+        check_flags(args)
         text = {"dicom_id": str, "view_position": str}  # "" is no view, and not a missing value
         predictions = pd.read_csv(path, dtype=text, keep_default_na=False)[list(PREDICTION_COLUMNS)]
         in_range = predictions["probability"].between(0, 1).all() and predictions["label"].isin((0, 1)).all()
@@ -250,14 +255,63 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def check_results(results: dict[str, Any], split: str) -> None:
-    """Raises KeyError or TypeError for results that no run wrote."""
-    for name, kind in {"model": str, "seed": int, "num_train_images": int, "images_per_step": int}.items():
-        if not isinstance(results[name], kind):
-            raise TypeError(f"{name} {results[name]!r}")
-    for name in RUN_METRICS:
-        if not isinstance(results[split][name], int | float | None):
-            raise TypeError(f"{name} {results[split][name]!r}")
+def is_word(value: Any) -> bool:
+    """Whether a value can be part of a title and of a figure's file name."""
+    return isinstance(value, str) and 0 < len(value) <= 40 and value.isprintable()
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable()
+
+
+def is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 10**9
+
+
+def is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+# What a run writes, and what a cell of a plan has, as far as the report uses it.
+RESULT_FIELDS = {
+    **dict.fromkeys(("task", "labeler", "uncertain", "view", "augmentation"), is_word),
+    **dict.fromkeys(("num_train_images", "images_per_step"), is_count),
+    **dict.fromkeys(("pretrained", "train_last_layer_only"), is_flag),
+    **dict.fromkeys(("mask_ratio", "random_erasing_prob"), is_share),
+    "model": is_name,
+    "seed": lambda value: type(value) is int and 0 <= value < 2**32,
+}
+METRIC_FIELDS = {name: lambda value: value is None or is_share(value) for name in RUN_METRICS} | {
+    "n": is_count
+}
+POINT_FIELDS = {
+    **dict.fromkeys(("task", "view", "augmentation"), is_word),
+    **dict.fromkeys(("from_scratch", "own_pretraining"), is_flag),
+    "model": is_name,
+    "masking": is_share,
+    "masking_kind": lambda value: value in ("patches", "erasing"),
+    "train_size": lambda value: value is None or is_count(value),
+    "training_mode": lambda value: value in ("full", "last_layer"),
+}
+
+
+def check_fields(values: dict[str, Any], fields: dict[str, Callable[[Any], bool]]) -> None:
+    """Raises KeyError or TypeError for values that no run wrote."""
+    for name, is_valid in fields.items():
+        if not is_valid(values[name]):
+            raise TypeError(f"{name} {values[name]!r:.50}")
+
+
+def check_flags(args: dict[str, Any]) -> None:
+    """Raises TypeError for flags that cannot name a row."""
+    for name, value in args.items():
+        text = f"{name} {value}"
+        if len(text) > LONGEST or not text.isprintable():
+            raise TypeError(f"args.json, {text!r:.50}")
 
 
 def point_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -298,6 +352,7 @@ def gather_rows(
         try:
             options = run.results if run else cell.flags
             point = cell.point if cell else point_of(run.results)
+            check_fields(point, POINT_FIELDS)
             table = TableName(
                 task=point["task"],
                 view=point["view"],
@@ -565,7 +620,7 @@ def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
         rows = {row.label: row for row in table.measured}
         losses = {label: epochs_of(row) for label, row in rows.items()}
         losses = {label: runs for label, runs in losses.items() if all(runs)}
-        title, slug = table.name.title, table.name.slug
+        title, slug = study_plots.as_label(table.name.title), table.name.slug
         if losses:
             table.figures["Mean loss by epoch; the band is the range over seeds"] = (
                 folder / f"loss-{slug}.png"
@@ -596,7 +651,7 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
                 points[row.label].append((size, row.values["auroc"], interval))
         if len({size for of_row in points.values() for size, _, _ in of_row}) > 1:
             path = folder / f"auroc-by-size-{group.slug}.png"
-            study_plots.plot_learning_curves(dict(points), path, title=group.title)
+            study_plots.plot_learning_curves(dict(points), path, title=study_plots.as_label(group.title))
             figures[f"AUC against training images: {group.title}"] = path
     return figures
 
@@ -605,11 +660,11 @@ def epochs_of(row: Row) -> list[list[dict[str, float]]]:
     """The lines of metrics.jsonl of each run, as far as they are drawn."""
     found = []
     for run in row.runs:
-        epochs = RunRecord(run.folder, enabled=False).epochs()
         try:
+            epochs = RunRecord(run.folder, enabled=False).epochs()
             names = ("epoch", "train_loss", "eval_loss")
             found.append([{name: float(epoch[name]) for name in names} for epoch in epochs])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{run.folder / 'metrics.jsonl'}: not what a run writes (at {error}); run it again"
             ) from error
@@ -704,7 +759,7 @@ def write_report(
 
 def print_table(table: ResultTable, console: Console) -> None:
     metrics = PAPER_METRICS if console.width >= 100 else {"auroc": "AUC"}
-    shown = Table(title=table.name.title)
+    shown = Table(title=escape(table.name.title))
     shown.add_column("", overflow="fold", min_width=20)
     for heading in ("seeds", *metrics.values(), "AUC, 95 %"):
         shown.add_column(heading, justify="right", no_wrap=True)

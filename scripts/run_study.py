@@ -425,7 +425,7 @@ class Study:
                 is_pretraining = cell.script == PRETRAINING
                 measured = results["eval_loss"] if is_pretraining else results["test"]["auroc"] or 0.0
                 math.isfinite(measured)
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, OverflowError) as error:
                 raise ValueError(
                     f"{path}: not what a run writes (at {error}); remove its folder to run it again"
                 ) from error

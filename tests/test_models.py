@@ -286,7 +286,7 @@ def test_overrides_change_the_model():
 
 def test_image_size_that_is_not_a_multiple_of_the_patch_is_refused():
     with pytest.raises(
-        ValueError, match=r"--image_size 100 is not a multiple of the patch size 16; .*patch_size=N"
+        ValueError, match=r"--image_size: found image_size=100, expected a multiple of patch_size=16"
     ):
         models.make_config("vit-mae-base", overrides=None, image_size=100)
 
@@ -304,6 +304,12 @@ def test_text_model_is_refused_with_the_expected_types(tmp_path):
         models.load_config(str(tmp_path), expected=("vit_mae", "vit", "resnet"), **LOCAL)
 
 
+def test_unknown_kind_of_model_is_refused_with_the_expected_types(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is a 'no-such-model' model; expected vit_mae or vit"):
+        models.load_config(str(tmp_path), expected=("vit_mae", "vit"), **LOCAL)
+
+
 def test_folder_without_a_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(
         OSError, match=r"--model_name_or_path: the local folder .* could not be loaded"
@@ -312,7 +318,7 @@ def test_folder_without_a_model_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no-such-model"}', "{}"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model_type": 5}'])
 def test_broken_config_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(OSError, match="could not be loaded") as error:

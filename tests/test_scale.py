@@ -19,8 +19,9 @@ import numpy as np, pandas as pd
 root, scripts, num_images = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 rng = np.random.default_rng(0)
-subjects = 10_000_000 + np.sort(rng.integers(0, 65_379, num_images))
-studies = 50_000_000 + np.arange(num_images) * 227_835 // num_images
+studies = np.arange(num_images) * 227_835 // num_images
+subjects = 10_000_000 + np.sort(rng.integers(0, 65_379, 227_835))[studies]
+studies += 50_000_000
 dicoms = [f"{number:08x}-00000000-00000000-00000000-00000000" for number in range(num_images)]
 splits = np.where(subjects % 50 == 0, "validate", np.where(subjects % 50 == 1, "test", "train"))
 ids = pd.DataFrame({"dicom_id": dicoms, "subject_id": subjects, "study_id": studies})

@@ -66,8 +66,11 @@ def estimate_gflop(model: str, *, image_size: int, overrides: str | None, share_
     """Returns roughly what a forward pass of one image takes, in GFLOP, from the model's name alone.
 
     It is for saying beforehand whether a study takes hours or weeks. `share_seen` is the share of the patches
-    that a ViT works on. A name that says nothing counts as a ViT of Base size.
+    that a ViT works on. A name that says nothing counts as a ViT of Base size. Raises ValueError for a size
+    that no image has.
     """
+    if not 0 < image_size <= 10**6:  # a larger one overflows
+        raise ValueError(f"image_size: found {str(image_size)[:50]}, expected a number from 1 to 1,000,000")
     name = model.lower()
     if family(model) == "resnet":
         known = next((gmacs for key, gmacs in _RESNET_GMACS.items() if key in name), 3.8)
@@ -75,6 +78,7 @@ def estimate_gflop(model: str, *, image_size: int, overrides: str | None, share_
     size = next((key for key in VIT_MAE_CONFIGS if key.removeprefix("vit-mae-") in name), "vit-mae-base")
     fields = {"patch_size": 16, **VIT_MAE_CONFIGS[size]}
     given = {key: value for key, _, value in _pairs(overrides) if key in fields and value.isdecimal()}
+    given = {key: value for key, value in given.items() if len(value) < 8}  # no model has more
     fields |= {key: int(value) for key, value in given.items() if int(value)}
     width, depth = fields["hidden_size"], fields["num_hidden_layers"]
     tokens = 1 + share_seen * (image_size // fields["patch_size"]) ** 2

@@ -60,7 +60,7 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
 
 def gflop_per_image(cell: Cell) -> tuple[float, float]:
     """Roughly what training on one image once takes, and evaluating it."""
-    masked = cell.flags.get("mask_ratio", 0.0) if cell.script == CLASSIFICATION else 0.0
+    masked = number(cell, "mask_ratio", 0) if cell.script == CLASSIFICATION else 0.0
     evaluated, trained = (
         estimate_gflop(
             cell.point["model"],

@@ -202,7 +202,7 @@ def read_plan(study_dir: Path) -> dict[str, Cell]:
             expected = run_id if cells[name].script == CLASSIFICATION else pretraining_id
             if expected(cells[name].point) != name or not isinstance(cells[name].flags, dict):
                 raise ValueError(f"{name} is another cell")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: found what run_study.py does not write ({error}); restore it") from error
     return cells
 

@@ -299,8 +299,9 @@ class RunRecord:
         if not path.exists():
             return []
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return [{**line, "step": int(line["step"])} for line in lines]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: found a broken line ({error}); expected what a run wrote") from error
 
     def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:

@@ -169,8 +169,9 @@ def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -
     numbers = ", ".join(
         f"{name} {value:.4g}" for name, value in values.items() if name not in ("epoch", "step")
     )
-    with logging_redirect_tqdm():  # above the bar, not through it
-        logger.info("epoch %d: %s", record["epoch"], numbers)
+    if accelerator.is_main_process:
+        with logging_redirect_tqdm():  # above the bar, not through it
+            logger.info("epoch %d: %s", record["epoch"], numbers)
     accelerator.log({f"epoch/{name}": value for name, value in values.items()}, step=record["step"])
 
 
