@@ -529,12 +529,13 @@ def main(argv: list[str] | None = None) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = checkpoints.resume(
         accelerator,
+        optimizer,
         record.output_dir,
         args.resume_from_checkpoint,
         images_per_step=schedule.images_per_step,
     )
     if args.resume_from_checkpoint:
-        record.rewind(progress.step)
+        record.rewind(progress.step, num_epochs=schedule.num_epochs(progress.step))
 
     loaders = data.make_loaders(
         accelerator,

@@ -320,6 +320,7 @@ def start_cell(
         environment["OMP_NUM_THREADS"] = str(num_threads)
     log = log_of(cell, output_dir)
     log.parent.mkdir(exist_ok=True)
+    log.touch(mode=0o600)  # an error names the file that it found
     with log.open("w", encoding="utf-8") as file:
         words = command(cell, run, config_file, gpu)
         return subprocess.Popen(

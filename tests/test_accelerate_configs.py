@@ -1,14 +1,17 @@
 """Every configuration file loads with Accelerate's own loader and means what its name says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from cxr import models
+from cxr import optimization
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 CONFIGS = Path(__file__).parents[1] / "accelerate_configs"
 
@@ -63,10 +66,20 @@ def test_every_model_can_be_sharded_in_the_units_that_accelerate_makes_and_then_
         if name != "resnet":
             fully_shard(model.get_input_embeddings(), mesh=mesh)
         fully_shard(model, mesh=mesh)
-        model(pixel_values=torch.randn(2, 3, 32, 32)).logits.sum().backward()
-        assert (
-            model.get_parameter("vit.layernorm.weight" if name != "resnet" else "classifier.1.bias").grad
-            is not None
-        )
+        weight = model.get_parameter("vit.layernorm.weight" if name != "resnet" else "classifier.1.bias")
+        assert isinstance(weight, DTensor)
+        optimizer = optimization.make_adamw(model, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
+        prepared = SimpleNamespace(optimizer=optimizer, step=optimizer.step, zero_grad=optimizer.zero_grad)
+        accelerator = SimpleNamespace(scaler=None, reduce=lambda loss, _: loss)
+        for factor, changes in ((1.0, True), (float("nan"), False), (1.0, True)):
+            before = weight.full_tensor().clone()
+            loss = factor * model(pixel_values=torch.randn(2, 3, 32, 32)).logits.square().mean()
+            loss.backward()
+            loss = optimization.update_weights(
+                accelerator, model, prepared, loss.detach(), max_grad_norm=None
+            )
+            assert bool(loss.isfinite()) is changes
+            assert torch.equal(weight.full_tensor(), before) is not changes
+        assert optimization.total_norm(list(model.parameters())).isfinite()
     finally:
         torch.distributed.destroy_process_group()

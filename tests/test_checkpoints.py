@@ -54,14 +54,14 @@ def test_resumed_run_goes_on_bit_by_bit_as_if_never_stopped(run):
     expected = model.weight.detach().clone()
     train_step(accelerator, model, optimizer, seed=3)
 
-    assert checkpoints.resume(accelerator, output_dir, "latest", **STEP) == progress
+    assert checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP) == progress
     train_step(accelerator, model, optimizer, seed=2)
     assert torch.equal(model.weight, expected)
 
 
 def test_run_that_does_not_resume_starts_at_step_0(run):
-    accelerator, _, _, output_dir = run
-    assert checkpoints.resume(accelerator, output_dir, None, **STEP) == Progress(**STEP)
+    accelerator, _, optimizer, output_dir = run
+    assert checkpoints.resume(accelerator, optimizer, output_dir, None, **STEP) == Progress(**STEP)
 
 
 def test_latest_is_the_one_of_the_most_steps_whatever_the_folders_are_called(run):
@@ -138,34 +138,37 @@ def test_saving_a_step_again_replaces_it(run):
 
 
 def test_resuming_from_an_older_checkpoint_leaves_no_newer_one_to_resume_from_later(run):
-    accelerator, _, _, output_dir = run
+    accelerator, _, optimizer, output_dir = run
     for step in (10, 20, 30):
         save(run, step, total_limit=3)
-    checkpoints.resume(accelerator, output_dir, str(output_dir / "checkpoints" / "step_10"), **STEP)
+    checkpoints.resume(
+        accelerator, optimizer, output_dir, str(output_dir / "checkpoints" / "step_10"), **STEP
+    )
     save(run, 15, total_limit=3)
     assert checkpoints.find_checkpoint(output_dir, "latest").name == "step_15"
 
 
 def test_latest_without_a_checkpoint_starts_at_step_0(run, caplog):
-    accelerator, _, _, output_dir = run
+    accelerator, _, optimizer, output_dir = run
     with caplog.at_level("INFO"):
-        assert checkpoints.resume(accelerator, output_dir, "latest", **STEP) == Progress(**STEP)
+        assert checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP) == Progress(**STEP)
     assert "Found no complete checkpoint" in caplog.text
 
 
 def test_resumed_run_has_the_best_model_of_its_checkpoint(run):
-    accelerator, _, _, output_dir = run
+    accelerator, _, optimizer, output_dir = run
     model_dir = output_dir / "model"
     for step, content in ((1, "first"), (2, "second")):
         model_dir.mkdir(exist_ok=True)
         (model_dir / "config.json").write_text(content, encoding="utf-8")
-        progress = Progress(**STEP, step=step, best={"epoch": step})
+        best = {"epoch": step, "auroc": 0.5, "eval_loss": 0.5, "train_loss": 0.5}
+        progress = Progress(**STEP, step=step, best=best)
         checkpoints.save_checkpoint(accelerator, output_dir, progress, total_limit=2)
     first = output_dir / "checkpoints" / "step_1"
-    assert checkpoints.resume(accelerator, output_dir, str(first), **STEP).best == {"epoch": 1}
+    assert checkpoints.resume(accelerator, optimizer, output_dir, str(first), **STEP).best["epoch"] == 1
     assert (model_dir / "config.json").read_text(encoding="utf-8") == "first"
     shutil.rmtree(model_dir)  # as a kill between two renames may leave it
-    checkpoints.resume(accelerator, output_dir, "latest", **STEP)
+    checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP)
     assert (model_dir / "config.json").read_text(encoding="utf-8") == "second"
 
 

@@ -19,6 +19,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def epoch(number: int) -> dict:
+    return {"epoch": number, "step": 10 * number, "train_loss": 0.5, "eval_loss": 0.25, "auroc": None}
+
+
 class Interruption(Exception):
     """A disk that fills up, a process that is stopped."""
 
@@ -131,24 +135,36 @@ def test_file_in_place_of_the_output_folder_is_refused(tmp_path, resume):
 
 def test_rewind_drops_the_epochs_after_the_step(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
-    for epoch in (1, 2, 3):
-        record.append_epoch({"epoch": epoch, "step": 10 * epoch, "auroc": None})
-    record.rewind(20)
-    assert [epoch["epoch"] for epoch in record.epochs()] == [1, 2]
-    record.append_epoch({"epoch": 3, "step": 30})
-    assert [epoch["step"] for epoch in record.epochs()] == [10, 20, 30]
-    record.rewind(0)
+    for number in (1, 2, 3):
+        record.append_epoch(epoch(number))
+    record.rewind(20, num_epochs=2)
+    assert record.epochs() == [epoch(1), epoch(2)]
+    record.append_epoch(epoch(3))
+    assert [line["step"] for line in record.epochs()] == [10, 20, 30]
+    record.rewind(0, num_epochs=0)
     assert record.epochs() == []
+
+
+def test_rewind_refuses_epochs_with_a_gap_and_keeps_them(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    for number in (1, 3):
+        record.append_epoch(epoch(number))
+    for step, num_epochs in ((30, 3), (20, 2)):
+        with pytest.raises(
+            ValueError, match=rf"metrics.jsonl: found the epochs .*expected 1 to {num_epochs}"
+        ):
+            record.rewind(step, num_epochs=num_epochs)
+    assert record.epochs() == [epoch(1), epoch(3)]
 
 
 @pytest.mark.parametrize("owner, name", [(Path, "replace"), (os, "fsync")])
 def test_interrupted_epoch_leaves_the_lines_before_it(tmp_path, monkeypatch, owner, name):
     record = RunRecord(tmp_path, enabled=True)
-    record.append_epoch({"epoch": 1, "step": 10})
+    record.append_epoch(epoch(1))
     with monkeypatch.context() as patch, pytest.raises(Interruption):
         patch.setattr(owner, name, interrupt)
-        record.append_epoch({"epoch": 2, "step": 20})
-    assert record.epochs() == [{"epoch": 1, "step": 10}]
+        record.append_epoch(epoch(2))
+    assert record.epochs() == [epoch(1)]
 
 
 def test_images_of_bad_steps_are_private_and_rewound_with_the_epochs(tmp_path):
@@ -158,7 +174,7 @@ def test_images_of_bad_steps_are_private_and_rewound_with_the_epochs(tmp_path):
     path = tmp_path / records.BAD_STEPS_FILE
     if sys.platform != "win32":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    record.rewind(10)
+    record.rewind(10, num_epochs=0)
     assert path.read_text(encoding="utf-8") == '{"step": 3, "dicom_ids": ["a", "b"]}\n'
     if sys.platform != "win32":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -206,9 +222,9 @@ def test_interrupted_predictions_leave_the_old_file_and_no_leftovers(tmp_path):
 def test_other_processes_write_nothing(tmp_path):
     record = RunRecord(tmp_path, enabled=False)
     record.write("results.json", {})
-    record.append_epoch({"epoch": 1})
+    record.append_epoch(epoch(1))
     record.write_predictions("predictions_test.csv", {"dicom_id": ["a"]}, labels=[1], probabilities=[0.5])
-    record.rewind(0)
+    record.rewind(0, num_epochs=0)
     assert names(tmp_path) == []
 
 

@@ -1,6 +1,5 @@
 """Checkpoints: `checkpoints/step_N` folders that appear whole, and where a run stands."""
 
-import json
 import logging
 import math
 import shutil
@@ -8,30 +7,18 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 
 from cxr.optimization import Schedule
 from cxr.records import PROGRESS_FILE
 from cxr.records import new_folder
+from cxr.records import read_json
 from cxr.records import remove_folder
 from cxr.records import replace_folder
 from cxr.records import write_json
-
-# What reading a damaged checkpoint, or one of another model, ends in.
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    EOFError,
-    UnpicklingError,
-    SafetensorError,
-)
 
 BEST_MODEL = "best_model"  # in a checkpoint
 
@@ -124,8 +111,16 @@ def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
 def read_progress(checkpoint: Path) -> Progress:
     path = checkpoint / PROGRESS_FILE
     try:
-        return Progress(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        progress = Progress(**read_json(path))
+        counts = (progress.images_per_step, progress.step, progress.num_losses, progress.num_bad_steps)
+        if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+            raise ValueError(f"found {counts!r:.100}, expected whole numbers")
+        if not all(0 <= value < math.inf for value in (progress.loss_sum, progress.train_seconds)):
+            raise ValueError("found a sum that is infinite or negative")
+        if progress.best and not progress.best.keys() >= {"epoch", "auroc", "eval_loss", "train_loss"}:
+            raise ValueError("found a best epoch without its metrics")
+        return progress
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove {checkpoint} to resume from an older one"
         ) from error
@@ -158,7 +153,12 @@ def resumed_images_per_step(output_dir: Path, resume_from_checkpoint: str | None
 
 
 def resume(
-    accelerator: Accelerator, output_dir: Path, resume_from_checkpoint: str | None, *, images_per_step: int
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    output_dir: Path,
+    resume_from_checkpoint: str | None,
+    *,
+    images_per_step: int,
 ) -> Progress:
     """Loads the checkpoint that the flag means into what was prepared; returns where the run stands.
 
@@ -172,7 +172,11 @@ def resume(
     try:
         progress = read_progress(checkpoint)
         accelerator.load_state(str(checkpoint))
-    except LOAD_ERRORS as error:
+        _check_moments(optimizer)
+        if accelerator.is_main_process and progress.best:
+            with new_folder(output_dir / "model") as folder:
+                shutil.copytree(checkpoint / BEST_MODEL, folder, dirs_exist_ok=True)
+    except Exception as error:  # torch ends in many kinds where a file is damaged
         raise ValueError(
             f"{checkpoint}: does not load ({error}); expected a whole checkpoint of this model; "
             "resume from an older one, or start anew in another --output_dir"
@@ -182,11 +186,16 @@ def resume(
             f"{checkpoint} has {progress.images_per_step} images a step, found {images_per_step}; choose "
             "batch size, accumulation and number of processes so that their product is the same"
         )
-    if accelerator.is_main_process and progress.best:
-        with new_folder(output_dir / "model") as folder:
-            shutil.copytree(checkpoint / BEST_MODEL, folder, dirs_exist_ok=True)
     logger.info("Resuming from %s, after step %d.", checkpoint, progress.step)
     return progress
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError for moments of other shapes than the parameters, which torch would find at a step."""
+    for parameter, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].shape != parameter.shape:
+                raise ValueError(f"a moment of shape {tuple(state[name].shape)} for {tuple(parameter.shape)}")
 
 
 def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path) -> None:

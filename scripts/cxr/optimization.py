@@ -54,6 +54,10 @@ class Schedule:
         """Returns the epoch, from 1, of the last of `num_done` steps."""
         return -(-num_done // self.steps_per_epoch)
 
+    def num_epochs(self, num_done: int) -> int:
+        """Returns how many epochs are complete after `num_done` steps."""
+        return self.epoch(num_done) - (not self.ends_epoch(num_done))
+
     def ends_epoch(self, num_done: int) -> bool:
         return num_done % self.steps_per_epoch == 0 or num_done == self.num_steps
 

@@ -264,7 +264,7 @@ class RunRecord:
     def write_sample(self, sample: dict[str, Any]) -> None:
         """Writes `samples.json`. Raises ValueError when a resumed run began with other images."""
         path = self.output_dir / "samples.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["sha256"] != sample["sha256"]:
+        if path.exists() and read_json(path).get("sha256") != sample["sha256"]:
             raise ValueError(
                 f"{path}: not the training images that this run began with; expected the same data "
                 "and labels; restore them, or start anew in another --output_dir"
@@ -278,11 +278,26 @@ class RunRecord:
             self._write_lines("metrics.jsonl", [*self.epochs(), record])
 
     def epochs(self) -> list[dict[str, Any]]:
-        return self._read_lines("metrics.jsonl")
+        epochs = self._read_lines("metrics.jsonl")
+        names = ("epoch", "train_loss", "eval_loss")
+        if not all(isinstance(epoch.get(name), int | float) for epoch in epochs for name in names):
+            path = self.output_dir / "metrics.jsonl"
+            raise ValueError(f"{path}: found a line without {' or '.join(names)}; expected what a run wrote")
+        return epochs
 
-    def rewind(self, step: int) -> None:
-        """Drops the epochs that a resumed run, which starts at optimizer step `step`, is about to repeat."""
+    def rewind(self, step: int, *, num_epochs: int) -> None:
+        """Drops the epochs that a resumed run, which starts at optimizer step `step`, is about to repeat.
+
+        Raises ValueError unless that leaves the first `num_epochs`.
+        """
         if self.enabled:
+            found = [epoch["epoch"] for epoch in self.epochs() if epoch["step"] <= step]
+            if found != list(range(1, num_epochs + 1)):
+                path = self.output_dir / "metrics.jsonl"
+                raise ValueError(
+                    f"{path}: found the epochs {found} up to step {step}, expected 1 to {num_epochs}; "
+                    "restore it, or start anew in another --output_dir"
+                )
             (self.output_dir / "results.json").unlink(missing_ok=True)
             for name in ("metrics.jsonl", BAD_STEPS_FILE):
                 kept = [line for line in self._read_lines(name) if line["step"] <= step]
