@@ -12,25 +12,30 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import run_mae_pretrain
 import torch
+from cxr.records import has_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
 from test_exact_resume import assert_equal
 from test_exact_resume import without_times
 from tiny_runs import TINY_VIT
 from tiny_runs import read_results
+from tiny_runs import run_main
 
 KILLS = int(os.environ.get("KILLS", "60"))  # of both scripts together
 KILLS_PER_RUN = 5  # then it may end
 SCRIPTS = ("run_mae_pretrain", "run_classification")
 OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.chmod"}
 
+RESUME = "--resume_from_checkpoint=latest"
 FLAGS = [
     *TINY_VIT,
     "--num_train_epochs=2",
@@ -145,7 +150,7 @@ def test_killed_run_resumes_and_ends_where_the_uninterrupted_one_does(
         said = folder.parent / "said.txt"
         said.touch()
         for attempt in range(KILLS_PER_RUN + 1):
-            resume = ["--resume_from_checkpoint=latest"] if (folder / "run" / ".lock").exists() else []
+            resume = [RESUME] if (folder / "run" / ".lock").exists() else []
             last = attempt == KILLS_PER_RUN
             by_time = moments.random() < 0.5
             kill_at = None if last or by_time else moments.randrange(1, num_operations)
@@ -167,6 +172,27 @@ def test_killed_run_resumes_and_ends_where_the_uninterrupted_one_does(
         assert len(list((folder / "hub").glob("models--*/snapshots/*"))) == 1
         assert not [path for path in folder.rglob(".*") if path.suffix in (".tmp", ".old")]
     print(f"{script}: {num_kills} kills, {num_ended} runs, all equal to the uninterrupted one")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_second_run_is_refused_and_one_right_after_a_kill_waits_for_the_workers(sample_root, tmp_path):
+    """With filelock 3 they hold its lock until they notice, within seconds."""
+    run_dir = tmp_path / "run"
+    flags = [*FLAGS, "--num_train_epochs=800", f"--data_dir={sample_root}", "--dataloader_num_workers=2"]
+    flags += [f"--hub_dir={tmp_path / 'hub'}"]
+    script = Path(run_mae_pretrain.__file__)
+    with subprocess.Popen(
+        [sys.executable, str(script), *flags, f"--output_dir={run_dir}"], stderr=subprocess.DEVNULL
+    ) as process:
+        while not has_checkpoint(run_dir):
+            assert process.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(ValueError, match=rf"another run is writing to it \(pid {process.pid} on "):
+            run_main(run_mae_pretrain, run_dir, *flags, RESUME)
+        process.kill()
+    run_main(run_mae_pretrain, run_dir, *flags, RESUME)
+    assert "Resuming from" in (run_dir / "train.log").read_text(encoding="utf-8")
 
 
 def without_hub(results: dict) -> dict:

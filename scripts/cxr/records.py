@@ -199,8 +199,8 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
 def lock_folder(output_dir: Path) -> FileLock:
     """Returns the lock that is held as long as the object lives. Raises ValueError when another has it.
 
-    The system frees it when its holder ends, however that happens, and all processes that it started, which
-    is a little later: for that it waits.
+    The system frees it when its holder ends, however that happens; with filelock 3, when the workers of the
+    holder have ended, too, which is seconds later: for that it waits.
     """
     lock = FileLock(output_dir / LOCK_FILE, blocking=False)
     for _ in range(ORPHANS_SECONDS):
