@@ -179,7 +179,7 @@ def test_killed_run_resumes_and_ends_where_the_uninterrupted_one_does(
 def test_second_run_is_refused_and_one_right_after_a_kill_waits_for_the_workers(sample_root, tmp_path):
     """With filelock 3 they hold its lock until they notice, within seconds."""
     run_dir = tmp_path / "run"
-    flags = [*FLAGS, "--num_train_epochs=800", f"--data_dir={sample_root}", "--dataloader_num_workers=2"]
+    flags = [*FLAGS, "--num_train_epochs=120", f"--data_dir={sample_root}", "--dataloader_num_workers=2"]
     flags += [f"--hub_dir={tmp_path / 'hub'}"]
     script = Path(run_mae_pretrain.__file__)
     with subprocess.Popen(
