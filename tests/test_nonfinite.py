@@ -146,7 +146,7 @@ def test_more_bad_steps_than_allowed_stop_the_run_with_the_last_good_checkpoint(
     flags = [*TINY_VIT, *QUICK, f"--data_dir={sample_root}", "--max_bad_steps=1", "--checkpointing_steps=2"]
     poison(4, 5)
     found = (
-        r"after step 6: found 2 bad steps, expected at most --max_bad_steps 1 .*good checkpoint: .*step_4;"
+        r"after step 6: found 2 steps .*expected at most --max_bad_steps 1 .*good checkpoint: .*step_4"
     )
     with pytest.raises(ValueError, match=found):
         run_main(run_mae_pretrain, tmp_path / "run", *flags)
@@ -158,13 +158,13 @@ def test_more_bad_steps_than_allowed_stop_the_run_with_the_last_good_checkpoint(
 def test_epoch_of_nothing_but_bad_steps_stops_the_run(poison, sample_root, tmp_path):
     poison(1, 2)
     flags = [*TINY_VIT, *QUICK, f"--data_dir={sample_root}", "--max_train_samples=16"]
-    with pytest.raises(ValueError, match=r"found 2 bad steps, .*others in each epoch"):
+    with pytest.raises(ValueError, match=r"found 2 steps .*others in each epoch"):
         run_main(run_mae_pretrain, tmp_path / "run", *flags)
 
 
 def test_infinite_weight_stops_the_run_before_it_is_saved(sample_root, tmp_path):
     flags = [*TINY_VIT, *QUICK, "--learning_rate=1e38", "--checkpointing_steps=1", "--warmup_ratio=0"]
-    with pytest.raises(ValueError, match=r"found (an infinite weight|\d+ bad steps)"):
+    with pytest.raises(ValueError, match=r"found (an infinite weight|\d+ steps)"):
         run_main(run_mae_pretrain, tmp_path / "run", *flags, f"--data_dir={sample_root}")
     for path in (tmp_path / "run").rglob("*.safetensors"):
         assert all(weight.isfinite().all() for weight in load_file(path).values())

@@ -40,11 +40,13 @@ def check_steps(
     weights_are_finite = bool(total_norm(list(model.parameters())).isfinite())
     if weights_are_finite and progress.num_bad_steps <= max_bad_steps and progress.num_losses:
         return
-    found = complete_checkpoints(record.output_dir / "checkpoints")
-    last_good = found[-1] if found else "none"
-    what = f"{progress.num_bad_steps} bad steps" if weights_are_finite else "an infinite weight"
+    if not weights_are_finite:
+        found = "found an infinite weight"
+    else:
+        found = f"found {progress.num_bad_steps} steps whose loss or gradient is no number, expected at most "
+        found += f"--max_bad_steps {max_bad_steps}, and others in each epoch: see {BAD_STEPS_FILE}"
+    good = complete_checkpoints(record.output_dir / "checkpoints")
     raise ValueError(
-        f"after step {progress.step}: found {what}, expected at most --max_bad_steps {max_bad_steps} whose "
-        f"loss or gradient is no number, others in each epoch; last good checkpoint: {last_good}; look at "
-        f"the images in {BAD_STEPS_FILE}, lower the learning rate, or use bf16, not fp16"
+        f"after step {progress.step}: {found}; lower the learning rate, or use bf16, not fp16; "
+        f"last good checkpoint: {good[-1] if good else 'none'}"
     )
