@@ -788,7 +788,11 @@ def main(argv: list[str] | None = None) -> None:
         help="where to write the report (default: FOLDER, if it is one)",
     )
     parser.add_argument(
-        "--num_resamples", type=positive_int, default=2000, metavar="N", help="of the patients, for intervals"
+        "--num_resamples",
+        type=positive_int,
+        default=intervals.NUM_RESAMPLES,
+        metavar="N",
+        help="of the patients, for intervals",
     )
     args = parser.parse_args(argv)
     if len(args.folders) > 1 and not args.output_dir:

@@ -33,7 +33,7 @@ from cxr import arguments
 from cxr import checkpoints
 from cxr import command_line
 from cxr import data
-from cxr import hub
+from cxr import intervals
 from cxr import metrics
 from cxr import models
 from cxr import nonfinite
@@ -41,6 +41,7 @@ from cxr import optimization
 from cxr import plots
 from cxr import records
 from cxr import runtime
+from cxr import sharing
 from cxr import throughput
 from cxr import transforms
 from cxr.preemption import Preemption
@@ -338,6 +339,8 @@ def train(
         if saves:
             limit = args.checkpoints_total_limit
             checkpoints.save_checkpoint(accelerator, record.output_dir, progress, total_limit=limit)
+            if args.push_to_hub and args.hub_strategy == "every_save" and record.enabled and progress.best:
+                sharing.share_unfinished(record.output_dir, args.dataset_config_name, schedule, progress.step)
         if stops:
             preemption.end_run(record.output_dir, step=progress.step)
         stopwatch.start(progress.step)
@@ -408,6 +411,10 @@ def measure_best(
         )
         threshold = measured[split]["at_chosen_threshold"]["threshold"]  # validation comes first
         images = sets[split].images
+        if accelerator.is_main_process:
+            measured[split]["intervals"] = intervals.patient_intervals(
+                labels, probabilities, images["subject_id"], threshold=measured[split]["threshold"]
+            )
         names = {name: images[name] for name in ("dicom_id", "subject_id", "view_position")}
         record.write_predictions(
             f"predictions_{split}.csv", names, labels=labels.tolist(), probabilities=probabilities.tolist()
@@ -453,9 +460,6 @@ def finish(
         record.output_dir / "loss.png",
         title=f"{args.dataset_config_name}, {len(sets['train']):,} training images",
     )
-    commit = None
-    if args.push_to_hub:
-        commit = hub.push_model(record.output_dir / "model", hub_dir=args.hub_dir, model_id=args.hub_model_id)
     results = {
         "task": args.dataset_config_name,
         "model": args.config_name or args.model_name_or_path,
@@ -476,10 +480,11 @@ def finish(
         "bad_steps": progress.num_bad_steps,
         "images_per_step": schedule.images_per_step,
         "num_train_images": len(sets["train"]),
+        "num_train_positive": sum(sets["train"].images["label"]),
         "seed": args.seed,
-        "hub_commit": commit,
         "versions": records.installed_versions(),
     }
+    results["hub_commit"] = sharing.share_model(record.output_dir, results, is_final=True)
     record.write("results.json", results)
     for split, values in measured.items():
         numbers = ("n", "auroc", "average_precision", "accuracy", "f1")
@@ -497,6 +502,9 @@ def main(argv: list[str] | None = None) -> None:
     sets = load_datasets(args, accelerator, record, config, image_size)
     label_feature = sets["train"].images.features["label"]
     model = load_model(args, config, label_feature.names)
+    # What the saved model's user must know to show it images as this run does: `cxr.inference`.
+    model.config.cache_image_size = args.cache_image_size or data.default_cache_image_size(image_size)
+    model.config.trained_view = args.view
     image_processor = models.load_image_processor(
         args.model_name_or_path, image_size=image_size, **arguments.source_of(args)
     )

@@ -28,13 +28,13 @@ from cxr import arguments
 from cxr import checkpoints
 from cxr import command_line
 from cxr import data
-from cxr import hub
 from cxr import models
 from cxr import nonfinite
 from cxr import optimization
 from cxr import plots
 from cxr import records
 from cxr import runtime
+from cxr import sharing
 from cxr import throughput
 from cxr import transforms
 from cxr.preemption import Preemption
@@ -207,6 +207,7 @@ def train(
     schedule: optimization.Schedule,
     progress: checkpoints.Progress,
     model: torch.nn.Module,
+    image_processor: ViTImageProcessor,
     optimizer: torch.optim.Optimizer,
     loaders: tuple[DataLoader, DataLoader],
     normalize: transforms.Normalizer,
@@ -261,6 +262,10 @@ def train(
         if saves:
             limit = args.checkpoints_total_limit
             checkpoints.save_checkpoint(accelerator, record.output_dir, progress, total_limit=limit)
+            if args.push_to_hub and args.hub_strategy == "every_save":
+                checkpoints.save_model(accelerator, model, image_processor, record.output_dir / "model")
+                if accelerator.is_main_process:
+                    sharing.share_unfinished(record.output_dir, "mae_pretraining", schedule, progress.step)
         if stops:
             preemption.end_run(record.output_dir, step=progress.step)
         stopwatch.start(progress.step)
@@ -330,9 +335,6 @@ def finish(
     plots.plot_losses(
         epochs, record.output_dir / "loss.png", title=f"masked autoencoder, {args.mask_ratio:.0%} hidden"
     )
-    commit = None
-    if args.push_to_hub:
-        commit = hub.push_model(record.output_dir / "model", hub_dir=args.hub_dir, model_id=args.hub_model_id)
     results = {
         "task": "mae_pretraining",
         "model": args.config_name or args.model_name_or_path,
@@ -345,9 +347,9 @@ def finish(
         "num_train_images": len(train_loader.dataset),
         "num_eval_images": len(eval_loader.dataset),
         "seed": args.seed,
-        "hub_commit": commit,
         "versions": records.installed_versions(),
     }
+    results["hub_commit"] = sharing.share_model(record.output_dir, results, is_final=True)
     record.write("results.json", results)
     logger.info("Model: %s", record.output_dir / "model")
     logger.info("Figures: %s and loss.png beside it", record.output_dir / "reconstructions.png")
@@ -410,6 +412,7 @@ def main(argv: list[str] | None = None) -> None:
             schedule,
             progress,
             model,
+            image_processor,
             optimizer,
             loaders,
             normalize,

@@ -1,6 +1,13 @@
 """Models by name in a local directory, read by plain transformers and huggingface_hub, without a network."""
 
+import argparse
+import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha1
 from pathlib import Path
 
 import pytest
@@ -33,7 +40,7 @@ def make_model(folder: Path, *, bias: float) -> Path:
 
 
 def push(folder: Path, hub_dir: Path) -> str:
-    return hub.push_model(folder, hub_dir=hub_dir, model_id=NAME)
+    return hub.push(folder, hub_dir=hub_dir, model_id=NAME, message=f"from {folder.name}")
 
 
 def load_bias(hub_dir: Path, revision: str = "main") -> float:
@@ -179,9 +186,191 @@ def test_blob_whose_copy_was_interrupted_is_not_taken_for_whole(tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["a/b", "my-lab/mae_cxr.v2", "A1/B-2"])
 def test_names_of_the_hub_are_model_ids(name):
-    assert hub.MODEL_ID.fullmatch(name)
+    assert hub.parse_model_id(name) == name
 
 
-@pytest.mark.parametrize("name", ["a", "a/b/c", "../b", "a/..", "/a", "a/", "a b/c", "a/b\n"])
+@pytest.mark.parametrize(
+    "name", ["a", "a/b/c", "../b", "a/..", "/a", "a/", "a b/c", "a/b\n", "a/" + 95 * "b"]
+)
 def test_other_names_are_not(name):
-    assert not hub.MODEL_ID.fullmatch(name)
+    with pytest.raises(argparse.ArgumentTypeError, match="expected organisation/name"):
+        hub.parse_model_id(name)
+
+
+@pytest.mark.parametrize("name", ["main", "", "../v1", "a/b", "v1\n", "-v", 40 * "a", 97 * "v"])
+def test_names_that_are_no_tags(name):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a name such as v1, other than main"):
+        hub.parse_tag(name)
+
+
+def test_log_has_parent_time_message_and_files_and_the_hash_covers_them(pushed):
+    hub_dir, commits = pushed
+    log = hub.read_log(hub_dir, NAME)
+    assert [commit.commit for commit in log] == commits[::-1]
+    assert [commit.parent for commit in log] == [commits[0], None]
+    assert [commit.message for commit in log] == ["from model-2.0", "from model-1.0"]
+    assert log[0].time > log[1].time
+    assert set(log[0].files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    path = repository(hub_dir) / "commits" / f"{commits[0]}.json"
+    assert sha1(path.read_bytes()).hexdigest() == commits[0]
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("from model-1.0", "from model-9.0"), encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match="its content has changed"):
+        hub.read_log(hub_dir, NAME)
+
+
+def test_same_files_again_are_no_new_revision(pushed):
+    hub_dir, commits = pushed
+    assert push(hub_dir.parent / "model-2.0", hub_dir) == commits[1]
+    assert main_of(hub_dir) == commits[1] and snapshots(hub_dir) == set(commits)
+    assert push(hub_dir.parent / "model-1.0", hub_dir) not in commits  # back to the first is a change
+
+
+def test_tags_and_first_digits_name_revisions_in_transformers_and_here(pushed):
+    hub_dir, commits = pushed
+    assert hub.set_tag(hub_dir, NAME, "v1", commits[0][:6]) == commits[0]
+    assert load_bias(hub_dir, "v1") == 1.0
+    assert hub.resolve(hub_dir, NAME, "v1") == commits[0]
+    with pytest.raises(ValueError, match=r"found the tag v1 .*a tag is never moved"):
+        hub.set_tag(hub_dir, NAME, "v1", "main")
+    with pytest.raises(ValueError, match="found 0 revisions 'v9'; expected main or v1"):
+        hub.resolve(hub_dir, NAME, "v9")
+    with pytest.raises(ValueError, match="found no model a/b; expected one of those in it: my-lab/mae-cxr"):
+        hub.resolve(hub_dir, "a/b", "main")
+
+
+def test_push_with_a_tag_can_be_repeated_but_does_not_move_it(tmp_path):
+    hub_dir = tmp_path / "hub"
+    first, second = (make_model(tmp_path / f"{bias}", bias=bias) for bias in (1.0, 2.0))
+    options = {"hub_dir": hub_dir, "model_id": NAME, "message": "", "tag": "v1"}
+    commit = hub.push(first, **options)
+    assert hub.push(first, **options) == commit
+    with pytest.raises(ValueError, match="a tag is never moved"):
+        hub.push(second, **options)
+    assert main_of(hub_dir) == commit and snapshots(hub_dir) == {commit}
+
+
+def test_verify_finds_nothing_where_nothing_changed(pushed):
+    assert hub.find_problems(pushed[0], NAME) == []
+
+
+def test_verify_finds_a_flipped_bit(pushed):
+    hub_dir, commits = pushed
+    path = repository(hub_dir) / "snapshots" / commits[0] / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)  # through a link: of the blob
+    (problem,) = hub.find_problems(hub_dir, NAME)
+    assert "its content has changed" in problem
+    assert (path.resolve().name if path.is_symlink() else commits[0]) in problem
+
+
+def test_verify_finds_what_is_missing_added_or_led_elsewhere(pushed):
+    hub_dir, commits = pushed
+    snapshot = repository(hub_dir) / "snapshots" / commits[1]
+    (snapshot / "config.json").unlink()
+    (snapshot / "extra.json").write_text("{}", encoding="utf-8")
+    (repository(hub_dir) / "commits" / f"{commits[0]}.json").unlink()
+    problems = "\n".join(hub.find_problems(hub_dir, NAME))
+    assert "config.json: is missing" in problems and "extra.json: was not pushed" in problems
+    assert f"its parent {commits[0]} is missing" in problems
+
+
+def test_gc_removes_only_what_no_ref_leads_to(pushed):
+    hub_dir, commits = pushed
+    assert hub.collect_garbage(hub_dir, NAME) == (0, 0)
+    hub.set_tag(hub_dir, NAME, "kept", "main")
+    third = push(make_model(hub_dir.parent / "third", bias=3.0), hub_dir)
+    (repository(hub_dir) / "refs" / "main").write_text(commits[0], encoding="utf-8")  # undone
+    assert hub.collect_garbage(hub_dir, NAME) == (1, 1)
+    assert snapshots(hub_dir) == set(commits) and third not in snapshots(hub_dir)
+    assert [load_bias(hub_dir, revision) for revision in ("main", "kept")] == [1.0, 2.0]
+    assert hub.find_problems(hub_dir, NAME) == []
+    (repository(hub_dir) / "refs" / "kept").unlink()
+    assert hub.collect_garbage(hub_dir, NAME) == (1, 1)
+    assert snapshots(hub_dir) == {commits[0]} and load_bias(hub_dir) == 1.0
+
+
+@pytest.mark.parametrize(
+    "name", ["predictions_test.csv", "samples.json", "notes.md", "weights.bin", "folder"]
+)
+def test_what_is_no_model_or_has_ids_is_not_pushed(name, tmp_path):
+    model = make_model(tmp_path / "model", bias=1.0)
+    if name == "folder":
+        (model / name).mkdir()
+    else:
+        text = (
+            "02aa804e-bde0afdd-112c0b34-7bc16630-4e384014" if name == "samples.json" else "patient 10000032"
+        )
+        (model / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name}: found .*expected"):
+        push(model, tmp_path / "hub")
+    assert not list((tmp_path / "hub").rglob("blobs"))
+
+
+def push_in_process(folder: Path, hub_dir: Path, times: int) -> None:
+    for number in range(times):
+        (folder / "README.md").write_text(f"{folder.name} {number}", encoding="utf-8")
+        push(folder, hub_dir)
+
+
+@pytest.mark.slow
+def test_pushers_at_once_lose_nothing(tmp_path):
+    hub_dir = tmp_path / "hub"
+    folders = [make_model(tmp_path / f"{number}", bias=number) for number in range(3)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(3, mp_context=context) as pool:
+        list(pool.map(push_in_process, folders, [hub_dir] * 3, [4] * 3))
+    assert len(hub.read_log(hub_dir, NAME)) == len(snapshots(hub_dir)) == 12
+    assert hub.find_problems(hub_dir, NAME) == []
+
+
+# The command line -------------------------------------------------------------------------------------------
+
+
+def run_command(*words: object) -> subprocess.CompletedProcess:
+    script = Path(hub.__file__).parents[1] / "hub.py"
+    return subprocess.run([sys.executable, str(script), *map(str, words)], capture_output=True, text=True)
+
+
+def test_commands_push_list_log_tag_verify_and_gc(tmp_path):
+    where = ["--hub_dir", tmp_path / "hub"]
+    run_dir = tmp_path / "run"
+    make_model(run_dir / "model", bias=1.0)
+    commit = run_command(
+        "push", run_dir, NAME, *where, "--message", "the first", "--tag", "v1"
+    ).stdout.strip()
+    assert commit == main_of(tmp_path / "hub")
+    assert commit[:8] in run_command("list", *where).stdout
+    assert run_command("log", NAME, *where).stdout.startswith(f"{commit} (main, v1)\n")
+    assert run_command("tag", NAME, "v2", "--revision", "v1", *where).stdout.strip() == commit
+    assert "All files of 1 models are as they were pushed." in run_command("verify", *where).stdout
+    assert run_command("gc", NAME, *where).stdout == f"{NAME}: removed 0 revisions and 0 files\n"
+    (tmp_path / "hub" / "models--my-lab--mae-cxr" / "snapshots" / commit / "config.json").unlink()
+    done = run_command("verify", NAME, *where)
+    assert done.returncode == 1 and "config.json: is missing" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["log", NAME],
+        ["tag", NAME, "main"],
+        ["push", "no-such-folder", NAME],
+        ["push", ".", "x"],
+        ["verify", "a/b"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_command_is_one_line_and_status_2(words, tmp_path):
+    (tmp_path / "hub").mkdir()
+    done = run_command(*words, "--hub_dir", tmp_path / "hub")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected" in done.stderr
+
+
+def test_hugging_faces_own_command_lists_the_models(pushed):
+    command = Path(sys.executable).with_name("hf")
+    environment = os.environ | {"HF_HUB_CACHE": str(pushed[0])}
+    done = subprocess.run([command, "cache", "ls"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and f"model/{NAME}" in done.stdout

@@ -18,7 +18,8 @@ from cxr.command_line import positive_float
 from cxr.command_line import positive_int
 from cxr.command_line import seed_number
 from cxr.command_line import share_below_one
-from cxr.hub import MODEL_ID
+from cxr.hub import parse_model_id
+from cxr.hub import parse_tag
 from cxr.optimization import SCHEDULES
 from cxr.optimization import Schedule
 from cxr.optimization import make_schedule
@@ -34,14 +35,6 @@ SAMPLE_MODEL = {
     "config_overrides": "hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8",
     "image_size": 64,
 }
-
-
-def model_id(text: str) -> str:
-    if not MODEL_ID.fullmatch(text) or len(text) > 96:  # the Hub's own limit
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected organisation/name, such as my-lab/mae-cxr"
-        )
-    return text
 
 
 def number_or_auto(text: str) -> str | int:
@@ -256,14 +249,25 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
 
     hub = parser.add_argument_group("hub")
     hub.add_argument(
-        "--push_to_hub", action="store_true", help="add the model to --hub_dir as a new revision"
+        "--push_to_hub",
+        action="store_true",
+        help="share the model: as a new revision in --hub_dir or, without it, privately on the Hub",
     )
-    hub.add_argument("--hub_model_id", type=model_id, metavar="ORG/NAME", help="the name to push to")
+    hub.add_argument("--hub_model_id", type=parse_model_id, metavar="ORG/NAME", help="the name to push to")
     hub.add_argument(
         "--hub_dir",
         metavar="FOLDER",
         type=Path,
         help="Hub-like local directory to push to and to load names from",
+    )
+    hub.add_argument(
+        "--hub_revision", type=parse_tag, metavar="TAG", help="a lasting name for the revision that is pushed"
+    )
+    hub.add_argument(
+        "--hub_strategy",
+        choices=("end", "every_save"),
+        default="end",
+        help="push at the end, or with every checkpoint, too",
     )
 
 
@@ -380,13 +384,8 @@ def loader_options(args: argparse.Namespace) -> dict[str, object]:
 
 def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuses flags that contradict each other; each message says what to do."""
-    if args.push_to_hub and not (args.hub_dir and args.hub_model_id):
-        parser.error("--push_to_hub needs --hub_dir DIR and --hub_model_id ORG/NAME")
-    if args.push_to_hub:
-        try:
-            args.hub_dir.mkdir(parents=True, exist_ok=True)  # now, not after the training
-        except OSError as error:
-            parser.error(f"--hub_dir {args.hub_dir} cannot be made ({error.strerror}); name another folder")
+    if args.push_to_hub and not args.hub_model_id:
+        parser.error("--push_to_hub needs --hub_model_id ORG/NAME, and --hub_dir DIR for a local directory")
     if args.crop_scale[0] > args.crop_scale[1]:
         parser.error(
             f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"

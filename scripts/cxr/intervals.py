@@ -15,6 +15,7 @@ from scipy import stats
 LEVEL = 0.95
 METRICS = ("accuracy", "precision", "f1", "recall", "auroc", "average_precision", "brier", "ece")
 NUM_BINS = 10  # of a reliability diagram, of equal width
+NUM_RESAMPLES = 2000
 BLOCK = 200_000  # weights at a time
 
 
@@ -133,6 +134,20 @@ def percentile_interval(resampled: np.ndarray, *, around: float | None = None) -
     shift = 0.0 if around is None else around - defined.mean()
     low, high = np.clip(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + shift, 0, 1)
     return Interval(low=float(low), high=float(high))
+
+
+def patient_intervals(
+    labels: np.ndarray, probabilities: np.ndarray, subject_ids: Sequence[int | str], *, threshold: float
+) -> dict[str, list[float] | None]:
+    """Returns [low, high] of each of METRICS over patients, None where no resample has it; one run alone."""
+    weights = patient_weights(subject_ids, num_resamples=NUM_RESAMPLES, seed=0)
+    resampled = weighted_metrics(labels, probabilities, weights, threshold=threshold)
+    whole = weighted_metrics(labels, probabilities, np.ones((1, len(labels))), threshold=threshold)
+    intervals = {
+        name: percentile_interval(values, around=whole[name][0] if name == "ece" else None)
+        for name, values in resampled.items()
+    }
+    return {name: interval and [interval.low, interval.high] for name, interval in intervals.items()}
 
 
 def seed_interval(values: Sequence[float]) -> Interval | None:

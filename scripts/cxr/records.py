@@ -56,6 +56,8 @@ FREE_TO_CHANGE = {
     "push_to_hub",
     "hub_model_id",
     "hub_dir",
+    "hub_revision",
+    "hub_strategy",
 }
 
 

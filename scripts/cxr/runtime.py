@@ -25,6 +25,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cxr.hub import prepare_push
 from cxr.optimization import Schedule
 from cxr.privacy import MaskingFormatter
 from cxr.records import FREE_TO_CHANGE
@@ -187,6 +188,9 @@ def _agree_on_output_dir(
         default = REPOSITORY / "runs" / f"{default_output_dir}-{time.strftime('%Y%m%d-%H%M%S')}"
         said[0] = str(args.output_dir or default)
         try:
+            if getattr(args, "push_to_hub", False):  # now, not after the training
+                tag = None if args.resume_from_checkpoint else args.hub_revision  # it may have it already
+                prepare_push(hub_dir=args.hub_dir, model_id=args.hub_model_id, tag=tag)
             lock = claim_output_dir(Path(said[0]), resume=args.resume_from_checkpoint is not None)
         except (ValueError, OSError) as error:
             said[1] = str(error)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,19 @@ def dataset_module() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def is_synthetic(data_dir: Path | None) -> bool:
+    """Whether the images are drawn by make_sample_data.py, in its own folder or another."""
+    return data_dir is None or (data_dir / "sample-findings.json.gz").is_file()
+
+
+def source_revision() -> str:
+    """Returns the git commit of this code, marked where it was changed; "unknown" without git."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def make_sample_data_once() -> Path:

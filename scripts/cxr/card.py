@@ -1,0 +1,147 @@
+"""The model card: README.md of a run and of its model, with the metadata that the Hugging Face Hub reads."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult
+from huggingface_hub import ModelCard
+from huggingface_hub import ModelCardData
+
+from cxr.records import write_text
+from cxr.sources import is_synthetic
+from cxr.sources import source_revision
+
+TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+# Figures that show no image and no patient, and so may be shared.
+FIGURES = {
+    "loss.png": "Mean loss by epoch",
+    "roc_pr_validation.png": "ROC and precision-recall curves on validation",
+    "roc_pr_test.png": "ROC and precision-recall curves on test",
+    "confusion_matrix_validation.png": "Confusion matrices on validation",
+    "confusion_matrix_test.png": "Confusion matrices on test",
+}
+METRICS = {  # ours -> the Hub's id, its name
+    "auroc": ("roc_auc", "AUROC"),
+    "average_precision": ("average_precision", "Average precision"),
+    "accuracy": ("accuracy", "Accuracy"),
+    "precision": ("precision", "Precision"),
+    "recall": ("recall", "Recall"),
+    "f1": ("f1", "F1"),
+}
+# Flags that say what was trained; the others say how and where.
+HYPERPARAMETERS = (
+    "model_name_or_path",
+    "config_name",
+    "config_overrides",
+    "image_size",
+    "mask_ratio",
+    "norm_pix_loss",
+    "crop_scale",
+    "horizontal_flip",
+    "augmentation",
+    "random_erasing_prob",
+    "train_last_layer_only",
+    "num_train_epochs",
+    "max_train_steps",
+    "learning_rate",
+    "base_learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+)
+LICENSE = {
+    "license": "other",
+    "license_name": "physionet-credentialed-health-data-license-1.5.0",
+    "license_link": "https://physionet.org/content/mimic-cxr-jpg/view-license/2.1.0/",
+}
+
+
+def write_card(
+    output_dir: Path, *, args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any]
+) -> None:
+    """Writes README.md of the run and of its model/, with copies of the figures that may be shared.
+
+    `args`, `results` and `sample` are what the run's records hold; of an unfinished run, `results` has no
+    metrics. Nothing in it depends on when or how fast the run was: the same run has the same card.
+    """
+    model_dir = output_dir / "model"
+    figures = {name: caption for name, caption in FIGURES.items() if (output_dir / name).is_file()}
+    for name in figures:
+        shutil.copyfile(output_dir / name, model_dir / name)
+    text = make_card(args, results, sample, figures)
+    for folder in (model_dir, output_dir):
+        write_text(folder / "README.md", text)
+
+
+def make_card(
+    args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any], figures: dict[str, str]
+) -> str:
+    is_pretraining = results["task"] == "mae_pretraining"
+    name = args["hub_model_id"] or "model"
+    data_dir = args["data_dir"] and Path(args["data_dir"])
+    data = "synthetic-radiographs" if is_synthetic(data_dir) else dataset_name(data_dir)
+    base_model = args["model_name_or_path"]
+    is_on_hub = base_model is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model)
+    metadata = ModelCardData(
+        **({"license": "mit"} if is_synthetic(data_dir) else LICENSE),
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
+        tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
+        base_model=base_model if is_on_hub and not Path(base_model).exists() else None,
+        datasets=[data],
+        metrics=None if is_pretraining else [metric for metric, _ in METRICS.values()],
+        model_name=name.rpartition("/")[2],
+        eval_results=list(measured(results, data)) or None,
+        language=None,
+    )
+    template = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    body = template.render(
+        metadata=metadata.to_yaml(),
+        name=name,
+        is_pretraining=is_pretraining,
+        is_finished="train_loss" in results,
+        is_synthetic=is_synthetic(data_dir),
+        base_model=Path(base_model).name if base_model and not is_on_hub else base_model,
+        data=data,
+        args=args,
+        results=results,
+        sample=sample,
+        figures=figures,
+        metrics=METRICS,
+        splits=[split for split in ("validation", "test") if split in results],
+        hyperparameters={flag: args[flag] for flag in HYPERPARAMETERS if args.get(flag) is not None},
+        revision=source_revision(),
+    )
+    return str(ModelCard(body))
+
+
+def dataset_name(data_dir: Path) -> str:
+    """The name of the data's folder, as a dataset's id."""
+    return re.sub(r"[^\w.-]+", "-", data_dir.name, flags=re.ASCII).strip("-.").lower() or "unnamed"
+
+
+def measured(results: dict[str, Any], data: str) -> Iterator[EvalResult]:
+    """The metrics of the best split measured, in the form of the Hub's model-index."""
+    split = next((split for split in ("test", "validation") if split in results), None)
+    if split is None:
+        return
+    for ours, (metric, name) in METRICS.items():
+        if results[split][ours] is not None:
+            yield EvalResult(
+                task_type="image-classification",
+                dataset_type=data,
+                dataset_name=data,
+                dataset_config=results["task"],
+                dataset_split=split,
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(results[split][ours], 4),
+            )

@@ -1,0 +1,152 @@
+"""A directory of models by name and revision, in the layout of the Hugging Face Hub's cache.
+
+    python scripts/hub.py push runs/vit/model my-lab/cxr-vit --hub_dir models --message "1k images" --tag v1
+    python scripts/hub.py list --hub_dir models
+    python scripts/hub.py log my-lab/cxr-vit --hub_dir models
+    python scripts/hub.py tag my-lab/cxr-vit v2 --revision 3f9a --hub_dir models
+    python scripts/hub.py verify --hub_dir models
+    python scripts/hub.py gc --hub_dir models
+
+Every script takes `--model_name_or_path my-lab/cxr-vit --hub_dir models`, and plain transformers
+`from_pretrained("my-lab/cxr-vit", cache_dir="models", local_files_only=True, revision="v1")`. Exit status:
+0, 1 where verify finds a problem, 2 for wrong flags.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from cxr import hub
+from cxr.command_line import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+
+def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespace]:
+    parser = ArgumentParser(__doc__, usage="COMMAND ... --hub_dir DIR")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> ArgumentParser:
+        command = commands.add_parser(name, prog=f"{parser.prog} {name}", description=text, help=text)
+        command.usage = None  # argparse's own, with the positional arguments
+        command.add_argument(
+            "--hub_dir", type=Path, required=True, metavar="DIR", help="the directory of models"
+        )
+        return command
+
+    push = add("push", "add the model in a folder as a new revision")
+    push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a model's folder, or that of a run")
+    push.add_argument("model_id", type=hub.parse_model_id, metavar="ORG/NAME")
+    push.add_argument("--message", default="Push a model", metavar="TEXT", help="what is new")
+    push.add_argument("--tag", type=hub.parse_tag, metavar="TAG", help="a lasting name for this revision")
+
+    add("list", "the models, their revisions and their size")
+
+    log = add("log", "the revisions of a model, newest first")
+    log.add_argument("model_id", type=hub.parse_model_id, metavar="ORG/NAME")
+    log.add_argument("--revision", default="main", metavar="REV", help="where to begin: tag or commit")
+
+    tag = add("tag", "give a revision a lasting name")
+    tag.add_argument("model_id", type=hub.parse_model_id, metavar="ORG/NAME")
+    tag.add_argument("tag", type=hub.parse_tag, metavar="TAG")
+    tag.add_argument("--revision", default="main", metavar="REV", help="tag or commit")
+
+    for name, text in (
+        ("verify", "read every byte and say what is not as it was pushed"),
+        ("gc", "remove the revisions that main and the tags do not lead to"),
+    ):
+        command = add(name, text)
+        command.add_argument(
+            "model_id", type=hub.parse_model_id, nargs="?", metavar="ORG/NAME", help="default: all"
+        )
+    return parser, parser.parse_args(argv)
+
+
+def push(args: argparse.Namespace) -> None:
+    inner = args.model_dir / "model"
+    model_dir = inner if inner.is_dir() else args.model_dir
+    args.hub_dir.mkdir(parents=True, exist_ok=True)
+    options = {"hub_dir": args.hub_dir, "model_id": args.model_id, "message": args.message, "tag": args.tag}
+    print(hub.push(model_dir, **options))
+
+
+def list_models(args: argparse.Namespace) -> None:
+    table = Table()
+    for name in ("model", "main", "time", "revisions", "MiB", "tags"):
+        table.add_column(name, justify="right" if name in ("revisions", "MiB") else "left", no_wrap=True)
+    for name in hub.model_ids(args.hub_dir):
+        log, refs = hub.read_log(args.hub_dir, name), hub.read_refs(args.hub_dir, name)
+        blobs = hub.repository_dir(args.hub_dir, name) / "blobs"
+        size = sum(path.stat().st_size for path in blobs.iterdir()) / 2**20
+        tags = ", ".join(tag for tag in refs if tag != "main")
+        table.add_row(name, log[0].commit[:8], log[0].time[:16], str(len(log)), f"{size:.1f}", tags)
+    console().print(table)
+
+
+def show_log(args: argparse.Namespace) -> None:
+    names: dict[str, list[str]] = {}
+    for name, commit in hub.read_refs(args.hub_dir, args.model_id).items():
+        names.setdefault(commit, []).append(name)
+    for commit in hub.read_log(args.hub_dir, args.model_id, args.revision):
+        refs = f" ({', '.join(names[commit.commit])})" if commit.commit in names else ""
+        print(f"{commit.commit}{refs}\n    {commit.time[:19]}  {commit.message}")
+
+
+def tag(args: argparse.Namespace) -> None:
+    print(hub.set_tag(args.hub_dir, args.model_id, args.tag, args.revision))
+
+
+def verify(args: argparse.Namespace) -> None:
+    problems = [line for name in chosen(args) for line in hub.find_problems(args.hub_dir, name)]
+    for line in problems:
+        print(line)
+    if problems:
+        print(f"{len(problems)} problems; push the models again, or restore {args.hub_dir} from a copy")
+        sys.exit(1)
+    print(f"All files of {len(chosen(args))} models are as they were pushed.")
+
+
+def collect_garbage(args: argparse.Namespace) -> None:
+    for name in chosen(args):
+        revisions, contents = hub.collect_garbage(args.hub_dir, name)
+        print(f"{name}: removed {revisions} revisions and {contents} files")
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    """The model named, or all; an unknown one is an error."""
+    if args.model_id:
+        hub.resolve(args.hub_dir, args.model_id, "main")
+        return [args.model_id]
+    return hub.model_ids(args.hub_dir)
+
+
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+COMMANDS = {
+    "push": push,
+    "list": list_models,
+    "log": show_log,
+    "tag": tag,
+    "verify": verify,
+    "gc": collect_garbage,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser, args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if args.command != "push" and not args.hub_dir.is_dir():
+            raise ValueError(
+                f"--hub_dir {args.hub_dir}: found no such folder; expected one that was pushed to"
+            )
+        COMMANDS[args.command](args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

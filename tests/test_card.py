@@ -1,0 +1,148 @@
+"""The model card: metadata that the Hub's own classes accept, what was measured, and code that works as printed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_classification
+import run_mae_pretrain
+from cxr import card
+from cxr import hub
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from PIL import Image
+from tiny_runs import QUICK
+from tiny_runs import TINY_VIT
+from tiny_runs import read_results
+from tiny_runs import run_main
+
+FACTS = ("Not a medical device, and not for diagnosis", "noisy", "git commit", "transformers ")
+
+
+@pytest.fixture(scope="module")
+def runs(sample_root, tmp_path_factory) -> Path:
+    """A pretraining that is pushed with each of its checkpoints, and a classifier from its name, pushed too."""
+    folder = tmp_path_factory.mktemp("runs")
+    shared = [*QUICK, f"--data_dir={sample_root}", "--push_to_hub", f"--hub_dir={folder / 'hub'}"]
+    every = ["--hub_model_id=my-lab/mae", "--hub_strategy=every_save", "--hub_revision=v1"]
+    run_main(run_mae_pretrain, folder / "mae", *TINY_VIT, *shared, *every)
+    model = ["--model_name_or_path=my-lab/mae", "--evaluate_test", "--hub_model_id=my-lab/vit"]
+    run_main(run_classification, folder / "vit", *shared, *model)
+    return folder
+
+
+def read_card(folder: Path) -> ModelCard:
+    return ModelCard.load(folder / "README.md")
+
+
+@pytest.mark.parametrize("name", ["mae", "vit"])
+def test_run_model_and_pushed_revision_have_the_same_card(name, runs):
+    commit = read_results(runs / name)["hub_commit"]
+    pushed = hub.repository_dir(runs / "hub", f"my-lab/{name}") / "snapshots" / commit
+    texts = {
+        (folder / "README.md").read_text(encoding="utf-8")
+        for folder in (runs / name, runs / name / "model", pushed)
+    }
+    assert len(texts) == 1
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", texts.pop())
+    assert "loss.png" in linked
+    for folder in (runs / name, pushed):
+        assert all(Image.open(folder / path).size for path in linked)
+    assert not list(pushed.glob("reconstructions*"))  # it shows radiographs
+
+
+def test_metadata_is_what_the_hubs_own_classes_expect(runs):
+    data = read_card(runs / "vit").data
+    results = read_results(runs / "vit")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "mit",
+        "transformers",
+        "image-classification",
+    )
+    assert (data.base_model, data.datasets) == ("my-lab/mae", ["synthetic-radiographs"])
+    assert "chest-x-ray" in data.tags and "roc_auc" in data.metrics
+    measured = {one.metric_type: one for one in data.eval_results}
+    assert measured["roc_auc"].metric_value == pytest.approx(results["test"]["auroc"], abs=5e-5)
+    assert {one.dataset_split for one in data.eval_results} == {"test"}
+    assert metadata_load(runs / "vit" / "README.md")["model-index"][0]["name"] == "vit"
+    assert read_card(runs / "mae").data.pipeline_tag == "image-feature-extraction"
+
+
+def test_card_says_what_was_trained_on_and_measured(runs):
+    text = read_card(runs / "vit").text
+    results = read_results(runs / "vit")
+    sample = json.loads((runs / "vit" / "samples.json").read_text(encoding="utf-8"))
+    assert f"| {results['num_train_images']:,}, of which {results['num_train_positive']:,} positive |" in text
+    assert sample["sha256"] in text and "| frontal |" in text and "negbio" in text
+    for split in ("validation", "test"):
+        low, high = results[split]["intervals"]["auroc"]
+        assert (
+            f"| {split} | {results[split]['n']:,} | {results[split]['auroc']:.3f} [{low:.3f}, {high:.3f}] |"
+            in text
+        )
+    assert "| `learning_rate` | 0.001 |" in text
+    assert all(fact in text for fact in FACTS)
+    mae = read_card(runs / "mae").text
+    assert f"{read_results(runs / 'mae')['eval_loss']:.4f}" in mae and "not finished" not in mae
+    assert all(fact in mae for fact in FACTS)
+
+
+def test_card_of_a_checkpoint_says_that_the_training_is_not_finished(runs):
+    log = hub.read_log(runs / "hub", "my-lab/mae")
+    assert [commit.message for commit in log[::-1]] == [
+        f"mae_pretraining, {steps} steps" for steps in (9, 18, 18)
+    ]
+    first = hub.repository_dir(runs / "hub", "my-lab/mae") / "snapshots" / log[-1].commit
+    assert "The training is not finished: this is the model after 9 steps." in read_card(first).text
+    assert hub.read_refs(runs / "hub", "my-lab/mae") == {"main": log[0].commit, "v1": log[0].commit}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mae", "vit"])
+def test_code_on_the_card_loads_the_model_from_the_directory(name, runs, sample_root, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", read_card(runs / name).text, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 5
+    Image.open(next(sample_root.rglob("*.jpg"))).save(tmp_path / "radiograph.jpg")
+    environment = os.environ | {"HF_HUB_CACHE": str(runs / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert ("tensor(" if name == "mae" else "'No Finding'") in done.stdout
+
+
+def make_card(**changes) -> str:
+    args = {
+        "hub_model_id": None,
+        "data_dir": "/mnt/patients of 2020/MIMIC-CXR JPG",
+        "model_name_or_path": "facebook/vit-mae-base",
+        "view": "frontal",
+        "labeler": "chexpert",
+        "uncertain": "exclude",
+        "mask_ratio": 0.5,
+    }
+    results = {"task": "pleural_effusion", "steps": 7, "images_per_step": 32, "versions": {"torch": "2.14"}}
+    return card.make_card({**args, **changes}, results, {"num_images": 1000, "sha256": "0" * 64}, {})
+
+
+def test_card_of_credentialed_data_has_its_license_and_terms_and_no_path_of_the_machine():
+    text = make_card()
+    data = ModelCard(text).data
+    assert (data.license, data.datasets) == ("other", ["mimic-cxr-jpg"])
+    assert data.license_name.startswith("physionet") and data.license_link.startswith(
+        "https://physionet.org/"
+    )
+    assert data.base_model == "facebook/vit-mae-base"
+    assert "data-use agreement" in text and "/mnt" not in text
+    assert (
+        "1 if Pleural Effusion is positive" in text and "chexpert; uncertain labels count as exclude" in text
+    )
+
+
+def test_local_base_model_is_named_without_its_path():
+    text = make_card(model_name_or_path="/home/someone/runs/mae/model")
+    assert ModelCard(text).data.base_model is None and "/home" not in text
