@@ -47,7 +47,6 @@ from cxr import transforms
 from cxr.preemption import Preemption
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ResNetForImageClassification
@@ -258,6 +257,7 @@ def train_step(
 ) -> torch.Tensor:
     """One optimizer step over all its micro-batches; returns the loss, NaN where the step was left out."""
     total = torch.zeros((), device=accelerator.device)
+    buffers = optimization.keep_buffers(model)
     for micro_batch in range(1, args.gradient_accumulation_steps + 1):
         batch = next(batches)
         last = micro_batch == args.gradient_accumulation_steps
@@ -270,7 +270,9 @@ def train_step(
             accelerator.backward(loss)
         total += loss.detach()
     patch_dropout.noise = None
-    return optimization.update_weights(accelerator, model, optimizer, total, max_grad_norm=args.max_grad_norm)
+    return optimization.update_weights(
+        accelerator, model, optimizer, total, max_grad_norm=args.max_grad_norm, buffers=buffers
+    )
 
 
 def train(
@@ -312,12 +314,13 @@ def train(
         speed = stopwatch.read(progress.step)
         progress.train_seconds += stopwatch.seconds
         nonfinite.check_steps(
+            accelerator,
             record,
             progress,
             model,
             bad_steps,
-            images=train_loader.dataset,
-            batches=train_loader.batch_sampler,
+            loader=train_loader,
+            ends_epoch=ends_epoch,
             max_bad_steps=args.max_bad_steps,
         )
         reading = {"train_loss": progress.train_loss, "learning_rate": learning_rate, **speed}
@@ -373,13 +376,13 @@ def evaluate(
     """
     model.eval()
     logits, labels = [], []
-    for batch in tqdm(loader, desc=split, leave=False, disable=not accelerator.is_main_process):
+    for batch in runtime.evaluation_bar(accelerator, loader, split):
         logits.append(model(pixel_values=normalize(batch["image"])).logits.float())
         labels.append(batch["label"].to(accelerator.device))
     num_samples = len(loader.dataset)
     logits = data.gather_in_order(accelerator, torch.cat(logits), num_samples=num_samples).double()
     labels = data.gather_in_order(accelerator, torch.cat(labels), num_samples=num_samples)
-    loss = F.cross_entropy(logits, labels).item()
+    loss = nonfinite.check_evaluation(F.cross_entropy(logits, labels).item(), split)
     labels, probabilities = labels.numpy(), logits.softmax(dim=1)[:, 1].numpy()
     if threshold is None:
         threshold = metrics.choose_threshold(labels, probabilities)
@@ -542,8 +545,6 @@ def main(argv: list[str] | None = None) -> None:
         args.resume_from_checkpoint,
         images_per_step=schedule.images_per_step,
     )
-    if args.resume_from_checkpoint:
-        record.rewind(progress.step, num_epochs=schedule.num_epochs(progress.step))
 
     loaders = data.make_loaders(
         accelerator,
@@ -572,10 +573,11 @@ def main(argv: list[str] | None = None) -> None:
             stopwatch,
             preemption,
         )
-    model_class = CLASSIFIERS[config.model_type]
-    measured = measure_best(args, accelerator, record, model_class, sets, normalize)
-    if accelerator.is_main_process:
-        finish(args, accelerator, record, schedule, progress, sets, measured)
+        preemption.nothing_left_to_save(record.output_dir, step=progress.step)
+        model_class = CLASSIFIERS[config.model_type]
+        measured = measure_best(args, accelerator, record, model_class, sets, normalize)
+        if accelerator.is_main_process:
+            finish(args, accelerator, record, schedule, progress, sets, measured)
     accelerator.end_training()
 
 

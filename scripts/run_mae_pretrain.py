@@ -39,7 +39,6 @@ from cxr import throughput
 from cxr import transforms
 from cxr.preemption import Preemption
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import ViTImageProcessor
 from transformers import ViTMAEForPreTraining
 
@@ -238,12 +237,13 @@ def train(
         speed = stopwatch.read(progress.step)
         progress.train_seconds += stopwatch.seconds
         nonfinite.check_steps(
+            accelerator,
             record,
             progress,
             model,
             bad_steps,
-            images=train_loader.dataset,
-            batches=train_loader.batch_sampler,
+            loader=train_loader,
+            ends_epoch=ends_epoch,
             max_bad_steps=args.max_bad_steps,
         )
         reading = {"train_loss": progress.train_loss, "learning_rate": learning_rate, **speed}
@@ -279,12 +279,13 @@ def evaluate(
     """Returns the mean loss over all validation images, whole and with the same mask at every call."""
     model.eval()
     losses = []
-    for batch in tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_main_process):
+    for batch in runtime.evaluation_bar(accelerator, loader, "validation"):
         pixel_values = normalize(batch["image"])
         outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(accelerator.device))
         losses.append(reconstruction_loss(accelerator.unwrap_model(model), pixel_values, outputs))
     model.train()
-    return data.gather_in_order(accelerator, torch.cat(losses), num_samples=len(loader.dataset)).mean().item()
+    losses = data.gather_in_order(accelerator, torch.cat(losses), num_samples=len(loader.dataset))
+    return nonfinite.check_evaluation(losses.mean().item(), "validation")
 
 
 @torch.no_grad()
@@ -390,8 +391,6 @@ def main(argv: list[str] | None = None) -> None:
         args.resume_from_checkpoint,
         images_per_step=schedule.images_per_step,
     )
-    if args.resume_from_checkpoint:
-        record.rewind(progress.step, num_epochs=schedule.num_epochs(progress.step))
 
     loaders = data.make_loaders(
         accelerator,
@@ -419,7 +418,8 @@ def main(argv: list[str] | None = None) -> None:
             stopwatch,
             preemption,
         )
-    finish(args, accelerator, record, schedule, progress, model, image_processor, loaders, normalize)
+        preemption.nothing_left_to_save(record.output_dir, step=progress.step)
+        finish(args, accelerator, record, schedule, progress, model, image_processor, loaders, normalize)
     accelerator.end_training()
 
 

@@ -33,6 +33,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from typing import NoReturn
 
 import psutil
 import yaml
@@ -79,6 +80,7 @@ from rich.markup import escape
 from rich.table import Table
 
 LOG_TAIL = 12  # lines
+SAVING_SECONDS = 120  # that a cell may take to end its step and save it
 
 
 # The command line -------------------------------------------------------------------------------------------
@@ -354,7 +356,7 @@ def stop_process(process: subprocess.Popen) -> None:
     for one in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.terminate()
-    for one in psutil.wait_procs(processes, timeout=30)[1]:
+    for one in psutil.wait_procs(processes, timeout=SAVING_SECONDS)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
 
@@ -583,7 +585,13 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the finally that ends the cells
+    def stop(*_: object) -> NoReturn:
+        print(f"Stopped. The same command goes on with {output_dir}.", file=sys.stderr)
+        sys.exit(143)  # through the finally that ends the cells
+
+    for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
     try:
         study = Study(cells, output_dir, seconds=seconds, parallel=parallel)
         study.run(config_file, gpus, num_threads)

@@ -1,5 +1,6 @@
 """Every configuration file loads with Accelerate's own loader and means what its name says."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,15 +71,18 @@ def test_every_model_can_be_sharded_in_the_units_that_accelerate_makes_and_then_
         assert isinstance(weight, DTensor)
         optimizer = optimization.make_adamw(model, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
         prepared = SimpleNamespace(optimizer=optimizer, step=optimizer.step, zero_grad=optimizer.zero_grad)
-        accelerator = SimpleNamespace(scaler=None, reduce=lambda loss, _: loss)
-        for factor, changes in ((1.0, True), (float("nan"), False), (1.0, True)):
+        accelerator = SimpleNamespace(
+            scaler=None, reduce=lambda loss, _: loss, clip_grad_norm_=torch.nn.utils.clip_grad_norm_
+        )
+        for factor, clip in ((1.0, None), (float("nan"), None), (1.0, 1.0), (float("nan"), 1.0), (1.0, None)):
+            changes = factor == 1.0
             before = weight.full_tensor().clone()
             loss = factor * model(pixel_values=torch.randn(2, 3, 32, 32)).logits.square().mean()
             loss.backward()
             loss = optimization.update_weights(
-                accelerator, model, prepared, loss.detach(), max_grad_norm=None
+                accelerator, model, prepared, loss.detach(), max_grad_norm=clip
             )
-            assert bool(loss.isfinite()) is changes
+            assert math.isfinite(torch.stack([loss]).tolist()[0]) is changes
             assert torch.equal(weight.full_tensor(), before) is not changes
         assert optimization.total_norm(list(model.parameters())).isfinite()
     finally:

@@ -148,6 +148,51 @@ def test_resuming_from_an_older_checkpoint_leaves_no_newer_one_to_resume_from_la
     assert checkpoints.find_checkpoint(output_dir, "latest").name == "step_15"
 
 
+def test_finished_run_without_a_checkpoint_is_not_started_again(run):
+    accelerator, _, optimizer, output_dir = run
+    (output_dir / "results.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="found a finished run without a checkpoint, expected one to continue"):
+        checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP)
+    assert (output_dir / "results.json").exists()
+
+
+def test_resumed_run_has_the_records_of_its_checkpoint_whatever_came_later(run):
+    accelerator, _, optimizer, output_dir = run
+    metrics, bad_steps = output_dir / "metrics.jsonl", output_dir / "bad_steps.jsonl"
+    for step in (1, 2, 3):
+        metrics.write_text(f"epochs up to {step}", encoding="utf-8")
+        if step == 2:
+            bad_steps.write_text("step 2", encoding="utf-8")
+        save(run, step)
+    (output_dir / "results.json").write_text("{}", encoding="utf-8")
+    for name, expected in (("step_1", False), ("step_2", True), ("step_3", True), ("step_1", False)):
+        folder = output_dir / "checkpoints" / name
+        checkpoints.resume(accelerator, optimizer, output_dir, str(folder), **STEP)
+        assert metrics.read_text(encoding="utf-8") == f"epochs up to {name[-1]}"
+        assert bad_steps.exists() is expected and not (output_dir / "results.json").exists()
+    checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP)
+    assert metrics.read_text(encoding="utf-8") == "epochs up to 3"
+
+
+def test_what_a_user_keeps_beside_the_checkpoints_is_left_alone(run):
+    output_dir = run[3]
+    save(run, 1)
+    shutil.copytree(output_dir / "checkpoints" / "step_1", output_dir / "checkpoints" / "step_1_keep_this")
+    for step in (2, 3):
+        save(run, step, total_limit=1)
+    assert names(output_dir) == ["step_1_keep_this", "step_3"]
+
+
+def test_older_checkpoint_that_is_damaged_is_left_aside_with_a_warning(run, caplog):
+    output_dir = run[3]
+    for step in (1, 2):
+        save(run, step)
+    (output_dir / "checkpoints" / "step_1" / "progress.json").write_text("{", encoding="utf-8")
+    assert checkpoints.find_checkpoint(output_dir, "latest").name == "step_2"
+    assert "Left aside: " in caplog.text and "step_1" in caplog.text
+    save(run, 3, total_limit=2)
+
+
 def test_latest_without_a_checkpoint_starts_at_step_0(run, caplog):
     accelerator, _, optimizer, output_dir = run
     with caplog.at_level("INFO"):

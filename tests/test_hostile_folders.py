@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import report_study
 import torch
+from cxr import hub
 from cxr import models
 from cxr.architectures import estimate_gflop
-from cxr.hub import push_model
 from datasets.exceptions import DatasetsError
 from hypothesis import HealthCheck
 from hypothesis import given
@@ -200,10 +200,11 @@ def test_shards_of_a_distributed_checkpoint_are_not_read_in_place_of_the_model(f
         load(folder)
 
 
-def test_code_in_a_pickle_in_the_hub_directory_never_runs(folder, tmp_path):
+def test_code_in_a_pickle_in_the_hub_directory_never_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "_files_to_share", lambda folder: sorted(folder.iterdir()))  # as others push
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Bomb(tmp_path / "marker")}))
-    push_model(folder, hub_dir=tmp_path / "hub", model_id="lab/model")
+    hub.push(folder, hub_dir=tmp_path / "hub", model_id="lab/model", message="")
     source = {"hub_dir": tmp_path / "hub", "revision": "main"}
     config = models.load_config("lab/model", expected=("vit",), **source)
     with pytest.raises(OSError, match="'lab/model', revision 'main', could not be loaded"):
@@ -213,7 +214,7 @@ def test_code_in_a_pickle_in_the_hub_directory_never_runs(folder, tmp_path):
 
 def test_damaged_image_processor_in_the_hub_directory_is_not_replaced(folder, tmp_path):
     (folder / "preprocessor_config.json").write_text("{", encoding="utf-8")
-    push_model(folder, hub_dir=tmp_path / "hub", model_id="lab/model")
+    hub.push(folder, hub_dir=tmp_path / "hub", model_id="lab/model", message="")
     with pytest.raises(OSError, match="'lab/model', revision 'main', could not be loaded"):
         models.load_image_processor("lab/model", hub_dir=tmp_path / "hub", revision="main", image_size=16)
 

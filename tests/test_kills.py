@@ -45,6 +45,7 @@ FLAGS = [
     "--checkpointing_steps=2",
     "--push_to_hub",
     "--hub_model_id=my-lab/killed",
+    "--hub_revision=v1",
 ]
 OF_CLASSIFICATION = [
     "--augmentation=mae",

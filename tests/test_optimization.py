@@ -89,7 +89,6 @@ def test_epochs_with_a_partial_last_one():
     done = (1, 9, 10, 11, 20, 21, 23)
     assert [planned.epoch(step) for step in done] == [1, 1, 1, 2, 2, 3, 3]
     assert [step for step in range(1, 24) if planned.ends_epoch(step)] == [10, 20, 23]
-    assert [planned.num_epochs(step) for step in (0, *done)] == [0, 0, 0, 1, 1, 2, 2, 3]
 
 
 def test_warm_up_is_a_share_of_the_steps_that_are_made():

@@ -24,7 +24,9 @@ from tiny_runs import run_main
 
 REPOSITORY = Path(__file__).parents[1]
 PRIVATE = {"samples.json", "predictions_validation.csv", "predictions_test.csv", "bad_steps.jsonl"}
-PUSHED = {"config.json", "model.safetensors", "preprocessor_config.json"}
+PUSHED = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+PUSHED |= {f"{name}.png" for name in ("loss", "roc_pr_validation", "roc_pr_test")}
+PUSHED |= {"confusion_matrix_validation.png", "confusion_matrix_test.png"}
 
 
 def all_ids(root: Path) -> re.Pattern[bytes]:
@@ -65,12 +67,14 @@ def test_runs_and_their_report_write_ids_to_private_files_only(
 ):
     """Both scripts with all that writes: tracker, log, hub, bad steps, figures, predictions, a report."""
     monkeypatch.setattr(PoisonedNormalizer, "poisoned", (2,))
+    monkeypatch.setattr(PoisonedNormalizer, "num_calls", 0)
     for script in (run_mae_pretrain, run_classification):
         monkeypatch.setattr(script.transforms, "Normalizer", PoisonedNormalizer)
     data = [f"--data_dir={sample_root}", "--with_tracking", "--logging_steps=1"]
     hub = ["--push_to_hub", "--hub_model_id=my-lab/mae", f"--hub_dir={tmp_path / 'hub'}"]
     run_main(run_mae_pretrain, tmp_path / "runs" / "mae", *TINY_VIT, *QUICK, *data, *hub)
     model = f"--model_name_or_path={tmp_path / 'runs' / 'mae' / 'model'}"
+    monkeypatch.setattr(PoisonedNormalizer, "num_calls", 0)
     run_main(run_classification, tmp_path / "runs" / "vit", model, *QUICK, *data, *hub, "--evaluate_test")
     report_study.main([str(tmp_path / "runs")])
 

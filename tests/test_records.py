@@ -133,30 +133,6 @@ def test_file_in_place_of_the_output_folder_is_refused(tmp_path, resume):
     assert (tmp_path / "a").read_text(encoding="utf-8") == "mine"
 
 
-def test_rewind_drops_the_epochs_after_the_step(tmp_path):
-    record = RunRecord(tmp_path, enabled=True)
-    for number in (1, 2, 3):
-        record.append_epoch(epoch(number))
-    record.rewind(20, num_epochs=2)
-    assert record.epochs() == [epoch(1), epoch(2)]
-    record.append_epoch(epoch(3))
-    assert [line["step"] for line in record.epochs()] == [10, 20, 30]
-    record.rewind(0, num_epochs=0)
-    assert record.epochs() == []
-
-
-def test_rewind_refuses_epochs_with_a_gap_and_keeps_them(tmp_path):
-    record = RunRecord(tmp_path, enabled=True)
-    for number in (1, 3):
-        record.append_epoch(epoch(number))
-    for step, num_epochs in ((30, 3), (20, 2)):
-        with pytest.raises(
-            ValueError, match=rf"metrics.jsonl: found the epochs .*expected 1 to {num_epochs}"
-        ):
-            record.rewind(step, num_epochs=num_epochs)
-    assert record.epochs() == [epoch(1), epoch(3)]
-
-
 @pytest.mark.parametrize("owner, name", [(Path, "replace"), (os, "fsync")])
 def test_interrupted_epoch_leaves_the_lines_before_it(tmp_path, monkeypatch, owner, name):
     record = RunRecord(tmp_path, enabled=True)
@@ -167,15 +143,15 @@ def test_interrupted_epoch_leaves_the_lines_before_it(tmp_path, monkeypatch, own
     assert record.epochs() == [epoch(1)]
 
 
-def test_images_of_bad_steps_are_private_and_rewound_with_the_epochs(tmp_path):
+def test_images_of_bad_steps_are_private(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
     record.append_bad_step(3, ["a", "b"])
     record.append_bad_step(12, ["c"])
     path = tmp_path / records.BAD_STEPS_FILE
-    if sys.platform != "win32":
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    record.rewind(10, num_epochs=0)
-    assert path.read_text(encoding="utf-8") == '{"step": 3, "dicom_ids": ["a", "b"]}\n'
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        '{"step": 3, "dicom_ids": ["a", "b"]}',
+        '{"step": 12, "dicom_ids": ["c"]}',
+    ]
     if sys.platform != "win32":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -224,7 +200,6 @@ def test_other_processes_write_nothing(tmp_path):
     record.write("results.json", {})
     record.append_epoch(epoch(1))
     record.write_predictions("predictions_test.csv", {"dicom_id": ["a"]}, labels=[1], probabilities=[0.5])
-    record.rewind(0, num_epochs=0)
     assert names(tmp_path) == []
 
 
@@ -276,15 +251,34 @@ def test_lock_that_a_dead_run_seems_to_hold_is_waited_for_and_explained(tmp_path
 
 
 def test_leftovers_of_a_killed_run_go_and_what_it_was_replacing_comes_back(tmp_path):
-    for name in (".model.old", ".model.tmp", "checkpoints/step_2", "checkpoints/.step_2.old"):
+    for name in (".model.old", ".model.tmp", "checkpoints/step_2", "checkpoints/.step_2.old", ".mine.old"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_text(name, encoding="utf-8")
-    for name in (".results.json.12.tmp", ".lock", ".hidden", "args.json"):
+    for name in (".results.json.12.tmp", ".lock", ".hidden", "args.json", ".mine.tmp", ".bashrc.old"):
         (tmp_path / name).write_text("", encoding="utf-8")
     records.remove_leftovers(tmp_path)
-    assert names(tmp_path) == [".hidden", ".lock", "args.json", "checkpoints", "model"]
+    mine = {".mine.old", ".mine.tmp", ".bashrc.old", ".hidden"}  # a user's own
+    assert set(names(tmp_path)) == {".lock", "args.json", "checkpoints", "model"} | mine
     assert (tmp_path / "model" / "file").read_text(encoding="utf-8") == ".model.old"
     assert names(tmp_path / "checkpoints") == ["step_2"]
+
+
+def test_run_that_was_killed_at_its_start_can_be_resumed_but_a_folder_that_is_no_run_cannot(tmp_path):
+    (tmp_path / ".lock").touch()
+    records.claim_output_dir(tmp_path, resume=True).release()
+    (tmp_path / "plan.json").write_text("{}", encoding="utf-8")  # a study's
+    with pytest.raises(ValueError, match="--resume_from_checkpoint: found no run in"):
+        records.claim_output_dir(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("pid", [None, 10**30, "x", -1, 2.5])
+def test_edited_owner_of_a_lock_is_still_one_line(pid, tmp_path):
+    lock = records.lock_folder(tmp_path)
+    owner = records.read_json(tmp_path / records.OWNER_FILE)
+    records.write_json(tmp_path / records.OWNER_FILE, {**owner, "pid": pid})
+    with pytest.raises(ValueError, match="another run is writing to it"):
+        records.lock_folder(tmp_path)
+    lock.release()
 
 
 def test_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 import logging
 import math
+import re
 import shutil
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,20 @@ import torch
 from accelerate import Accelerator
 
 from cxr.optimization import Schedule
+from cxr.records import BAD_STEPS_FILE
+from cxr.records import METRICS_FILE
 from cxr.records import PROGRESS_FILE
 from cxr.records import new_folder
 from cxr.records import read_json
 from cxr.records import remove_folder
 from cxr.records import replace_folder
+from cxr.records import sha256_of
 from cxr.records import write_json
+from cxr.records import write_text
 
 BEST_MODEL = "best_model"  # in a checkpoint
+CHECKSUMS_FILE = "sha256.json"
+RECORDS = {METRICS_FILE: False, BAD_STEPS_FILE: True}  # of a run, that are in a checkpoint; whether private
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +79,7 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoints/step_N` aside and renames it; then deletes all but the newest `total_limit`.
 
-    The model of the best epoch, if there is one, is in it: what is resumed has the best model of its step.
+    The model of the best epoch and the records so far are in it: what is resumed has those of its step.
     """
     checkpoints_dir = output_dir / "checkpoints"
     target = checkpoints_dir / f"step_{progress.step}"
@@ -86,6 +94,10 @@ def save_checkpoint(
         if accelerator.is_main_process:
             if progress.best:
                 shutil.copytree(output_dir / "model", temporary / BEST_MODEL)
+            for name in RECORDS:
+                if (output_dir / name).is_file():
+                    shutil.copy(output_dir / name, temporary / name)  # with its mode
+            write_json(temporary / CHECKSUMS_FILE, _checksums(temporary))
             write_json(temporary / PROGRESS_FILE, asdict(progress))
             replace_folder(temporary, target)
     finally:
@@ -101,29 +113,42 @@ def save_checkpoint(
 
 
 def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
-    """Returns the checkpoint folders, oldest first, by the step in the file inside, not by the name."""
+    """Returns the checkpoint folders, oldest first, by the step in the file inside, not by the name.
+
+    One whose `progress.json` is damaged is left aside; so is what a user keeps there by another name.
+    """
     if not checkpoints_dir.is_dir():
         return []
-    found = [path.parent for path in checkpoints_dir.glob(f"step_*/{PROGRESS_FILE}")]
-    return sorted(found, key=lambda folder: read_progress(folder).step)
+    steps = {}
+    for path in checkpoints_dir.iterdir():
+        if re.fullmatch(r"step_\d+", path.name) and (path / PROGRESS_FILE).is_file():
+            try:
+                steps[path] = read_progress(path).step
+            except ValueError as error:
+                logger.warning("Left aside: %s", error)
+    return sorted(steps, key=steps.get)
 
 
 def read_progress(checkpoint: Path) -> Progress:
     path = checkpoint / PROGRESS_FILE
     try:
-        progress = Progress(**read_json(path))
+        content = read_json(path)
+        progress = Progress(**content)
+        if content.keys() != {one.name for one in fields(Progress)}:
+            raise ValueError("fields are missing")
         counts = (progress.images_per_step, progress.step, progress.num_losses, progress.num_bad_steps)
         if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
             raise ValueError(f"found {counts!r:.100}, expected whole numbers")
         if not all(0 <= value < math.inf for value in (progress.loss_sum, progress.train_seconds)):
             raise ValueError("found a sum that is infinite or negative")
-        if progress.best and not progress.best.keys() >= {"epoch", "auroc", "eval_loss", "train_loss"}:
-            raise ValueError("found a best epoch without its metrics")
+        if progress.best:
+            numbers = [progress.best[name] for name in ("epoch", "eval_loss", "train_loss")]
+            numbers.append(progress.best["auroc"] or 0.0)
+            if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+                raise ValueError("found a best epoch without its metrics")
         return progress
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove {checkpoint} to resume from an older one"
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove {checkpoint}, or name an older one") from error
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
@@ -166,16 +191,21 @@ def resume(
     """
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
     if checkpoint is None:
+        if (output_dir / "results.json").exists():
+            raise ValueError(
+                f"{output_dir}: found a finished run without a checkpoint, expected one to continue; use its "
+                "model/, or start anew in another --output_dir"
+            )
         if resume_from_checkpoint is not None:
             logger.info("Found no complete checkpoint in %s: starting at step 0.", output_dir)
+        if accelerator.is_main_process:
+            restore_records(output_dir, None)
         return Progress(images_per_step=images_per_step)
     try:
         progress = read_progress(checkpoint)
+        _check_content(checkpoint)
         accelerator.load_state(str(checkpoint))
         _check_moments(optimizer)
-        if accelerator.is_main_process and progress.best:
-            with new_folder(output_dir / "model") as folder:
-                shutil.copytree(checkpoint / BEST_MODEL, folder, dirs_exist_ok=True)
     except Exception as error:  # torch ends in many kinds where a file is damaged
         raise ValueError(
             f"{checkpoint}: does not load ({error}); expected a whole checkpoint of this model; "
@@ -186,8 +216,39 @@ def resume(
             f"{checkpoint} has {progress.images_per_step} images a step, found {images_per_step}; choose "
             "batch size, accumulation and number of processes so that their product is the same"
         )
+    if accelerator.is_main_process:
+        restore_records(output_dir, checkpoint)
+        if progress.best:
+            with new_folder(output_dir / "model") as folder:
+                shutil.copytree(checkpoint / BEST_MODEL, folder, dirs_exist_ok=True)
     logger.info("Resuming from %s, after step %d.", checkpoint, progress.step)
     return progress
+
+
+def restore_records(output_dir: Path, checkpoint: Path | None) -> None:
+    """Makes the records of a run those of its checkpoint; without one, those of a run that begins."""
+    (output_dir / "results.json").unlink(missing_ok=True)
+    for name, is_private in RECORDS.items():
+        if checkpoint is not None and (checkpoint / name).is_file():
+            text = (checkpoint / name).read_text(encoding="utf-8")
+            write_text(output_dir / name, text, private=is_private)
+        else:
+            (output_dir / name).unlink(missing_ok=True)
+
+
+def _checksums(checkpoint: Path) -> dict[str, str]:
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in files}
+
+
+def _check_content(checkpoint: Path) -> None:
+    """Raises ValueError where a file has changed since it was written, which torch seldom notices."""
+    expected = read_json(checkpoint / CHECKSUMS_FILE)
+    found = _checksums(checkpoint)
+    changed = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    changed = sorted(set(changed) - {CHECKSUMS_FILE, PROGRESS_FILE})
+    if changed:
+        raise ValueError(f"{', '.join(changed)[:200]} changed since it was saved")
 
 
 def _check_moments(optimizer: torch.optim.Optimizer) -> None:

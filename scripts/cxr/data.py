@@ -1,6 +1,8 @@
 """From the dataset script to batches of uint8 images, the same for any number of processes and workers."""
 
+import atexit
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -251,6 +253,8 @@ def _make_loader(
 ) -> DataLoader:
     if num_workers is None:
         num_workers = default_num_workers(accelerator)
+    if num_workers:
+        atexit.register(end_workers)
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -266,6 +270,12 @@ def leave_signals_to_main_process(worker: int) -> None:
     """A signal to all processes of a job would end the workers in the middle of the last step."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """At the end of a process that failed, multiprocessing would wait for workers that ignore its SIGTERM."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def num_cores() -> int:

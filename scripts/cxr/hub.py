@@ -28,6 +28,7 @@ from cxr.privacy import mask_ids
 from cxr.records import new_folder
 from cxr.records import read_json
 from cxr.records import remove_folder
+from cxr.records import sha256_of
 from cxr.records import sync_file
 from cxr.records import write_text
 
@@ -35,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TAG = re.compile(r"(?!main$|[0-9a-f]{40}$)[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-SHARED_SUFFIXES = (".json", ".md", ".onnx", ".png", ".safetensors")  # of the files of a model
+# The files of a model; of pictures, those of numbers: others may show a patient.
+SHARED_FILES = re.compile(
+    r"[\w.-]+\.(?:json|md|onnx|safetensors)|(?:loss|roc_pr_\w+|confusion_matrix_\w+)\.png"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +166,7 @@ def find_problems(hub_dir: Path, model_id: str) -> list[str]:
     repository = repository_dir(hub_dir, model_id)
     problems = []
     for blob in sorted((repository / "blobs").glob("[!.]*")):
-        if _sha256(blob) != blob.name:
+        if sha256_of(blob) != blob.name:
             problems.append(f"{blob}: its content has changed")
     commits = {path.stem for path in (repository / "commits").glob("[!.]*.json")}
     for name, commit in read_refs(hub_dir, model_id).items():
@@ -182,7 +186,7 @@ def find_problems(hub_dir: Path, model_id: str) -> list[str]:
             path = snapshot / name
             if not path.is_file():
                 problems.append(f"{path}: is missing")
-            elif not path.is_symlink() and _sha256(path) != digest:
+            elif not path.is_symlink() and sha256_of(path) != digest:
                 problems.append(f"{path}: its content has changed")
             elif path.is_symlink() and path.resolve() != (repository / "blobs" / digest).resolve():
                 problems.append(f"{path}: leads elsewhere than to its content")
@@ -221,8 +225,8 @@ def _files_to_share(model_dir: Path) -> list[Path]:
         )
     files = sorted(model_dir.iterdir())
     for path in files:
-        if not path.is_file() or path.suffix not in SHARED_SUFFIXES:
-            expected = f"files of a model ({', '.join(SHARED_SUFFIXES)})"
+        if not path.is_file() or not SHARED_FILES.fullmatch(path.name):
+            expected = "the files of a model: .json, .md, .onnx, .safetensors and figures of a run"
             raise ValueError(f"{path}: found in a folder to share, expected {expected}; move it elsewhere")
         if path.suffix in (".json", ".md"):
             text = path.read_text(encoding="utf-8")
@@ -299,7 +303,7 @@ def _read_commit(repository: Path, commit: str) -> Commit:
 
 
 def _store_blob(path: Path, blobs_dir: Path) -> str:
-    digest = _sha256(path)
+    digest = sha256_of(path)
     blob = blobs_dir / digest
     if not blob.exists():
         blobs_dir.mkdir(exist_ok=True)
@@ -308,14 +312,6 @@ def _store_blob(path: Path, blobs_dir: Path) -> str:
         sync_file(temporary)
         temporary.replace(blob)
     return digest
-
-
-def _sha256(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            sha256.update(chunk)
-    return sha256.hexdigest()
 
 
 def _link_or_copy(blob: Path, link: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,10 +54,6 @@ class Schedule:
     def epoch(self, num_done: int) -> int:
         """Returns the epoch, from 1, of the last of `num_done` steps."""
         return -(-num_done // self.steps_per_epoch)
-
-    def num_epochs(self, num_done: int) -> int:
-        """Returns how many epochs are complete after `num_done` steps."""
-        return self.epoch(num_done) - (not self.ends_epoch(num_done))
 
     def ends_epoch(self, num_done: int) -> bool:
         return num_done % self.steps_per_epoch == 0 or num_done == self.num_steps
@@ -119,22 +116,26 @@ def update_weights(
     loss: torch.Tensor,
     *,
     max_grad_norm: float | None,
+    buffers: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
 ) -> torch.Tensor:
     """Takes the optimizer's step and clears the gradients; a step that is not finite is left out.
 
-    `loss` () is that of this process. Returns the mean over all processes, NaN where it or the gradient is no
-    finite number: weights and moments are then as before. With fp16, a gradient that overflows beside a
-    finite loss is the scaler's business. Nothing here makes the host wait for the device.
+    `loss` () is that of this process, `buffers` those of the model with what they held before it. Returns the
+    mean loss over all processes, which is no finite number where the step was left out: weights, moments and
+    buffers are then as before. So is a step whose gradient is no number, but with fp16: a gradient that
+    overflows beside a finite loss is the scaler's business. Nothing here makes the host wait for the device.
     """
     loss = accelerator.reduce(loss, "mean")
     if max_grad_norm:
-        norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        norm = _whole(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
     elif accelerator.scaler is None:
         norm = total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     if accelerator.scaler is None:
         is_finite = (loss + norm).isfinite()
         optimizer.optimizer.found_inf = (~is_finite).float()  # by which a scaler tells the fused AdamW, too
         loss = torch.where(is_finite, loss, torch.nan)
+    for buffer, before in buffers:
+        buffer.copy_(torch.where(loss.isfinite(), buffer, before))
     optimizer.step()
     optimizer.zero_grad()
     return loss
@@ -142,5 +143,13 @@ def update_weights(
 
 def total_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
     """The norm of all of them together, (): finite if each number is."""
-    norm = nn.utils.get_total_norm(tensors)
+    return _whole(nn.utils.get_total_norm(tensors))
+
+
+def _whole(norm: torch.Tensor) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP's shards
+
+
+def keep_buffers(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Returns the statistics of batch normalisation, and what they hold now."""
+    return [(buffer, buffer.clone()) for buffer in model.buffers() if buffer.is_floating_point()]

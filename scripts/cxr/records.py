@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -32,6 +34,9 @@ LIBRARIES = (
 )
 PROGRESS_FILE = "progress.json"  # in a checkpoint that is complete
 BAD_STEPS_FILE = "bad_steps.jsonl"
+METRICS_FILE = "metrics.jsonl"
+# What is written aside: files with the number of their process, folders without.
+LEFTOVERS = re.compile(r"\.(?:[\w.-]+\.(?:csv|json|jsonl|md|png)\.\d+\.tmp|(?:model|step_\d+)\.(?:tmp|old))")
 ORPHANS_SECONDS = 20  # that the workers of a killed run may take to notice
 
 # Flags that may differ when a run is resumed: how it runs, not what. A batch may be shared out otherwise.
@@ -123,6 +128,14 @@ def replace_folder(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def sha256_of(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+    return sha256.hexdigest()
+
+
 def remove_folder(path: Path) -> None:
     """Removes `path`, which loses its name at once: what a kill leaves is not taken for the whole."""
     aside = path.with_name(f".{path.name}.tmp")
@@ -154,9 +167,11 @@ def remove_leftovers(output_dir: Path) -> None:
     """
     for path in [*output_dir.glob(".*"), *(output_dir / "checkpoints").glob(".*")]:
         replaced = path.with_name(path.stem[1:])  # ".model.old" was "model"
+        if not LEFTOVERS.fullmatch(path.name):
+            continue
         if path.suffix == ".old" and not replaced.exists():
             path.replace(replaced)
-        elif path.suffix in (".old", ".tmp"):
+        else:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -172,12 +187,14 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
-    if resume and not any((output_dir / name).is_file() for name in (LOCK_FILE, "args.json")):
+    ours = {LOCK_FILE, OWNER_FILE}
+    found = {path.name for path in output_dir.iterdir()} - ours if output_dir.is_dir() else set()
+    # A run that was killed at its start may have left its lock only.
+    is_run = "args.json" in found or (not found - {"train.log"} and (output_dir / LOCK_FILE).is_file())
+    if resume and not is_run:
         raise ValueError(
             f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
         )
-    ours = {LOCK_FILE, OWNER_FILE}
-    found = {path.name for path in output_dir.iterdir()} - ours if output_dir.is_dir() else set()
     abandoned = "args.json" in found and found <= {"args.json", "samples.json", "train.log"}
     if found and not resume and not abandoned:
         raise ValueError(
@@ -214,7 +231,8 @@ def lock_folder(output_dir: Path) -> FileLock:
             return lock
         owner = read_json(output_dir / OWNER_FILE)
         here = owner.get("host") == socket.gethostname()
-        if not here or psutil.pid_exists(int(owner.get("pid", 0))):
+        pid = owner.get("pid")
+        if not here or type(pid) is not int or not 0 < pid < 2**31 or psutil.pid_exists(pid):
             break
         time.sleep(1)
     who = "pid {pid} on {host} since {since}".format_map({"pid": "?", "host": "?", "since": "?", **owner})
@@ -277,33 +295,15 @@ class RunRecord:
     def append_epoch(self, record: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
         if self.enabled:
-            self._write_lines("metrics.jsonl", [*self.epochs(), record])
+            self._write_lines(METRICS_FILE, [*self.epochs(), record])
 
     def epochs(self) -> list[dict[str, Any]]:
-        epochs = self._read_lines("metrics.jsonl")
+        epochs = self._read_lines(METRICS_FILE)
         names = ("epoch", "train_loss", "eval_loss")
         if not all(isinstance(epoch.get(name), int | float) for epoch in epochs for name in names):
-            path = self.output_dir / "metrics.jsonl"
+            path = self.output_dir / METRICS_FILE
             raise ValueError(f"{path}: found a line without {' or '.join(names)}; expected what a run wrote")
         return epochs
-
-    def rewind(self, step: int, *, num_epochs: int) -> None:
-        """Drops the epochs that a resumed run, which starts at optimizer step `step`, is about to repeat.
-
-        Raises ValueError unless that leaves the first `num_epochs`.
-        """
-        if self.enabled:
-            found = [epoch["epoch"] for epoch in self.epochs() if epoch["step"] <= step]
-            if found != list(range(1, num_epochs + 1)):
-                path = self.output_dir / "metrics.jsonl"
-                raise ValueError(
-                    f"{path}: found the epochs {found} up to step {step}, expected 1 to {num_epochs}; "
-                    "restore it, or start anew in another --output_dir"
-                )
-            (self.output_dir / "results.json").unlink(missing_ok=True)
-            for name in ("metrics.jsonl", BAD_STEPS_FILE):
-                kept = [line for line in self._read_lines(name) if line["step"] <= step]
-                self._write_lines(name, kept)
 
     def append_bad_step(self, step: int, dicom_ids: Sequence[str]) -> None:
         """Adds the images of a step that was left out to `bad_steps.jsonl`, which is private."""

@@ -1,6 +1,7 @@
 """Start and end of a script: processes, seeds, the run folder, logging, and errors in one line."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from typing import NoReturn
 
 import datasets
@@ -22,6 +24,7 @@ from accelerate.utils import set_seed
 from datasets.exceptions import DatasetsError
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -50,8 +53,9 @@ ADVICE = {
     "or --hub_dir",
     "DataLoader worker": "a process that loads images was killed, most often for want of memory; lower "
     "--dataloader_num_workers and continue with --resume_from_checkpoint latest",
-    "[Gg]loo|NCCL|Connection closed by peer|Connection reset by peer|DistNetworkError": "another process of "
-    "this run is gone; see its last lines, and continue all with --resume_from_checkpoint latest",
+    r"\b[Gg]loo\b|NCCL|Connection (?:closed|reset) by peer|DistNetworkError": "another process of this "
+    "run is gone; see its last lines, and continue all with --resume_from_checkpoint latest; if they "
+    "never met, set GLOO_SOCKET_IFNAME to the network interface that connects the machines",
 }
 
 
@@ -59,7 +63,9 @@ def run_script(main: Callable[[], None]) -> None:
     """Calls `main`; a user's error ends it with one line and exit status 2, the trace in train.log."""
     try:
         main()
-    except (ValueError, OSError, DatasetsError, SafetensorError, RuntimeError, MemoryError) as error:
+    except ValueError as error:
+        _end_with(str(error))
+    except (OSError, DatasetsError, SafetensorError, RuntimeError, MemoryError) as error:
         text = f"{type(error).__name__}: {error}"
         advice = next((advice for part, advice in ADVICE.items() if re.search(part, text)), None)
         if advice is not None:
@@ -150,8 +156,35 @@ def describe_training(model: nn.Module, schedule: Schedule) -> dict[str, object]
 def progress_bar(accelerator: Accelerator, steps: range) -> tqdm:
     """A bar over the optimizer steps, from where a resumed run starts, on the main process."""
     return tqdm(
-        steps, total=steps.stop, initial=steps.start, unit="step", disable=not accelerator.is_main_process
+        steps,
+        total=steps.stop,
+        initial=steps.start,
+        unit="step",
+        file=LastingStderr(),
+        disable=not accelerator.is_main_process,
     )
+
+
+def evaluation_bar(accelerator: Accelerator, loader: DataLoader, split: str) -> tqdm:
+    """A bar over the batches of an evaluation, gone when it is done, on the main process."""
+    return tqdm(
+        loader, desc=split, leave=False, file=LastingStderr(), disable=not accelerator.is_main_process
+    )
+
+
+class LastingStderr:
+    """Standard error for bars, which nothing ends: Ctrl-C ends the reader of `| tee log`, too."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def log_reading(accelerator: Accelerator, bar: tqdm, values: dict[str, float], *, step: int) -> None:
