@@ -110,6 +110,8 @@ def check_files(folder: Path) -> None:
         elif path.suffix == ".png":
             with Image.open(path) as image:
                 image.load()
+        elif path.suffix == ".md":
+            assert "Code at git commit" in path.read_text(encoding="utf-8").splitlines()[-1]
         elif path.suffix == ".safetensors":
             assert load_file(path)
         elif path.suffix in (".bin", ".pkl"):
