@@ -23,6 +23,7 @@ LEAVES = {
     "intervals": set(),
     "metrics": set(),
     "plots": set(),
+    "radiographs": {"sources"},
     "records": set(),
     "samples": {"seeding"},
     "seeding": set(),
@@ -30,7 +31,7 @@ LEAVES = {
     "study_plots": {"intervals", "plots"},
     "transforms": set(),
 }
-WITHOUT_TORCH = ("describe_dataset", "make_sample_data", "report_study", "run_study")
+WITHOUT_TORCH = ("describe_dataset", "hub", "make_sample_data", "report_study", "run_study")
 
 
 def imports(path: Path) -> set[str]:

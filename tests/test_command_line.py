@@ -97,7 +97,6 @@ WRONG = {
         "found 'patch_size:8'",
         "expected key=value",
     ),
-    "push to nowhere": (["--push_to_hub", "--hub_model_id", "a/b"], "--push_to_hub needs --hub_dir"),
     "push of no name": (["--push_to_hub", "--hub_dir", "hub"], "--hub_model_id ORG/NAME"),
     "hub name without organisation": (["--hub_model_id", "mae"], "found 'mae'", "expected organisation/name"),
     "hub name that climbs": (["--hub_model_id", "../mae"], "found '../mae'", "expected organisation/name"),

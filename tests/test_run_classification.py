@@ -54,7 +54,7 @@ def read_predictions(path):
 def test_results_have_every_metric_of_both_splits(vit_run):
     results = read_results(vit_run)
     for split in ("validation", "test"):
-        assert set(results[split]) == METRICS | {"at_chosen_threshold"}
+        assert set(results[split]) == METRICS | {"at_chosen_threshold", "intervals"}
         assert results[split]["threshold"] == 0.5
         assert set(results[split]["at_chosen_threshold"]) == {
             "threshold",
