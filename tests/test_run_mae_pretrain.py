@@ -39,6 +39,7 @@ def test_run_folder_has_every_record_and_picture(finished_run):
     output_dir, _ = finished_run
     names = {path.name for path in output_dir.iterdir()} - {".lock", ".owner.json"}
     expected = {
+        "README.md",
         "args.json",
         "metrics.jsonl",
         "results.json",

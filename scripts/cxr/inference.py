@@ -36,7 +36,7 @@ DEFAULT_THRESHOLD = 0.5
 DEFAULT_VIEW = "frontal"
 MAX_SIDE = 2**14  # pixels
 LOCAL = {"hub_dir": None, "revision": "main"}  # where cxr.models looks: in the folder
-MODEL_FILES = ["*.json", "*.safetensors"]
+MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Classifier:
 
     def decide(self, probability: float) -> str:
         """Returns the label that a probability means."""
-        return self.labels[probability >= self.threshold]
+        return self.labels[bool(probability >= self.threshold)]
 
 
 def find_model(name: str, *, hub_dir: Path | None, revision: str = "main") -> Path:

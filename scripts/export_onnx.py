@@ -1,0 +1,300 @@
+"""Writes a classifier as one ONNX file that gives probabilities without torch, and measures how fast.
+
+    python scripts/export_onnx.py runs/demo/mae-vit/model finding.onnx
+    python scripts/export_onnx.py my-lab/mae-cxr finding.onnx --hub_dir /data/hub
+
+The file takes gray images as `images`, uint8 (B, 1, S, S), normalises them itself and returns `probability`
+(B,), that of the positive label, and `logits` (B, 2). What else a user must know is in its metadata. With
+onnxruntime, numpy and Pillow alone:
+
+    import numpy as np
+    import onnxruntime
+    from PIL import Image
+
+    session = onnxruntime.InferenceSession("finding.onnx")
+    about = session.get_modelmeta().custom_metadata_map
+    side, shortest_side = int(about["image_size"]), int(about["shortest_side"])
+    image = Image.open("xray.jpg").convert("L")
+    shrunk = [max(1, round(length * shortest_side / min(image.size))) for length in image.size]
+    if min(image.size) > shortest_side:  # as the images that it was trained on
+        image = image.resize(shrunk, Image.Resampling.LANCZOS)
+    image = image.resize((side, side), Image.Resampling.BILINEAR)
+    (probability,) = session.run(["probability"], {"images": np.asarray(image)[None, None]})[0]
+    decision = about["positive"] if probability >= float(about["threshold"]) else about["negative"]
+    print(f"{decision}: probability of {about['positive']} {probability:.4f}")
+
+Before the file gets its name, onnxruntime must agree with torch to 1e-4 on noise and on radiographs: those of
+--images, or synthetic ones. A model of 2 GiB or more, which no ONNX file holds, has its weights beside it, in
+OUT.data. For research only, not for diagnosis.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+import transformers
+from cxr import command_line
+from cxr import inference
+from cxr import radiographs
+from cxr import records
+from cxr import runtime
+from cxr import sources
+from rich.console import Console
+from rich.table import Table
+
+TOLERANCE = 1e-4  # of a probability and, where it is above 1, relative to a logit
+NUM_RADIOGRAPHS = 8  # to compare on
+MIN_TURNS, MAX_TURNS = 3, 9  # that each side gets at a batch size, after one more; the median counts
+ENOUGH_SECONDS = 20  # after which there are no more turns than needed
+MAX_BYTES = 2**31 - 2**20  # of weights in one file: protobuf's limit, with room for the graph
+OPSET = 20  # of 2024: runtimes in use know it, and GELU is one operation since
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = command_line.ArgumentParser(__doc__, usage="MODEL OUT [flags]")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a classifier: a folder, or a name in --hub_dir or on the Hub"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the file to write, which ends in .onnx")
+    parser.add_argument(
+        "--hub_dir", type=Path, metavar="FOLDER", help="Hub-like local directory to load a name from"
+    )
+    parser.add_argument(
+        "--model_revision",
+        metavar="REV",
+        default="main",
+        help="branch, tag or commit of a model given by name",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help=f"radiographs, or folders of them, to compare on: the first {NUM_RADIOGRAPHS}",
+    )
+    parser.add_argument(
+        "--batch_sizes",
+        nargs="+",
+        type=command_line.positive_int,
+        default=(1, 8, 32),
+        metavar="N",
+        help="images at once, to measure the speed with",
+    )
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".onnx":
+        parser.error(f"OUT {args.out}: expected a file that ends in .onnx")
+    for path in (args.out, args.out.with_name(f"{args.out.name}.data")):
+        if path.exists():
+            parser.error(f"OUT {path}: found a file already; expected a new one: remove it, or name another")
+    return args
+
+
+class PixelsToProbability(torch.nn.Module):
+    """A classifier from uint8 gray images (B, 1, S, S) to the probability (B,) and the logits (B, 2)."""
+
+    def __init__(self, classifier: inference.Classifier):
+        super().__init__()
+        self.model = classifier.model
+        # The normaliser's arithmetic, with constants that are stored in the file.
+        self.register_buffer("mean", 255 * torch.tensor(classifier.image_mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(classifier.image_std).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model(pixel_values=(images.float() - self.mean) / self.std).logits
+        return logits.softmax(dim=1)[:, 1], logits
+
+
+# The file ---------------------------------------------------------------------------------------------------
+
+
+def about(classifier: inference.Classifier) -> dict[str, str]:
+    """What a user of the file must know, as its metadata holds it: texts by name."""
+    return {
+        "image_size": str(classifier.image_size),
+        "shortest_side": str(classifier.shortest_side),
+        "negative": classifier.labels[0],
+        "positive": classifier.labels[1],
+        "threshold": repr(classifier.threshold),
+        "threshold_is_chosen": json.dumps(classifier.has_threshold),  # else it is the customary 0.5
+        "trained_view": classifier.trained_view,
+        "image_mean": json.dumps(classifier.image_mean),  # these two are applied in the graph
+        "image_std": json.dumps(classifier.image_std),
+        "preprocessing": "8-bit gray, air dark; a larger image shrunk to shortest_side, Lanczos; the whole "
+        "image resized to image_size x image_size, bilinear",
+        "intended_use": "research only, not for diagnosis",
+    }
+
+
+def convert(classifier: inference.Classifier) -> torch.onnx.ONNXProgram:
+    """Returns the model for any number of images, without the file names that torch notes with every node."""
+    side = classifier.image_size
+    example = torch.zeros(2, 1, side, side, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own exporter
+        program = torch.onnx.export(
+            PixelsToProbability(classifier).eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["probability", "logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            verbose=False,
+        )
+    graph = program.model.graph
+    for part in (program.model, graph, *graph.all_nodes(), *graph.inputs, *graph.outputs):
+        part.metadata_props.clear()
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in graph.initializers.values():
+        value.metadata_props.clear()
+    program.model.metadata_props.update(about(classifier))
+    return program
+
+
+def write(program: torch.onnx.ONNXProgram, path: Path) -> None:
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    program.save(str(path), external_data=size > MAX_BYTES)
+
+
+def open_session(path: Path, *, num_threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+# Does it agree, and how fast is it? -------------------------------------------------------------------------
+
+
+def read_images(names: list[str] | None, classifier: inference.Classifier) -> torch.Tensor:
+    """Returns the radiographs to compare on (B, 1, S, S) uint8, as they are evaluated."""
+    if names is None:
+        names = [str(sources.make_sample_data_once() / "files")]
+    found, missing = radiographs.find_radiographs(names)
+    if missing or not found:
+        raise ValueError(
+            f"--images {' '.join(missing or names)}: found none; expected JPEG, PNG or DICOM files"
+        )
+    images = []
+    for path in found[:NUM_RADIOGRAPHS]:
+        try:
+            pixels = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side).pixels
+        except radiographs.BadRadiographError as error:
+            raise ValueError(f"--images {path}: {error}; leave it out") from error
+        images.append(classifier.prepare(pixels))
+    return torch.stack(images)
+
+
+def largest_difference(
+    classifier: inference.Classifier, session: onnxruntime.InferenceSession, images: torch.Tensor
+) -> float:
+    """Returns by how much onnxruntime is off from what this repository computes, at most; see TOLERANCE."""
+    probability, logits = session.run(["probability", "logits"], {"images": images.numpy()})
+    with torch.inference_mode():
+        expected = classifier.model(pixel_values=classifier.normalize(images)).logits
+    of_probability = np.abs(probability - expected.double().softmax(dim=1)[:, 1].numpy())
+    of_logits = np.abs(logits - expected.numpy()) / np.maximum(1, np.abs(expected.numpy()))
+    return float(max(of_probability.max(), of_logits.max()))
+
+
+def check(
+    classifier: inference.Classifier, session: onnxruntime.InferenceSession, radiographs: torch.Tensor
+) -> dict[str, float]:
+    """Returns the largest difference on noise and on radiographs. Raises ValueError where it is too large."""
+    noise = torch.randint(
+        256, radiographs.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    differences = {}
+    for name, images in (("noise", noise), ("radiographs", radiographs)):
+        batches = (images, images[:1])  # the file is for any number of images
+        differences[name] = np.max([largest_difference(classifier, session, batch) for batch in batches])
+        if not differences[name] <= TOLERANCE:  # nor NaN
+            raise ValueError(
+                f"onnxruntime {onnxruntime.__version__} differs by {differences[name]:.2g} from torch "
+                f"{torch.__version__} on {name}, expected at most {TOLERANCE:g}: no file is written; try "
+                "other versions of them"
+            )
+    return differences
+
+
+def measure_speed(
+    classifier: inference.Classifier, session: onnxruntime.InferenceSession, *, batch_size: int
+) -> tuple[float, float]:
+    """Returns the images/s of torch and of onnxruntime, which take turns."""
+    images = torch.zeros(batch_size, 1, classifier.image_size, classifier.image_size, dtype=torch.uint8)
+    inputs = {"images": images.numpy()}
+    turns = []
+    start = time.perf_counter()
+    while len(turns) <= MIN_TURNS or (
+        len(turns) <= MAX_TURNS and time.perf_counter() - start < ENOUGH_SECONDS
+    ):
+        of_torch = seconds(lambda: classifier.probabilities(images))
+        turns.append((of_torch, seconds(lambda: session.run(["probability"], inputs))))
+    of_torch, of_onnxruntime = (statistics.median(side) for side in zip(*turns[1:]))
+    return batch_size / of_torch, batch_size / of_onnxruntime
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def print_table(speeds: dict[int, tuple[float, float]], *, num_threads: int) -> None:
+    threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    table = Table(
+        "images at once", "torch", "onnxruntime", "faster by", title=f"Images/s on {threads} of this CPU"
+    )
+    for column in table.columns:
+        column.justify = "right"
+    for batch_size, (of_torch, of_onnxruntime) in speeds.items():
+        faster = f"{of_onnxruntime / of_torch:.2f}"
+        table.add_row(str(batch_size), f"{of_torch:,.1f}", f"{of_onnxruntime:,.1f}", faster)
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
+    classifier = inference.load_classifier(
+        args.model, hub_dir=args.hub_dir, revision=args.model_revision, device="cpu"
+    )
+    images = read_images(args.images, classifier)
+    num_threads = torch.get_num_threads()
+    aside = args.out.with_name(f".{args.out.name}.tmp")  # a folder: weights beside the file know its name
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(convert(classifier), aside / args.out.name)
+        session = open_session(aside / args.out.name, num_threads=num_threads)
+        differences = check(classifier, session, images)
+        records.sync_folder(aside)
+        written = [
+            path.replace(args.out.with_name(path.name))
+            for path in sorted(aside.iterdir(), reverse=True)  # weights beside the file first
+        ]
+    except OSError as error:
+        raise ValueError(
+            f"OUT {args.out}: could not be written ({error.strerror or error}); name another"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    num_bytes = sum(path.stat().st_size for path in written)
+    found = ", ".join(f"{difference:.1g} on {name}" for name, difference in differences.items())
+    print(f"{args.out}: {num_bytes / 1e6:,.1f} MB; differs from torch by at most {found}")
+    speeds = {size: measure_speed(classifier, session, batch_size=size) for size in args.batch_sizes}
+    print_table(speeds, num_threads=num_threads)
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)

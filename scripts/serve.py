@@ -1,0 +1,307 @@
+"""Opens a page on this computer to try a classifier: drop a radiograph, see what the model makes of it.
+
+    pip install -r requirements-serve.txt
+    python scripts/serve.py runs/demo/mae-vit/model --open_browser
+    python scripts/serve.py my-lab/mae-cxr --hub_dir /data/hub --port 8000
+
+It shows the probability, the decision at the model's threshold, a heat map and the model's card. Ctrl-C ends
+it. Images are taken for patients': the page is for this computer alone unless --host says otherwise, asks no
+other server for anything, and a file is removed as soon as it is read. For research only, not for diagnosis.
+"""
+
+import argparse
+import base64
+import contextlib
+import html
+import importlib.util
+import io
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import transformers
+from cxr import command_line
+from cxr import heatmaps
+from cxr import inference
+from cxr import radiographs
+from cxr import runtime
+from cxr.inference import Classifier
+from PIL import Image
+
+if TYPE_CHECKING:
+    import gradio
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_FILE_SIZE = 128 * 2**20  # bytes; an uncompressed DICOM file of 4000 x 4000 pixels has 32 MiB
+SHOWN_SIDE = 768  # pixels of the shortest side of the pictures
+EXPECTED = "Expected a chest radiograph as JPEG, PNG or DICOM file."
+DISCLAIMER = "For research only. Not a medical device, and not for diagnosis."
+
+# The browser itself holds the page to its promise, whatever a model card links to.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "manifest-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+)
+
+CSS = """
+.gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important }
+#head h1 { font-size: 1.6rem; font-weight: 600; margin: 0 }
+#head .name { margin: 0 0 .8rem; overflow-wrap: anywhere }
+#head .disclaimer { border-left: 6px solid #b91c1c; background: #fef2f2; color: #7f1d1d; padding: .6rem .9rem;
+  font-weight: 600; border-radius: 4px }
+#answer .note, #answer figcaption, #head .name { opacity: .75; font-size: .9rem; overflow-wrap: anywhere }
+#answer .decision { font-size: 1.8rem; font-weight: 600; margin: .2rem 0 }
+#answer .scale { position: relative; height: 1.1rem; margin: 2rem 0 .4rem; border-radius: 4px;
+  background: var(--border-color-primary) }
+#answer .scale div { position: absolute; inset: 0 auto 0 0; border-radius: 4px; background: #2563eb }
+#answer .scale i { position: absolute; top: -.35rem; bottom: -.35rem; width: 3px; margin-left: -1px;
+  background: var(--body-text-color) }
+#answer .warning { border-left: 6px solid #d97706; padding: .3rem .9rem; font-weight: 600 }
+#answer .pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1rem }
+#answer figure { flex: 1 1 300px; margin: 0 }
+#answer img { width: 100%; border-radius: 4px; background: #000 }
+#answer figcaption { margin-top: .3rem }
+#card table { display: block; overflow-x: auto; border: 0; padding: 0 }
+#card :is(th, td) { overflow-wrap: normal; word-break: normal; padding: .3rem .6rem }
+#card img { max-width: 100% }
+"""
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = command_line.ArgumentParser(__doc__, usage="MODEL [flags]")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="the folder of a classifier, or its organisation/name in --hub_dir or on the Hub",
+    )
+    parser.add_argument(
+        "--hub_dir", metavar="FOLDER", type=Path, help="where models are looked up by name, without the Hub"
+    )
+    parser.add_argument(
+        "--model_revision", metavar="REV", default="main", help="branch, tag or commit of a model by name"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; any but this one lets others use the page"
+    )
+    port = command_line.number(int, "a port from 1 to 65535", lambda value: 1 <= value <= 65535)
+    parser.add_argument("--port", type=port, metavar="N", help="(default: the first free one from 7860 on)")
+    parser.add_argument("--open_browser", action="store_true", help="open the page in the browser")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ...; auto is a GPU if any")
+    args = parser.parse_args(argv)
+    if importlib.util.find_spec("gradio") is None:
+        parser.error("found no gradio, which makes the page: pip install -r requirements-serve.txt")
+    return args
+
+
+# What the page says -----------------------------------------------------------------------------------------
+
+
+def read_card(folder: Path, classifier: Classifier) -> str:
+    """Returns the model's README.md as Markdown, with its pictures in it; of a model without, a few facts."""
+    path = folder / "README.md"
+    if not path.is_file():
+        chosen = "chosen on validation" if classifier.has_threshold else "the customary one"
+        return (
+            f"This model has no card. It takes {classifier.trained_view} views of "
+            f"{classifier.image_size} x {classifier.image_size} pixels; its threshold of "
+            f"{classifier.threshold:.3f} is {chosen}."
+        )
+    text = path.read_text(encoding="utf-8", errors="replace")
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # the metadata for the Hub
+    return re.sub(r"(!\[[^\]]*\]\()([\w-]+\.png)\)", lambda found: _embed(found, folder), text)
+
+
+def _embed(found: re.Match, folder: Path) -> str:
+    picture = folder / found[2]
+    if not picture.is_file():
+        return found[0]
+    return f"{found[1]}{data_address(picture.read_bytes(), 'png')})"
+
+
+def data_address(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def as_jpeg(pixels: np.ndarray) -> str:
+    """Returns pixels (H, W) or (H, W, 3) uint8 as an address that holds them, so that no file is written."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=90)
+    return data_address(buffer.getvalue(), "jpeg")
+
+
+def head_html(classifier: Classifier, *, is_local: bool) -> str:
+    negative, positive = map(html.escape, classifier.labels)
+    name = html.escape("/".join(Path(classifier.name).parts[-2:]))  # of a folder's path only the end
+    where = "does not leave this computer" if is_local else "goes to the computer that runs this page"
+    return (
+        f'<h1>{positive} or {negative}?</h1><p class="name">asked of {name}</p>'
+        f'<p class="disclaimer">{DISCLAIMER}</p>'
+        f"<p>A chest radiograph, as JPEG, PNG or DICOM. It {where}, and is removed once it is read.</p>"
+    )
+
+
+def answer_html(classifier: Classifier, path: Path) -> str:
+    """Returns what the model makes of a radiograph. Raises BadRadiographError for what is none."""
+    radiograph = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side)
+    shown = radiographs.read_radiograph(path, shortest_side=max(SHOWN_SIDE, classifier.shortest_side)).pixels
+    images = classifier.prepare(radiograph.pixels)[None]  # (1, 1, S, S)
+    probability = float(classifier.probabilities(images)[0])
+    heat = heatmaps.heat_maps(classifier, images)[0]
+    negative, positive = map(html.escape, classifier.labels)
+    warning = radiographs.describe_view(radiograph.view_position, trained_view=classifier.trained_view)
+    chosen = "chosen on validation images" if classifier.has_threshold else "as the model came without one"
+    meaning = (
+        f"What speaks for {positive}, the brighter the more, relative to this image's highest: it shows what "
+        "the model used, not where a disease is"
+        if heat.any()
+        else f"The heat map is empty: the model found nothing that speaks for {positive}"
+    )
+    pictures = {"The radiograph": shown[0].numpy(), meaning: heatmaps.overlay(shown, heat)}
+    figures = "".join(
+        f'<figure><img src="{as_jpeg(pixels)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+        for caption, pixels in pictures.items()
+    )
+    return (
+        f'<p class="note">{html.escape(path.name)}</p>'
+        + (f'<p class="warning">{html.escape(warning)}</p>' if warning else "")
+        + f'<p class="decision">{html.escape(classifier.decide(probability))}</p>'
+        f"<p>Probability of {positive}: <b>{probability:.3f}</b></p>"
+        f'<div class="scale"><div style="width:{probability:.2%}"></div>'
+        f'<i style="left:{classifier.threshold:.2%}"></i></div>'
+        f"<p>Threshold (the mark): <b>{classifier.threshold:.3f}</b>, {chosen}. From it on the decision is "
+        f"{positive}, below it {negative}.</p>"
+        f'<p class="note">{DISCLAIMER}</p><div class="pictures">{figures}</div>'
+    )
+
+
+# The page ---------------------------------------------------------------------------------------------------
+
+
+def make_page(classifier: Classifier, card: str, *, is_local: bool) -> "gradio.Blocks":
+    import gradio as gr
+
+    def answer(uploaded: str) -> Iterator[tuple[None, str]]:
+        path = Path(uploaded)
+        yield None, '<p class="note">One moment ...</p>'  # room for the next file; another's answer goes
+        try:
+            yield None, answer_html(classifier, path)
+        except radiographs.BadRadiographError as error:
+            reason = f"{html.escape(path.name)} was not used: {html.escape(str(error))}. {EXPECTED}"
+            yield None, f'<p class="warning">{reason}</p>'
+            raise gr.Error(reason, print_exception=False) from None
+        finally:
+            path.unlink(missing_ok=True)
+
+    with gr.Blocks(title="Chest X-ray classifier", analytics_enabled=False) as page:
+        gr.HTML(head_html(classifier, is_local=is_local), elem_id="head")
+        upload = gr.File(label="Radiograph", height=150, elem_id="upload")
+        result = gr.HTML(elem_id="answer")
+        with gr.Accordion("Model card"):
+            gr.Markdown(card, elem_id="card")
+        upload.upload(answer, upload, [upload, result], api_visibility="private", show_progress="hidden")
+    return page.queue(max_size=16, api_open=False)
+
+
+class ContentSecurityPolicy:
+    """Adds the policy to every answer of the server."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_policy(message):
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", CONTENT_SECURITY_POLICY.encode())
+                message = {**message, "headers": [*message["headers"], policy]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def launch(page: "gradio.Blocks", *, host: str, port: int | None, open_browser: bool) -> str:
+    """Starts the server on threads of its own; returns the page's address."""
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    middleware = [Middleware(ContentSecurityPolicy)]
+    if host in LOOPBACK[:2]:  # a page of another name that leads here, by DNS rebinding, is refused
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none fetched
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=open_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            run_history=False,  # else the browser keeps all answers
+            footer_links=[],
+            enable_monitoring=False,
+            mcp_server=False,
+            pwa=False,
+            ssr_mode=False,
+            max_file_size=MAX_FILE_SIZE,
+            app_kwargs={"middleware": middleware},
+            theme=gr.themes.Default(**fonts),
+            css=CSS,
+        )
+    except OSError as error:
+        where = f"--host {host}" + (f" --port {port}" if port else "")
+        raise ValueError(f"{where}: cannot be listened on; name another address or port") from error
+    return address
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Makes gradio write, uploads above all, to a folder that only this user reads and that is removed.
+
+    To enter before gradio is imported, which reads these variables once.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    for name in ("NO_PROXY", "no_proxy"):  # gradio asks its own server whether it runs
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK)))
+    with tempfile.TemporaryDirectory(prefix="chest-x-ray-page-") as folder:  # mode 0700
+        before = tempfile.tempdir
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
+def end_by_signal(number: int, frame: object) -> None:
+    sys.exit(128 + number)  # through the ends of all blocks
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, end_by_signal)
+    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
+    source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
+    classifier = inference.load_classifier(args.model, device=args.device, **source)
+    card = read_card(inference.find_model(args.model, **source), classifier)
+    is_local = args.host in LOOPBACK
+    with private_files():
+        page = make_page(classifier, card, is_local=is_local)
+        address = launch(page, host=args.host, port=args.port, open_browser=args.open_browser)
+        if not is_local:
+            print(f"--host {args.host}: whoever reaches this computer can use the page, without a password")
+        print(f"{address} shows {args.model}; Ctrl-C ends it. {DISCLAIMER}", flush=True)
+        try:
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)
