@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml
 DEMO := runs/demo
 
-.PHONY: install test test-slow lint demo
+.PHONY: install test test-slow test-page lint demo
 
 install: $(VENV)/installed
 $(VENV)/installed: requirements.txt
@@ -21,6 +21,11 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Last, as it changes what is installed: gradio holds back pillow.
+test-page: install
+	$(BIN)/python -m pip install --quiet -r requirements-serve.txt
+	$(BIN)/python -m pytest tests/test_serve.py
 
 lint: install
 	$(BIN)/ruff check .
