@@ -85,7 +85,12 @@ def prepare_push(*, hub_dir: Path | None, model_id: str, tag: str | None) -> Non
         with _asking_the_hub():
             HfApi().create_repo(model_id, private=True, exist_ok=True)
         return
-    hub_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        hub_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--hub_dir {hub_dir}: cannot be made ({error.strerror}); name another folder"
+        ) from error
     _check_tag(repository_dir(hub_dir, model_id), tag)
 
 
