@@ -343,7 +343,8 @@ def train(
             limit = args.checkpoints_total_limit
             checkpoints.save_checkpoint(accelerator, record.output_dir, progress, total_limit=limit)
             if args.push_to_hub and args.hub_strategy == "every_save" and record.enabled and progress.best:
-                sharing.share_unfinished(record.output_dir, args.dataset_config_name, schedule, progress.step)
+                best_step = progress.best["step"]  # that of model/
+                sharing.share_unfinished(record.output_dir, args.dataset_config_name, schedule, best_step)
         if stops:
             preemption.end_run(record.output_dir, step=progress.step)
         stopwatch.start(progress.step)

@@ -118,6 +118,7 @@ def test_code_on_the_card_loads_the_model_from_the_directory(name, runs, sample_
 def make_card(**changes) -> str:
     args = {
         "hub_model_id": None,
+        "hub_dir": None,
         "data_dir": "/mnt/patients of 2020/MIMIC-CXR JPG",
         "model_name_or_path": "facebook/vit-mae-base",
         "view": "frontal",
@@ -141,6 +142,12 @@ def test_card_of_credentialed_data_has_its_license_and_terms_and_no_path_of_the_
     assert (
         "1 if Pleural Effusion is positive" in text and "chexpert; uncertain labels count as exclude" in text
     )
+
+
+def test_card_of_other_data_does_not_claim_its_license():
+    text = make_card(data_dir="/mnt/nih-cxr")
+    assert ModelCard(text).data.license == "other" and "physionet-credentialed" not in text
+    assert "Those of `nih-cxr` apply" in text
 
 
 def test_local_base_model_is_named_without_its_path():

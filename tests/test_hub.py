@@ -266,6 +266,20 @@ def test_verify_finds_a_flipped_bit(pushed):
     assert (path.resolve().name if path.is_symlink() else commits[0]) in problem
 
 
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_push_mends_what_was_damaged(damage, pushed):
+    hub_dir, commits = pushed
+    path = repository(hub_dir) / "snapshots" / commits[1] / "model.safetensors"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert hub.find_problems(hub_dir, NAME)
+    assert push(hub_dir.parent / "model-2.0", hub_dir) == commits[1]
+    assert hub.find_problems(hub_dir, NAME) == []
+    assert load_bias(hub_dir) == 2.0
+
+
 def test_verify_finds_what_is_missing_added_or_led_elsewhere(pushed):
     hub_dir, commits = pushed
     snapshot = repository(hub_dir) / "snapshots" / commits[1]

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import run_mae_pretrain
 import torch
+from cxr import hub
 from cxr.records import has_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
@@ -172,6 +173,9 @@ def test_killed_run_resumes_and_ends_where_the_uninterrupted_one_does(
         num_ended += 1
         assert without_hub(read_results(folder / "run")) == without_hub(read_results(whole / "run"))
         assert_equal(folder / "run", whole / "run")
+        assert len(hub.read_log(folder / "hub", "my-lab/killed")) == 1
+        hub.collect_garbage(folder / "hub", "my-lab/killed")  # what a killed push left unnamed
+        assert hub.find_problems(folder / "hub", "my-lab/killed") == []
         assert len(list((folder / "hub").glob("models--*/snapshots/*"))) == 1
         assert not [path for path in folder.rglob(".*") if path.suffix in (".tmp", ".old")]
     print(f"{script}: {num_kills} kills, {num_ended} runs, all equal to the uninterrupted one")

@@ -86,10 +86,11 @@ def make_card(
     name = args["hub_model_id"] or "model"
     data_dir = args["data_dir"] and Path(args["data_dir"])
     data = "synthetic-radiographs" if is_synthetic(data_dir) else dataset_name(data_dir)
+    is_mimic = "mimic" in data
     base_model = args["model_name_or_path"]
     is_on_hub = base_model is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model)
     metadata = ModelCardData(
-        **({"license": "mit"} if is_synthetic(data_dir) else LICENSE),
+        **(LICENSE if is_mimic else {"license": "mit" if is_synthetic(data_dir) else "other"}),
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
@@ -109,6 +110,7 @@ def make_card(
         is_pretraining=is_pretraining,
         is_finished="train_loss" in results,
         is_synthetic=is_synthetic(data_dir),
+        is_mimic=is_mimic,
         base_model=Path(base_model).name if base_model and not is_on_hub else base_model,
         data=data,
         args=args,

@@ -261,16 +261,16 @@ def _push_to_folder(files: list[Path], hub_dir: Path, model_id: str, message: st
         blobs = {path.name: _store_blob(path, repository / "blobs") for path in files}
         parent = read_refs(hub_dir, model_id).get("main")
         if parent and _read_commit(repository, parent).files == blobs:
-            commit = parent  # a push that was repeated
+            commit = parent  # a push that was repeated, or mends what was damaged
+            if not _is_whole(repository / "snapshots" / commit, blobs):
+                _write_snapshot(repository, commit, blobs)
         else:
             _check_tag(repository, tag)
             time = datetime.now(timezone.utc).isoformat()
             content = {"parent": parent, "time": time, "message": message, "files": blobs}
             text = json.dumps(content, indent=2, sort_keys=True)
             commit = hashlib.sha1(text.encode()).hexdigest()
-            with new_folder(repository / "snapshots" / commit) as snapshot:
-                for name, digest in blobs.items():
-                    _link_or_copy(repository / "blobs" / digest, snapshot / name)
+            _write_snapshot(repository, commit, blobs)
             for folder in ("commits", "refs"):
                 (repository / folder).mkdir(exist_ok=True)
             write_text(repository / "commits" / f"{commit}.json", text)
@@ -308,15 +308,28 @@ def _read_commit(repository: Path, commit: str) -> Commit:
 
 
 def _store_blob(path: Path, blobs_dir: Path) -> str:
-    digest = sha256_of(path)
+    """Returns the SHA-256 of what was stored: of a copy, as a training may replace the file meanwhile."""
+    blobs_dir.mkdir(exist_ok=True)
+    temporary = blobs_dir / f".{path.name}.tmp"
+    shutil.copyfile(path, temporary)
+    sync_file(temporary)
+    digest = sha256_of(temporary)
     blob = blobs_dir / digest
-    if not blob.exists():
-        blobs_dir.mkdir(exist_ok=True)
-        temporary = blobs_dir / f".{digest}.tmp"
-        shutil.copyfile(path, temporary)
-        sync_file(temporary)
+    if blob.exists() and sha256_of(blob) == digest:
+        temporary.unlink()
+    else:  # new, or damaged
         temporary.replace(blob)
     return digest
+
+
+def _write_snapshot(repository: Path, commit: str, blobs: dict[str, str]) -> None:
+    with new_folder(repository / "snapshots" / commit) as snapshot:
+        for name, digest in blobs.items():
+            _link_or_copy(repository / "blobs" / digest, snapshot / name)
+
+
+def _is_whole(snapshot: Path, blobs: dict[str, str]) -> bool:
+    return all((snapshot / name).is_file() and sha256_of(snapshot / name) == blobs[name] for name in blobs)
 
 
 def _link_or_copy(blob: Path, link: Path) -> None:
