@@ -264,8 +264,10 @@ def test_leftovers_of_a_killed_run_go_and_what_it_was_replacing_comes_back(tmp_p
 
 
 def test_run_that_was_killed_at_its_start_can_be_resumed_but_a_folder_that_is_no_run_cannot(tmp_path):
-    (tmp_path / ".lock").touch()
+    for name in (".lock", ".owner.json", "train.log", ".args.json.123.tmp"):
+        (tmp_path / name).touch()
     records.claim_output_dir(tmp_path, resume=True).release()
+    assert names(tmp_path) == [".lock", ".owner.json", "train.log"]
     (tmp_path / "plan.json").write_text("{}", encoding="utf-8")  # a study's
     with pytest.raises(ValueError, match="--resume_from_checkpoint: found no run in"):
         records.claim_output_dir(tmp_path, resume=True)

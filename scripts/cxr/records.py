@@ -187,8 +187,8 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
-    ours = {LOCK_FILE, OWNER_FILE}
-    found = {path.name for path in output_dir.iterdir()} - ours if output_dir.is_dir() else set()
+    found = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+    found = {name for name in found - {LOCK_FILE, OWNER_FILE} if not LEFTOVERS.fullmatch(name)}
     # A run that was killed at its start may have left its lock only.
     is_run = "args.json" in found or (not found - {"train.log"} and (output_dir / LOCK_FILE).is_file())
     if resume and not is_run:
