@@ -58,7 +58,7 @@ def test_run_model_and_pushed_revision_have_the_same_card(name, runs):
 def test_metadata_is_what_the_hubs_own_classes_expect(runs):
     data = read_card(runs / "vit").data
     results = read_results(runs / "vit")
-    assert (data.license, data.library_name, data.pipeline_tag) == (
+    assert (data.license, data["library_name"], data.pipeline_tag) == (
         "mit",
         "transformers",
         "image-classification",
