@@ -22,6 +22,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import reprlib
 import shutil
 import struct
@@ -71,6 +72,7 @@ CHOICES = {
     "on_bad_image": ("error", "skip"),
 }
 PATIENT_IDS = ("subject_id", "study_id")
+MAX_UNPACKED_BYTES = 2**28  # of a table, four times the largest one: a .csv.gz of 1 MB may unpack to 1 GB
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
 
 # Why an image is left out, in the order of asking: an image counts under the first reason that holds.
@@ -83,6 +85,9 @@ NO_LABEL_ROW, UNCERTAIN, OTHER_LABELS = -1, -2, -3
 # at an eighth for 256. On 120 radiographs of NIH ChestX-ray14 that agrees with full decoding and Lanczos to
 # 46 to 49 dB in the mean, before compression; twice as much gains 6 dB, at 0.8 of the speed.
 DRAFT_OVERSAMPLING = 1.2
+# The start of a segment of a JPEG. Among the pixels, 0xff stands before a stuffed zero or a restart marker.
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+END_OF_IMAGE = b"\xff\xd9"
 # What Pillow raises for a file that is no JPEG, is cut off, or claims an absurd size.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -103,7 +108,13 @@ def resolve_root(data_dir: str | Path | None) -> Path:
         raise ValueError(f"No data_dir given: {expected}.")
     # Not Path.resolve(): image paths go into the cache, and a link outlives the disk that it points to.
     # Nor Path.expanduser(): where ~name is nobody's home, it raises a RuntimeError.
-    root = Path(os.path.abspath(os.path.expanduser(data_dir)))  # noqa: PTH100, PTH111
+    path = os.path.abspath(os.path.expanduser(data_dir))  # noqa: PTH100, PTH111
+    if "::" in path:  # `datasets` puts its own class in place of Path here
+        raise ValueError(
+            f"data_dir {path} has '::' in it, at which `datasets` cuts a path in two: rename the folder, or "
+            "name a link to it."
+        )
+    root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(
             f"data_dir {root} is {'not a folder' if root.exists() else 'missing'}: {expected}."
@@ -139,7 +150,10 @@ def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) 
     try:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):  # by content: browsers unpack a .csv.gz and keep its name
-            content = gzip.decompress(content)
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
+                content = unpacked.read(MAX_UNPACKED_BYTES + 1)
+            if len(content) > MAX_UNPACKED_BYTES:
+                raise ValueError(f"it unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
         lines = [number for number, line in enumerate(content.splitlines(), start=1) if line]
         if len(lines) < 2:
             raise ValueError("it has no rows")
@@ -210,28 +224,36 @@ def parse_ids(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def read_outcomes(path: Path, *, task: str, uncertain: str) -> pd.DataFrame:
-    """One row a study: subject_id, study_id, outcome (label 0 or 1, UNCERTAIN or OTHER_LABELS)."""
-    columns = list(FINDINGS) if task == "finding" else ["Pleural Effusion", "No Finding"]
-    table = parse_ids(path, read_csv(path, ["subject_id", "study_id", *columns]))
+def read_labels(
+    data_dir: str | Path, labeler: str, columns: list[str], *, images: pd.DataFrame
+) -> pd.DataFrame:
+    """One row a study: subject_id, study_id and `columns` as 1, 0, -1 or NaN; `images` say whose it is."""
+    path = find_csv(data_dir, labeler)
+    table = parse_ids(path, read_csv(path, [*PATIENT_IDS, *columns]))
     reject(table["study_id"].duplicated(), path, table["study_id"], "one row a study")
-    values = np.empty((len(table), len(columns)))  # (studies, columns)
-    for index, column in enumerate(columns):
-        values[:, index] = parse_numbers(table[column])
-        bad = ~np.isin(values[:, index], (1, 0, -1)) & (table[column].str.strip() != "")
-        reject(bad, path, table[column], "1.0, 0.0, -1.0 or blank")
+    patient = table["study_id"].map(images.drop_duplicates("study_id").set_index("study_id")["subject_id"])
+    is_other = patient.notna() & (patient != table["subject_id"])  # NaN where no image is of the study
+    reject(is_other, path, table["subject_id"], "the patient of the study's images")
+    for column in columns:
+        codes, texts = pd.factorize(table[column])  # of a handful of texts: parsing each once saves seconds
+        numbers = parse_numbers(pd.Series(texts))
+        bad = ~np.isin(numbers, (1, 0, -1)) & (pd.Series(texts).str.strip() != "").to_numpy()
+        reject(bad[codes], path, table[column], "1.0, 0.0, -1.0 or blank")
+        table[column] = numbers[codes].astype("float32")
+    return table
 
-    present, unsure = values == 1, values == -1
+
+def decide_outcomes(labels: pd.DataFrame, *, task: str, uncertain: str) -> np.ndarray:
+    """The outcome of each study: label 0 or 1, UNCERTAIN or OTHER_LABELS."""
+    present, unsure = labels == 1, labels == -1
     if uncertain == "positive":
         present |= unsure
     elif uncertain == "negative":
         unsure[:] = False
     if task == "finding":
-        outcome = np.select([present.any(axis=1), unsure.any(axis=1)], [1, UNCERTAIN], default=0)
-    else:
-        rules = [present[:, 0], unsure[:, 0], values[:, 1] == 1]
-        outcome = np.select(rules, [1, UNCERTAIN, 0], default=OTHER_LABELS)
-    return table[["subject_id", "study_id"]].assign(outcome=outcome)
+        return np.select([present.any(axis=1), unsure.any(axis=1)], [1, UNCERTAIN], default=0)
+    rules = [present["Pleural Effusion"], unsure["Pleural Effusion"], labels["No Finding"] == 1]
+    return np.select(rules, [1, UNCERTAIN, 0], default=OTHER_LABELS)
 
 
 def read_images(data_dir: str | Path) -> pd.DataFrame:
@@ -283,13 +305,11 @@ def index_images(
     split, label, path) and the exclusion table: a row per split, columns "images", REASONS and "kept".
     """
     check_options(task=task, labeler=labeler, view=view, uncertain=uncertain)
-    images, path = read_images(data_dir), find_csv(data_dir, labeler)
-    outcomes = read_outcomes(path, task=task, uncertain=uncertain)
-    patients = images.drop_duplicates("study_id").set_index("study_id")["subject_id"]
-    patient = outcomes["study_id"].map(patients)  # NaN where no image is of the study
-    is_other = patient.notna() & (patient != outcomes["subject_id"])
-    reject(is_other, path, outcomes["subject_id"], "the patient of the study's images")
-    images = images.merge(outcomes, how="left", on=["subject_id", "study_id"])
+    images = read_images(data_dir)
+    columns = list(FINDINGS) if task == "finding" else ["Pleural Effusion", "No Finding"]
+    labels = read_labels(data_dir, labeler, columns, images=images)
+    labels["outcome"] = decide_outcomes(labels[columns], task=task, uncertain=uncertain)
+    images = images.merge(labels[[*PATIENT_IDS, "outcome"]], how="left", on=list(PATIENT_IDS))
     outcome = images.pop("outcome").fillna(NO_LABEL_ROW).to_numpy(dtype="int64")
     in_view = np.full(len(images), True)
     if VIEWS[view] is not None:
@@ -331,10 +351,6 @@ def open_jpeg(file: BinaryIO) -> Image.Image:
         raise OSError("no JPEG image of 8 bits a channel") from error
 
 
-def ends_as_jpeg(content: bytes) -> bool:
-    return content.rstrip(b"\x00\xff\r\n ").endswith(b"\xff\xd9")  # some writers pad the end
-
-
 def check_jpeg(path: str) -> None:
     """Raises one of IMAGE_ERRORS if the file does not begin or end as a JPEG does."""
     with Path(path).open("rb") as file:
@@ -345,7 +361,7 @@ def check_jpeg(path: str) -> None:
             except Exception as error:  # of any kind: Pillow takes the EXIF of a file as sound
                 raise OSError(f"it cannot be turned as its EXIF says: {error}") from error
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        if not ends_as_jpeg(file.read()):
+        if not file.read().rstrip(b"\x00\xff\r\n ").endswith(END_OF_IMAGE):  # some writers pad the end
             raise OSError("no end-of-image marker: the file is cut off")
 
 
@@ -355,6 +371,20 @@ def read_orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, struct.error):
         return 1
+
+
+def leads_to_end(content: bytes) -> bool:
+    """Whether a JPEG leads from segment to segment to its end marker.
+
+    Pillow does without, and so with a damaged segment that claims to go on behind it; torchvision does not.
+    """
+    position = 2
+    while marker := JPEG_MARKER.search(content, position):
+        if marker[0] == END_OF_IMAGE:
+            return True
+        length = int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+        position = marker.end() + length
+    return False
 
 
 def shrink_jpeg(path: str, image_size: int) -> bytes:
@@ -370,8 +400,7 @@ def shrink_jpeg(path: str, image_size: int) -> bytes:
         image.decodermaxblock = len(content)  # all at once; pieces of 64 KiB take 6 % longer
         image.load()
         orientation = read_orientation(image)
-        # Pillow does without the end marker, other decoders do not.
-        if scale >= 1 and image.mode == "L" and orientation == 1 and ends_as_jpeg(content):
+        if scale >= 1 and image.mode == "L" and orientation == 1 and leads_to_end(content):
             return content
         image = image.convert("L")
     if scale < 1:

@@ -68,23 +68,12 @@ def label_names() -> list[str]:
     return sorted([*dataset_module().FINDINGS, "No Finding"])
 
 
-def read_label_values(root: Path, labeler: str) -> pd.DataFrame | None:
+def read_label_values(root: Path, labeler: str, images: pd.DataFrame) -> pd.DataFrame | None:
     """A row a study: subject_id, study_id and 14 columns of 1, 0, -1 or NaN; None without such a table."""
-    dataset = dataset_module()
     try:
-        path = dataset.find_csv(root, labeler)
+        return dataset_module().read_labels(root, labeler, label_names(), images=images)
     except FileNotFoundError:
         return None
-    table = dataset.parse_ids(path, dataset.read_csv(path, [*STUDY, *label_names()]))
-    dataset.reject(table.duplicated(STUDY), path, table["study_id"], "one row a study")
-    for name in label_names():
-        codes, texts = pd.factorize(table[name])  # of a handful of texts: parsing each once saves seconds
-        texts = pd.Series(texts)
-        numbers = dataset.parse_numbers(texts)
-        bad = ~np.isin(numbers, (1, 0, -1)) & (texts.str.strip() != "").to_numpy()
-        dataset.reject(bad[codes], path, table[name], "1.0, 0.0, -1.0 or blank")
-        table[name] = numbers[codes].astype("float32")
-    return table
 
 
 def count_images(images: pd.DataFrame) -> Counts:
@@ -387,7 +376,8 @@ def count_and_compare(
 ) -> tuple[list[CountTable], list[str]]:
     """Returns the tables, the last one with the differences if there are any, and the verdicts."""
     images = dataset_module().read_images(root)
-    values = {labeler: read_label_values(root, labeler) for labeler in dataset_module().CHOICES["labeler"]}
+    labelers = dataset_module().CHOICES["labeler"]
+    values = {labeler: read_label_values(root, labeler, images) for labeler in labelers}
     views = count_views(images, values[args.labeler], kept)
     found = {
         "images": count_images(images),

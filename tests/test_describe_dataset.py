@@ -348,6 +348,24 @@ def test_strange_value_in_either_table_is_one_line_that_names_it(tmp_path, capsy
     assert "chexpert.csv, line 2: No Finding is '2.0'; expected 1.0, 0.0, -1.0 or blank" in message
 
 
+@pytest.mark.parametrize("labeler", ["negbio", "chexpert"])
+@pytest.mark.parametrize(
+    ("line", "expected"), [(2, "the patient of the study's images"), (8, "one row a study")]
+)
+def test_study_of_another_patient_or_of_two_is_refused_in_either_table(
+    tmp_path, capsys, labeler, line, expected
+):
+    root = write_root(tmp_path / "root")
+    path = root / f"mimic-cxr-2.0.0-{labeler}.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[line - 1 : line] = [lines[1].replace("10000011", "10000019")]  # line 8 is a new one
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        describe(root, tmp_path / "out")
+    message = capsys.readouterr().err
+    assert f"{path}, line {line}: wrong " in message and f"expected {expected}" in message
+
+
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_output_dir_that_cannot_be_a_folder_is_one_line(tmp_path, capsys, name):
     root = write_root(tmp_path / "root")

@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck
 from hypothesis import given
 from hypothesis import settings
@@ -29,6 +31,8 @@ from PIL import ExifTags
 from PIL import Image
 from PIL import ImageOps
 from test_mimic_cxr_dataset import mimic
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_jpeg
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on garbage in the EXIF
 
@@ -441,6 +445,17 @@ def test_short_line_that_is_no_utf_8_is_one_line_and_no_traceback_on_stderr(tmp_
     assert capfd.readouterr().err == ""
 
 
+def test_table_that_unpacks_without_end_is_refused_without_the_memory_that_it_claims(tmp_path, monkeypatch):
+    monkeypatch.setattr(mimic, "MAX_UNPACKED_BYTES", 2**20)
+    path = change_sound(tmp_path, "metadata", lambda rows: None)
+    path.write_bytes(gzip.compress(path.read_bytes() + bytes(2**27), mtime=0))
+    tracemalloc.start()
+    message = refusal(lambda: mimic.index_images(tmp_path), path, "unpacks to more than 1,048,576 bytes")
+    assert "download it again" in message
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
+
+
 def test_home_of_nobody_is_a_missing_folder():
     refusal(lambda: mimic.index_images("~no_such_user_here/cxr"), "~no_such_user_here", "missing")
 
@@ -513,6 +528,11 @@ def pixels_of(content):
     with Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.mode) == ("JPEG", "L")
         return np.asarray(image, dtype=float)
+
+
+def decode_for_training(content):
+    """The pixels as training reads them from the cache, by torchvision, which is stricter than Pillow."""
+    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.GRAY)
 
 
 @pytest.fixture(scope="module")
@@ -625,6 +645,7 @@ def test_changed_bytes_of_a_jpeg_are_refused_or_give_a_gray_jpeg_that_decodes(im
     images = [radiograph(), radiograph(9, 100)]
     contents = [encode_jpeg(image.convert(mode)) for image in images for mode in ("L", "RGB", "CMYK")]
     contents += [encode_jpeg(images[0], progressive=True), encode_jpeg(images[0], exif=exif_of(6))]
+    contents += [encode_jpeg(image, restart_marker_blocks=3) for image in images]
     position = st.integers(2, max(map(len, contents)))
     outcomes = Counter()
 
@@ -649,7 +670,7 @@ def test_changed_bytes_of_a_jpeg_are_refused_or_give_a_gray_jpeg_that_decodes(im
             with Image.open(image_path) as original:
                 shortest = min(original.size)
             assert min(pixels_of(shrunk).shape) == min(image_size, shortest)
-            assert shrunk.rstrip(b"\x00\xff\r\n ").endswith(b"\xff\xd9")
+            assert np.array_equal(decode_for_training(shrunk)[0].numpy(), pixels_of(shrunk))
             outcomes["shrunk"] += 1
         try:
             mimic.check_jpeg(str(image_path))
@@ -700,6 +721,34 @@ def test_small_jpeg_without_end_marker_is_refused_or_compressed_anew_as_other_de
                 continue
             assert shrunk.endswith(b"\xff\xd9")
             assert np.abs(pixels_of(shrunk) - pixels_of(buffer.getvalue())).mean() < 3
+
+
+def test_small_jpeg_whose_restart_marker_is_damaged_is_compressed_anew_as_other_decoders_need_it(tmp_path):
+    """It begins a segment now, which claims to go on behind the end of the file."""
+    path, sound = tmp_path / "a.jpg", encode_jpeg(radiograph(), restart_marker_blocks=3)
+    at = max(sound.rfind(bytes([0xFF, 0xD0 + number])) for number in range(8))
+    path.write_bytes(sound[:at] + b"\xff\xe0" + sound[at + 2 :])
+    with pytest.raises(RuntimeError, match="incomplete or truncated"):
+        decode_for_training(path.read_bytes())
+    shrunk = mimic.shrink_jpeg(str(path), 1000)
+    assert np.abs(decode_for_training(shrunk)[0].numpy() - pixels_of(path.read_bytes())).mean() < 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"restart_marker_blocks": 3},
+        {"restart_marker_rows": 1, "progressive": True},
+        {"comment": b"\xff\xd9 is no end in here"},
+        {"exif": exif_of(1)},
+    ],
+)
+def test_small_gray_jpeg_that_is_sound_stays_as_it_is(tmp_path, options):
+    path, sound = tmp_path / "a.jpg", encode_jpeg(radiograph(), **options)
+    for padding in (b"", b"\x00\x00", b"\r\n"):
+        path.write_bytes(sound + padding)
+        assert mimic.shrink_jpeg(str(path), 1000) == sound + padding
 
 
 def with_wrong_type(content, tag):

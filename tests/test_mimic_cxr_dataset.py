@@ -400,6 +400,15 @@ def test_absent_data_dir_says_what_is_expected(tmp_path):
     assert_one_line(error, "No data_dir given", "MIMIC-CXR-JPG folder")
 
 
+def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_read(root, tmp_path):
+    renamed = root.rename(tmp_path / "mimic::jpg")
+    with pytest.raises(ValueError) as error:
+        load(renamed, tmp_path)
+    assert_one_line(error, renamed, "'::'", "rename the folder, or name a link to it")
+    (tmp_path / "link").symlink_to(renamed)
+    assert len(load(tmp_path / "link", tmp_path, image_size=20)["train"]) == 20
+
+
 @pytest.mark.parametrize("table", ["metadata", "split", "negbio"])
 def test_absent_table_is_named(root, tmp_path, table):
     path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
