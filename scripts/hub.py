@@ -1,6 +1,6 @@
 """A directory of models by name and revision, in the layout of the Hugging Face Hub's cache.
 
-    python scripts/hub.py push runs/vit/model my-lab/cxr-vit --hub_dir models --message "1k images" --tag v1
+    python scripts/hub.py push runs/vit my-lab/cxr-vit --hub_dir models --message "1k images" --tag v1
     python scripts/hub.py list --hub_dir models
     python scripts/hub.py log my-lab/cxr-vit --hub_dir models
     python scripts/hub.py tag my-lab/cxr-vit v2 --revision 3f9a --hub_dir models
@@ -8,8 +8,9 @@
     python scripts/hub.py gc --hub_dir models
 
 Every script takes `--model_name_or_path my-lab/cxr-vit --hub_dir models`, and plain transformers
-`from_pretrained("my-lab/cxr-vit", cache_dir="models", local_files_only=True, revision="v1")`. Exit status:
-0, 1 where verify finds a problem, 2 for wrong flags.
+`from_pretrained("my-lab/cxr-vit", cache_dir="models", local_files_only=True, revision="v1")`. Without
+--hub_dir, push goes to the Hugging Face Hub, as a private model. Exit status: 0, 1 where verify or list finds
+a problem, 2 for wrong flags.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 
 from cxr import hub
+from cxr import sharing
 from cxr.command_line import ArgumentParser
 from rich.console import Console
 from rich.table import Table
@@ -31,12 +33,12 @@ def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespa
         command = commands.add_parser(name, prog=f"{parser.prog} {name}", description=text, help=text)
         command.usage = None  # argparse's own, with the positional arguments
         command.add_argument(
-            "--hub_dir", type=Path, required=True, metavar="DIR", help="the directory of models"
+            "--hub_dir", type=Path, required=name != "push", metavar="DIR", help="the directory of models"
         )
         return command
 
-    push = add("push", "add the model in a folder as a new revision")
-    push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a model's folder, or that of a run")
+    push = add("push", "add a model as a new revision; without --hub_dir, on the Hugging Face Hub")
+    push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a run's folder, or a model's")
     push.add_argument("model_id", type=hub.parse_model_id, metavar="ORG/NAME")
     push.add_argument("--message", default="Push a model", metavar="TEXT", help="what is new")
     push.add_argument("--tag", type=hub.parse_tag, metavar="TAG", help="a lasting name for this revision")
@@ -64,24 +66,27 @@ def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespa
 
 
 def push(args: argparse.Namespace) -> None:
-    inner = args.model_dir / "model"
-    model_dir = inner if inner.is_dir() else args.model_dir
-    args.hub_dir.mkdir(parents=True, exist_ok=True)
     options = {"hub_dir": args.hub_dir, "model_id": args.model_id, "message": args.message, "tag": args.tag}
-    print(hub.push(model_dir, **options))
+    print(sharing.push_folder(args.model_dir, **options))
 
 
 def list_models(args: argparse.Namespace) -> None:
     table = Table()
     for name in ("model", "main", "time", "revisions", "MiB", "tags"):
         table.add_column(name, justify="right" if name in ("revisions", "MiB") else "left", no_wrap=True)
+    problems = []
     for name in hub.model_ids(args.hub_dir):
-        log, refs = hub.read_log(args.hub_dir, name), hub.read_refs(args.hub_dir, name)
+        try:
+            log, refs = hub.read_log(args.hub_dir, name), hub.read_refs(args.hub_dir, name)
+        except ValueError as error:  # the others are listed all the same
+            problems.append(str(error))
+            continue
         blobs = hub.repository_dir(args.hub_dir, name) / "blobs"
         size = sum(path.stat().st_size for path in blobs.iterdir()) / 2**20
         tags = ", ".join(tag for tag in refs if tag != "main")
         table.add_row(name, log[0].commit[:8], log[0].time[:16], str(len(log)), f"{size:.1f}", tags)
     console().print(table)
+    end_with(problems, args.hub_dir)
 
 
 def show_log(args: argparse.Namespace) -> None:
@@ -99,11 +104,7 @@ def tag(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     problems = [line for name in chosen(args) for line in hub.find_problems(args.hub_dir, name)]
-    for line in problems:
-        print(line)
-    if problems:
-        print(f"{len(problems)} problems; push the models again, or restore {args.hub_dir} from a copy")
-        sys.exit(1)
+    end_with(problems, args.hub_dir)
     print(f"All files of {len(chosen(args))} models are as they were pushed.")
 
 
@@ -116,9 +117,18 @@ def collect_garbage(args: argparse.Namespace) -> None:
 def chosen(args: argparse.Namespace) -> list[str]:
     """The model named, or all; an unknown one is an error."""
     if args.model_id:
-        hub.resolve(args.hub_dir, args.model_id, "main")
+        hub.check_is_known(args.hub_dir, args.model_id)
         return [args.model_id]
     return hub.model_ids(args.hub_dir)
+
+
+def end_with(problems: list[str], hub_dir: Path) -> None:
+    """Says what is wrong; exit status 1 where something is."""
+    for line in problems:
+        print(line)
+    if problems:
+        print(f"{len(problems)} problems; push the models again, or restore {hub_dir} from a copy")
+        sys.exit(1)
 
 
 def console() -> Console:

@@ -60,19 +60,9 @@ class Prediction:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__, usage="MODEL IMAGE [IMAGE ...] [flags]")
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="the folder of a classifier, or its organisation/name in --hub_dir or on the Hub",
-    )
+    command_line.add_classifier_arguments(parser)
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="files, folders with all below them, or patterns in quotes"
-    )
-    parser.add_argument(
-        "--hub_dir", metavar="FOLDER", type=Path, help="where models are looked up by name, without the Hub"
-    )
-    parser.add_argument(
-        "--model_revision", metavar="REV", default="main", help="branch, tag or commit of a model by name"
     )
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help=".csv or .json (default: CSV on the terminal)"
@@ -86,14 +76,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="header",
         help="the window of a DICOM file: that of its header, or none, as MIMIC-CXR-JPG was made",
     )
-    parser.add_argument("--batch_size", metavar="N", type=command_line.positive_int, default=32)
+    parser.add_argument(
+        "--batch_size", metavar="N", type=command_line.positive_int, default=32, help="images at once"
+    )
     parser.add_argument(
         "--num_workers",
         metavar="N",
         type=command_line.positive_int,
         help="threads that read images (default: all cores)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ...; auto is a GPU if any")
+    command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
     if args.output is not None and args.output.suffix not in FORMATS:
         parser.error(f"--output: found {args.output}, expected a name that ends in {' or '.join(FORMATS)}")
@@ -138,6 +130,7 @@ def predict_batch(
     contents: list[Radiograph | BadRadiographError],
     *,
     heatmap_dir: Path | None,
+    use_window: bool,
 ) -> list[Prediction]:
     """Returns a prediction a file, in their order, and writes the heat maps of those that can be used."""
     usable = [content for content in contents if isinstance(content, Radiograph)]
@@ -158,7 +151,10 @@ def predict_batch(
         if heatmap_dir is not None:
             picture = heatmap_dir / heat_map_name(path)
             title = f"{Path(name).name[:60]}\n{classifier.labels[1]}: {probability:.3f}, decision {decision}"
-            heatmaps.plot_heat_map(content.pixels, heat, picture, title=title)
+            shown = radiographs.read_radiograph(
+                path, shortest_side=heatmaps.SHOWN_SIDE, use_window=use_window
+            )
+            heatmaps.plot_heat_map(shown.pixels, heat, picture, title=title)
         predictions.append(
             Prediction(
                 path=name,
@@ -187,10 +183,11 @@ def predict(
 ) -> tuple[list[Prediction], list[str]]:
     """Returns a prediction a file, in their order, and warnings about views."""
     predictions, warnings = [], []
+    use_window = args.dicom_window == "header"
     contents = read_all(
         paths,
         shortest_side=classifier.shortest_side,
-        use_window=args.dicom_window == "header",
+        use_window=use_window,
         num_workers=args.num_workers or num_cores(),
         ahead=2 * args.batch_size,
     )
@@ -198,7 +195,9 @@ def predict(
         for first in range(0, len(paths), args.batch_size):
             batch = paths[first : first + args.batch_size]
             read_now = list(islice(contents, len(batch)))
-            predictions += predict_batch(classifier, batch, read_now, heatmap_dir=args.heatmap)
+            predictions += predict_batch(
+                classifier, batch, read_now, heatmap_dir=args.heatmap, use_window=use_window
+            )
             for path, content in zip(batch, read_now):
                 position = content.view_position if isinstance(content, Radiograph) else ""
                 warning = radiographs.describe_view(position, trained_view=classifier.trained_view)
@@ -269,10 +268,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     if args.heatmap is not None:
         args.heatmap.mkdir(parents=True, exist_ok=True)
-    try:
-        predictions, warnings = predict(classifier, paths, args)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ValueError(f"out of memory on {classifier.device}; lower --batch_size") from error
+    predictions, warnings = predict(classifier, paths, args)
     predictions += [Prediction(path=name, error="no such file, or none that fits") for name in missing]
     write(classifier, predictions, args)
     report(classifier, predictions, warnings, args.output)
@@ -281,4 +277,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    runtime.run_script(main, advice=runtime.INFERENCE_ADVICE)

@@ -35,6 +35,7 @@ from cxr import command_line
 from cxr import data
 from cxr import intervals
 from cxr import metrics
+from cxr import model_configs
 from cxr import models
 from cxr import nonfinite
 from cxr import optimization
@@ -45,6 +46,7 @@ from cxr import sharing
 from cxr import throughput
 from cxr import transforms
 from cxr.preemption import Preemption
+from cxr.progress import Progress
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
@@ -135,7 +137,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
     """Returns the configuration that the flags name, yet without labels, and the side of its input."""
     if args.config_name:
-        config = models.make_config(
+        config = model_configs.make_config(
             args.config_name, overrides=args.config_overrides, image_size=args.image_size
         )
     else:
@@ -164,7 +166,7 @@ def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[
         model = models.load_pretrained(
             CLASSIFIERS[config.model_type],
             args.model_name_or_path,
-            config=models.classifier_config(config, labels),
+            config=model_configs.classifier_config(config, labels),
             new_head="classifier.",
             **arguments.source_of(args),
         )
@@ -280,7 +282,7 @@ def train(
     accelerator: Accelerator,
     record: records.RunRecord,
     schedule: optimization.Schedule,
-    progress: checkpoints.Progress,
+    progress: Progress,
     model: torch.nn.Module,
     image_processor: ViTImageProcessor,
     optimizer: torch.optim.Optimizer,
@@ -344,7 +346,12 @@ def train(
             checkpoints.save_checkpoint(accelerator, record.output_dir, progress, total_limit=limit)
             if args.push_to_hub and args.hub_strategy == "every_save" and record.enabled and progress.best:
                 best_step = progress.best["step"]  # that of model/
-                sharing.share_unfinished(record.output_dir, args.dataset_config_name, schedule, best_step)
+                sharing.share_unfinished(
+                    record.output_dir,
+                    task=args.dataset_config_name,
+                    step=best_step,
+                    images_per_step=schedule.images_per_step,
+                )
         if stops:
             preemption.end_run(record.output_dir, step=progress.step)
         stopwatch.start(progress.step)
@@ -454,7 +461,7 @@ def finish(
     accelerator: Accelerator,
     record: records.RunRecord,
     schedule: optimization.Schedule,
-    progress: checkpoints.Progress,
+    progress: Progress,
     sets: dict[str, data.ChestXrays],
     measured: dict[str, dict],
 ) -> None:
@@ -488,8 +495,7 @@ def finish(
         "seed": args.seed,
         "versions": records.installed_versions(),
     }
-    results["hub_commit"] = sharing.share_model(record.output_dir, results, is_final=True)
-    record.write("results.json", results)
+    sharing.share_finished(record, results)
     for split, values in measured.items():
         numbers = ("n", "auroc", "average_precision", "accuracy", "f1")
         shown = ", ".join(f"{name} {values[name]:.4g}" for name in numbers if values[name] is not None)

@@ -28,6 +28,7 @@ from cxr import arguments
 from cxr import checkpoints
 from cxr import command_line
 from cxr import data
+from cxr import model_configs
 from cxr import models
 from cxr import nonfinite
 from cxr import optimization
@@ -38,6 +39,7 @@ from cxr import sharing
 from cxr import throughput
 from cxr import transforms
 from cxr.preemption import Preemption
+from cxr.progress import Progress
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor
 from transformers import ViTMAEForPreTraining
@@ -109,7 +111,7 @@ def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImage
     """Returns the model, pretrained or new, with this run's masking and loss, and its image processor."""
     source = arguments.source_of(args)
     if args.config_name:
-        config = models.make_config(
+        config = model_configs.make_config(
             args.config_name, overrides=args.config_overrides, image_size=args.image_size
         )
         model = models.new_mae(config)
@@ -204,7 +206,7 @@ def train(
     accelerator: Accelerator,
     record: records.RunRecord,
     schedule: optimization.Schedule,
-    progress: checkpoints.Progress,
+    progress: Progress,
     model: torch.nn.Module,
     image_processor: ViTImageProcessor,
     optimizer: torch.optim.Optimizer,
@@ -265,7 +267,12 @@ def train(
             if args.push_to_hub and args.hub_strategy == "every_save":
                 checkpoints.save_model(accelerator, model, image_processor, record.output_dir / "model")
                 if accelerator.is_main_process:
-                    sharing.share_unfinished(record.output_dir, "mae_pretraining", schedule, progress.step)
+                    sharing.share_unfinished(
+                        record.output_dir,
+                        task="mae_pretraining",
+                        step=progress.step,
+                        images_per_step=schedule.images_per_step,
+                    )
         if stops:
             preemption.end_run(record.output_dir, step=progress.step)
         stopwatch.start(progress.step)
@@ -316,7 +323,7 @@ def finish(
     accelerator: Accelerator,
     record: records.RunRecord,
     schedule: optimization.Schedule,
-    progress: checkpoints.Progress,
+    progress: Progress,
     model: torch.nn.Module,
     image_processor: ViTImageProcessor,
     loaders: tuple[DataLoader, DataLoader],
@@ -350,8 +357,7 @@ def finish(
         "seed": args.seed,
         "versions": records.installed_versions(),
     }
-    results["hub_commit"] = sharing.share_model(record.output_dir, results, is_final=True)
-    record.write("results.json", results)
+    sharing.share_finished(record, results)
     logger.info("Model: %s", record.output_dir / "model")
     logger.info("Figures: %s and loss.png beside it", record.output_dir / "reconstructions.png")
     logger.info(

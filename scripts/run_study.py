@@ -65,8 +65,8 @@ from cxr.grid import read_plan
 from cxr.grid import size_name
 from cxr.grid import unique
 from cxr.privacy import mask_ids
+from cxr.progress import has_checkpoint
 from cxr.records import check_unchanged
-from cxr.records import has_checkpoint
 from cxr.records import is_in_use
 from cxr.records import lock_folder
 from cxr.records import read_json

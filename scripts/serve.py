@@ -30,6 +30,7 @@ import transformers
 from cxr import command_line
 from cxr import heatmaps
 from cxr import inference
+from cxr import models
 from cxr import radiographs
 from cxr import runtime
 from cxr.inference import Classifier
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_FILE_SIZE = 128 * 2**20  # bytes; an uncompressed DICOM file of 4000 x 4000 pixels has 32 MiB
-SHOWN_SIDE = 768  # pixels of the shortest side of the pictures
 EXPECTED = "Expected a chest radiograph as JPEG, PNG or DICOM file."
 DISCLAIMER = "For research only. Not a medical device, and not for diagnosis."
 
@@ -77,24 +77,14 @@ CSS = """
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__, usage="MODEL [flags]")
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="the folder of a classifier, or its organisation/name in --hub_dir or on the Hub",
-    )
-    parser.add_argument(
-        "--hub_dir", metavar="FOLDER", type=Path, help="where models are looked up by name, without the Hub"
-    )
-    parser.add_argument(
-        "--model_revision", metavar="REV", default="main", help="branch, tag or commit of a model by name"
-    )
+    command_line.add_classifier_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any but this one lets others use the page"
     )
     port = command_line.number(int, "a port from 1 to 65535", lambda value: 1 <= value <= 65535)
     parser.add_argument("--port", type=port, metavar="N", help="(default: the first free one from 7860 on)")
     parser.add_argument("--open_browser", action="store_true", help="open the page in the browser")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ...; auto is a GPU if any")
+    command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
         parser.error("found no gradio, which makes the page: pip install -r requirements-serve.txt")
@@ -104,10 +94,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 # What the page says -----------------------------------------------------------------------------------------
 
 
-def read_card(folder: Path, classifier: Classifier) -> str:
+def read_card(path: Path | None, classifier: Classifier) -> str:
     """Returns the model's README.md as Markdown, with its pictures in it; of a model without, a few facts."""
-    path = folder / "README.md"
-    if not path.is_file():
+    if path is None:
         chosen = "chosen on validation" if classifier.has_threshold else "the customary one"
         return (
             f"This model has no card. It takes {classifier.trained_view} views of "
@@ -116,7 +105,7 @@ def read_card(folder: Path, classifier: Classifier) -> str:
         )
     text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # the metadata for the Hub
-    return re.sub(r"(!\[[^\]]*\]\()([\w-]+\.png)\)", lambda found: _embed(found, folder), text)
+    return re.sub(r"(!\[[^\]]*\]\()([\w-]+\.png)\)", lambda found: _embed(found, path.parent), text)
 
 
 def _embed(found: re.Match, folder: Path) -> str:
@@ -151,7 +140,7 @@ def head_html(classifier: Classifier, *, is_local: bool) -> str:
 def answer_html(classifier: Classifier, path: Path) -> str:
     """Returns what the model makes of a radiograph. Raises BadRadiographError for what is none."""
     radiograph = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side)
-    shown = radiographs.read_radiograph(path, shortest_side=max(SHOWN_SIDE, classifier.shortest_side)).pixels
+    shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE).pixels
     images = classifier.prepare(radiograph.pixels)[None]  # (1, 1, S, S)
     probability = float(classifier.probabilities(images)[0])
     heat = heatmaps.heat_maps(classifier, images)[0]
@@ -289,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = inference.load_classifier(args.model, device=args.device, **source)
-    card = read_card(inference.find_model(args.model, **source), classifier)
+    card = read_card(models.find_file(args.model, "README.md", **source), classifier)
     is_local = args.host in LOOPBACK
     with private_files():
         page = make_page(classifier, card, is_local=is_local)
@@ -304,4 +293,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    runtime.run_script(main, advice=runtime.INFERENCE_ADVICE)

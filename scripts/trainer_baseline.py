@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from cxr import architectures
 from cxr import command_line
+from cxr import model_configs
 from cxr import models
 from cxr.data import num_cores
 from cxr.mae_example import example_transform
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.manual_seed(0)
     is_mae = args.config_name in architectures.VIT_MAE_CONFIGS
-    config = models.make_config(
+    config = model_configs.make_config(
         args.config_name, overrides=None, image_size=args.image_size if is_mae else None
     )
     model = models.new_mae(config) if is_mae else models.new_classifier(config, LABELS)

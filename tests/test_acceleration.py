@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from cxr import acceleration
+from cxr import model_configs
 from cxr import models
 from safetensors.torch import load_file
 
@@ -18,9 +19,11 @@ TINY_VIT = (
 def make_model(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if kind == "resnet":
-        return models.new_classifier(models.make_config("resnet-18", overrides=None, image_size=None), LABELS)
+        return models.new_classifier(
+            model_configs.make_config("resnet-18", overrides=None, image_size=None), LABELS
+        )
     overrides = TINY_VIT + (",qkv_bias=false" if kind == "vit without bias" else "")
-    config = models.make_config("vit-mae-tiny", overrides=overrides, image_size=64)
+    config = model_configs.make_config("vit-mae-tiny", overrides=overrides, image_size=64)
     return models.new_mae(config) if kind == "vit-mae" else models.new_classifier(config, LABELS)
 
 

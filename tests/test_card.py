@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub as run_hub
 import pytest
 import run_classification
 import run_mae_pretrain
 from cxr import card
 from cxr import hub
+from cxr import sharing
+from cxr.privacy import mask_ids
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from PIL import Image
@@ -115,8 +118,43 @@ def test_code_on_the_card_loads_the_model_from_the_directory(name, runs, sample_
     assert ("tensor(" if name == "mae" else "'No Finding'") in done.stdout
 
 
+def test_run_that_was_not_pushed_gets_the_card_of_its_name_when_it_is(runs, sample_root, tmp_path):
+    run_dir = tmp_path / "run"
+    run_main(run_mae_pretrain, run_dir, *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
+    assert "In the folder of the run" in read_card(run_dir).text
+    options = {"hub_dir": tmp_path / "hub", "model_id": "my-lab/late", "message": "", "tag": "v1"}
+    commits = {sharing.push_folder(folder, **options) for folder in (run_dir, run_dir / "model")}
+    pushed = hub.repository_dir(tmp_path / "hub", "my-lab/late") / "snapshots" / commits.pop()
+    assert not commits
+    assert read_card(pushed).text.startswith("\n# my-lab/late\n")
+    assert "From a local directory of models" in read_card(pushed).text
+    (run_dir / "results.json").unlink()
+    with pytest.raises(ValueError, match="as the run is not finished"):
+        sharing.push_folder(run_dir, **options)
+
+
+@pytest.mark.parametrize("script", [run_mae_pretrain, run_classification])
+def test_run_whose_last_push_fails_is_finished_and_says_how_to_repeat_it(
+    script, sample_root, tmp_path, monkeypatch
+):
+    flags = ["--push_to_hub", "--hub_model_id=my-lab/x", f"--hub_dir={tmp_path / 'hub'}"]
+
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="No space left") as error:
+        patch.setattr(hub, "push", fail)
+        run_main(script, tmp_path / "run", *TINY_VIT, *QUICK, *flags, f"--data_dir={sample_root}")
+    assert read_results(tmp_path / "run")["hub_commit"] is None
+    command = str(error.value).partition("repeat it by python scripts/")[2].split()
+    assert command[0] == "hub.py"
+    run_hub.main(command[1:])
+    assert len(hub.read_log(tmp_path / "hub", "my-lab/x")) == 1
+
+
 def make_card(**changes) -> str:
     args = {
+        "dataset_config_name": "pleural_effusion",
         "hub_model_id": None,
         "hub_dir": None,
         "data_dir": "/mnt/patients of 2020/MIMIC-CXR JPG",
@@ -125,9 +163,33 @@ def make_card(**changes) -> str:
         "labeler": "chexpert",
         "uncertain": "exclude",
         "mask_ratio": 0.5,
+        "seed": 10000032,
     }
     results = {"task": "pleural_effusion", "steps": 7, "images_per_step": 32, "versions": {"torch": "2.14"}}
+    results["task"] = changes.pop("task", results["task"])
     return card.make_card({**args, **changes}, results, {"num_images": 1000, "sha256": "0" * 64}, {})
+
+
+def test_numbers_of_a_card_are_not_taken_for_ids():
+    text = make_card(max_train_steps=50414267)
+    assert "| `seed` | 10,000,032 |" in text and "| `max_train_steps` | 50,414,267 |" in text
+    assert mask_ids(text) == text
+
+
+def test_data_in_a_folder_named_for_its_version_has_the_name_above():
+    text = make_card(data_dir="/data/physionet.org/files/mimic-cxr-jpg/2.1.0")
+    assert ModelCard(text).data.datasets == ["mimic-cxr-jpg"] and "data-use agreement" in text
+
+
+def test_revision_of_a_base_model_by_name_is_on_the_card():
+    assert "| `model_revision` | v2 |" in make_card(model_revision="v2")
+    assert "model_revision" not in make_card(model_revision="main", model_name_or_path="/runs/mae/model")
+
+
+def test_card_of_a_pretraining_says_which_labels_chose_its_images():
+    text = make_card(task="mae_pretraining")
+    assert "| images of the task | `pleural_effusion`: 1 if Pleural Effusion is positive" in text
+    assert "not trained on" in text and "chexpert; uncertain labels: exclude" in text
 
 
 def test_card_of_credentialed_data_has_its_license_and_terms_and_no_path_of_the_machine():
@@ -139,9 +201,7 @@ def test_card_of_credentialed_data_has_its_license_and_terms_and_no_path_of_the_
     )
     assert data.base_model == "facebook/vit-mae-base"
     assert "data-use agreement" in text and "/mnt" not in text
-    assert (
-        "1 if Pleural Effusion is positive" in text and "chexpert; uncertain labels count as exclude" in text
-    )
+    assert "1 if Pleural Effusion is positive" in text and "chexpert; uncertain labels: exclude" in text
 
 
 def test_card_of_other_data_does_not_claim_its_license():

@@ -1,7 +1,6 @@
 """Checkpoints appear whole, the newest is found by its content, and what is resumed is what was saved."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from cxr import checkpoints
-from cxr.checkpoints import Progress
+from cxr import progress
 from cxr.models import load_image_processor
 from cxr.optimization import make_schedule
+from cxr.progress import Progress
 from transformers import ViTConfig
 from transformers import ViTForImageClassification
 
@@ -174,6 +174,15 @@ def test_resumed_run_has_the_records_of_its_checkpoint_whatever_came_later(run):
     assert metrics.read_text(encoding="utf-8") == "epochs up to 3"
 
 
+def test_saving_reads_the_record_of_each_checkpoint_once(run, monkeypatch):
+    for step in (1, 2):
+        save(run, step)
+    read, reading = [], progress.read_json
+    monkeypatch.setattr(progress, "read_json", lambda path: read.append(path.parent.name) or reading(path))
+    save(run, 3, total_limit=2)
+    assert sorted(read) == ["step_1", "step_2", "step_3"] and names(run[3]) == ["step_2", "step_3"]
+
+
 def test_what_a_user_keeps_beside_the_checkpoints_is_left_alone(run):
     output_dir = run[3]
     save(run, 1)
@@ -215,26 +224,6 @@ def test_resumed_run_has_the_best_model_of_its_checkpoint(run):
     shutil.rmtree(model_dir)  # as a kill between two renames may leave it
     checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP)
     assert (model_dir / "config.json").read_text(encoding="utf-8") == "second"
-
-
-def test_losses_that_are_no_numbers_are_counted_by_step_and_not_averaged():
-    progress = Progress(**STEP, step=2)
-    assert progress.add_losses([1.0, 2.0]) == []
-    progress.step = 5
-    assert progress.add_losses([float("nan"), 3.0, float("inf")]) == [3, 5]
-    assert (progress.train_loss, progress.num_losses, progress.num_bad_steps) == (2.0, 3, 2)
-    progress.start_epoch()
-    assert math.isnan(progress.train_loss) and progress.num_bad_steps == 2
-
-
-def test_sum_of_losses_does_not_depend_on_how_often_they_are_read():
-    losses = [0.1 * number for number in range(1, 20)]
-    at_once, in_parts = Progress(**STEP, step=19), Progress(**STEP, step=0)
-    at_once.add_losses(losses)
-    for first in (0, 5, 10, 15):
-        in_parts.step = first + len(losses[first : first + 5])
-        in_parts.add_losses(losses[first : first + 5])
-    assert in_parts == at_once
 
 
 def test_folder_that_is_no_checkpoint_is_an_error_that_names_one(tmp_path):

@@ -1,5 +1,6 @@
 """Every script's help, and one line with exit status 2 for every wrong flag."""
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ import pytest
 import run_classification
 import run_mae_pretrain
 from cxr import command_line
+from cxr import runtime
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
 PARSERS = {"pretrain": run_mae_pretrain.parse_args, "classification": run_classification.parse_args}
@@ -32,6 +34,24 @@ def test_help_works_and_shows_a_command(helps, name):
     result = helps[name]
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("usage: ") and f"{name}.py" in result.stdout
+
+
+TRAININGS, USES = ("run_mae_pretrain", "run_classification"), ("predict", "serve", "export_onnx")
+
+
+@pytest.mark.parametrize("name", [*TRAININGS, *USES])
+def test_advice_about_errors_names_flags_of_the_script(helps, name):
+    advice = runtime.TRAINING_ADVICE if name in TRAININGS else runtime.INFERENCE_ADVICE
+    flags = set(re.findall(r"--\w+", " ".join(advice.values())))
+    assert flags <= set(re.findall(r"--\w+", helps[name].stdout))
+    assert bool(flags) == (name in TRAININGS)
+
+
+@pytest.mark.parametrize("name", USES)
+def test_scripts_that_use_a_model_find_it_alike(helps, name):
+    said = " ".join(helps[name].stdout.split())
+    assert "MODEL a classifier: its folder, or its organisation/name in --hub_dir or on the Hub" in said
+    assert "--model_revision REV branch, tag or commit of a model given by name (default: main)" in said
 
 
 def error_of(parse, argv: list[str], capsys) -> str:

@@ -17,6 +17,7 @@ import run_mae_pretrain
 import torch
 from cxr import inference
 from cxr import radiographs
+from PIL import Image
 from tiny_runs import QUICK
 from tiny_runs import TINY_RESNET
 from tiny_runs import TINY_VIT
@@ -90,23 +91,42 @@ def test_file_says_how_to_use_it_and_nothing_of_the_machine_that_wrote_it(vit, v
         assert private.encode() not in content
 
 
-def test_documented_snippet_decides_as_torch_in_a_process_without_torch(vit, vit_file, sample_root, tmp_path):
-    snippet = textwrap.dedent(export_onnx.__doc__.partition("Pillow alone:\n")[2].partition("\nBefore")[0])
-    blocked = "import sys\nsys.modules.update(dict.fromkeys(['torch', 'torchvision', 'transformers']))\n"
-    (tmp_path / "use.py").write_text(blocked + snippet, encoding="utf-8")
-    path = paths_of(sample_root)[0]
-    shutil.copyfile(vit_file, tmp_path / "finding.onnx")
-    shutil.copyfile(path, tmp_path / "xray.jpg")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "use.py"]
-    printed = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
+# Runs the snippet without torch in each folder that it is given, and says what it found to more digits.
+DRIVER = """
+import os, sys
+sys.modules.update(dict.fromkeys(["torch", "torchvision", "transformers"]))
+for folder in sys.argv[2:]:
+    os.chdir(folder)
+    exec(sys.argv[1])
+    print(probability)
+"""
+
+
+def test_documented_snippet_gives_predicts_probability_in_a_process_without_torch(
+    vit, vit_file, sample_root, tmp_path
+):
+    """For radiographs smaller and larger than those that it was trained on, up to where a JPEG is drafted."""
+    snippet = textwrap.dedent(export_onnx.__doc__.partition(", to 1e-4:\n")[2].partition("\nBefore")[0])
     classifier = inference.load_classifier(str(vit / "model"), device="cpu")
-    expected = float(classifier.probabilities(prepared(classifier, path)[None])[0])
-    decision, _, probability = printed.stdout.partition(": probability of Finding ")
-    assert float(probability) == pytest.approx(expected, abs=0.01)  # without the JPEG of the shrunk image
-    assert decision == classifier.decide(expected) or abs(expected - classifier.threshold) < 0.01
+    folders, expected = [], []
+    for path in paths_of(sample_root)[:6]:
+        for scale in (0.5, 1, 2.7, 12.3):
+            folder = tmp_path / str(len(folders))
+            folder.mkdir()
+            image = Image.open(path).convert("L")
+            image.resize([round(scale * side) for side in image.size]).save(folder / "xray.jpg", quality=95)
+            shutil.copyfile(vit_file, folder / "finding.onnx")
+            folders.append(str(folder))
+            prepared_image = prepared(classifier, folder / "xray.jpg")
+            expected.append(float(classifier.probabilities(prepared_image[None])[0]))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", DRIVER, snippet, *folders]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    lines = printed.splitlines()
+    assert [float(line) for line in lines[1::2]] == pytest.approx(expected, abs=1e-4)
+    for line, one in zip(lines[::2], expected):
+        assert line.startswith(f"{classifier.decide(one)}: probability of Finding 0.")
+    assert np.ptp(expected) > 1e-3
 
 
 def test_name_in_a_hub_directory_gives_the_same_file_as_the_folder(vit, vit_file, sample_root, tmp_path):

@@ -22,7 +22,7 @@ NAME = "my-lab/mae-cxr"
 
 
 def make_model(folder: Path, *, bias: float) -> Path:
-    """Saves a tiny classifier; two of them differ in their weights and in no other file."""
+    """Saves a tiny classifier with a card; two of them differ in their weights and in no other file."""
     config = ViTConfig(
         hidden_size=8,
         num_hidden_layers=1,
@@ -36,6 +36,7 @@ def make_model(folder: Path, *, bias: float) -> Path:
     torch.nn.init.constant_(model.classifier.bias, bias)
     model.save_pretrained(folder)
     models.load_image_processor(None, hub_dir=None, revision="main", image_size=16).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model\n", encoding="utf-8")
     return folder
 
 
@@ -85,8 +86,8 @@ def test_two_pushes_are_two_revisions_and_main_is_the_second(pushed):
 
 def test_unchanged_files_are_stored_once(pushed):
     hub_dir, _ = pushed
-    # Two weights, one configuration, one image processor.
-    assert len(list((repository(hub_dir) / "blobs").iterdir())) == 4
+    # Two weights, one configuration, one image processor, one card.
+    assert len(list((repository(hub_dir) / "blobs").iterdir())) == 5
 
 
 def test_snapshots_have_the_files_as_they_were(pushed):
@@ -114,7 +115,7 @@ def test_our_loading_finds_the_name_and_both_commits(pushed):
 
 
 def test_unknown_revision_is_one_line_that_names_it(pushed):
-    with pytest.raises(OSError, match="'my-lab/mae-cxr', revision 'v9', could not be loaded") as error:
+    with pytest.raises(ValueError, match="model my-lab/mae-cxr: found no revision v9 in --hub_dir") as error:
         models.load_config(NAME, expected=("vit",), hub_dir=pushed[0], revision="v9")
     assert "\n" not in str(error.value)
 
@@ -190,7 +191,7 @@ def test_names_of_the_hub_are_model_ids(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "a/b/c", "../b", "a/..", "/a", "a/", "a b/c", "a/b\n", "a/" + 95 * "b"]
+    "name", ["a", "a/b/c", "../b", "a/..", "/a", "a/", "a b/c", "a/b\n", "a--b/c", "a/" + 97 * "b"]
 )
 def test_other_names_are_not(name):
     with pytest.raises(argparse.ArgumentTypeError, match="expected organisation/name"):
@@ -210,7 +211,8 @@ def test_log_has_parent_time_message_and_files_and_the_hash_covers_them(pushed):
     assert [commit.parent for commit in log] == [commits[0], None]
     assert [commit.message for commit in log] == ["from model-2.0", "from model-1.0"]
     assert log[0].time > log[1].time
-    assert set(log[0].files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    names = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert set(log[0].files) == names
     path = repository(hub_dir) / "commits" / f"{commits[0]}.json"
     assert sha1(path.read_bytes()).hexdigest() == commits[0]
     path.write_text(
@@ -232,9 +234,9 @@ def test_tags_and_first_digits_name_revisions_in_transformers_and_here(pushed):
     assert hub.set_tag(hub_dir, NAME, "v1", commits[0][:6]) == commits[0]
     assert load_bias(hub_dir, "v1") == 1.0
     assert hub.resolve(hub_dir, NAME, "v1") == commits[0]
-    with pytest.raises(ValueError, match=r"found the tag v1 .*a tag is never moved"):
+    with pytest.raises(ValueError, match=rf"found the tag v1 at revision {commits[0][:8]}.* is never moved"):
         hub.set_tag(hub_dir, NAME, "v1", "main")
-    with pytest.raises(ValueError, match="found 0 revisions 'v9'; expected main or v1"):
+    with pytest.raises(ValueError, match="found 0 revisions 'v9'; expected main or v1 or the first digits"):
         hub.resolve(hub_dir, NAME, "v9")
     with pytest.raises(ValueError, match="found no model a/b; expected one of those in it: my-lab/mae-cxr"):
         hub.resolve(hub_dir, "a/b", "main")
@@ -249,6 +251,15 @@ def test_push_with_a_tag_can_be_repeated_but_does_not_move_it(tmp_path):
     with pytest.raises(ValueError, match="a tag is never moved"):
         hub.push(second, **options)
     assert main_of(hub_dir) == commit and snapshots(hub_dir) == {commit}
+
+
+def test_tag_that_has_the_files_already_is_no_obstacle_though_another_push_was_between(pushed):
+    """As where a run was killed after its push, and is resumed."""
+    hub_dir, commits = pushed
+    hub.set_tag(hub_dir, NAME, "v1", commits[0])
+    options = {"hub_dir": hub_dir, "model_id": NAME, "message": "", "tag": "v1"}
+    assert hub.push(hub_dir.parent / "model-1.0", **options) == commits[0]
+    assert main_of(hub_dir) == commits[1] and snapshots(hub_dir) == set(commits)
 
 
 def test_verify_finds_nothing_where_nothing_changed(pushed):
@@ -306,21 +317,75 @@ def test_gc_removes_only_what_no_ref_leads_to(pushed):
     assert snapshots(hub_dir) == {commits[0]} and load_bias(hub_dir) == 1.0
 
 
+def test_first_push_that_was_killed_is_a_problem_of_its_model_only(pushed):
+    hub_dir, commits = pushed
+    other = hub.repository_dir(hub_dir, "my-lab/other")
+    shutil.copytree(repository(hub_dir), other, symlinks=True)
+    (other / "refs" / "main").unlink()
+    assert any("refs/main: is missing" in line for line in hub.find_problems(hub_dir, "my-lab/other"))
+    with pytest.raises(ValueError, match=r"my-lab/other: found no main .*push the model again"):
+        hub.collect_garbage(hub_dir, "my-lab/other")
+    assert snapshots(hub_dir) == {path.name for path in (other / "snapshots").iterdir()}
+    done = run_command("list", "--hub_dir", hub_dir)
+    assert done.returncode == 1 and commits[1][:8] in done.stdout
+    assert "found 0 revisions 'main'" in done.stdout
+    options = {"hub_dir": hub_dir, "model_id": "my-lab/other", "message": ""}
+    hub.push(hub_dir.parent / "model-2.0", **options)
+    assert hub.find_problems(hub_dir, "my-lab/other") == []
+
+
+def test_download_that_moved_main_is_kept_and_nothing_is_built_on_it(pushed):
+    """The directory is a cache, too: a download of the same name writes there what has no record."""
+    hub_dir, commits = pushed
+    foreign = 40 * "d"
+    shutil.copytree(hub_dir.parent / "model-1.0", repository(hub_dir) / "snapshots" / foreign)
+    (repository(hub_dir) / "blobs" / (40 * "e")).write_text("{}", encoding="utf-8")  # as the Hub names them
+    (repository(hub_dir) / "refs" / "refs" / "pr").mkdir(parents=True)
+    (repository(hub_dir) / "refs" / "refs" / "pr" / "1").write_text(foreign, encoding="utf-8")
+    assert hub.find_problems(hub_dir, NAME) == []
+    (repository(hub_dir) / "refs" / "main").write_text(foreign, encoding="utf-8")
+    before = {path: path.read_bytes() for path in hub_dir.rglob("*") if path.is_file()}
+    for call in (
+        lambda: push(hub_dir.parent / "model-2.0", hub_dir),
+        lambda: hub.check_push(hub_dir=hub_dir, model_id=NAME, tag=None),
+        lambda: hub.collect_garbage(hub_dir, NAME),
+        lambda: hub.read_log(hub_dir, NAME),
+    ):
+        with pytest.raises(ValueError, match=r"dddddddd, which was not pushed here; name another --hub_dir"):
+            call()
+    assert {path: path.read_bytes() for path in hub_dir.rglob("*") if path.is_file()} == before
+    assert [line for line in hub.find_problems(hub_dir, NAME) if f"leads to {foreign}" in line]
+    assert [commit.commit for commit in hub.read_log(hub_dir, NAME, commits[1])] == commits[::-1]
+    assert load_bias(hub_dir) == 1.0
+
+
 @pytest.mark.parametrize(
     "name", ["predictions_test.csv", "samples.json", "notes.md", "weights.bin", "folder"]
 )
-def test_what_is_no_model_or_has_ids_is_not_pushed(name, tmp_path):
+def test_what_is_no_file_of_a_model_is_not_pushed(name, tmp_path):
     model = make_model(tmp_path / "model", bias=1.0)
-    if name == "folder":
-        (model / name).mkdir()
-    else:
-        text = (
-            "02aa804e-bde0afdd-112c0b34-7bc16630-4e384014" if name == "samples.json" else "patient 10000032"
-        )
-        (model / name).write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=f"{name}: found .*expected"):
+    (model / name).mkdir() if name == "folder" else (model / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=f"{name}: found in a folder to share, expected .*; move it elsewhere"
+    ):
         push(model, tmp_path / "hub")
     assert not list((tmp_path / "hub").rglob("blobs"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md"])
+def test_id_in_a_file_of_the_model_is_not_pushed(name, tmp_path):
+    model = make_model(tmp_path / "model", bias=1.0)
+    (model / name).write_text('{"of": "patient_10000032"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name}: found what looks like the id of a patient"):
+        push(model, tmp_path / "hub")
+    assert not list((tmp_path / "hub").rglob("blobs"))
+
+
+def test_model_without_a_card_is_not_pushed(tmp_path):
+    model = make_model(tmp_path / "model", bias=1.0)
+    (model / "README.md").unlink()
+    with pytest.raises(ValueError, match=r"found no README.md; expected the folder of a model with its card"):
+        push(model, tmp_path / "hub")
 
 
 def push_in_process(folder: Path, hub_dir: Path, times: int) -> None:
@@ -350,11 +415,9 @@ def run_command(*words: object) -> subprocess.CompletedProcess:
 
 def test_commands_push_list_log_tag_verify_and_gc(tmp_path):
     where = ["--hub_dir", tmp_path / "hub"]
-    run_dir = tmp_path / "run"
-    make_model(run_dir / "model", bias=1.0)
-    commit = run_command(
-        "push", run_dir, NAME, *where, "--message", "the first", "--tag", "v1"
-    ).stdout.strip()
+    model = make_model(tmp_path / "model", bias=1.0)
+    words = ["push", model, NAME, *where, "--message", "the first", "--tag", "v1"]
+    commit = run_command(*words).stdout.strip()
     assert commit == main_of(tmp_path / "hub")
     assert commit[:8] in run_command("list", *where).stdout
     assert run_command("log", NAME, *where).stdout.startswith(f"{commit} (main, v1)\n")

@@ -18,15 +18,27 @@ from test_hub import make_model
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAME = "my-lab/mae-cxr"
 COMMIT = 40 * "c"
-PUSH = (
-    "import sys; from pathlib import Path; from cxr import hub;"
-    "model_dir, model_id, tag = sys.argv[1:];"
-    "print(hub.push(Path(model_dir), hub_dir=None, model_id=model_id, message='the first', tag=tag))"
-)
+OLD_COMMIT = 40 * "d"
 
 
 class Hub(BaseHTTPRequestHandler):
     """The endpoints that a push calls; large files go by themselves, small ones inside the commit."""
+
+    def do_GET(self):
+        state, path = self.server.state, self.path.partition("?")[0]
+        if path == f"/api/models/{NAME}":
+            return self.answer(200, {"id": NAME, "sha": OLD_COMMIT, "private": state["is_private"]})
+        if path == f"/api/models/{NAME}/refs":
+            tags = [
+                {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
+                for name, commit in state["tags"].items()
+            ]
+            return self.answer(200, {"branches": [], "converts": [], "tags": tags})
+        if path == f"/api/models/{NAME}/tree/main":
+            return self.answer(
+                200, [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in state["files"]]
+            )
+        return self.answer(404, {"error": f"no {path}"})
 
     def do_POST(self):
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -35,7 +47,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(401, {"error": "Invalid credentials"})
         if path == "/api/repos/create":
             state["created"] = json.loads(content)
-            return self.answer(200, {"url": f"{self.server.url}/{NAME}", "name": NAME})
+            exists = bool(state["files"])
+            return self.answer(409 if exists else 200, {"url": f"{self.server.url}/{NAME}", "name": NAME})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
         if path == f"/api/models/{NAME}/preupload/main":
@@ -56,8 +69,9 @@ class Hub(BaseHTTPRequestHandler):
                 200, {"commitOid": COMMIT, "commitUrl": f"{self.server.url}/{NAME}/commit/{COMMIT}"}
             )
         if path == f"/api/models/{NAME}/tag/{COMMIT}":
-            state["tag"] = json.loads(content)["tag"]
-            return self.answer(200, {})
+            tag = json.loads(content)["tag"]
+            is_new = state["tags"].setdefault(tag, COMMIT) == COMMIT
+            return self.answer(200 if is_new else 409, {})
         return self.answer(404, {"error": f"no {path}"})
 
     def do_PUT(self):
@@ -66,7 +80,7 @@ class Hub(BaseHTTPRequestHandler):
         )
         self.answer(200, {})
 
-    def answer(self, status: int, content: dict) -> None:
+    def answer(self, status: int, content: object) -> None:
         text = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -82,7 +96,7 @@ class Hub(BaseHTTPRequestHandler):
 def server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.url = f"http://127.0.0.1:{server.server_port}"
-        server.state = {"uploads": {}}
+        server.state = {"uploads": {}, "is_private": True, "tags": {}, "files": []}
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -91,19 +105,19 @@ def server() -> Iterator[ThreadingHTTPServer]:
 def push(model: Path, url: str, *, token: str = "hf_secret") -> subprocess.CompletedProcess:
     environment = os.environ | {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
     environment["HF_HUB_OFFLINE"] = "0"
-    command = [sys.executable, "-c", PUSH, str(model), NAME, "v1"]
-    return subprocess.run(command, env=environment, cwd=SCRIPTS, capture_output=True, text=True)
+    command = [sys.executable, str(SCRIPTS / "hub.py"), "push", str(model), NAME]
+    command += ["--message", "the first", "--tag", "v1"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def test_push_makes_a_private_model_with_every_file_and_a_tag(server, tmp_path):
     model = make_model(tmp_path / "model", bias=1.0)
-    (model / "README.md").write_text("---\nlicense: mit\n---\n# A model\n", encoding="utf-8")
     done = push(model, server.url)
     assert done.stdout.strip() == COMMIT, done.stderr[-2000:]
     state = server.state
     assert state["created"]["name"] == "mae-cxr" and state["created"]["organization"] == "my-lab"
     assert "private" in (state["created"].get("visibility"), "private" * state["created"].get("private", 0))
-    assert state["tag"] == "v1"
+    assert state["tags"] == {"v1": COMMIT}
     header, *parts = state["commit"]
     assert header["value"]["summary"] == "the first"
     found = {
@@ -121,5 +135,43 @@ def test_push_that_the_hub_does_not_take_says_what_to_do(reason, server, tmp_pat
     model = make_model(tmp_path / "model", bias=1.0)
     url = "http://127.0.0.1:9" if reason == "nobody there" else server.url
     done = push(model, url, token="hf_wrong")
-    assert "OSError: --push_to_hub: the Hugging Face Hub could not be asked" in done.stderr
-    assert "log in with hf auth login, or name a --hub_dir" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "the Hugging Face Hub could not be asked" in done.stderr
+    assert "log in with hf auth login, or name a --hub_dir" in done.stderr
+
+
+def test_revision_has_no_file_of_an_earlier_one(server, tmp_path):
+    server.state["files"] = [".gitattributes", "config.json", "pytorch_model.bin"]
+    done = push(make_model(tmp_path / "model", bias=1.0), server.url)
+    assert done.stdout.strip() == COMMIT, done.stderr[-2000:]
+    parts = server.state["commit"][1:]
+    assert [part["value"]["path"] for part in parts if part["key"] == "deletedFile"] == ["pytorch_model.bin"]
+
+
+def test_public_model_is_not_pushed_to(server, tmp_path):
+    server.state |= {"is_private": False, "files": ["config.json"]}
+    done = push(make_model(tmp_path / "model", bias=1.0), server.url)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "found a public model on the Hugging Face Hub, expected a private one" in done.stderr
+    assert "commit" not in server.state and not server.state["uploads"]
+
+
+@pytest.mark.parametrize("tagged", [COMMIT, OLD_COMMIT])
+def test_tag_is_not_moved_but_a_push_can_be_repeated(tagged, server, tmp_path):
+    server.state |= {"tags": {"v1": tagged}, "files": ["config.json"]}
+    done = push(make_model(tmp_path / "model", bias=1.0), server.url)
+    if tagged == COMMIT:
+        assert done.stdout.strip() == COMMIT, done.stderr[-2000:]
+    else:
+        assert done.returncode == 2 and "found the tag v1 at revision dddddddd" in done.stderr
+    assert server.state["tags"] == {"v1": tagged}
+
+
+def test_training_that_could_not_be_pushed_ends_before_it_begins(server, tmp_path):
+    server.state |= {"tags": {"v1": OLD_COMMIT}, "files": ["config.json"]}
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, str(SCRIPTS / "run_mae_pretrain.py"), "--output_dir", str(tmp_path / "run")]
+    command += ["--push_to_hub", "--hub_model_id", NAME, "--hub_revision", "v1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "a tag is never moved" in done.stderr and not (tmp_path / "run").exists()

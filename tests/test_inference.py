@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import run_classification
 import torch
 from cxr import hub
 from cxr import inference
+from cxr import model_configs
+from cxr import models
 from cxr.data import default_cache_image_size
+from huggingface_hub.constants import HF_HUB_CACHE
 from tiny_runs import QUICK
 from tiny_runs import TINY_RESNET
 from tiny_runs import TINY_VIT
@@ -74,6 +78,26 @@ def test_model_loads_by_name_and_revision_from_a_hub_directory(vit_model, tmp_pa
         assert named.probabilities(images).tolist() == expected.tolist()
 
 
+def as_download(folder, cache_dir):
+    """Moves a model into the layout of the Hub's cache, as my-lab/model, sound or not; returns its name."""
+    repository = hub.repository_dir(cache_dir, "my-lab/model")
+    for name in ("refs", "snapshots"):
+        (repository / name).mkdir(parents=True)
+    commit = "0123456789" * 4
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    shutil.move(folder, repository / "snapshots" / commit)
+    return "my-lab/model"
+
+
+def test_model_that_was_downloaded_from_the_hub_loads_by_its_name(vit_model, tmp_path):
+    images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    expected = inference.load_classifier(str(vit_model), device="cpu").probabilities(images)
+    name = as_download(edited(vit_model, tmp_path / "model"), Path(HF_HUB_CACHE))
+    assert inference.load_classifier(name, device="cpu").probabilities(images).tolist() == expected.tolist()
+    assert models.find_file(name, "config.json", hub_dir=None, revision="main").is_file()
+    shutil.rmtree(hub.repository_dir(Path(HF_HUB_CACHE), name))
+
+
 def make_no_folder(vit_model, folder):
     return str(folder)
 
@@ -130,7 +154,7 @@ def make_empty_folder(vit_model, folder):
 WRONG = {
     make_no_folder: "found no such folder",
     make_masked_autoencoder: "masked autoencoder without a classifier",
-    make_encoder: "is ['ViTModel'], expected ViTForImageClassification or ResNetForImageClassification",
+    make_encoder: "found vit with architectures ['ViTModel'], expected vit with ['ViTForImage",
     make_three_labels: "a head for 3 labels, expected 2",
     make_language_model: "BertModel",
     make_wild_threshold: "found decision_threshold=40, expected a probability",
@@ -138,8 +162,8 @@ WRONG = {
     make_wild_view: "found trained_view=['PA'], expected frontal or lateral or all",
     make_other_width: "expected",
     make_without_weights: "found no model.safetensors",
-    make_broken_config: "found broken JSON",
-    make_empty_folder: "expected ViTForImageClassification",
+    make_broken_config: "could not be loaded",
+    make_empty_folder: "could not be loaded",
 }
 
 
@@ -149,12 +173,30 @@ def test_what_is_no_binary_classifier_is_refused_in_words_of_the_command_line(ma
     with pytest.raises((ValueError, OSError)) as error:
         inference.load_classifier(name, device="cpu")
     text = str(error.value)
-    assert text.startswith(f"MODEL {name}") and WRONG[make] in text
+    assert text.startswith(f"model {name}: ") and WRONG[make] in text and "\n" not in text
     assert "--model_name_or_path" not in text and "--config_name" not in text
 
 
+@pytest.mark.parametrize(
+    "make", [make_masked_autoencoder, make_encoder, make_three_labels, make_wild_threshold, make_other_width]
+)
+def test_model_in_a_hub_directory_is_refused_by_the_name_that_was_given(make, vit_model, tmp_path):
+    name = as_download(make(vit_model, tmp_path / "wrong"), tmp_path / "hub")
+    with pytest.raises(ValueError, match=r"^model my-lab/model: ") as error:
+        inference.load_classifier(name, hub_dir=tmp_path / "hub", device="cpu")
+    assert WRONG[make] in str(error.value) and "snapshots" not in str(error.value)
+
+
+def test_damaged_image_processor_of_a_resnet_is_refused_by_the_name_that_was_given(tmp_path):
+    config = model_configs.make_config("resnet-18", overrides="embedding_size=8", image_size=None)
+    models.new_classifier(config, ["No Finding", "Finding"]).save_pretrained(tmp_path / "resnet")
+    (tmp_path / "resnet" / "preprocessor_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(OSError, match=rf"^model {tmp_path / 'resnet'}: could not be loaded .*broken JSON"):
+        inference.load_classifier(str(tmp_path / "resnet"), device="cpu")
+
+
 def test_name_that_no_hub_directory_has_is_refused(vit_model, tmp_path):
-    with pytest.raises(OSError, match=r"MODEL my-lab/nothing, revision 'main': found in no place"):
+    with pytest.raises(OSError, match=r"^model my-lab/nothing, revision main: could not be loaded"):
         inference.load_classifier("my-lab/nothing", hub_dir=tmp_path, device="cpu")
     with pytest.raises(ValueError, match="--model_revision v1: found the local folder"):
         inference.load_classifier(str(vit_model), revision="v1", device="cpu")

@@ -22,7 +22,8 @@ import pytest
 import run_mae_pretrain
 import torch
 from cxr import hub
-from cxr.records import has_checkpoint
+from cxr.progress import has_checkpoint
+from killing import watch_operations
 from PIL import Image
 from safetensors.torch import load_file
 from test_exact_resume import assert_equal
@@ -34,8 +35,8 @@ from tiny_runs import run_main
 KILLS = int(os.environ.get("KILLS", "60"))  # of both scripts together
 KILLS_PER_RUN = 5  # then it may end
 SCRIPTS = ("run_mae_pretrain", "run_classification")
-OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.chmod"}
 
+NAME = "my-lab/killed"
 RESUME = "--resume_from_checkpoint=latest"
 FLAGS = [
     *TINY_VIT,
@@ -45,15 +46,18 @@ FLAGS = [
     "--learning_rate=1e-3",
     "--checkpointing_steps=2",
     "--push_to_hub",
-    "--hub_model_id=my-lab/killed",
+    f"--hub_model_id={NAME}",
     "--hub_revision=v1",
 ]
-OF_CLASSIFICATION = [
-    "--augmentation=mae",
-    "--mask_ratio=0.25",
-    "--evaluate_test",
-    "--checkpoints_total_limit=2",
-]
+OF_SCRIPT = {
+    "run_mae_pretrain": ["--hub_strategy=every_save"],
+    "run_classification": [
+        "--augmentation=mae",
+        "--mask_ratio=0.25",
+        "--evaluate_test",
+        "--checkpoints_total_limit=2",
+    ],
+}
 
 
 def run(script: str, folder: Path, flags: list[str], kill_at: int | None) -> None:
@@ -61,23 +65,14 @@ def run(script: str, folder: Path, flags: list[str], kill_at: int | None) -> Non
 
     Without `kill_at` the operations are counted into a file.
     """
-    count = 0
-
-    def operate(event: str, args: tuple) -> None:
-        nonlocal count
-        if event in OPERATIONS and any(str(arg).startswith(str(folder)) for arg in args[:2]):
-            count += 1
-            if count == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
     with (folder.parent / "said.txt").open("a", encoding="utf-8") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     module = __import__(script)
-    sys.addaudithook(operate)
+    count = watch_operations(folder, kill_at=kill_at)
     module.main([*flags, f"--output_dir={folder / 'run'}", f"--hub_dir={folder / 'hub'}"])
     if kill_at is None:
-        (folder.parent / "operations").write_text(str(count), encoding="utf-8")
+        (folder.parent / "operations").write_text(str(count()), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +131,7 @@ def check_files(folder: Path) -> None:
 def test_killed_run_resumes_and_ends_where_the_uninterrupted_one_does(
     script, processes, sample_root, tmp_path
 ):
-    flags = [*FLAGS, f"--data_dir={sample_root}", *(OF_CLASSIFICATION if "class" in script else [])]
+    flags = [*FLAGS, f"--data_dir={sample_root}", *OF_SCRIPT[script]]
     whole = tmp_path / "whole" / "folder"
     whole.mkdir(parents=True)
     process = processes.Process(target=run, args=(script, whole, flags, None))
@@ -173,10 +168,13 @@ def test_killed_run_resumes_and_ends_where_the_uninterrupted_one_does(
         num_ended += 1
         assert without_hub(read_results(folder / "run")) == without_hub(read_results(whole / "run"))
         assert_equal(folder / "run", whole / "run")
-        assert len(hub.read_log(folder / "hub", "my-lab/killed")) == 1
-        hub.collect_garbage(folder / "hub", "my-lab/killed")  # what a killed push left unnamed
-        assert hub.find_problems(folder / "hub", "my-lab/killed") == []
-        assert len(list((folder / "hub").glob("models--*/snapshots/*"))) == 1
+        log, refs = hub.read_log(folder / "hub", NAME), hub.read_refs(folder / "hub", NAME)
+        assert log[0].files == hub.read_log(whole / "hub", NAME)[0].files
+        assert refs == {"main": log[0].commit, "v1": log[0].commit}
+        hub.collect_garbage(folder / "hub", NAME)  # what a killed push left unnamed
+        assert hub.find_problems(folder / "hub", NAME) == []
+        assert len(list((folder / "hub").glob("models--*/snapshots/*"))) == len(log)
+        assert len(log) == 1 or "every_save" in str(OF_SCRIPT[script])
         assert not [path for path in folder.rglob(".*") if path.suffix in (".tmp", ".old")]
     print(f"{script}: {num_kills} kills, {num_ended} runs, all equal to the uninterrupted one")
 

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from cxr import model_configs
 from cxr import models
 from cxr.optimization import SCHEDULES
 from cxr.optimization import make_adamw
@@ -110,17 +111,17 @@ def test_too_few_images_for_one_step_is_an_error_with_what_was_found_and_expecte
 def vit_mae():
     overrides = "hidden_size=16,num_attention_heads=2,num_hidden_layers=2,intermediate_size=32,patch_size=8,"
     overrides += "decoder_hidden_size=16,decoder_num_attention_heads=2"
-    return models.make_config("vit-mae-tiny", overrides=overrides, image_size=16)
+    return model_configs.make_config("vit-mae-tiny", overrides=overrides, image_size=16)
 
 
 MODELS = {
     "vit-mae": lambda: models.new_mae(vit_mae()),
     "vit": lambda: models.new_classifier(vit_mae(), LABELS),
     "resnet-18": lambda: models.new_classifier(
-        models.make_config("resnet-18", overrides=None, image_size=None), LABELS
+        model_configs.make_config("resnet-18", overrides=None, image_size=None), LABELS
     ),
     "resnet-50": lambda: models.new_classifier(
-        models.make_config("resnet-50", overrides=None, image_size=None), LABELS
+        model_configs.make_config("resnet-50", overrides=None, image_size=None), LABELS
     ),
 }
 

@@ -206,7 +206,7 @@ def test_absent_threshold_is_said_once(runs, picture, tmp_path, capsys):
 
 WRONG = {
     "no image": (["{model}", "{empty}"], "found no image in {empty}; expected"),
-    "no model": (["{empty}/model", "{image}"], "MODEL {empty}/model: found no such folder"),
+    "no model": (["{empty}/model", "{image}"], "error: model {empty}/model: found no such folder"),
     "output of another kind": (["{model}", "{image}", "--output=a.txt"], "found a.txt, expected a name"),
     "output nowhere": (["{model}", "{image}", "--output={empty}/no/a.csv"], "found no such folder"),
     "heat maps on a file": (["{model}", "{image}", "--heatmap={image}"], "found a file, expected a folder"),
@@ -229,6 +229,17 @@ def test_wrong_command_ends_in_one_line_and_status_2(name, runs, test_images, tm
     out, said = capsys.readouterr()
     assert ended.value.code == 2 and out == ""
     assert said.count("\n") == 1 and expected.format(**values) in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, a disk without room, as on Linux")
+def test_script_on_a_full_disk_ends_in_one_line_without_flags_of_a_training(runs, test_images):
+    image = next(iter(test_images.values()))
+    command = [sys.executable, str(predict.__file__), str(runs / "vit" / "model"), image]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.endswith("No space left on device; the disk is full; make room and start again\n")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import run_classification
 import run_mae_pretrain
 from accelerate import Accelerator
 from cxr import preemption
-from cxr.records import has_checkpoint
+from cxr.progress import has_checkpoint
 from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
 from tiny_runs import run_main

@@ -126,8 +126,12 @@ def test_log_of_a_study_is_private_as_an_error_names_an_image(ids, sample_root, 
         ("/data/files/p10/p10000032/s50414267/a.jpg is bad", "<id> is bad"),
         ("of 02aa804e-bde0afdd-112c0b34-7bc16630-4e384014,", "of <id>,"),
         ("patient 10000032, study s50414267", "patient <id>, study <id>"),
+        ("subject_10000032_50414267 of.P10000032", "subject_<id>_<id> of.<id>"),
+        ("02AA804E-BDE0AFDD-112C0B34-7BC16630-4E384014.jpg", "<id>.jpg"),
+        (r"files\p10\p10000032\s50414267 and files/p10/", "<id> and <id>"),
         ("runs/mae-20261123-071500 after 12345678901 steps, 0.10000032", None),
         ("237,962 images of 256 pixels, seed 4294967295", None),
+        ("commit 0a10000032f, 5.50414267e-05, files/private, a10000032", None),
     ],
 )
 def test_ids_are_masked_and_other_numbers_are_not(text, masked):

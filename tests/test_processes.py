@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cxr.records import has_checkpoint
+from cxr.progress import has_checkpoint
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import TINY_VIT

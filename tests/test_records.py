@@ -332,14 +332,3 @@ def test_same_flags_are_unchanged_and_others_of_the_run_do_not_matter(tmp_path):
 def test_changed_flag_is_refused_with_both_values(now, message):
     with pytest.raises(ValueError, match=f"{message}; use the same flags, or start anew in another"):
         records.check_unchanged({"seed": 0}, now, where=Path("RUN"))
-
-
-def test_only_a_complete_checkpoint_counts(tmp_path):
-    assert not records.has_checkpoint(tmp_path / "absent")
-    (tmp_path / "checkpoints" / "step_10").mkdir(parents=True)
-    hidden = tmp_path / "checkpoints" / ".step_20.tmp"
-    hidden.mkdir()
-    records.write_json(hidden / "progress.json", {"step": 20})
-    assert not records.has_checkpoint(tmp_path)
-    records.write_json(tmp_path / "checkpoints" / "step_10" / "progress.json", {"step": 10})
-    assert records.has_checkpoint(tmp_path)

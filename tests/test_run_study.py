@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -20,6 +21,8 @@ import run_study
 from cxr import records
 from cxr.grid import PRESETS
 from cxr.grid import plan_cells
+from cxr.progress import Progress
+from cxr.progress import has_checkpoint
 from cxr.sources import REPOSITORY
 from rich.console import Console
 
@@ -43,8 +46,12 @@ SMALL = [
 ]
 SMALL += ["--train_sizes", "16", "--tasks", "finding"]
 
+PROGRESS = asdict(Progress(images_per_step=8, step=2))  # in a checkpoint that is complete
+
 # What stands in for a cell's process. It may finish, fail at once, break after a checkpoint, or hang there.
-CELL = """
+CELL = (
+    f"progress = {json.dumps(PROGRESS)!r}"
+    + """
 import json, pathlib, sys, time
 run, flags, end = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 resumed = (run / "checkpoints").is_dir()
@@ -57,7 +64,7 @@ if end == "fail":
     sys.exit("error: found no GPU")
 checkpoint = run / "checkpoints" / "step_2"
 checkpoint.mkdir(parents=True, exist_ok=True)
-(checkpoint / "progress.json").write_text("{}")
+(checkpoint / "progress.json").write_text(progress)
 with (run / "metrics.jsonl").open("a") as file:
     file.write('{"epoch": 2}\\n' if resumed else '{"epoch": 1}\\n')
 if end == "hang":
@@ -68,6 +75,7 @@ if end == "break":
 results = {"images_per_second": 50.0, "eval_loss": 0.25, "validation": {}, "test": {"auroc": 0.75}}
 (run / "results.json").write_text(json.dumps(results))
 """
+)
 
 
 @dataclass
@@ -243,6 +251,8 @@ def test_resume_flag_is_given_when_there_is_a_checkpoint(tmp_path):
     resume = "--resume_from_checkpoint=latest"
     assert resume not in run_study.command(cell, run, CONFIGS / "cpu.yaml", None)  # it is not complete
     records.write_json(run / "checkpoints" / "step_1" / "progress.json", {})
+    assert resume not in run_study.command(cell, run, CONFIGS / "cpu.yaml", None)  # nor sound
+    records.write_json(run / "checkpoints" / "step_1" / "progress.json", PROGRESS)
     assert resume in run_study.command(cell, run, CONFIGS / "cpu.yaml", None)
 
 
@@ -673,7 +683,7 @@ def test_study_killed_inside_a_cell_goes_on_there_skips_what_is_finished_and_rep
 
     process = start_study(folder, log, *flags)
     with kill_afterwards(process):
-        wait_until(lambda: records.has_checkpoint(run), seconds=300, process=process)
+        wait_until(lambda: has_checkpoint(run), seconds=300, process=process)
     assert process.wait() == -signal.SIGKILL
     assert not (run / "results.json").exists() and not (folder / RESNET).exists()
     pretrained = {

@@ -62,6 +62,35 @@ def test_a_full_gpu_is_one_line_that_says_what_to_do(capsys):
     )
 
 
+def test_model_that_a_training_cannot_load_need_not_be_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run_it.py"])
+    error = OSError("model a/b: could not be loaded (Connection reset by peer); name c")
+    with pytest.raises(SystemExit):
+        runtime.run_script(raising(error))
+    assert capsys.readouterr().err == (
+        "run_it.py: error: model a/b: could not be loaded (Connection reset by peer); name c; "
+        "or train from scratch: --config_name\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "what_to_do"),
+    [
+        (MemoryError(), "take fewer images at once"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "take fewer images at once"),
+        (OSError(28, "No space left on device"), "make room and start again"),
+        (PermissionError(13, "Permission denied", "a.csv"), "that you may read and write"),
+        (OSError("model a: could not be loaded (b); name c"), "name c"),
+    ],
+)
+def test_script_that_uses_a_model_advises_no_flag_of_a_training(error, what_to_do, capsys):
+    with pytest.raises(SystemExit) as ended:
+        runtime.run_script(raising(error), advice=runtime.INFERENCE_ADVICE)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.count("\n") == 1 and what_to_do in said and "--" not in said
+
+
 @pytest.mark.slow
 def test_compiling_without_a_compiler_says_what_to_do(sample_root, tmp_path):
     flags = [*TINY_VIT, *QUICK, f"--data_dir={sample_root}", f"--output_dir={tmp_path / 'run'}"]

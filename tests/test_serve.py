@@ -27,6 +27,7 @@ import pytest
 import serve
 import torch
 from cxr import inference
+from cxr import model_configs
 from cxr import models
 from cxr import radiographs
 from PIL import Image
@@ -49,7 +50,7 @@ def model_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "model"
     overrides = TINY_VIT[1].removeprefix("--config_overrides=")
     torch.manual_seed(0)
-    config = models.make_config("vit-mae-tiny", overrides=overrides, image_size=32)
+    config = model_configs.make_config("vit-mae-tiny", overrides=overrides, image_size=32)
     model = models.new_classifier(config, ["No Finding", "Finding"])
     model.config.decision_threshold = 0.25
     model.save_pretrained(folder)
@@ -111,7 +112,7 @@ def test_page_says_so_when_others_can_reach_it(classifier):
 
 
 def test_card_is_shown_with_its_figures_and_without_its_metadata(classifier, model_dir):
-    card = serve.read_card(model_dir, classifier)
+    card = serve.read_card(model_dir / "README.md", classifier)
     assert card.startswith("\n# A tiny model") and "license" not in card
     content = base64.b64encode((model_dir / "loss.png").read_bytes()).decode()
     assert f"![loss](data:image/png;base64,{content})" in card
@@ -122,11 +123,11 @@ def test_card_embeds_no_file_from_elsewhere(classifier, model_dir, tmp_path):
     (tmp_path / "model").mkdir()
     text = f"![a](../private.png) ![b]({tmp_path}/private.png) ![c](missing.png)"
     (tmp_path / "model" / "README.md").write_text(text, encoding="utf-8")
-    assert serve.read_card(tmp_path / "model", classifier) == text
+    assert serve.read_card(tmp_path / "model" / "README.md", classifier) == text
 
 
-def test_model_without_a_card_gets_a_few_facts(classifier, tmp_path):
-    assert "no card" in (card := serve.read_card(tmp_path, classifier))
+def test_model_without_a_card_gets_a_few_facts(classifier):
+    assert "no card" in (card := serve.read_card(None, classifier))
     assert "32 x 32 pixels" in card and "0.250" in card
 
 

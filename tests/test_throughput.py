@@ -7,6 +7,7 @@ import run_classification
 import run_mae_pretrain
 import torch
 from accelerate import Accelerator
+from cxr import model_configs
 from cxr import models
 from cxr import throughput
 
@@ -14,7 +15,7 @@ LABELS = ["No Finding", "Finding"]
 
 
 def test_a_vit_mae_base_takes_58_gflop_an_image_forward_and_backward():
-    config = models.make_config("vit-mae-base", overrides=None, image_size=None)
+    config = model_configs.make_config("vit-mae-base", overrides=None, image_size=None)
     assert config.mask_ratio == 0.75
     counted = throughput.count_training_flops(models.new_mae(config), run_mae_pretrain.synthetic_loss)
     visible, tokens, patch_pixels = 50, 197, 16 * 16 * 3
@@ -29,7 +30,7 @@ def test_a_vit_mae_base_takes_58_gflop_an_image_forward_and_backward():
 
 
 def test_a_frozen_body_costs_a_third_and_the_model_itself_is_left_alone():
-    config = models.make_config("vit-mae-tiny", overrides="num_hidden_layers=2", image_size=32)
+    config = model_configs.make_config("vit-mae-tiny", overrides="num_hidden_layers=2", image_size=32)
     model = models.new_classifier(config, LABELS)
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -43,7 +44,7 @@ def test_a_frozen_body_costs_a_third_and_the_model_itself_is_left_alone():
 
 
 def test_hidden_patches_cost_nothing():
-    config = models.make_config("vit-mae-tiny", overrides="num_hidden_layers=4", image_size=64)
+    config = model_configs.make_config("vit-mae-tiny", overrides="num_hidden_layers=4", image_size=64)
     model = models.new_classifier(config, LABELS)
 
     def loss(model, num_images):

@@ -35,6 +35,7 @@ METRICS = {  # ours -> the Hub's id, its name
 # Flags that say what was trained; the others say how and where.
 HYPERPARAMETERS = (
     "model_name_or_path",
+    "model_revision",
     "config_name",
     "config_overrides",
     "image_size",
@@ -119,15 +120,20 @@ def make_card(
         figures=figures,
         metrics=METRICS,
         splits=[split for split in ("validation", "test") if split in results],
-        hyperparameters={flag: args[flag] for flag in HYPERPARAMETERS if args.get(flag) is not None},
+        hyperparameters={
+            flag: args[flag]
+            for flag in HYPERPARAMETERS
+            if args.get(flag) is not None and (flag != "model_revision" or is_on_hub)
+        },
         revision=source_revision(),
     )
     return str(ModelCard(body))
 
 
 def dataset_name(data_dir: Path) -> str:
-    """The name of the data's folder, as a dataset's id."""
-    return re.sub(r"[^\w.-]+", "-", data_dir.name, flags=re.ASCII).strip("-.").lower() or "unnamed"
+    """The name of the data's folder, as a dataset's id; PhysioNet's are below it, by version."""
+    name = data_dir.parent.name if re.fullmatch(r"[\d.]+", data_dir.name) else data_dir.name
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.").lower() or "unnamed"
 
 
 def measured(results: dict[str, Any], data: str) -> Iterator[EvalResult]:

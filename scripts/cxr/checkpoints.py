@@ -1,20 +1,17 @@
-"""Checkpoints: `checkpoints/step_N` folders that appear whole, and where a run stands."""
+"""Checkpoints: `checkpoints/step_N` folders that appear whole, and that a run goes on from."""
 
 import logging
-import math
-import re
 import shutil
 from dataclasses import asdict
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from cxr.optimization import Schedule
+from cxr.progress import Progress
+from cxr.progress import complete_checkpoints
+from cxr.progress import read_progress
 from cxr.records import BAD_STEPS_FILE
 from cxr.records import METRICS_FILE
 from cxr.records import PROGRESS_FILE
@@ -31,41 +28,6 @@ CHECKSUMS_FILE = "sha256.json"
 RECORDS = {METRICS_FILE: False, BAD_STEPS_FILE: True}  # of a run, that are in a checkpoint; whether private
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where a run stands. With the model, the optimizer and the scaler it is all that a resume needs:
-
-    the images, augmentations and masks of a step, and its learning rate, are functions of the step and the
-    seed.
-    """
-
-    images_per_step: int  # of all processes: what a step means
-    step: int = 0  # optimizer steps done
-    loss_sum: float = 0.0  # of the steps done in this epoch, as far as they are numbers
-    num_losses: int = 0  # their number
-    num_bad_steps: int = 0  # since the start of the run: those whose loss was no number
-    train_seconds: float = 0.0  # spent in training steps, without evaluation and saving
-    best: dict[str, Any] = field(default_factory=dict)  # the best epoch so far
-
-    def add_losses(self, losses: list[float]) -> list[int]:
-        """Adds the losses of the last steps, up to `step`; returns the steps whose loss is no number."""
-        good = [loss for loss in losses if math.isfinite(loss)]
-        for loss in good:  # one by one: the sum must not depend on how often the losses are read
-            self.loss_sum += loss
-        self.num_losses += len(good)
-        self.num_bad_steps += len(losses) - len(good)
-        first = self.step - len(losses) + 1
-        return [first + index for index, loss in enumerate(losses) if not math.isfinite(loss)]
-
-    @property
-    def train_loss(self) -> float:
-        """The mean loss of this epoch's steps so far, NaN where no step of it has one."""
-        return self.loss_sum / self.num_losses if self.num_losses else math.nan
-
-    def start_epoch(self) -> None:
-        self.loss_sum, self.num_losses = 0.0, 0
 
 
 def is_due(checkpointing_steps: str | int, schedule: Schedule, step: int) -> bool:
@@ -104,51 +66,12 @@ def save_checkpoint(
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)  # a full disk has better uses
     if accelerator.is_main_process:
-        for other in complete_checkpoints(checkpoints_dir):
-            if read_progress(other).step > progress.step:
-                remove_folder(other)  # left behind when the run was resumed from an earlier one
-        for old in complete_checkpoints(checkpoints_dir)[:-total_limit]:
-            remove_folder(old)
+        complete = complete_checkpoints(checkpoints_dir)
+        end = complete.index(target) + 1
+        # First what was left behind when the run was resumed from an earlier one: it would be the latest.
+        for path in [*complete[end:], *complete[:end][:-total_limit]]:
+            remove_folder(path)
     accelerator.wait_for_everyone()
-
-
-def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
-    """Returns the checkpoint folders, oldest first, by the step in the file inside, not by the name.
-
-    One whose `progress.json` is damaged is left aside; so is what a user keeps there by another name.
-    """
-    if not checkpoints_dir.is_dir():
-        return []
-    steps = {}
-    for path in checkpoints_dir.iterdir():
-        if re.fullmatch(r"step_\d+", path.name) and (path / PROGRESS_FILE).is_file():
-            try:
-                steps[path] = read_progress(path).step
-            except ValueError as error:
-                logger.warning("Left aside: %s", error)
-    return sorted(steps, key=steps.get)
-
-
-def read_progress(checkpoint: Path) -> Progress:
-    path = checkpoint / PROGRESS_FILE
-    try:
-        content = read_json(path)
-        progress = Progress(**content)
-        if content.keys() != {one.name for one in fields(Progress)}:
-            raise ValueError("fields are missing")
-        counts = (progress.images_per_step, progress.step, progress.num_losses, progress.num_bad_steps)
-        if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-            raise ValueError(f"found {counts!r:.100}, expected whole numbers")
-        if not all(0 <= value < math.inf for value in (progress.loss_sum, progress.train_seconds)):
-            raise ValueError("found a sum that is infinite or negative")
-        if progress.best:
-            numbers = [progress.best[name] for name in ("epoch", "eval_loss", "train_loss")]
-            numbers.append(progress.best["auroc"] or 0.0)
-            if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-                raise ValueError("found a best epoch without its metrics")
-        return progress
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove {checkpoint}, or name an older one") from error
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:

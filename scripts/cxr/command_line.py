@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -30,6 +31,31 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+
+
+def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL and where it is looked up, for the scripts that use a classifier."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a classifier: its folder, or its organisation/name in --hub_dir or on the Hub",
+    )
+    parser.add_argument(
+        "--hub_dir",
+        metavar="FOLDER",
+        type=Path,
+        help="local directory of models, asked by name before the Hub",
+    )
+    parser.add_argument(
+        "--model_revision",
+        metavar="REV",
+        default="main",
+        help="branch, tag or commit of a model given by name",
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ...; auto is a GPU if any")
 
 
 def number(kind: type, expected: str, valid: Callable[[float], bool]) -> Callable[[str], float]:

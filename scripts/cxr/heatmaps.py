@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from cxr.inference import Classifier
 from cxr.plots import save_figure
 
+SHOWN_SIDE = 768  # pixels of the shortest side of a radiograph to look at; models see it smaller
 COLORS = matplotlib.colormaps["inferno"]
 OPACITY = 0.6  # of the heat where it is highest
 AT_ONCE = 8  # images; the attention of all layers, with its gradient, is large
@@ -96,7 +97,7 @@ def overlay(pixels: torch.Tensor, heat: np.ndarray) -> np.ndarray:
 
 def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: str) -> None:
     """Writes a PNG, readable by its owner alone: the radiograph under its heat, a colour bar and a title."""
-    figure = Figure(figsize=(6, 5.5))
+    figure = Figure(figsize=(8.5, 7.8))
     axes = figure.subplots()
     axes.imshow(overlay(pixels, heat))
     axes.axis("off")

@@ -8,15 +8,12 @@ the labels, and three numbers of its own in config.json, which may be absent in 
     trained_view        frontal, lateral or all (absent: frontal)
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 from transformers import ResNetForImageClassification
 from transformers import ViTForImageClassification
@@ -24,9 +21,8 @@ from transformers import ViTForImageClassification
 from cxr import models
 from cxr.architectures import DEFAULT_IMAGE_SIZE
 from cxr.data import default_cache_image_size
-from cxr.hub import MODEL_ID
-from cxr.hub import repository_dir
-from cxr.records import read_json
+from cxr.model_configs import classifier_config
+from cxr.model_configs import config_from_json
 from cxr.sources import dataset_module
 from cxr.transforms import Normalizer
 from cxr.transforms import evaluation_transform
@@ -35,8 +31,6 @@ CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassif
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_VIEW = "frontal"
 MAX_SIDE = 2**14  # pixels
-LOCAL = {"hub_dir": None, "revision": "main"}  # where cxr.models looks: in the folder
-MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,32 +68,6 @@ class Classifier:
         return self.labels[bool(probability >= self.threshold)]
 
 
-def find_model(name: str, *, hub_dir: Path | None, revision: str = "main") -> Path:
-    """Returns the folder of a model: `name` itself or, for organisation/name, its revision in `hub_dir`.
-
-    Where `hub_dir` is None or has no such name, the Hub is asked. Raises ValueError or OSError.
-    """
-    if Path(name).is_dir():
-        if revision != "main":
-            raise ValueError(
-                f"--model_revision {revision}: found the local folder {name}, which has no revisions; leave "
-                "the flag out, or name a model in --hub_dir or on the Hub"
-            )
-        return Path(name)
-    if not MODEL_ID.fullmatch(name):
-        raise OSError(f"MODEL {name}: found no such folder; expected one with a model in it")
-    source: dict[str, Any] = {}
-    if hub_dir is not None and repository_dir(hub_dir, name).is_dir():
-        source = {"cache_dir": hub_dir, "local_files_only": True}
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES, **source))
-    except Exception as error:  # of the Hub's, httpx's and the system's
-        raise OSError(
-            f"MODEL {name}, revision {revision!r}: found in no place ({type(error).__name__}); expected a "
-            "folder with a model, or a name in --hub_dir DIR or on a Hub that can be reached"
-        ) from error
-
-
 def load_classifier(
     name: str, *, hub_dir: Path | None = None, revision: str = "main", device: str = "auto"
 ) -> Classifier:
@@ -109,21 +77,17 @@ def load_classifier(
     line, for a model that is no binary classifier of images, or is damaged.
     """
     chosen = choose_device(device)
-    folder = find_model(name, hub_dir=hub_dir, revision=revision)
-    with _named(name, folder):
-        fields = read_json(folder / "config.json")
-        _check_is_binary_classifier(fields, folder)
-        config = models.load_config(str(folder), expected=tuple(CLASSIFIERS), **LOCAL)
-        labels = list(config.id2label.values())
-        image_size = config.image_size if config.model_type == "vit" else _stored_input_size(folder)
-        processor = models.load_image_processor(str(folder), image_size=image_size, **LOCAL)
-        model = models.load_pretrained(
-            CLASSIFIERS[config.model_type],
-            str(folder),
-            config=models.classifier_config(config, labels),
-            **LOCAL,
-        )
-        stored = _stored(fields, folder, image_size=image_size)
+    fields = models.read_config(name, hub_dir=hub_dir, revision=revision)
+    _check_is_binary_classifier(fields, name)
+    config = config_from_json(fields, where=f"model {name}: config.json")
+    labels = list(config.id2label.values())
+    source = {"hub_dir": models.download(name, hub_dir=hub_dir, revision=revision), "revision": revision}
+    image_size = config.image_size if config.model_type == "vit" else _stored_input_size(name, **source)
+    stored = _stored(fields, name, image_size=image_size)
+    processor = models.load_image_processor(name, image_size=image_size, **source)
+    model = models.load_pretrained(
+        CLASSIFIERS[config.model_type], name, config=classifier_config(config, labels), **source
+    )
     return Classifier(
         name=name,
         model=model.to(chosen).eval(),
@@ -155,44 +119,40 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-@contextlib.contextmanager
-def _named(name: str, folder: Path) -> Iterator[None]:
-    """Puts errors about a model, which name the flag of a training and a folder, into this user's words."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        text = str(error).replace("--model_name_or_path: ", "").replace("--model_name_or_path ", "")
-        text = text.replace(", or train from scratch: --config_name", "").replace(str(folder), name)
-        raise ValueError(f"MODEL {text}") from error
-
-
-def _check_is_binary_classifier(fields: dict[str, Any], folder: Path) -> None:
+def _check_is_binary_classifier(fields: dict[str, Any], name: str) -> None:
     """Raises ValueError unless config.json, whose `fields` these are, is that of a head for two labels."""
-    model_type, found = fields.get("model_type"), fields.get("architectures")
+    model_type, found = fields["model_type"], fields.get("architectures")
     if model_type == "vit_mae":
         raise ValueError(
-            f"{folder} is a masked autoencoder without a classifier; expected one that run_classification.py "
-            "fine-tuned"
+            f"model {name}: found a masked autoencoder without a classifier, expected one that "
+            "run_classification.py fine-tuned: do that first, or name another"
         )
     if model_type not in CLASSIFIERS or found != [CLASSIFIERS[model_type].__name__]:
-        expected = " or ".join(one.__name__ for one in CLASSIFIERS.values())
-        raise ValueError(f"{folder} is {str(found or model_type)[:100]}, expected {expected}")
+        expected = " or ".join(f"{kind} with {[one.__name__]}" for kind, one in CLASSIFIERS.items())
+        raise ValueError(
+            f"model {name}: found {model_type[:50]} with architectures {str(found)[:100]}, expected "
+            f"{expected}: name another"
+        )
     labels = fields.get("id2label")
     # transformers leaves its default, two labels without names, out of the file.
     num_labels = len(labels) if isinstance(labels, dict) else 2
     if num_labels != 2:
-        raise ValueError(f"{folder} has a head for {num_labels} labels, expected 2: negative and positive")
+        raise ValueError(
+            f"model {name}: found a head for {num_labels} labels, expected 2, negative and positive: "
+            "name another"
+        )
 
 
-def _stored_input_size(folder: Path) -> int:
+def _stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int:
     """Returns the side of the square that the image processor makes; a ResNet takes images of any size."""
-    size = read_json(folder / "preprocessor_config.json").get("size", {})
+    stored = models.read_object(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision)
+    size = stored.get("size", {})
     sides = size.values() if isinstance(size, dict) else [size]
     found = {side for side in sides if type(side) is int and 0 < side <= MAX_SIDE}
     return found.pop() if len(found) == 1 else DEFAULT_IMAGE_SIZE
 
 
-def _stored(fields: dict[str, Any], folder: Path, *, image_size: int) -> dict[str, Any]:
+def _stored(fields: dict[str, Any], name: str, *, image_size: int) -> dict[str, Any]:
     """Returns what a run of ours stored in config.json, or its defaults. Raises ValueError for nonsense."""
     views = tuple(dataset_module().VIEWS)
     rules = {
@@ -209,9 +169,11 @@ def _stored(fields: dict[str, Any], folder: Path, *, image_size: int) -> dict[st
         "trained_view": (DEFAULT_VIEW, lambda value: value in views, " or ".join(views)),
     }
     stored = {}
-    for name, (default, is_valid, expected) in rules.items():
-        stored[name] = fields.get(name, default)
-        if not is_valid(stored[name]):
-            found = str(stored[name])[:50]
-            raise ValueError(f"{folder}: config.json: found {name}={found}, expected {expected}")
+    for field, (default, is_valid, expected) in rules.items():
+        stored[field] = fields.get(field, default)
+        if not is_valid(stored[field]):
+            found = str(stored[field])[:50]
+            raise ValueError(
+                f"model {name}: config.json: found {field}={found}, expected {expected}: change it"
+            )
     return stored

@@ -3,208 +3,90 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoImageProcessor
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
-from transformers import ResNetConfig
 from transformers import ResNetForImageClassification
-from transformers import ViTConfig
 from transformers import ViTForImageClassification
 from transformers import ViTImageProcessor
 from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
-from transformers.activations import ACT2FN
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 
-from cxr.architectures import DEFAULT_IMAGE_SIZE
-from cxr.architectures import RESNET_CONFIGS
-from cxr.architectures import VIT_MAE_CONFIGS
+from cxr.hub import MODEL_ID
 from cxr.hub import repository_dir
+from cxr.model_configs import check_memory
+from cxr.model_configs import classifier_config
+from cxr.model_configs import config_from_json
+from cxr.model_configs import num_parameters
 from cxr.records import read_json
 from cxr.transforms import GRAY_MEAN
 from cxr.transforms import GRAY_STD
 
+MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]  # that are fetched from the Hub
+
 logger = logging.getLogger(__name__)
-
-
-# What a value of a configuration may be, also in words; the bounds keep a model from being built for hours.
-Rule = tuple[Callable[[Any], bool], str]
-_WHOLE: Rule = (lambda value: type(value) is int and 0 < value <= 10**6, "a whole number from 1 to 1,000,000")
-_DEPTH: Rule = (lambda value: type(value) is int and 0 < value <= 1000, "a whole number from 1 to 1,000")
-_SHARE: Rule = (lambda value: type(value) in (int, float) and 0 <= value < 1, "a number in [0, 1)")
-_SMALL: Rule = (lambda value: type(value) is float and 0 < value < 1, "a number between 0 and 1")
-_SWITCH: Rule = (lambda value: type(value) is bool, "true or false")
-_ACTIVATION: Rule = (lambda value: type(value) is str and value in ACT2FN, f"one of {', '.join(ACT2FN)}")
-_CHANNELS: Rule = (lambda value: type(value) is int and value == 3, "3, as all images have")
-_WIDTHS: Rule = (
-    # A bottleneck has a quarter of the channels.
-    lambda value: (
-        isinstance(value, list | tuple) and bool(value) and all(_WHOLE[0](one) and one > 3 for one in value)
-    ),
-    "a list of whole numbers from 4",
-)
-_DEPTHS: Rule = (
-    lambda value: (
-        isinstance(value, list | tuple) and all(_DEPTH[0](one) for one in value) and _DEPTH[0](sum(value))
-    ),
-    "a list of whole numbers, 1,000 in all",
-)
-_LAYER_TYPE: Rule = (lambda value: value in ("basic", "bottleneck"), "basic or bottleneck")
-
-# All that makes two ViT encoders, masked autoencoders or ResNets the same network. Nothing else is taken from
-# a pretrained model's config.json: transformers acts on much of it.
-VIT_FIELDS = {
-    "hidden_size": _WHOLE,
-    "num_hidden_layers": _DEPTH,
-    "num_attention_heads": _WHOLE,
-    "intermediate_size": _WHOLE,
-    "hidden_act": _ACTIVATION,
-    "hidden_dropout_prob": _SHARE,
-    "attention_probs_dropout_prob": _SHARE,
-    "initializer_range": _SMALL,
-    "layer_norm_eps": _SMALL,
-    "image_size": _WHOLE,
-    "patch_size": _WHOLE,
-    "num_channels": _CHANNELS,
-    "qkv_bias": _SWITCH,
-}
-DECODER_FIELDS = {
-    "decoder_hidden_size": _WHOLE,
-    "decoder_num_hidden_layers": _DEPTH,
-    "decoder_num_attention_heads": _WHOLE,
-    "decoder_intermediate_size": _WHOLE,
-}
-RESNET_FIELDS = {
-    "num_channels": _CHANNELS,
-    "embedding_size": _WHOLE,
-    "hidden_sizes": _WIDTHS,
-    "depths": _DEPTHS,
-    "layer_type": _LAYER_TYPE,
-    "hidden_act": _ACTIVATION,
-    "downsample_in_first_stage": _SWITCH,
-    "downsample_in_bottleneck": _SWITCH,
-}
-FIELDS = {"vit": VIT_FIELDS, "vit_mae": {**VIT_FIELDS, **DECODER_FIELDS}, "resnet": RESNET_FIELDS}
-CONFIG_CLASSES = {"vit": ViTConfig, "vit_mae": ViTMAEConfig, "resnet": ResNetConfig}
-# Not by --config_overrides: the side has a flag, images have their channels, and these two are lists.
-NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
-
-
-def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:
-    """Returns the configuration `config_name` with the image size and `overrides` ("key=value,...")."""
-    if config_name in VIT_MAE_CONFIGS:
-        config = ViTMAEConfig(**VIT_MAE_CONFIGS[config_name], image_size=image_size or DEFAULT_IMAGE_SIZE)
-        model_class = ViTMAEForPreTraining
-    else:
-        config = ResNetConfig(**RESNET_CONFIGS[config_name])
-        model_class = ResNetForImageClassification
-    if overrides:
-        allowed = [name for name in FIELDS[config.model_type] if name not in NOT_OVERRIDDEN]
-        for pair in overrides.split(","):
-            if pair.partition("=")[0] not in allowed:
-                raise ValueError(
-                    f"--config_overrides {pair[:50]}: {config_name} has no such key; expected some of "
-                    + ", ".join(allowed)
-                )
-        try:
-            config.update_from_string(overrides)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"--config_overrides {overrides[:200]}: {error}; expected values as {config_name} has them"
-            ) from error
-    values = {name: getattr(config, name) for name in FIELDS[config.model_type]}
-    _check_values(values, config.model_type, where="--config_overrides, --image_size")
-    _check_memory(model_class, config, where=f"--config_name {config_name}, --config_overrides, --image_size")
-    return config
-
-
-def _check_values(values: dict[str, Any], model_type: str, *, where: str) -> None:
-    """Raises ValueError, beginning with `where`, for what no model of this type can have."""
-    for name, value in values.items():
-        is_valid, expected = FIELDS[model_type][name]
-        if not is_valid(value):
-            raise ValueError(f"{where}: found {name}={str(value)[:50]}, expected {expected}")
-    if model_type == "resnet":
-        if len(values["hidden_sizes"]) != len(values["depths"]):
-            raise ValueError(f"{where}: found hidden_sizes and depths of different lengths, expected one")
-        return
-    if values["image_size"] % values["patch_size"]:
-        raise ValueError(
-            f"{where}: found image_size={values['image_size']}, expected a multiple of "
-            f"patch_size={values['patch_size']}: change one"
-        )
-    for side in ("", "decoder_") if model_type == "vit_mae" else ("",):
-        width, heads = values[f"{side}hidden_size"], values[f"{side}num_attention_heads"]
-        if width % heads or (width % 4 and model_type == "vit_mae"):  # sine, cosine; rows, columns
-            raise ValueError(
-                f"{where}: found {side}hidden_size={width}, expected a multiple of 4 and of "
-                f"{side}num_attention_heads={heads}: change one"
-            )
-
-
-def _num_parameters(
-    model_class: type[PreTrainedModel], config: PretrainedConfig, *, without: str | None = None
-) -> int:
-    """Returns how many parameters a model has, but for those whose name begins so, without making it."""
-    with torch.device("meta"):
-        parameters = dict(model_class(config).named_parameters())
-    return sum(
-        parameter.numel()
-        for name, parameter in parameters.items()
-        if without is None or not name.startswith(without)
-    )
-
-
-def _check_memory(model_class: type[PreTrainedModel], config: PretrainedConfig, *, where: str) -> None:
-    """Raises ValueError for a model that this machine cannot hold, before that is tried."""
-    needed, available = 4 * _num_parameters(model_class, config), psutil.virtual_memory().total
-    if needed > available:
-        raise ValueError(
-            f"{where}: found a model that takes {needed / 2**30:,.0f} GiB, expected one that fits into "
-            f"the {available / 2**30:,.0f} GiB of this machine: make it smaller"
-        )
 
 
 def load_config(
     name: str, *, hub_dir: Path | None, revision: str, expected: tuple[str, ...]
 ) -> PretrainedConfig:
     """Returns a pretrained model's configuration. Raises ValueError or OSError with what to do instead."""
+    fields = read_config(name, hub_dir=hub_dir, revision=revision)
+    if fields["model_type"] not in expected:
+        raise ValueError(
+            f"model {name}: found model_type {fields['model_type'][:50]}, expected {' or '.join(expected)}: "
+            "name another"
+        )
+    return config_from_json(fields, where=f"model {name}: config.json")
+
+
+def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
+    """Returns a pretrained model's config.json as it is, with a model_type. Raises as `load_config` does."""
     is_folder = Path(name).is_dir()
-    if not is_folder and (Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise OSError(f"--model_name_or_path {name}: found no such folder; expected one with a model in it")
+    if not is_folder and (Path(name).exists() or not MODEL_ID.fullmatch(name)):
+        raise OSError(
+            f"model {name}: found no such folder; expected one with a model in it, or organisation/name"
+        )
     if is_folder and revision != "main":
         raise ValueError(
             f"--model_revision {revision}: found the local folder {name}, which has no revisions; leave the "
             "flag out, or name a model in --hub_dir or on the Hub"
         )
-    with _loading(name, revision):
-        fields, _ = PretrainedConfig.get_config_dict(name, **_source(name, hub_dir, revision))
-        model_type = fields.get("model_type")
-        if not isinstance(model_type, str):
-            raise ValueError("found no model_type in config.json")
-    if model_type not in expected:
+    source = _source(name, hub_dir, revision)
+    if "cache_dir" in source and not find_file(name, "config.json", hub_dir=hub_dir, revision=revision):
         raise ValueError(
-            f"--model_name_or_path {name} is a {model_type!r} model; expected {' or '.join(expected)}"
+            f"model {name}: found no revision {revision} in --hub_dir {hub_dir}; expected --model_revision "
+            "main, a tag or a commit, as hub.py log lists them"
         )
-    values = CONFIG_CLASSES[model_type]().to_dict() | fields
-    values = {field: values[field] for field in FIELDS[model_type]}
-    _check_values(values, model_type, where=f"--model_name_or_path {name}: config.json")
-    config = CONFIG_CLASSES[model_type](**values)
-    # Whose head the weights have: a script says so where it is another's.
-    if isinstance(fields.get("architectures"), list) and isinstance(fields.get("id2label"), dict):
-        config.architectures = [str(one) for one in fields["architectures"]]
-        config.id2label = dict(enumerate(map(str, fields["id2label"].values())))
-    return config
+    with _loading(name, revision):
+        fields, _ = PretrainedConfig.get_config_dict(name, **source)
+        if not isinstance(fields.get("model_type"), str):
+            raise ValueError("found no config.json with a model_type")
+    return fields
+
+
+def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
+    """Brings all files of a model on the Hub here; returns the directory in which it is by name from now on.
+
+    That is the Hub's cache, and `hub_dir` as it is for a folder or a model in it. Raises OSError.
+    """
+    source = _source(name, hub_dir, revision)
+    if Path(name).is_dir() or "cache_dir" in source:
+        return hub_dir
+    with _loading(name, revision):
+        snapshot_download(name, allow_patterns=MODEL_FILES, **source)
+    return Path(HF_HUB_CACHE)
 
 
 def check_image_size(config: PretrainedConfig, image_size: int | None) -> None:
@@ -223,12 +105,12 @@ def _loading(name: str, revision: str) -> Iterator[None]:
         yield
     except Exception as error:
         logger.debug("Loading %s failed.", name, exc_info=True)
-        where = f"the local folder {name}" if Path(name).is_dir() else f"{name!r}, revision {revision!r},"
+        where = name if Path(name).is_dir() else f"{name}, revision {revision}"
         text = str(error) or type(error).__name__
-        reason = " ".join(text.split()).split(". ")[0][:200]  # its first sentence
+        reason = " ".join(text.split()).split(". ")[0].rstrip(".")[:200]  # its first sentence
         raise OSError(
-            f"--model_name_or_path: {where} could not be loaded ({reason}); name a folder with a model, "
-            "a name in --hub_dir DIR or on a Hub that can be reached, or train from scratch: --config_name"
+            f"model {where}: could not be loaded ({reason}); name a folder with a whole model, or "
+            "organisation/name in --hub_dir DIR or on a Hub that can be reached"
         ) from error
 
 
@@ -239,7 +121,7 @@ def _source(name: str, hub_dir: Path | None, revision: str) -> dict[str, Any]:
     return {"revision": revision}
 
 
-def _find_file(name: str, filename: str, hub_dir: Path | None, revision: str) -> Path | None:
+def find_file(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> Path | None:
     """Returns a model's file, None where it has none, or is a name whose files are not here yet."""
     if Path(name).is_dir():
         path = Path(name) / filename
@@ -247,6 +129,13 @@ def _find_file(name: str, filename: str, hub_dir: Path | None, revision: str) ->
     cache_dir = _source(name, hub_dir, revision).get("cache_dir")
     path = try_to_load_from_cache(name, filename, cache_dir=cache_dir, revision=revision)
     return Path(path) if isinstance(path, str) else None
+
+
+def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
+    """Returns the object in a model's JSON file, an empty one where it has none. Raises OSError."""
+    path = find_file(name, filename, hub_dir=hub_dir, revision=revision)
+    with _loading(name, revision):
+        return read_json(path) if path else {}
 
 
 def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
@@ -257,26 +146,27 @@ def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
     """
     if Path(name).is_dir() and any(Path(name).glob("shard-*.safetensors")):  # they would come before others
         raise ValueError(
-            f"--model_name_or_path {name}: found shard-*.safetensors, parts of a distributed checkpoint; "
+            f"model {name}: found shard-*.safetensors, parts of a distributed checkpoint; "
             "expected model.safetensors: save it as one model"
         )
-    if whole := _find_file(name, "model.safetensors", hub_dir, revision):
+    if whole := find_file(name, "model.safetensors", hub_dir=hub_dir, revision=revision):
         return [whole]
-    index = _find_file(name, "model.safetensors.index.json", hub_dir, revision)
+    index = find_file(name, "model.safetensors.index.json", hub_dir=hub_dir, revision=revision)
     if index is None and Path(name).is_dir():
         raise OSError(
-            f"--model_name_or_path {name}: found no model.safetensors, and other files, such as "
-            "pytorch_model.bin, are not read, as they can hold code; expected safetensors: convert it with "
+            f"model {name}: found no model.safetensors, and other files, such as pytorch_model.bin, are not "
+            "read, as they can hold code; expected safetensors: restore the file, or convert the model with "
             "transformers where you trust it, by from_pretrained and save_pretrained"
         )
     if index is None:
         return []
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(name, index.name, hub_dir=hub_dir, revision=revision).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     for one in names:
         if not isinstance(one, str) or Path(one).name != one or not one.endswith(".safetensors"):
             raise ValueError(
-                f"{index}: found {str(one)[:50]!r}, expected names of safetensors files beside it"
+                f"model {name}: {index.name}: found {str(one)[:50]!r}, expected names of safetensors files "
+                "beside it"
             )
     return [index.parent / one for one in sorted(set(names))]
 
@@ -301,14 +191,14 @@ def load_pretrained(
     Raises ValueError when others do: part of the model would silently start from random weights.
     """
     files = _weight_files(name, hub_dir, revision)
-    _check_memory(model_class, config, where=f"--model_name_or_path {name}: config.json")
+    check_memory(model_class, config, where=f"model {name}: config.json")
     with _loading(name, revision):
         stored = sum(map(_num_stored, files))
     # Checked before: what is missing would be made, however large it is.
-    needed = _num_parameters(model_class, config, without=new_head)
+    needed = num_parameters(model_class, config, without=new_head)
     if files and needed > stored:
         raise ValueError(
-            f"--model_name_or_path {name}: found {stored:,} parameters, expected the {needed:,} that its "
+            f"model {name}: found {stored:,} parameters, expected the {needed:,} that its "
             f"config.json says a {model_class.__name__} has; restore the files, or name a complete checkpoint"
         )
     with _loading(name, revision):
@@ -324,13 +214,13 @@ def load_pretrained(
     unexplained = sorted(key for key in fresh if new_head is None or not key.startswith(new_head))
     if unexplained:
         raise ValueError(
-            f"--model_name_or_path {name} does not fit {model_class.__name__}: {len(unexplained)} parameters "
-            f"are missing or of another shape, first {unexplained[0]}; expected a complete checkpoint of it"
+            f"model {name}: found {len(unexplained)} parameters of {model_class.__name__} missing or of "
+            f"another shape, first {unexplained[0]}; expected a complete checkpoint of it: name one"
         )
     for key, values in model.state_dict().items():
         if not torch.isfinite(values).all():
             raise ValueError(
-                f"--model_name_or_path {name}: found weights that are no finite numbers, first {key}; "
+                f"model {name}: found weights that are no finite numbers, first {key}; "
                 "expected those of a training that did not diverge: name another checkpoint"
             )
     return _sharded_by_layer(model)
@@ -353,10 +243,10 @@ def load_image_processor(
                 )
                 mean, std = pretrained.image_mean, pretrained.image_std
         except OSError:
-            if _find_file(name, "preprocessor_config.json", hub_dir, revision):
+            if find_file(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision):
                 raise  # damaged: other statistics than the model's would be fed to it
             logger.warning("%s has no image processor; it gets the statistics of MIMIC-CXR-JPG.", name)
-        _check_statistics(mean, std, where=f"--model_name_or_path {name}: preprocessor_config.json")
+        _check_statistics(mean, std, where=f"model {name}: preprocessor_config.json")
     return ViTImageProcessor(
         size={"height": image_size, "width": image_size},
         image_mean=list(mean),
@@ -426,15 +316,6 @@ def sin_cos_position_embeddings(grid_size: int, width: int) -> torch.Tensor:
     rows, columns = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
     patches = torch.cat([axis[columns.flatten()], axis[rows.flatten()]], dim=1)
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches])[None].float()
-
-
-def classifier_config(config: PretrainedConfig, labels: list[str]) -> PretrainedConfig:
-    """Returns the configuration of the classifier on an encoder; a ViT-MAE's loses decoder and masking."""
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    if config.model_type == "resnet":
-        return ResNetConfig(**{**config.to_dict(), **names})
-    same = {name: value for name, value in config.to_dict().items() if name in VIT_FIELDS}
-    return ViTConfig(**same, encoder_stride=config.patch_size, **names)
 
 
 def new_classifier(config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:

@@ -7,9 +7,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cxr.checkpoints import Progress
-from cxr.checkpoints import complete_checkpoints
 from cxr.optimization import total_norm
+from cxr.progress import Progress
+from cxr.progress import complete_checkpoints
 from cxr.records import BAD_STEPS_FILE
 from cxr.records import RunRecord
 

@@ -2,13 +2,46 @@
 
 import logging
 import re
+from pathlib import Path
 
 # The path of an image, the id of one, or the number of a patient (1...) or of a study (5...).
-IDS = re.compile(r"\S*/files/p\S+|[0-9a-f]{8}(?:-[0-9a-f]{8}){4}|(?<!\.)\b(?:p?1|s?5)\d{7}\b")
+IDS = re.compile(
+    r"\S*\bfiles[/\\]+p1\d\S*"
+    r"|(?i:[0-9a-f]{8}(?:-[0-9a-f]{8}){4})"
+    r"|(?<![0-9A-Za-z])(?<!\d\.)(?:[Pp]?1|[Ss]?5)\d{7}(?![0-9A-Za-z])"
+)
+# The files of a model; of pictures, those of numbers: others may show a patient.
+SHARED_FILES = re.compile(
+    r"README\.md|(?:config|preprocessor_config|model\.safetensors\.index)\.json"
+    r"|model(?:-\d{5}-of-\d{5})?\.safetensors|[\w.-]+\.onnx"
+    r"|(?:loss|roc_pr_\w+|confusion_matrix_\w+)\.png"
+)
 
 
 def mask_ids(text: str) -> str:
     return IDS.sub("<id>", text)
+
+
+def files_to_share(model_dir: Path) -> list[Path]:
+    """Returns the files of a model. Raises ValueError where others, or ids of patients, are among them."""
+    for name, what in (("config.json", "a model, such as RUN/model"), ("README.md", "a model with its card")):
+        if not (model_dir / name).is_file():
+            raise ValueError(f"{model_dir}: found no {name}; expected the folder of {what}")
+    files = sorted(model_dir.iterdir())
+    for path in files:
+        if not path.is_file() or not SHARED_FILES.fullmatch(path.name) or mask_ids(path.name) != path.name:
+            raise ValueError(
+                f"{path}: found in a folder to share, expected README.md, config.json, "
+                "preprocessor_config.json, safetensors, ONNX and figures of a run; move it elsewhere"
+            )
+        if path.suffix in (".json", ".md"):
+            text = path.read_text(encoding="utf-8")
+            if mask_ids(text) != text:
+                raise ValueError(
+                    f"{path}: found what looks like the id of a patient, a study or an image; expected none "
+                    "in a folder to share; remove it"
+                )
+    return files
 
 
 class MaskingFormatter(logging.Formatter):

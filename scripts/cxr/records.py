@@ -264,10 +264,6 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, where: Path)
             )
 
 
-def has_checkpoint(output_dir: Path) -> bool:
-    return any((output_dir / "checkpoints").glob(f"step_*/{PROGRESS_FILE}"))
-
-
 class RunRecord:
     """Writes the records of one run; on processes that are not the main one it is not `enabled`."""
 

@@ -28,15 +28,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cxr.hub import prepare_push
 from cxr.optimization import Schedule
 from cxr.privacy import MaskingFormatter
+from cxr.progress import has_checkpoint
 from cxr.records import FREE_TO_CHANGE
 from cxr.records import RunRecord
 from cxr.records import check_unchanged
 from cxr.records import claim_output_dir
-from cxr.records import has_checkpoint
 from cxr.records import read_json
+from cxr.sharing import check_push
 from cxr.sources import REPOSITORY
 
 logger = logging.getLogger("cxr")
@@ -44,22 +44,31 @@ logger = logging.getLogger("cxr")
 
 # What to do about errors of torch and of the system that depend on the machine and the flags, not on our
 # code, by a part of their name or message.
-ADVICE = {
-    "OutOfMemoryError|allocate memory|MemoryError": "lower --per_device_train_batch_size or --image_size",
+MEMORY = "OutOfMemoryError|allocate memory|MemoryError"
+DISK = "No space left|Disk quota|PytorchStreamWriter|inline_container"
+RIGHTS = "PermissionError|OSError: .*Read-only"
+TRAINING_ADVICE = {
+    "OSError: model .* could not be loaded": "or train from scratch: --config_name",
+    MEMORY: "lower --per_device_train_batch_size or --image_size",
     "InductorError": "--torch_compile needs a C++ compiler, on a GPU Triton; install them or leave it out",
-    "No space left|Disk quota|PytorchStreamWriter|inline_container": "the disk is full; make room and "
-    "continue with --resume_from_checkpoint latest: the last complete checkpoint is as it was",
-    "PermissionError|OSError: .*Read-only": "name a folder that can be written to: --output_dir, --cache_dir "
-    "or --hub_dir",
+    DISK: "the disk is full; make room and continue with --resume_from_checkpoint latest: the last complete "
+    "checkpoint is as it was",
+    RIGHTS: "name a folder that can be written to: --output_dir, --cache_dir or --hub_dir",
     "DataLoader worker": "a process that loads images was killed, most often for want of memory; lower "
     "--dataloader_num_workers and continue with --resume_from_checkpoint latest",
     r"\b[Gg]loo\b|NCCL|Connection (?:closed|reset) by peer|DistNetworkError": "another process of this "
     "run is gone; see its last lines, and continue all with --resume_from_checkpoint latest; if they "
     "never met, set GLOO_SOCKET_IFNAME to the network interface that connects the machines",
 }
+# The same for scripts that use a model: their flags have other names.
+INFERENCE_ADVICE = {
+    MEMORY: "take fewer images at once, a smaller model or another device",
+    DISK: "the disk is full; make room and start again",
+    RIGHTS: "name files and folders that you may read and write",
+}
 
 
-def run_script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], None], *, advice: dict[str, str] = TRAINING_ADVICE) -> None:
     """Calls `main`; a user's error ends it with one line and exit status 2, the trace in train.log."""
     try:
         main()
@@ -67,9 +76,9 @@ def run_script(main: Callable[[], None]) -> None:
         _end_with(str(error))
     except (OSError, DatasetsError, SafetensorError, RuntimeError, MemoryError) as error:
         text = f"{type(error).__name__}: {error}"
-        advice = next((advice for part, advice in ADVICE.items() if re.search(part, text)), None)
-        if advice is not None:
-            _end_with(f"{text.splitlines()[0]}; {advice}")
+        what_to_do = next((advice[part] for part in advice if re.search(part, text)), None)
+        if what_to_do is not None:
+            _end_with(f"{text.removeprefix('OSError: ').splitlines()[0]}; {what_to_do}")
         if isinstance(error, RuntimeError | MemoryError):
             raise
         _end_with(str(error))
@@ -223,7 +232,7 @@ def _agree_on_output_dir(
         try:
             if getattr(args, "push_to_hub", False):  # now, not after the training
                 tag = None if args.resume_from_checkpoint else args.hub_revision  # it may have it already
-                prepare_push(hub_dir=args.hub_dir, model_id=args.hub_model_id, tag=tag)
+                check_push(hub_dir=args.hub_dir, model_id=args.hub_model_id, tag=tag)
             lock = claim_output_dir(Path(said[0]), resume=args.resume_from_checkpoint is not None)
         except (ValueError, OSError) as error:
             said[1] = str(error)

@@ -1,40 +1,105 @@
-"""What becomes of a run's model: a card beside it, and a push where the run's flags ask for one."""
+"""What becomes of a run's model: a card beside it, and a push where the run's flags or a user ask for one."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
+from cxr import hub
+from cxr import hub_online
 from cxr.card import write_card
-from cxr.hub import push
-from cxr.optimization import Schedule
+from cxr.records import RunRecord
 from cxr.records import installed_versions
 from cxr.records import read_json
 
 logger = logging.getLogger(__name__)
 
 
-def share_model(output_dir: Path, results: dict[str, Any], *, is_final: bool = True) -> str | None:
-    """Writes the card of OUTPUT_DIR/model and pushes it as the run's args.json says; returns the commit.
+def check_push(*, hub_dir: Path | None, model_id: str, tag: str | None) -> None:
+    """Finds out before a training what would stop the push after it. Raises OSError or ValueError."""
+    if hub_dir is None:
+        hub_online.check_push(model_id=model_id, tag=tag)
+    else:
+        hub.check_push(hub_dir=hub_dir, model_id=model_id, tag=tag)
 
-    `results` is what results.json will hold, as far as it is known. Raises OSError or ValueError.
+
+def push(
+    model_dir: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None = None
+) -> str:
+    """Pushes to the directory, with `hub_dir` None to the Hugging Face Hub; see there. Returns the commit."""
+    options = {"model_id": model_id, "message": message, "tag": tag}
+    if hub_dir is None:
+        commit = hub_online.push(model_dir, **options)
+        load = f"from_pretrained({model_id!r})"
+    else:
+        commit = hub.push(model_dir, hub_dir=hub_dir, **options)
+        load = f"from_pretrained({model_id!r}, cache_dir={str(hub_dir)!r}, local_files_only=True)"
+    logger.info("Pushed revision %s: %s", commit, load)
+    return commit
+
+
+def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None) -> str:
+    """Pushes a model's folder, or that of a run, whose card is made anew: it says by which name to load it.
+
+    Raises ValueError, also for a run that is not finished, and OSError.
     """
+    is_run = (folder / "args.json").is_file()
+    run_dir = folder if is_run else folder.absolute().parent
+    if is_run or (folder.name == "model" and (run_dir / "args.json").is_file()):
+        folder = run_dir / "model"
+        results = read_json(run_dir / "results.json")
+        if not results:
+            raise ValueError(
+                f"{run_dir}: found no results.json, as the run is not finished; expected one that is; "
+                "continue it with --resume_from_checkpoint latest"
+            )
+        named = {"hub_model_id": model_id, "hub_dir": hub_dir and str(hub_dir)}
+        _write_card(run_dir, read_json(run_dir / "args.json") | named, results)
+    return push(folder, hub_dir=hub_dir, model_id=model_id, message=message, tag=tag)
+
+
+def share_finished(record: RunRecord, results: dict[str, Any]) -> None:
+    """Writes the model's card, pushes as the run's args.json says and, last of all, writes results.json.
+
+    That is written where the push fails, too: the run is done. Raises OSError or ValueError.
+    """
+    output_dir = record.output_dir
     args = read_json(output_dir / "args.json")
-    write_card(output_dir, args=args, results=results, sample=read_json(output_dir / "samples.json"))
-    if not args["push_to_hub"]:
-        return None
+    _write_card(output_dir, args, results)
+    commit = None
+    try:
+        if args["push_to_hub"]:
+            commit = _push_model(output_dir, args, results, tag=args["hub_revision"])
+    except (OSError, ValueError) as error:
+        command = f"python scripts/hub.py push {output_dir} {args['hub_model_id']}"
+        command += f" --hub_dir {args['hub_dir']}" * (args["hub_dir"] is not None)
+        raise ValueError(
+            f"{error}; the run is finished, its model not pushed: repeat it by {command}"
+        ) from error
+    finally:
+        record.write("results.json", {**results, "hub_commit": commit})
+
+
+def share_unfinished(output_dir: Path, *, task: str, step: int, images_per_step: int) -> None:
+    """Shares the model of a training after `step` steps. If that fails, the training goes on."""
+    args = read_json(output_dir / "args.json")
+    results = {"task": task, "steps": step, "images_per_step": images_per_step}
+    results["versions"] = installed_versions()
+    try:
+        _write_card(output_dir, args, results)
+        _push_model(output_dir, args, results, tag=None)
+    except (OSError, ValueError) as error:
+        logger.warning("The model of this checkpoint was not pushed: %s", error)
+
+
+def _push_model(output_dir: Path, args: dict[str, Any], results: dict[str, Any], *, tag: str | None) -> str:
     return push(
         output_dir / "model",
         hub_dir=Path(args["hub_dir"]) if args["hub_dir"] else None,
         model_id=args["hub_model_id"],
         message=f"{results['task']}, {results['steps']:,} steps",
-        tag=args["hub_revision"] if is_final else None,
+        tag=tag,
     )
 
 
-def share_unfinished(output_dir: Path, task: str, schedule: Schedule, step: int) -> None:
-    """Shares the model of a training after `step` steps. If that fails, the training goes on."""
-    facts = {"task": task, "steps": step, "images_per_step": schedule.images_per_step}
-    try:
-        share_model(output_dir, {**facts, "versions": installed_versions()}, is_final=False)
-    except (OSError, ValueError) as error:
-        logger.warning("The model of this checkpoint was not pushed: %s", error)
+def _write_card(output_dir: Path, args: dict[str, Any], results: dict[str, Any]) -> None:
+    write_card(output_dir, args=args, results=results, sample=read_json(output_dir / "samples.json"))
