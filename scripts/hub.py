@@ -10,7 +10,7 @@
 Every script takes `--model_name_or_path my-lab/cxr-vit --hub_dir models`, and plain transformers
 `from_pretrained("my-lab/cxr-vit", cache_dir="models", local_files_only=True, revision="v1")`. Without
 --hub_dir, push goes to the Hugging Face Hub, as a private model. Exit status: 0, 1 where verify or list finds
-a problem, 2 for wrong flags.
+a problem, 2 where a command could not do its work.
 """
 
 import argparse
@@ -38,9 +38,11 @@ def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespa
         return command
 
     push = add("push", "add a model as a new revision; without --hub_dir, on the Hugging Face Hub")
-    push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a run's folder, or a model's")
+    push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a run's, or a model's as it is")
     push.add_argument("model_id", type=hub.parse_model_id, metavar="ORG/NAME")
-    push.add_argument("--message", default="Push a model", metavar="TEXT", help="what is new")
+    push.add_argument(
+        "--message", type=hub.without_ids, default="Push a model", metavar="TEXT", help="what is new"
+    )
     push.add_argument("--tag", type=hub.parse_tag, metavar="TAG", help="a lasting name for this revision")
 
     add("list", "the models, their revisions and their size")
@@ -78,11 +80,11 @@ def list_models(args: argparse.Namespace) -> None:
     for name in hub.model_ids(args.hub_dir):
         try:
             log, refs = hub.read_log(args.hub_dir, name), hub.read_refs(args.hub_dir, name)
-        except ValueError as error:  # the others are listed all the same
+            blobs = hub.repository_dir(args.hub_dir, name) / "blobs"
+            size = sum(path.stat().st_size for path in blobs.iterdir()) / 2**20
+        except (ValueError, OSError) as error:  # the others are listed all the same
             problems.append(str(error))
             continue
-        blobs = hub.repository_dir(args.hub_dir, name) / "blobs"
-        size = sum(path.stat().st_size for path in blobs.iterdir()) / 2**20
         tags = ", ".join(tag for tag in refs if tag != "main")
         table.add_row(name, log[0].commit[:8], log[0].time[:16], str(len(log)), f"{size:.1f}", tags)
     console().print(table)
@@ -119,7 +121,10 @@ def chosen(args: argparse.Namespace) -> list[str]:
     if args.model_id:
         hub.check_is_known(args.hub_dir, args.model_id)
         return [args.model_id]
-    return hub.model_ids(args.hub_dir)
+    found = hub.model_ids(args.hub_dir)
+    if not found:
+        raise ValueError(f"--hub_dir {args.hub_dir}: found no model, expected some that were pushed to it")
+    return found
 
 
 def end_with(problems: list[str], hub_dir: Path) -> None:
@@ -132,7 +137,7 @@ def end_with(problems: list[str], hub_dir: Path) -> None:
 
 
 def console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 1000)  # as wide as the table is
 
 
 COMMANDS = {
@@ -155,7 +160,9 @@ def main(argv: list[str] | None = None) -> None:
             )
         COMMANDS[args.command](args)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,8 @@ def make_parser() -> ArgumentParser:
         "--models",
         nargs="+",
         metavar="NAME",
-        help="pretrained: a name on the Hub or a folder; from scratch: " + ", ".join(CONFIGS),
+        help="pretrained: a folder, or a name in --set hub_dir=FOLDER or on the Hub; from scratch: "
+        + ", ".join(CONFIGS),
     )
     axes.add_argument("--augmentations", nargs="+", choices=AUGMENTATIONS, help="of training images")
     axes.add_argument(

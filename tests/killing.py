@@ -1,10 +1,15 @@
-"""Kills this process just before an operation on a file, so that what lies between two of them is hit."""
+"""Processes that are killed just before an operation on a file: what lies between two of them is hit."""
 
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from pathlib import Path
+
+import pytest
 
 OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.chmod"}
 
@@ -25,3 +30,15 @@ def watch_operations(folder: Path, *, kill_at: int | None) -> Callable[[], int]:
 
     sys.addaudithook(operate)
     return lambda: count
+
+
+def start_forkserver(*modules: str) -> BaseContext:
+    """Returns a context of `multiprocessing` whose processes start with these modules imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # before Python 3.12 it does not get sys.path
+        first = context.Process(target=time.sleep, args=(0,))  # waits for the imports
+        first.start()
+        first.join()
+    return context

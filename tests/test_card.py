@@ -1,8 +1,11 @@
 """The model card: metadata that the Hub's own classes accept, what was measured, and code that works."""
 
+import argparse
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,21 +126,37 @@ def test_run_that_was_not_pushed_gets_the_card_of_its_name_when_it_is(runs, samp
     run_main(run_mae_pretrain, run_dir, *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
     assert "In the folder of the run" in read_card(run_dir).text
     options = {"hub_dir": tmp_path / "hub", "model_id": "my-lab/late", "message": "", "tag": "v1"}
-    commits = {sharing.push_folder(folder, **options) for folder in (run_dir, run_dir / "model")}
-    pushed = hub.repository_dir(tmp_path / "hub", "my-lab/late") / "snapshots" / commits.pop()
-    assert not commits
+    before = {path: path.read_bytes() for path in run_dir.rglob("*.*") if path.suffix != ".log"}
+    commit = sharing.push_folder(run_dir, **options)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*.*") if path.suffix != ".log"} == before
+    pushed = hub.repository_dir(tmp_path / "hub", "my-lab/late") / "snapshots" / commit
     assert read_card(pushed).text.startswith("\n# my-lab/late\n")
     assert "From a local directory of models" in read_card(pushed).text
-    (run_dir / "results.json").unlink()
-    with pytest.raises(ValueError, match="as the run is not finished"):
-        sharing.push_folder(run_dir, **options)
+    for name, said in (("samples.json", "records that lack"), ("results.json", "the run is not finished")):
+        (run_dir / name).unlink()
+        with pytest.raises(ValueError, match=said):
+            sharing.push_folder(run_dir, **options)
+
+
+def test_card_does_not_change_when_the_run_is_pushed_elsewhere_and_later(sample_root, tmp_path, monkeypatch):
+    data_dir = shutil.copytree(sample_root, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    hub_flags = ["--push_to_hub", "--hub_model_id=my-lab/mae", f"--hub_dir={tmp_path / 'hub'}"]
+    run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, *QUICK, *hub_flags, "--data_dir=data")
+    shutil.rmtree(data_dir)
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(card, "source_revision", lambda: "another")
+    options = {"hub_dir": tmp_path / "hub", "model_id": "my-lab/mae", "message": "", "tag": None}
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert sharing.push_folder(moved, **options) == read_results(moved)["hub_commit"]
 
 
 @pytest.mark.parametrize("script", [run_mae_pretrain, run_classification])
 def test_run_whose_last_push_fails_is_finished_and_says_how_to_repeat_it(
     script, sample_root, tmp_path, monkeypatch
 ):
-    flags = ["--push_to_hub", "--hub_model_id=my-lab/x", f"--hub_dir={tmp_path / 'hub'}"]
+    flags = ["--push_to_hub", "--hub_model_id=my-lab/x", f"--hub_dir={tmp_path / 'the hub'}"]
+    flags.append("--hub_revision=v1")
 
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
@@ -146,28 +165,42 @@ def test_run_whose_last_push_fails_is_finished_and_says_how_to_repeat_it(
         patch.setattr(hub, "push", fail)
         run_main(script, tmp_path / "run", *TINY_VIT, *QUICK, *flags, f"--data_dir={sample_root}")
     assert read_results(tmp_path / "run")["hub_commit"] is None
-    command = str(error.value).partition("repeat it by python scripts/")[2].split()
-    assert command[0] == "hub.py"
-    run_hub.main(command[1:])
-    assert len(hub.read_log(tmp_path / "hub", "my-lab/x")) == 1
+    command = shlex.split(str(error.value).partition("repeat it by ")[2])
+    assert command[:2] == ["python", "scripts/hub.py"]
+    run_hub.main(command[2:])
+    log = hub.read_log(tmp_path / "the hub", "my-lab/x")
+    assert hub.read_refs(tmp_path / "the hub", "my-lab/x") == {"main": log[0].commit, "v1": log[0].commit}
 
 
-def make_card(**changes) -> str:
+def test_run_whose_last_push_is_interrupted_is_not_finished(sample_root, tmp_path, monkeypatch):
+    flags = ["--push_to_hub", "--hub_model_id=my-lab/x", f"--hub_dir={tmp_path / 'hub'}"]
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub, "push", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, *QUICK, *flags, f"--data_dir={sample_root}")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def make_card(*, task: str = "pleural_effusion", **changes) -> str:
     args = {
         "dataset_config_name": "pleural_effusion",
         "hub_model_id": None,
         "hub_dir": None,
-        "data_dir": "/mnt/patients of 2020/MIMIC-CXR JPG",
+        "data_dir": Path("/mnt/patients of 2020/MIMIC-CXR JPG"),
         "model_name_or_path": "facebook/vit-mae-base",
+        "model_revision": "main",
         "view": "frontal",
         "labeler": "chexpert",
         "uncertain": "exclude",
         "mask_ratio": 0.5,
         "seed": 10000032,
-    }
-    results = {"task": "pleural_effusion", "steps": 7, "images_per_step": 32, "versions": {"torch": "2.14"}}
-    results["task"] = changes.pop("task", results["task"])
-    return card.make_card({**args, **changes}, results, {"num_images": 1000, "sha256": "0" * 64}, {})
+    } | changes
+    args["origin"] = card.describe_origin(argparse.Namespace(**args))
+    results = {"task": task, "steps": 7, "images_per_step": 32, "versions": {"torch": "2.14"}}
+    return card.make_card(Path("no-figures"), args, results, {"num_images": 1000, "sha256": "0" * 64})
 
 
 def test_numbers_of_a_card_are_not_taken_for_ids():
@@ -177,13 +210,22 @@ def test_numbers_of_a_card_are_not_taken_for_ids():
 
 
 def test_data_in_a_folder_named_for_its_version_has_the_name_above():
-    text = make_card(data_dir="/data/physionet.org/files/mimic-cxr-jpg/2.1.0")
+    text = make_card(data_dir=Path("/data/physionet.org/files/mimic-cxr-jpg/2.1.0"))
     assert ModelCard(text).data.datasets == ["mimic-cxr-jpg"] and "data-use agreement" in text
 
 
-def test_revision_of_a_base_model_by_name_is_on_the_card():
-    assert "| `model_revision` | v2 |" in make_card(model_revision="v2")
-    assert "model_revision" not in make_card(model_revision="main", model_name_or_path="/runs/mae/model")
+def test_data_in_the_working_directory_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "mimic-cxr-jpg" / "2.1.0").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mimic-cxr-jpg" / "2.1.0")
+    for data_dir in (Path(), Path("../2.1.0"), Path("..")):
+        assert ModelCard(make_card(data_dir=data_dir)).data.datasets == ["mimic-cxr-jpg"]
+
+
+def test_card_has_the_revision_of_a_base_model_by_name(runs):
+    assert "| starts from | `facebook/vit-mae-base`, revision `v2` |" in make_card(model_revision="v2")
+    assert "| starts from | `model` |" in make_card(model_name_or_path="/runs/mae/model")
+    commit = read_results(runs / "mae")["hub_commit"]
+    assert f"| starts from | `my-lab/mae`, revision `{commit}` |" in read_card(runs / "vit").text
 
 
 def test_card_of_a_pretraining_says_which_labels_chose_its_images():
@@ -205,7 +247,7 @@ def test_card_of_credentialed_data_has_its_license_and_terms_and_no_path_of_the_
 
 
 def test_card_of_other_data_does_not_claim_its_license():
-    text = make_card(data_dir="/mnt/nih-cxr")
+    text = make_card(data_dir=Path("/mnt/nih-cxr"))
     assert ModelCard(text).data.license == "other" and "physionet-credentialed" not in text
     assert "Those of `nih-cxr` apply" in text
 

@@ -118,6 +118,8 @@ WRONG = {
         "expected key=value",
     ),
     "push of no name": (["--push_to_hub", "--hub_dir", "hub"], "--hub_model_id ORG/NAME"),
+    "hub name without a push": (["--hub_model_id", "my-lab/mae"], "--push_to_hub", "add it"),
+    "hub tag without a push": (["--hub_revision", "v1"], "--push_to_hub", "add it"),
     "hub name without organisation": (["--hub_model_id", "mae"], "found 'mae'", "expected organisation/name"),
     "hub name that climbs": (["--hub_model_id", "../mae"], "found '../mae'", "expected organisation/name"),
     "absent data": (["--data_dir", "/no/such/folder"], "/no/such/folder: found no such folder", "expected"),

@@ -146,7 +146,7 @@ def test_revision_does_not_change_with_the_folder_it_was_pushed_from(pushed):
     assert load_bias(hub_dir, commits[0]) == 1.0
 
 
-@pytest.mark.parametrize("stopped", ["_store_blob", "_link_or_copy", "write_text"])
+@pytest.mark.parametrize("stopped", ["_store_blob", "link_or_copy", "write_text"])
 def test_interrupted_push_leaves_main_where_it_was_and_can_be_repeated(tmp_path, monkeypatch, stopped):
     hub_dir = tmp_path / "hub"
     first = push(make_model(tmp_path / "first", bias=1.0), hub_dir)
@@ -198,6 +198,16 @@ def test_other_names_are_not(name):
         hub.parse_model_id(name)
 
 
+def test_names_that_look_like_ids_are_refused_before_they_are_shared():
+    for parse, text in (
+        (hub.parse_model_id, "my-lab/vit-15112026"),
+        (hub.parse_tag, "p10000032"),
+        (hub.without_ids, "of study 50414267"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match="looks like the id of a patient"):
+            parse(text)
+
+
 @pytest.mark.parametrize("name", ["main", "", "../v1", "a/b", "v1\n", "-v", 40 * "a", 97 * "v"])
 def test_names_that_are_no_tags(name):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a name such as v1, other than main"):
@@ -234,7 +244,7 @@ def test_tags_and_first_digits_name_revisions_in_transformers_and_here(pushed):
     assert hub.set_tag(hub_dir, NAME, "v1", commits[0][:6]) == commits[0]
     assert load_bias(hub_dir, "v1") == 1.0
     assert hub.resolve(hub_dir, NAME, "v1") == commits[0]
-    with pytest.raises(ValueError, match=rf"found the tag v1 at revision {commits[0][:8]}.* is never moved"):
+    with pytest.raises(ValueError, match=rf"found the tag v1 at revision {commits[0][:8]}.* no tag is moved"):
         hub.set_tag(hub_dir, NAME, "v1", "main")
     with pytest.raises(ValueError, match="found 0 revisions 'v9'; expected main or v1 or the first digits"):
         hub.resolve(hub_dir, NAME, "v9")
@@ -248,7 +258,7 @@ def test_push_with_a_tag_can_be_repeated_but_does_not_move_it(tmp_path):
     options = {"hub_dir": hub_dir, "model_id": NAME, "message": "", "tag": "v1"}
     commit = hub.push(first, **options)
     assert hub.push(first, **options) == commit
-    with pytest.raises(ValueError, match="a tag is never moved"):
+    with pytest.raises(ValueError, match="no tag is moved"):
         hub.push(second, **options)
     assert main_of(hub_dir) == commit and snapshots(hub_dir) == {commit}
 
@@ -330,8 +340,35 @@ def test_first_push_that_was_killed_is_a_problem_of_its_model_only(pushed):
     assert done.returncode == 1 and commits[1][:8] in done.stdout
     assert "found 0 revisions 'main'" in done.stdout
     options = {"hub_dir": hub_dir, "model_id": "my-lab/other", "message": ""}
-    hub.push(hub_dir.parent / "model-2.0", **options)
+    assert hub.push(hub_dir.parent / "model-2.0", **options) == commits[1]  # that push is completed
     assert hub.find_problems(hub_dir, "my-lab/other") == []
+    assert [commit.commit for commit in hub.read_log(hub_dir, "my-lab/other")] == commits[::-1]
+
+
+def test_gc_keeps_a_download_that_a_name_in_a_folder_leads_to(pushed):
+    hub_dir, commits = pushed
+    foreign, blob = repository(hub_dir) / "snapshots" / (40 * "d"), repository(hub_dir) / "blobs" / (64 * "e")
+    foreign.mkdir()
+    blob.write_bytes(b"weights")
+    hub.link_or_copy(Path("..") / ".." / "blobs" / blob.name, foreign / "model.safetensors")
+    (repository(hub_dir) / "refs" / "refs" / "pr").mkdir(parents=True)
+    (repository(hub_dir) / "refs" / "refs" / "pr" / "1").write_text(foreign.name, encoding="utf-8")
+    hub.collect_garbage(hub_dir, NAME)
+    assert (foreign / "model.safetensors").read_bytes() == b"weights"
+    (repository(hub_dir) / "refs" / "refs" / "pr" / "1").unlink()
+    hub.collect_garbage(hub_dir, NAME)
+    assert snapshots(hub_dir) == set(commits) and not blob.exists()
+
+
+def test_hub_dir_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    model = make_model(tmp_path / "model", bias=1.0)
+    for call in (
+        lambda: hub.check_push(hub_dir=tmp_path / "file", model_id=NAME, tag=None),
+        lambda: push(model, tmp_path / "file"),
+    ):
+        with pytest.raises(ValueError, match=r"--hub_dir .*file: found no folder that can be written to"):
+            call()
 
 
 def test_download_that_moved_main_is_kept_and_nothing_is_built_on_it(pushed):
@@ -437,6 +474,8 @@ def test_commands_push_list_log_tag_verify_and_gc(tmp_path):
         ["push", "no-such-folder", NAME],
         ["push", ".", "x"],
         ["verify", "a/b"],
+        ["verify"],
+        ["push", ".", NAME, "--message", "p10000032"],
     ],
     ids=" ".join,
 )

@@ -1,16 +1,14 @@
 """Killed at each of its operations on files, no command of the hub loses or half-shows anything."""
 
-import multiprocessing
-import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cxr import hub
+from killing import start_forkserver
 from killing import watch_operations
 from safetensors.numpy import save_file
 
@@ -70,14 +68,7 @@ def run(call: Callable[[Path], None], hub_dir: Path, kill_at: int | None, counte
 @pytest.fixture(scope="module")
 def processes():
     """Processes that start with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cxr.hub", "test_hub_kills"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # before Python 3.12 it does not get sys.path
-        first = context.Process(target=time.sleep, args=(0,))  # waits for the imports
-        first.start()
-        first.join()
-    return context
+    return start_forkserver("cxr.hub", "test_hub_kills")
 
 
 @pytest.mark.parametrize("call", [push, collect_garbage, set_tag])

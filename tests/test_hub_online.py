@@ -27,7 +27,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         state, path = self.server.state, self.path.partition("?")[0]
         if path == f"/api/models/{NAME}":
-            return self.answer(200, {"id": NAME, "sha": OLD_COMMIT, "private": state["is_private"]})
+            return self.answer(200, {"id": NAME, "sha": state["main"], "private": state["is_private"]})
         if path == f"/api/models/{NAME}/refs":
             tags = [
                 {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
@@ -96,7 +96,7 @@ class Hub(BaseHTTPRequestHandler):
 def server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.url = f"http://127.0.0.1:{server.server_port}"
-        server.state = {"uploads": {}, "is_private": True, "tags": {}, "files": []}
+        server.state = {"uploads": {}, "is_private": True, "tags": {}, "files": [], "main": OLD_COMMIT}
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -156,14 +156,15 @@ def test_public_model_is_not_pushed_to(server, tmp_path):
     assert "commit" not in server.state and not server.state["uploads"]
 
 
-@pytest.mark.parametrize("tagged", [COMMIT, OLD_COMMIT])
+@pytest.mark.parametrize("tagged", [COMMIT, 40 * "e"])
 def test_tag_is_not_moved_but_a_push_can_be_repeated(tagged, server, tmp_path):
-    server.state |= {"tags": {"v1": tagged}, "files": ["config.json"]}
+    server.state |= {"tags": {"v1": tagged}, "files": ["config.json"], "main": COMMIT}
     done = push(make_model(tmp_path / "model", bias=1.0), server.url)
     if tagged == COMMIT:
         assert done.stdout.strip() == COMMIT, done.stderr[-2000:]
     else:
-        assert done.returncode == 2 and "found the tag v1 at revision dddddddd" in done.stderr
+        assert done.returncode == 2 and "found the tag v1 at revision eeeeeeee" in done.stderr
+        assert "commit" not in server.state and not server.state["uploads"]
     assert server.state["tags"] == {"v1": tagged}
 
 
@@ -174,4 +175,4 @@ def test_training_that_could_not_be_pushed_ends_before_it_begins(server, tmp_pat
     command += ["--push_to_hub", "--hub_model_id", NAME, "--hub_revision", "v1"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "a tag is never moved" in done.stderr and not (tmp_path / "run").exists()
+    assert "no tag is moved" in done.stderr and not (tmp_path / "run").exists()

@@ -8,7 +8,6 @@ hub, so that what lies between two of them is hit too.
 
 import csv
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ import run_mae_pretrain
 import torch
 from cxr import hub
 from cxr.progress import has_checkpoint
+from killing import start_forkserver
 from killing import watch_operations
 from PIL import Image
 from safetensors.torch import load_file
@@ -78,14 +78,7 @@ def run(script: str, folder: Path, flags: list[str], kill_at: int | None) -> Non
 @pytest.fixture(scope="module")
 def processes():
     """Processes that start with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(SCRIPTS))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # before Python 3.12 it does not get sys.path
-        first = context.Process(target=time.sleep, args=(0,))  # waits for the imports
-        first.start()
-        first.join()
-    return context
+    return start_forkserver(*SCRIPTS)
 
 
 def check_files(folder: Path) -> None:

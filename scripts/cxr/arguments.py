@@ -386,6 +386,8 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
     """Refuses flags that contradict each other; each message says what to do."""
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORG/NAME, and --hub_dir DIR for a local directory")
+    if not args.push_to_hub and (args.hub_model_id or args.hub_revision or args.hub_strategy != "end"):
+        parser.error("--hub_model_id, --hub_revision and --hub_strategy say what --push_to_hub does; add it")
     if args.crop_scale[0] > args.crop_scale[1]:
         parser.error(
             f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"

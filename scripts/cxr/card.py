@@ -1,5 +1,7 @@
 """The model card: README.md of a run and of its model, with the metadata that the Hugging Face Hub reads."""
 
+import argparse
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +13,9 @@ from huggingface_hub import EvalResult
 from huggingface_hub import ModelCard
 from huggingface_hub import ModelCardData
 
+from cxr.hub import MODEL_ID
+from cxr.hub import read_refs
+from cxr.privacy import mask_ids
 from cxr.records import write_text
 from cxr.sources import is_synthetic
 from cxr.sources import source_revision
@@ -34,8 +39,6 @@ METRICS = {  # ours -> the Hub's id, its name
 }
 # Flags that say what was trained; the others say how and where.
 HYPERPARAMETERS = (
-    "model_name_or_path",
-    "model_revision",
     "config_name",
     "config_overrides",
     "image_size",
@@ -63,39 +66,57 @@ LICENSE = {
 }
 
 
+def describe_origin(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what a card will say of where a run comes from, without a path of the machine.
+
+    It is for the start of the run: code, data and the base model's name may have moved by its end.
+    """
+    base_model = args.model_name_or_path
+    is_by_name = base_model is not None and not Path(base_model).exists() and MODEL_ID.fullmatch(base_model)
+    refs = read_refs(args.hub_dir, base_model) if is_by_name and args.hub_dir else {}
+    return {
+        "git_commit": source_revision(),
+        "is_synthetic": is_synthetic(args.data_dir),
+        "dataset": "synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir),
+        "base_model": base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
+        "base_model_revision": refs.get(args.model_revision, args.model_revision) if is_by_name else None,
+    }
+
+
 def write_card(
     output_dir: Path, *, args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any]
 ) -> None:
     """Writes README.md of the run and of its model/, with copies of the figures that may be shared.
 
-    `args`, `results` and `sample` are what the run's records hold; of an unfinished run, `results` has no
-    metrics. Nothing in it depends on when or how fast the run was: the same run has the same card.
+    For the arguments see `make_card`.
     """
     model_dir = output_dir / "model"
-    figures = {name: caption for name, caption in FIGURES.items() if (output_dir / name).is_file()}
-    for name in figures:
-        shutil.copyfile(output_dir / name, model_dir / name)
-    text = make_card(args, results, sample, figures)
+    for name in FIGURES:
+        if (output_dir / name).is_file():
+            temporary = model_dir / f".{name}.tmp"
+            shutil.copyfile(output_dir / name, temporary)
+            temporary.replace(model_dir / name)
+    text = make_card(model_dir, args, results, sample)
     for folder in (model_dir, output_dir):
         write_text(folder / "README.md", text)
 
 
-def make_card(
-    args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any], figures: dict[str, str]
-) -> str:
+def make_card(model_dir: Path, args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any]) -> str:
+    """Returns the card of a model, with those figures that are in its folder.
+
+    `args`, `results` and `sample` are what the run's records hold; of an unfinished run, `results` has no
+    metrics. Nothing else is asked, nor when or how fast the run was: the same run has the same card.
+    """
     is_pretraining = results["task"] == "mae_pretraining"
     name = args["hub_model_id"] or "model"
-    data_dir = args["data_dir"] and Path(args["data_dir"])
-    data = "synthetic-radiographs" if is_synthetic(data_dir) else dataset_name(data_dir)
-    is_mimic = "mimic" in data
-    base_model = args["model_name_or_path"]
-    is_on_hub = base_model is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base_model)
+    origin = args["origin"]
+    data, is_mimic = origin["dataset"], "mimic" in origin["dataset"]
     metadata = ModelCardData(
-        **(LICENSE if is_mimic else {"license": "mit" if is_synthetic(data_dir) else "other"}),
+        **(LICENSE if is_mimic else {"license": "mit" if origin["is_synthetic"] else "other"}),
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
-        base_model=base_model if is_on_hub and not Path(base_model).exists() else None,
+        base_model=origin["base_model"] if origin["base_model_revision"] else None,
         datasets=[data],
         metrics=None if is_pretraining else [metric for metric, _ in METRICS.values()],
         model_name=name.rpartition("/")[2],
@@ -110,30 +131,24 @@ def make_card(
         name=name,
         is_pretraining=is_pretraining,
         is_finished="train_loss" in results,
-        is_synthetic=is_synthetic(data_dir),
+        origin=origin,
         is_mimic=is_mimic,
-        base_model=Path(base_model).name if base_model and not is_on_hub else base_model,
-        data=data,
         args=args,
         results=results,
         sample=sample,
-        figures=figures,
+        figures={name: caption for name, caption in FIGURES.items() if (model_dir / name).is_file()},
         metrics=METRICS,
         splits=[split for split in ("validation", "test") if split in results],
-        hyperparameters={
-            flag: args[flag]
-            for flag in HYPERPARAMETERS
-            if args.get(flag) is not None and (flag != "model_revision" or is_on_hub)
-        },
-        revision=source_revision(),
+        hyperparameters={flag: args[flag] for flag in HYPERPARAMETERS if args.get(flag) is not None},
     )
     return str(ModelCard(body))
 
 
 def dataset_name(data_dir: Path) -> str:
     """The name of the data's folder, as a dataset's id; PhysioNet's are below it, by version."""
-    name = data_dir.parent.name if re.fullmatch(r"[\d.]+", data_dir.name) else data_dir.name
-    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.").lower() or "unnamed"
+    folder = Path(os.path.abspath(data_dir))  # noqa: PTH100 - a link keeps its name
+    name = folder.parent.name if re.fullmatch(r"[\d.]+", folder.name) else folder.name
+    return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
 
 
 def measured(results: dict[str, Any], data: str) -> Iterator[EvalResult]:

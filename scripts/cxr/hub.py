@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,16 +24,20 @@ from datetime import timezone
 from pathlib import Path
 
 from filelock import FileLock
+from filelock import Timeout
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cxr.privacy import files_to_share
+from cxr.privacy import mask_ids
 from cxr.records import new_folder
 from cxr.records import read_json
 from cxr.records import remove_folder
 from cxr.records import sha256_of
 from cxr.records import sync_file
 from cxr.records import write_text
+
+logger = logging.getLogger(__name__)
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TAG = re.compile(r"(?!main$|[0-9a-f]{40}$)[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -55,15 +60,24 @@ def parse_model_id(text: str) -> str:
     with contextlib.suppress(HFValidationError):
         if MODEL_ID.fullmatch(text):
             validate_repo_id(text)
-            return text
+            return without_ids(text)
     raise argparse.ArgumentTypeError(f"found {text!r}, expected organisation/name, such as my-lab/mae-cxr")
+
+
+def without_ids(text: str) -> str:
+    """Returns a text of a command line that is shared. Raises argparse.ArgumentTypeError for one with ids."""
+    if mask_ids(text) != text:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, which looks like the id of a patient, a study or an image; expected another"
+        )
+    return text
 
 
 def parse_tag(text: str) -> str:
     """Returns the name of a revision on a command line. Raises argparse.ArgumentTypeError for others."""
     if not TAG.fullmatch(text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a name such as v1, other than main")
-    return text
+    return without_ids(text)
 
 
 def repository_dir(hub_dir: Path, model_id: str) -> Path:
@@ -88,40 +102,37 @@ def check_is_known(hub_dir: Path, model_id: str) -> None:
 
 def check_push(*, hub_dir: Path, model_id: str, tag: str | None) -> None:
     """Finds out before a training what would stop the push after it. Raises ValueError."""
-    try:
-        hub_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--hub_dir {hub_dir}: cannot be made ({error.strerror}); name another folder"
-        ) from error
-    refs = read_refs(hub_dir, model_id)
-    if "main" in refs:
-        _read_commit(repository_dir(hub_dir, model_id), refs["main"])
-    _check_tag(refs, tag)
+    with _locked(hub_dir, model_id) as repository:
+        refs = read_refs(hub_dir, model_id)
+        _head(repository, refs)
+        if tag in refs:
+            raise tag_is_taken(tag, refs[tag])
 
 
 def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: str | None = None) -> str:
     """Adds the files of `model_dir` as a new revision of `model_id`, unless it has them; returns its commit.
 
-    The order is blobs, snapshot, record, main, tag, each of them whole: a killed push moves no ref, and a
-    repeated one mends what was damaged. Raises ValueError for a folder that holds anything but a model or for
-    a tag of other files, and OSError.
+    The order is blobs, snapshot, record, main, tag, each of them whole: what a killed push leaves is no name
+    that means half a revision, and a repeated push completes it, or mends what was damaged. Raises ValueError
+    for a folder that holds anything but a model and for a tag of other files, and OSError.
     """
     files = files_to_share(model_dir)
     with _locked(hub_dir, model_id) as repository:
         blobs = {path.name: _store_blob(path, repository / "blobs") for path in files}
         refs = read_refs(hub_dir, model_id)
-        known = {name: _read_commit(repository, refs[name]) for name in ("main", tag) if name in refs}
-        if tag in known and known[tag].files != blobs:
-            _check_tag(refs, tag)
-        same = [revision.commit for revision in known.values() if revision.files == blobs]
+        head = _head(repository, refs)
+        tagged = _read_commit(repository, refs[tag]) if tag in refs else None
+        if tagged and tagged.files != blobs:
+            raise tag_is_taken(tag, tagged.commit)
+        same = next((one for one in (tagged, head) if one and one.files == blobs), None)
         if same:
-            commit = refs[tag] if tag in refs else same[0]
+            commit = same.commit
             if not _is_whole(repository / "snapshots" / commit, blobs):
                 _write_snapshot(repository, commit, blobs)
         else:
             time = datetime.now(timezone.utc).isoformat()
-            content = {"parent": refs.get("main"), "time": time, "message": message, "files": blobs}
+            parent = head.commit if head else None
+            content = {"parent": parent, "time": time, "message": message, "files": blobs}
             text = json.dumps(content, indent=2, sort_keys=True)
             commit = hashlib.sha1(text.encode()).hexdigest()
             _write_snapshot(repository, commit, blobs)
@@ -147,7 +158,7 @@ def read_refs(hub_dir: Path, model_id: str) -> dict[str, str]:
     """Returns the commit of each name: main and the tags."""
     refs = repository_dir(hub_dir, model_id) / "refs"
     files = [path for path in sorted(refs.glob("[!.]*")) if path.is_file()]  # downloads make folders, too
-    return {path.name: path.read_text(encoding="utf-8") for path in files}
+    return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files}
 
 
 def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
@@ -170,20 +181,32 @@ def set_tag(hub_dir: Path, model_id: str, tag: str, revision: str) -> str:
     """Makes `tag` mean a revision, for good; returns its commit. Raises ValueError for a tag in use."""
     with _locked(hub_dir, model_id) as repository:
         commit = resolve(hub_dir, model_id, revision)
-        _check_tag(read_refs(hub_dir, model_id), tag)
+        refs = read_refs(hub_dir, model_id)
+        if tag in refs:
+            raise tag_is_taken(tag, refs[tag])
         _write(repository / "refs" / tag, commit)
     return commit
 
 
 def find_problems(hub_dir: Path, model_id: str) -> list[str]:
-    """Reads every byte of a model; returns what is not as it was pushed, a line each."""
+    """Reads every byte of a model; returns what is not as it was pushed, a line each.
+
+    Nothing is kept from changing meanwhile, so that a directory that is only read can be verified: what a
+    second look does not find again was a push or a garbage collection at work.
+    """
+    problems = _look_for_problems(hub_dir, model_id)
+    again = set(_look_for_problems(hub_dir, model_id)) if problems else ()
+    return [problem for problem in problems if problem in again]
+
+
+def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
     repository = repository_dir(hub_dir, model_id)
     problems = []
     refs = read_refs(hub_dir, model_id)  # first: a push meanwhile adds to what they lead to
     if "main" not in refs:
         problems.append(f"{repository / 'refs' / 'main'}: is missing")
     for blob in _blobs(repository):
-        if sha256_of(blob) != blob.name:
+        if not _has_content(blob, blob.name):
             problems.append(f"{blob}: its content has changed")
     commits = {path.stem for path in (repository / "commits").glob("[!.]*.json")}
     for name, commit in refs.items():
@@ -203,7 +226,7 @@ def find_problems(hub_dir: Path, model_id: str) -> list[str]:
             path = snapshot / name
             if not path.is_file():
                 problems.append(f"{path}: is missing")
-            elif not path.is_symlink() and sha256_of(path) != digest:
+            elif not path.is_symlink() and not _has_content(path, digest):
                 problems.append(f"{path}: its content has changed")
             elif path.is_symlink() and path.resolve() != (repository / "blobs" / digest).resolve():
                 problems.append(f"{path}: leads elsewhere than to its content")
@@ -222,7 +245,10 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
         kept: dict[str, Commit] = {}
         refs = read_refs(hub_dir, model_id)
         if "main" not in refs:
-            raise ValueError(f"{model_id}: found no main in {repository}, expected it: push the model again")
+            raise ValueError(
+                f"{model_id}: found no main in {repository}, as a first push was killed or the file is lost; "
+                "expected it: push the model again"
+            )
         for commit in refs.values():
             while commit is not None and commit not in kept:
                 kept[commit] = _read_commit(repository, commit)
@@ -230,10 +256,14 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
         unreached = [path for path in (repository / "commits").glob("*.json") if path.stem not in kept]
         for path in sorted(unreached, key=lambda path: path.stat().st_mtime, reverse=True):
             path.unlink()  # parents last, that none is missed
-        for snapshot in (repository / "snapshots").glob("*"):  # after their records: none has lost its files
-            if snapshot.name not in kept:
-                remove_folder(snapshot)
         used = {digest for commit in kept.values() for digest in commit.files.values()}
+        files = [path for path in (repository / "refs").rglob("*") if path.is_file()]
+        named = {path.read_text(encoding="utf-8", errors="replace") for path in files}
+        for snapshot in (repository / "snapshots").glob("*"):  # after their records: none has lost its files
+            if snapshot.name in named - kept.keys():  # a download by a name such as refs/pr/1
+                used |= {path.resolve().name for path in snapshot.rglob("*")}
+            elif snapshot.name not in kept:
+                remove_folder(snapshot)
         unused = [path for path in _blobs(repository) if path.name not in used]
         for path in unused:
             path.unlink()
@@ -244,23 +274,40 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
 def _locked(hub_dir: Path, model_id: str) -> Iterator[Path]:
     """Gives the repository to one process at a time, without what a killed one left in it."""
     repository = repository_dir(hub_dir, model_id)
-    lock = hub_dir / ".locks" / f"{repository.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    lock = FileLock(hub_dir / ".locks" / f"{repository.name}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(Timeout):
+            lock.acquire(blocking=False)
+        if not lock.is_locked:
+            logger.warning("Waiting for another process that is writing to %s.", repository)
+            lock.acquire()
+    except OSError as error:
+        raise ValueError(
+            f"--hub_dir {hub_dir}: found no folder that can be written to ({error.strerror}), expected one"
+        ) from error
+    try:
         for path in repository.glob("*/.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield repository
+    finally:
+        lock.release()
 
 
 def _blobs(repository: Path) -> list[Path]:
     return [path for path in sorted((repository / "blobs").glob("*")) if BLOB.fullmatch(path.name)]
 
 
-def _check_tag(refs: dict[str, str], tag: str | None) -> None:
-    if tag in refs:
-        raise ValueError(
-            f"found the tag {tag} at revision {refs[tag][:8]}, expected a new one: a tag is never moved"
-        )
+def tag_is_taken(tag: str, commit: str) -> ValueError:
+    return ValueError(f"found the tag {tag} at revision {commit[:8]}, expected a new one: no tag is moved")
+
+
+def _head(repository: Path, refs: dict[str, str]) -> Commit | None:
+    """Returns what main means; without it, what was pushed last: a kill or a loss came between."""
+    if "main" in refs:
+        return _read_commit(repository, refs["main"])
+    commits = [_read_commit(repository, path.stem) for path in (repository / "commits").glob("[!.]*.json")]
+    return max(commits, key=lambda commit: commit.time, default=None)
 
 
 def _read_commit(repository: Path, commit: str) -> Commit:
@@ -300,15 +347,20 @@ def _store_blob(path: Path, blobs_dir: Path) -> str:
 def _write_snapshot(repository: Path, commit: str, blobs: dict[str, str]) -> None:
     with new_folder(repository / "snapshots" / commit) as snapshot:
         for name, digest in blobs.items():
-            _link_or_copy(repository / "blobs" / digest, snapshot / name)
+            link_or_copy(Path("..") / ".." / "blobs" / digest, snapshot / name)
 
 
 def _is_whole(snapshot: Path, blobs: dict[str, str]) -> bool:
-    return all((snapshot / name).is_file() and sha256_of(snapshot / name) == blobs[name] for name in blobs)
+    return all(_has_content(snapshot / name, digest) for name, digest in blobs.items())
 
 
-def _link_or_copy(blob: Path, link: Path) -> None:
+def _has_content(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_of(path) == digest
+
+
+def link_or_copy(target: Path, link: Path) -> None:
+    """Makes `link` lead to `target`, which may be relative to it, or a copy where links are not allowed."""
     try:
-        link.symlink_to(Path("..") / ".." / "blobs" / blob.name)
-    except OSError:  # Windows without the right to make links
-        shutil.copyfile(blob, link)
+        link.symlink_to(target)
+    except OSError:  # Windows
+        shutil.copyfile(link.parent / target, link)

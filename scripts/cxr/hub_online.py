@@ -6,32 +6,27 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from cxr.hub import tag_is_taken
 from cxr.privacy import files_to_share
 
 
 def check_push(*, model_id: str, tag: str | None) -> None:
     """Makes the model, which must be private, if there is none. Raises OSError or ValueError."""
-    with _asking_the_hub():
-        api = HfApi()
-        api.create_repo(model_id, private=True, exist_ok=True)
-        is_private = api.model_info(model_id).private
-        tags = _tags(api, model_id)
-    if not is_private:
-        raise ValueError(
-            f"{model_id}: found a public model on the Hugging Face Hub, expected a private one; make it "
-            "private in its settings, or name another"
-        )
+    _, tags = _look(model_id)
     if tag in tags:
-        raise _moved(tag, tags[tag])
+        raise tag_is_taken(tag, tags[tag])
 
 
 def push(model_dir: Path, *, model_id: str, message: str, tag: str | None = None) -> str:
     """Adds the files of `model_dir`, and no others, as a revision of `model_id`; returns its commit.
 
-    Raises ValueError for a folder that holds anything but a model and for a public model, and OSError.
+    Raises ValueError for a folder that holds anything but a model, for a public model and for a tag of other
+    files, and OSError.
     """
     names = [path.name for path in files_to_share(model_dir)]
-    check_push(model_id=model_id, tag=None)
+    main, tags = _look(model_id)
+    if tags.get(tag, main) != main:
+        raise tag_is_taken(tag, tags[tag])
     with _asking_the_hub():
         api = HfApi()
         commit = api.upload_folder(
@@ -41,22 +36,26 @@ def push(model_dir: Path, *, model_id: str, message: str, tag: str | None = None
             allow_patterns=names,
             delete_patterns="*",  # of an earlier revision
         ).oid
-        tags = _tags(api, model_id)
         if tag and tag not in tags:
             api.create_tag(model_id, tag=tag, revision=commit)
     if tags.get(tag, commit) != commit:
-        raise _moved(tag, tags[tag])
+        raise ValueError(f"the model is pushed as revision {commit[:8]}, but {tag_is_taken(tag, tags[tag])}")
     return commit
 
 
-def _tags(api: HfApi, model_id: str) -> dict[str, str]:
-    return {tag.name: tag.target_commit for tag in api.list_repo_refs(model_id).tags}
-
-
-def _moved(tag: str, commit: str) -> ValueError:
-    return ValueError(
-        f"found the tag {tag} at revision {commit[:8]}, expected a new one: a tag is never moved"
-    )
+def _look(model_id: str) -> tuple[str | None, dict[str, str]]:
+    """Returns the commit of main and of each tag, of a model that is made if there is none."""
+    with _asking_the_hub():
+        api = HfApi()
+        api.create_repo(model_id, private=True, exist_ok=True)
+        info = api.model_info(model_id)
+        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(model_id).tags}
+    if not info.private:
+        raise ValueError(
+            f"{model_id}: found a public model on the Hugging Face Hub, expected a private one; make it "
+            "private in its settings, or name another"
+        )
+    return info.sha, tags
 
 
 @contextlib.contextmanager

@@ -4,11 +4,13 @@ import logging
 import re
 from pathlib import Path
 
-# The path of an image, the id of one, or the number of a patient (1...) or of a study (5...).
+# The path of an image, the id of one, or the number of a patient (1...) or of a study (5...): where it stands
+# alone or after such a word, not inside a hash, and not in the digits behind a decimal point.
 IDS = re.compile(
     r"\S*\bfiles[/\\]+p1\d\S*"
     r"|(?i:[0-9a-f]{8}(?:-[0-9a-f]{8}){4})"
-    r"|(?<![0-9A-Za-z])(?<!\d\.)(?:[Pp]?1|[Ss]?5)\d{7}(?![0-9A-Za-z])"
+    r"|(?:(?<![0-9A-Za-z])|(?<=\\[nrt])|(?<=%2[Ff]))(?<!\d\.)"
+    r"(?i:(?:p|patient|subject|id)?1\d{7}(?:s5\d{7})?|(?:s|study|id)?5\d{7})(?![0-9A-Za-z])"
 )
 # The files of a model; of pictures, those of numbers: others may show a patient.
 SHARED_FILES = re.compile(
@@ -35,7 +37,7 @@ def files_to_share(model_dir: Path) -> list[Path]:
                 "preprocessor_config.json, safetensors, ONNX and figures of a run; move it elsewhere"
             )
         if path.suffix in (".json", ".md"):
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8", errors="replace")
             if mask_ids(text) != text:
                 raise ValueError(
                     f"{path}: found what looks like the id of a patient, a study or an image; expected none "

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cxr.card import describe_origin
 from cxr.optimization import Schedule
 from cxr.privacy import MaskingFormatter
 from cxr.progress import has_checkpoint
@@ -134,7 +135,7 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     if before:  # a resumed run's
         fixed = {name: value for name, value in plain_args.items() if name not in FREE_TO_CHANGE}
         check_unchanged(before, fixed, where=output_dir)
-    record.write("args.json", plain_args)
+    record.write("args.json", {**plain_args, "origin": describe_origin(args)})
     if args.with_tracking:
         scalars = {k: v for k, v in plain_args.items() if isinstance(v, int | float | str | bool)}
         accelerator.init_trackers("mae-chest-xrays", config=scalars)

@@ -1,15 +1,23 @@
 """What becomes of a run's model: a card beside it, and a push where the run's flags or a user ask for one."""
 
 import logging
+import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from cxr import hub
 from cxr import hub_online
+from cxr.card import make_card
 from cxr.card import write_card
+from cxr.hub import link_or_copy
+from cxr.privacy import files_to_share
 from cxr.records import RunRecord
 from cxr.records import installed_versions
 from cxr.records import read_json
+from cxr.records import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,23 +46,33 @@ def push(
 
 
 def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None) -> str:
-    """Pushes a model's folder, or that of a run, whose card is made anew: it says by which name to load it.
+    """Pushes a model's folder as it is or, of a finished run, model/ with a card that has the new name.
 
-    Raises ValueError, also for a run that is not finished, and OSError.
+    Nothing in the folder changes. Raises ValueError and OSError.
     """
-    is_run = (folder / "args.json").is_file()
-    run_dir = folder if is_run else folder.absolute().parent
-    if is_run or (folder.name == "model" and (run_dir / "args.json").is_file()):
-        folder = run_dir / "model"
-        results = read_json(run_dir / "results.json")
-        if not results:
-            raise ValueError(
-                f"{run_dir}: found no results.json, as the run is not finished; expected one that is; "
-                "continue it with --resume_from_checkpoint latest"
-            )
-        named = {"hub_model_id": model_id, "hub_dir": hub_dir and str(hub_dir)}
-        _write_card(run_dir, read_json(run_dir / "args.json") | named, results)
-    return push(folder, hub_dir=hub_dir, model_id=model_id, message=message, tag=tag)
+    options = {"hub_dir": hub_dir, "model_id": model_id, "message": message, "tag": tag}
+    if not (folder / "args.json").is_file():
+        return push(folder, **options)
+    args, results, sample = (read_json(folder / f"{name}.json") for name in ("args", "results", "samples"))
+    if not results:
+        raise ValueError(
+            f"{folder}: found no results.json, as the run is not finished; expected one that is; continue it "
+            "with --resume_from_checkpoint latest"
+        )
+    args |= {"hub_model_id": model_id, "hub_dir": hub_dir and str(hub_dir)}
+    try:
+        card = make_card(folder / "model", args, results, sample)
+    except (LookupError, TypeError, UndefinedError) as error:
+        raise ValueError(
+            f"{folder}: found records that lack what the card says ({error}), expected args.json, "
+            "samples.json and results.json as the run wrote them; restore them, or push "
+            f"{folder / 'model'} with a card of its own"
+        ) from error
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in files_to_share(folder / "model"):
+            link_or_copy(path.absolute(), Path(temporary) / path.name)
+        write_text(Path(temporary) / "README.md", card)
+        return push(Path(temporary), **options)
 
 
 def share_finished(record: RunRecord, results: dict[str, Any]) -> None:
@@ -66,17 +84,18 @@ def share_finished(record: RunRecord, results: dict[str, Any]) -> None:
     args = read_json(output_dir / "args.json")
     _write_card(output_dir, args, results)
     commit = None
-    try:
-        if args["push_to_hub"]:
+    if args["push_to_hub"]:
+        try:
             commit = _push_model(output_dir, args, results, tag=args["hub_revision"])
-    except (OSError, ValueError) as error:
-        command = f"python scripts/hub.py push {output_dir} {args['hub_model_id']}"
-        command += f" --hub_dir {args['hub_dir']}" * (args["hub_dir"] is not None)
-        raise ValueError(
-            f"{error}; the run is finished, its model not pushed: repeat it by {command}"
-        ) from error
-    finally:
-        record.write("results.json", {**results, "hub_commit": commit})
+        except (OSError, ValueError) as error:
+            record.write("results.json", {**results, "hub_commit": None})
+            command = ["python", "scripts/hub.py", "push", str(output_dir), args["hub_model_id"]]
+            for flag, value in (("--hub_dir", args["hub_dir"]), ("--tag", args["hub_revision"])):
+                command += [flag, value] if value else []
+            raise ValueError(
+                f"{error}; the run is finished but for the push: repeat it by {shlex.join(command)}"
+            ) from error
+    record.write("results.json", {**results, "hub_commit": commit})
 
 
 def share_unfinished(output_dir: Path, *, task: str, step: int, images_per_step: int) -> None:
