@@ -19,6 +19,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 def arguments(output_dir: Path, **changes) -> argparse.Namespace:
     options = {"seed": 3, "resume_from_checkpoint": None, "with_tracking": False, "report_to": "tensorboard"}
+    options |= dict.fromkeys(("data_dir", "model_name_or_path", "model_revision", "hub_dir"))
     return argparse.Namespace(output_dir=output_dir, **{**options, **changes})
 
 
@@ -120,6 +121,7 @@ def test_start_writes_the_arguments_and_begins_the_log(tmp_path):
     _, record = runtime.start_run(arguments(tmp_path / "run"), default_output_dir="x")
     logging.getLogger("cxr.anything").info("a line")
     written = json.loads((record.output_dir / "args.json").read_text(encoding="utf-8"))
+    assert written["origin"]["dataset"] == "synthetic-radiographs"
     assert written["seed"] == 3 and written["output_dir"] == str(tmp_path / "run")
     assert "a line" in (record.output_dir / "train.log").read_text(encoding="utf-8")
     assert record.enabled and record.output_dir == tmp_path / "run"
