@@ -76,6 +76,8 @@ def test_model_loads_by_name_and_revision_from_a_hub_directory(vit_model, tmp_pa
         named = inference.load_classifier("my-lab/cxr", hub_dir=tmp_path, revision=revision, device="cpu")
         assert named.name == "my-lab/cxr"
         assert named.probabilities(images).tolist() == expected.tolist()
+    with pytest.raises(OSError, match=r"--hub_dir .*, which has my-lab/cxr, or on a Hub"):
+        inference.load_classifier("my-lab/crx", hub_dir=tmp_path, device="cpu")
 
 
 def as_download(folder, cache_dir):

@@ -24,6 +24,7 @@ from transformers import ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 
 from cxr.hub import MODEL_ID
+from cxr.hub import model_ids
 from cxr.hub import repository_dir
 from cxr.model_configs import check_memory
 from cxr.model_configs import classifier_config
@@ -69,7 +70,7 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
             f"model {name}: found no revision {revision} in --hub_dir {hub_dir}; expected --model_revision "
             "main, a tag or a commit, as hub.py log lists them"
         )
-    with _loading(name, revision):
+    with _loading(name, revision, hub_dir):
         fields, _ = PretrainedConfig.get_config_dict(name, **source)
         if not isinstance(fields.get("model_type"), str):
             raise ValueError("found no config.json with a model_type")
@@ -99,7 +100,7 @@ def check_image_size(config: PretrainedConfig, image_size: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _loading(name: str, revision: str) -> Iterator[None]:
+def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[None]:
     """Turns whatever the libraries end in when they read a model into one line that says what to do."""
     try:
         yield
@@ -108,9 +109,10 @@ def _loading(name: str, revision: str) -> Iterator[None]:
         where = name if Path(name).is_dir() else f"{name}, revision {revision}"
         text = str(error) or type(error).__name__
         reason = " ".join(text.split()).split(". ")[0].rstrip(".")[:200]  # its first sentence
+        known = f"{hub_dir}, which has {', '.join(model_ids(hub_dir)) or 'none'}," if hub_dir else "DIR"
         raise OSError(
             f"model {where}: could not be loaded ({reason}); name a folder with a whole model, or "
-            "organisation/name in --hub_dir DIR or on a Hub that can be reached"
+            f"organisation/name in --hub_dir {known} or on a Hub that can be reached"
         ) from error
 
 
