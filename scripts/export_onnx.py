@@ -1,7 +1,7 @@
 """Writes a classifier as one ONNX file that gives probabilities without torch, and measures how fast.
 
     python scripts/export_onnx.py runs/demo/mae-vit/model finding.onnx
-    python scripts/export_onnx.py my-lab/mae-cxr finding.onnx --hub_dir /data/hub
+    python scripts/export_onnx.py my-lab/vit-cxr finding.onnx --hub_dir /data/hub
 
 The file takes gray images as `images`, uint8 (B, 1, S, S), normalises them itself and returns `probability`
 (B,), that of the positive label, and `logits` (B, 2). What else a user must know is in its metadata. With

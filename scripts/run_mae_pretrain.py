@@ -361,7 +361,9 @@ def finish(
     logger.info("Model: %s", record.output_dir / "model")
     logger.info("Figures: %s and loss.png beside it", record.output_dir / "reconstructions.png")
     logger.info(
-        "Next: python scripts/run_classification.py --model_name_or_path %s", record.output_dir / "model"
+        "Next: python scripts/run_classification.py --model_name_or_path %s%s",
+        record.output_dir / "model",
+        f" --data_dir {args.data_dir}" if args.data_dir else "",
     )
 
 

@@ -2,7 +2,7 @@
 
     pip install -r requirements-serve.txt
     python scripts/serve.py runs/demo/mae-vit/model --open_browser
-    python scripts/serve.py my-lab/mae-cxr --hub_dir /data/hub --port 8000
+    python scripts/serve.py my-lab/vit-cxr --hub_dir /data/hub --port 8000
 
 It shows the probability, the decision at the model's threshold, a heat map and the model's card. Ctrl-C ends
 it. Images are taken for patients': the page is for this computer alone unless --host says otherwise, asks no

@@ -241,7 +241,8 @@ def test_same_files_again_are_no_new_revision(pushed):
 
 def test_tags_and_first_digits_name_revisions_in_transformers_and_here(pushed):
     hub_dir, commits = pushed
-    assert hub.set_tag(hub_dir, NAME, "v1", commits[0][:6]) == commits[0]
+    for _ in range(2):
+        assert hub.set_tag(hub_dir, NAME, "v1", commits[0][:6]) == commits[0]
     assert load_bias(hub_dir, "v1") == 1.0
     assert hub.resolve(hub_dir, NAME, "v1") == commits[0]
     with pytest.raises(ValueError, match=rf"found the tag v1 at revision {commits[0][:8]}.* no tag is moved"):

@@ -50,8 +50,7 @@ def collect_garbage(hub_dir: Path) -> None:
 
 
 def set_tag(hub_dir: Path) -> None:
-    if "v2" not in hub.read_refs(hub_dir, NAME):
-        hub.set_tag(hub_dir, NAME, "v2", "main")
+    hub.set_tag(hub_dir, NAME, "v2", "main")
 
 
 def messages(hub_dir: Path, revision: str = "main") -> list[str]:

@@ -178,11 +178,11 @@ def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
 
 
 def set_tag(hub_dir: Path, model_id: str, tag: str, revision: str) -> str:
-    """Makes `tag` mean a revision, for good; returns its commit. Raises ValueError for a tag in use."""
+    """Makes `tag` mean a revision, for good; returns its commit. Raises ValueError for one of another."""
     with _locked(hub_dir, model_id) as repository:
         commit = resolve(hub_dir, model_id, revision)
         refs = read_refs(hub_dir, model_id)
-        if tag in refs:
+        if refs.get(tag, commit) != commit:
             raise tag_is_taken(tag, refs[tag])
         _write(repository / "refs" / tag, commit)
     return commit

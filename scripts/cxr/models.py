@@ -68,7 +68,7 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
     if "cache_dir" in source and not find_file(name, "config.json", hub_dir=hub_dir, revision=revision):
         raise ValueError(
             f"model {name}: found no revision {revision} in --hub_dir {hub_dir}; expected --model_revision "
-            "main, a tag or a commit, as hub.py log lists them"
+            "main, a tag or a whole commit, as hub.py log lists them"
         )
     with _loading(name, revision, hub_dir):
         fields, _ = PretrainedConfig.get_config_dict(name, **source)

@@ -26,7 +26,7 @@ def mask_ids(text: str) -> str:
 
 def files_to_share(model_dir: Path) -> list[Path]:
     """Returns the files of a model. Raises ValueError where others, or ids of patients, are among them."""
-    for name, what in (("config.json", "a model, such as RUN/model"), ("README.md", "a model with its card")):
+    for name, what in (("config.json", "a run or of a model"), ("README.md", "a model with its card")):
         if not (model_dir / name).is_file():
             raise ValueError(f"{model_dir}: found no {name}; expected the folder of {what}")
     files = sorted(model_dir.iterdir())
