@@ -25,7 +25,7 @@ test-slow: install
 # Last, as it changes what is installed: gradio holds back pillow.
 test-page: install
 	$(BIN)/python -m pip install --quiet -r requirements-serve.txt
-	$(BIN)/python -m pytest tests/test_serve.py
+	$(BIN)/python -m pytest tests/scripts/test_serve.py
 
 lint: install
 	$(BIN)/ruff check .

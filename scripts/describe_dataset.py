@@ -17,25 +17,35 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cxr import published
-from cxr.command_line import ArgumentParser
-from cxr.command_line import positive_int
-from cxr.command_line import seed_number
-from cxr.plots import plot_examples
-from cxr.records import write_text
-from cxr.samples import draw_sample
-from cxr.seeding import derive_seed
-from cxr.sources import dataset_module
-from cxr.sources import make_sample_data_once
+from cxr.cli.command_line import ArgumentParser
+from cxr.cli.command_line import positive_int
+from cxr.cli.command_line import seed_number
+from cxr.data.seeding import derive_seed
+from cxr.data.sources import make_sample_data_once
+from cxr.data.subsets import draw_sample
+from cxr.evaluation.plots import plot_examples
+from cxr.run_folder.files import write_text
+from cxr.study import paper
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+
+from mimic_cxr_dataset.radiographs import IMAGE_ERRORS
+from mimic_cxr_dataset.radiographs import shrink_jpeg
+from mimic_cxr_dataset.tables import CHOICES
+from mimic_cxr_dataset.tables import FINDINGS
+from mimic_cxr_dataset.tables import SPLITS
+from mimic_cxr_dataset.tables import TABLE_REASONS
+from mimic_cxr_dataset.tables import TASKS
+from mimic_cxr_dataset.tables import index_images
+from mimic_cxr_dataset.tables import read_images
+from mimic_cxr_dataset.tables import read_labels
+from mimic_cxr_dataset.tables import resolve_root
 
 STUDY = ["subject_id", "study_id"]
 CSV_COLUMNS = ("dicom_id", "subject_id", "study_id", "view", "split", "label", "path")
 STUDY_OPTIONS = ("finding", "negbio", "frontal", "negative")  # the label rule of the study's table
 EXAMPLE_SIZE = 320  # shortest side in pixels
-
 Counts = dict[str, dict[str, int]]  # what was counted -> name -> number
 
 
@@ -65,20 +75,20 @@ class Comparison:
 
 def label_names() -> list[str]:
     """The 14 columns of the label tables."""
-    return sorted([*dataset_module().FINDINGS, "No Finding"])
+    return sorted([*FINDINGS, "No Finding"])
 
 
 def read_label_values(root: Path, labeler: str, images: pd.DataFrame) -> pd.DataFrame | None:
     """A row a study: subject_id, study_id and 14 columns of 1, 0, -1 or NaN; None without such a table."""
     try:
-        return dataset_module().read_labels(root, labeler, label_names(), images=images)
+        return read_labels(root, labeler, label_names(), images=images)
     except FileNotFoundError:
         return None
 
 
 def count_images(images: pd.DataFrame) -> Counts:
     """Images, studies and patients of every split and of all."""
-    splits = {name: images[images["split"] == name] for name in dataset_module().SPLITS.values()}
+    splits = {name: images[images["split"] == name] for name in SPLITS.values()}
     return {
         name: {
             "images": len(rows),
@@ -91,13 +101,13 @@ def count_images(images: pd.DataFrame) -> Counts:
 
 def count_labels(rows: pd.DataFrame, task: str) -> Counts:
     """Images by split and name of the label."""
-    names = dataset_module().TASKS[task]
+    names = TASKS[task]
     return {
         split: {
             name: int((rows["label"][rows["split"] == split] == label).sum())
             for label, name in enumerate(names)
         }
-        for split in dataset_module().SPLITS.values()
+        for split in SPLITS.values()
     }
 
 
@@ -134,7 +144,7 @@ def count_agreement(values: dict[str, pd.DataFrame | None], images: pd.DataFrame
         first, second = both[name].to_numpy(), both[f"{name} (chexpert)"].to_numpy()
         agreed = [int(((first == value) & (second == value)).sum()) for value in (1, 0, -1)]
         mentioned = int((~np.isnan(first) | ~np.isnan(second)).sum())
-        counts[name] = dict(zip(published.AGREEMENT_COLUMNS, (*agreed, mentioned - sum(agreed))))
+        counts[name] = dict(zip(paper.AGREEMENT_COLUMNS, (*agreed, mentioned - sum(agreed))))
     return counts
 
 
@@ -157,16 +167,15 @@ def draw_sub_sample(kept: pd.DataFrame, *, num_samples: int, seed: int) -> pd.Da
 def compare_all(root: Path, options: tuple[str, ...], found: dict[str, Counts]) -> list[Comparison]:
     """Each kind of counts beside the published ones, where they were counted with the same options."""
     agreement = {
-        label: dict(zip(published.AGREEMENT_COLUMNS, counts))
-        for label, counts in published.AGREEMENT_COUNTS.items()
+        label: dict(zip(paper.AGREEMENT_COLUMNS, counts)) for label, counts in paper.AGREEMENT_COUNTS.items()
     }
     other_options = f"published for {', '.join(STUDY_OPTIONS)} only" if options != STUDY_OPTIONS else ""
     other_labeler = "published for labels by negbio only" if options[1] != "negbio" else ""
     no_table = "" if found["agreement"] else f"{root} has the table of one labeler only"
     return [
-        Comparison("Images, studies, patients", found["images"], published.IMAGE_COUNTS),
-        Comparison("Finding and No Finding", found["labels"], published.STUDY_COUNTS, other_options),
-        Comparison("Frontal images", found["views"], published.VIEW_COUNTS, other_labeler),
+        Comparison("Images, studies, patients", found["images"], paper.IMAGE_COUNTS),
+        Comparison("Finding and No Finding", found["labels"], paper.STUDY_COUNTS, other_options),
+        Comparison("Frontal images", found["views"], paper.VIEW_COUNTS, other_labeler),
         Comparison("Agreement of the labelers", found["agreement"], agreement, no_table),
     ]
 
@@ -216,7 +225,7 @@ def label_table(
     """The table of the study's section 3, with the test split, beside the published one where it applies."""
     sub_sample = draw_sub_sample(kept, num_samples=args.num_samples, seed=args.seed)
     ours = (full, count_labels(sub_sample, args.dataset_config_name))
-    theirs = (published.STUDY_COUNTS, published.STUDY_SUB_SAMPLE_COUNTS) if with_published else ()
+    theirs = (paper.STUDY_COUNTS, paper.STUDY_SUB_SAMPLE_COUNTS) if with_published else ()
     columns = ("split", "label", "full data", "fraction", "sub-sample", "fraction")
     rows = []
     for split in full:
@@ -259,7 +268,7 @@ def view_table(views: pd.DataFrame) -> CountTable:
 
 def exclusion_table(exclusions: pd.DataFrame) -> CountTable:
     """Only what the tables tell: whether the files are there and whole was not looked at."""
-    names = ["images", *dataset_module().TABLE_REASONS, "kept"]
+    names = ["images", *TABLE_REASONS, "kept"]
     exclusions = pd.concat([exclusions[names], exclusions[names].sum().rename("all").to_frame().T])
     rows = [(split, *(f"{count:,}" for count in counts)) for split, *counts in exclusions.itertuples()]
     return CountTable(title="Images left out, by reason", columns=("split", *names), rows=rows)
@@ -300,8 +309,8 @@ def find_examples(rows: pd.DataFrame, *, num_examples: int, seed: int) -> list[t
         if len(examples) == num_examples:
             break
         try:
-            content = dataset_module().shrink_jpeg(row.path, EXAMPLE_SIZE)
-        except dataset_module().IMAGE_ERRORS:
+            content = shrink_jpeg(row.path, EXAMPLE_SIZE)
+        except IMAGE_ERRORS:
             continue
         with Image.open(io.BytesIO(content)) as image:
             examples.append((row.view_position, np.asarray(image)))
@@ -316,7 +325,7 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
     train = kept[kept["split"] == "train"]
     examples = {
         name: find_examples(train[train["label"] == label], num_examples=args.num_examples, seed=args.seed)
-        for label, name in enumerate(dataset_module().TASKS[args.dataset_config_name])
+        for label, name in enumerate(TASKS[args.dataset_config_name])
     }
     absent = [name for name, pictures in examples.items() if not pictures]
     if absent:
@@ -329,7 +338,7 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
 
 
 def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespace]:
-    choices = dataset_module().CHOICES
+    choices = CHOICES
     parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--data_dir",
@@ -375,8 +384,8 @@ def count_and_compare(
     root: Path, kept: pd.DataFrame, exclusions: pd.DataFrame, args: argparse.Namespace
 ) -> tuple[list[CountTable], list[str]]:
     """Returns the tables, the last one with the differences if there are any, and the verdicts."""
-    images = dataset_module().read_images(root)
-    labelers = dataset_module().CHOICES["labeler"]
+    images = read_images(root)
+    labelers = CHOICES["labeler"]
     values = {labeler: read_label_values(root, labeler, images) for labeler in labelers}
     views = count_views(images, values[args.labeler], kept)
     found = {
@@ -411,8 +420,8 @@ def describe(root: Path, args: argparse.Namespace) -> None:
     """Counts, compares, writes, prints."""
     task, output_dir = args.dataset_config_name, args.output_dir
     options = {"labeler": args.labeler, "view": args.view, "uncertain": args.uncertain}
-    root = dataset_module().resolve_root(root)  # which the paths of the images begin with
-    kept, exclusions = dataset_module().index_images(root, task=task, **options)
+    root = resolve_root(root)  # which the paths of the images begin with
+    kept, exclusions = index_images(root, task=task, **options)
     make_output_dir(output_dir)  # not before the data are known to be there
     print(f"Describing {root}" if args.data_dir else f"No --data_dir given: the synthetic sample in {root}")
     tables, verdicts = count_and_compare(root, kept, exclusions, args)

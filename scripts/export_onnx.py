@@ -57,12 +57,13 @@ import numpy as np
 import onnxruntime
 import torch
 import transformers
-from cxr import command_line
-from cxr import inference
-from cxr import radiographs
-from cxr import records
-from cxr import runtime
-from cxr import sources
+from cxr.cli import command_line
+from cxr.data import sources
+from cxr.inference import radiographs
+from cxr.inference.classifier import Classifier
+from cxr.inference.classifier import load_classifier
+from cxr.run_folder.files import sync_folder
+from cxr.training import runtime
 from rich.console import Console
 from rich.table import Table
 
@@ -104,7 +105,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 class PixelsToProbability(torch.nn.Module):
     """A classifier from uint8 gray images (B, 1, S, S) to the probability (B,) and the logits (B, 2)."""
 
-    def __init__(self, classifier: inference.Classifier):
+    def __init__(self, classifier: Classifier):
         super().__init__()
         self.model = classifier.model
         # The normaliser's arithmetic, with constants that are stored in the file.
@@ -119,7 +120,7 @@ class PixelsToProbability(torch.nn.Module):
 # The file ---------------------------------------------------------------------------------------------------
 
 
-def about(classifier: inference.Classifier) -> dict[str, str]:
+def about(classifier: Classifier) -> dict[str, str]:
     """What a user of the file must know, as its metadata holds it: texts by name."""
     return {
         "image_size": str(classifier.image_size),
@@ -139,7 +140,7 @@ def about(classifier: inference.Classifier) -> dict[str, str]:
     }
 
 
-def convert(classifier: inference.Classifier) -> torch.onnx.ONNXProgram:
+def convert(classifier: Classifier) -> torch.onnx.ONNXProgram:
     """Returns the model for any number of images, without the file names that torch notes with every node."""
     side = classifier.image_size
     example = torch.zeros(2, 1, side, side, dtype=torch.uint8)
@@ -182,7 +183,7 @@ def open_session(path: Path, *, num_threads: int) -> onnxruntime.InferenceSessio
 # Does it agree, and how fast is it? -------------------------------------------------------------------------
 
 
-def read_images(names: list[str] | None, classifier: inference.Classifier) -> torch.Tensor:
+def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor:
     """Returns the radiographs to compare on (B, 1, S, S) uint8, as they are evaluated."""
     if names is None:
         names = [str(sources.make_sample_data_once() / "files")]
@@ -202,7 +203,7 @@ def read_images(names: list[str] | None, classifier: inference.Classifier) -> to
 
 
 def largest_difference(
-    classifier: inference.Classifier, session: onnxruntime.InferenceSession, images: torch.Tensor
+    classifier: Classifier, session: onnxruntime.InferenceSession, images: torch.Tensor
 ) -> float:
     """Returns by how much onnxruntime is off from what this repository computes, at most; see TOLERANCE."""
     probability, logits = session.run(["probability", "logits"], {"images": images.numpy()})
@@ -214,7 +215,7 @@ def largest_difference(
 
 
 def check(
-    classifier: inference.Classifier, session: onnxruntime.InferenceSession, radiographs: torch.Tensor
+    classifier: Classifier, session: onnxruntime.InferenceSession, radiographs: torch.Tensor
 ) -> dict[str, float]:
     """Returns the largest difference on noise and on radiographs. Raises ValueError where it is too large."""
     noise = torch.randint(
@@ -234,7 +235,7 @@ def check(
 
 
 def measure_speed(
-    classifier: inference.Classifier, session: onnxruntime.InferenceSession, *, batch_size: int
+    classifier: Classifier, session: onnxruntime.InferenceSession, *, batch_size: int
 ) -> tuple[float, float]:
     """Returns the images/s of torch and of onnxruntime, which take turns."""
     images = torch.zeros(batch_size, 1, classifier.image_size, classifier.image_size, dtype=torch.uint8)
@@ -272,9 +273,7 @@ def print_table(speeds: dict[int, tuple[float, float]], *, num_threads: int) -> 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
-    classifier = inference.load_classifier(
-        args.model, hub_dir=args.hub_dir, revision=args.model_revision, device="cpu"
-    )
+    classifier = load_classifier(args.model, hub_dir=args.hub_dir, revision=args.model_revision, device="cpu")
     images = read_images(args.images, classifier)
     num_threads = torch.get_num_threads()
     aside = args.out.with_name(f".{args.out.name}.tmp")  # a folder: weights beside the file know its name
@@ -284,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
         write(convert(classifier), aside / args.out.name)
         session = open_session(aside / args.out.name, num_threads=num_threads)
         differences = check(classifier, session, images)
-        records.sync_folder(aside)
+        sync_folder(aside)
         written = [
             path.replace(args.out.with_name(path.name))
             for path in sorted(aside.iterdir(), reverse=True)  # weights beside the file first

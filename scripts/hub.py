@@ -18,9 +18,9 @@ import logging
 import sys
 from pathlib import Path
 
-from cxr import hub
-from cxr import sharing
-from cxr.command_line import ArgumentParser
+from cxr.cli.command_line import ArgumentParser
+from cxr.sharing import local_hub
+from cxr.sharing.push import push_folder
 from rich.console import Console
 from rich.table import Table
 
@@ -39,21 +39,23 @@ def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespa
 
     push = add("push", "add a model as a new revision; without --hub_dir, on the Hugging Face Hub")
     push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a run's, or a model's as it is")
-    push.add_argument("model_id", type=hub.parse_model_id, metavar="ORG/NAME")
+    push.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
     push.add_argument(
-        "--message", type=hub.without_ids, default="Push a model", metavar="TEXT", help="what is new"
+        "--message", type=local_hub.without_ids, default="Push a model", metavar="TEXT", help="what is new"
     )
-    push.add_argument("--tag", type=hub.parse_tag, metavar="TAG", help="a lasting name for this revision")
+    push.add_argument(
+        "--tag", type=local_hub.parse_tag, metavar="TAG", help="a lasting name for this revision"
+    )
 
     add("list", "the models, their revisions and their size")
 
     log = add("log", "the revisions of a model, newest first")
-    log.add_argument("model_id", type=hub.parse_model_id, metavar="ORG/NAME")
+    log.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
     log.add_argument("--revision", default="main", metavar="REV", help="where to begin: tag or commit")
 
     tag = add("tag", "give a revision a lasting name")
-    tag.add_argument("model_id", type=hub.parse_model_id, metavar="ORG/NAME")
-    tag.add_argument("tag", type=hub.parse_tag, metavar="TAG")
+    tag.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
+    tag.add_argument("tag", type=local_hub.parse_tag, metavar="TAG")
     tag.add_argument("--revision", default="main", metavar="REV", help="tag or commit")
 
     for name, text in (
@@ -62,14 +64,14 @@ def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespa
     ):
         command = add(name, text)
         command.add_argument(
-            "model_id", type=hub.parse_model_id, nargs="?", metavar="ORG/NAME", help="default: all"
+            "model_id", type=local_hub.parse_model_id, nargs="?", metavar="ORG/NAME", help="default: all"
         )
     return parser, parser.parse_args(argv)
 
 
 def push(args: argparse.Namespace) -> None:
     options = {"hub_dir": args.hub_dir, "model_id": args.model_id, "message": args.message, "tag": args.tag}
-    print(sharing.push_folder(args.model_dir, **options))
+    print(push_folder(args.model_dir, **options))
 
 
 def list_models(args: argparse.Namespace) -> None:
@@ -77,10 +79,10 @@ def list_models(args: argparse.Namespace) -> None:
     for name in ("model", "main", "time", "revisions", "MiB", "tags"):
         table.add_column(name, justify="right" if name in ("revisions", "MiB") else "left", no_wrap=True)
     problems = []
-    for name in hub.model_ids(args.hub_dir):
+    for name in local_hub.model_ids(args.hub_dir):
         try:
-            log, refs = hub.read_log(args.hub_dir, name), hub.read_refs(args.hub_dir, name)
-            blobs = hub.repository_dir(args.hub_dir, name) / "blobs"
+            log, refs = local_hub.read_log(args.hub_dir, name), local_hub.read_refs(args.hub_dir, name)
+            blobs = local_hub.repository_dir(args.hub_dir, name) / "blobs"
             size = sum(path.stat().st_size for path in blobs.iterdir()) / 2**20
         except (ValueError, OSError) as error:  # the others are listed all the same
             problems.append(str(error))
@@ -93,35 +95,35 @@ def list_models(args: argparse.Namespace) -> None:
 
 def show_log(args: argparse.Namespace) -> None:
     names: dict[str, list[str]] = {}
-    for name, commit in hub.read_refs(args.hub_dir, args.model_id).items():
+    for name, commit in local_hub.read_refs(args.hub_dir, args.model_id).items():
         names.setdefault(commit, []).append(name)
-    for commit in hub.read_log(args.hub_dir, args.model_id, args.revision):
+    for commit in local_hub.read_log(args.hub_dir, args.model_id, args.revision):
         refs = f" ({', '.join(names[commit.commit])})" if commit.commit in names else ""
         print(f"{commit.commit}{refs}\n    {commit.time[:19]}  {commit.message}")
 
 
 def tag(args: argparse.Namespace) -> None:
-    print(hub.set_tag(args.hub_dir, args.model_id, args.tag, args.revision))
+    print(local_hub.set_tag(args.hub_dir, args.model_id, args.tag, args.revision))
 
 
 def verify(args: argparse.Namespace) -> None:
-    problems = [line for name in chosen(args) for line in hub.find_problems(args.hub_dir, name)]
+    problems = [line for name in chosen(args) for line in local_hub.find_problems(args.hub_dir, name)]
     end_with(problems, args.hub_dir)
     print(f"All files of {len(chosen(args))} models are as they were pushed.")
 
 
 def collect_garbage(args: argparse.Namespace) -> None:
     for name in chosen(args):
-        revisions, contents = hub.collect_garbage(args.hub_dir, name)
+        revisions, contents = local_hub.collect_garbage(args.hub_dir, name)
         print(f"{name}: removed {revisions} revisions and {contents} files")
 
 
 def chosen(args: argparse.Namespace) -> list[str]:
     """The model named, or all; an unknown one is an error."""
     if args.model_id:
-        hub.check_is_known(args.hub_dir, args.model_id)
+        local_hub.check_is_known(args.hub_dir, args.model_id)
         return [args.model_id]
-    found = hub.model_ids(args.hub_dir)
+    found = local_hub.model_ids(args.hub_dir)
     if not found:
         raise ValueError(f"--hub_dir {args.hub_dir}: found no model, expected some that were pushed to it")
     return found

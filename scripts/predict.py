@@ -32,17 +32,19 @@ from pathlib import Path
 
 import torch
 import transformers
-from cxr import command_line
-from cxr import heatmaps
-from cxr import inference
-from cxr import radiographs
-from cxr import records
-from cxr import runtime
-from cxr.data import num_cores
-from cxr.inference import Classifier
-from cxr.radiographs import BadRadiographError
-from cxr.radiographs import Radiograph
+from cxr.cli import command_line
+from cxr.data.images import num_cores
+from cxr.inference import heatmaps
+from cxr.inference import radiographs
+from cxr.inference.classifier import Classifier
+from cxr.inference.classifier import load_classifier
+from cxr.inference.radiographs import Radiograph
+from cxr.run_folder.files import write_json
+from cxr.run_folder.files import write_text
+from cxr.training import runtime
 from tqdm import tqdm
+
+from mimic_cxr_dataset.radiographs import BadRadiographError
 
 COLUMNS = ("path", "probability", "decision", "error")
 FORMATS = (".csv", ".json")
@@ -218,14 +220,14 @@ def write(classifier: Classifier, predictions: list[Prediction], args: argparse.
             "threshold": classifier.threshold,
             "predictions": rows,
         }
-        records.write_json(args.output, content, private=True)
+        write_json(args.output, content, private=True)
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     if args.output is not None:
-        records.write_text(args.output, text.getvalue(), private=True)
+        write_text(args.output, text.getvalue(), private=True)
     else:
         print(text.getvalue(), end="", flush=True)
 
@@ -259,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
             f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders with "
             "some, or patterns that fit some"
         )
-    classifier = inference.load_classifier(
+    classifier = load_classifier(
         args.model, hub_dir=args.hub_dir, revision=args.model_revision, device=args.device
     )
     if not classifier.has_threshold:

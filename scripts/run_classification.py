@@ -27,26 +27,37 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
-from cxr import acceleration
-from cxr import architectures
-from cxr import arguments
-from cxr import checkpoints
-from cxr import command_line
-from cxr import data
-from cxr import intervals
-from cxr import metrics
-from cxr import model_configs
-from cxr import models
-from cxr import nonfinite
-from cxr import optimization
-from cxr import plots
-from cxr import records
-from cxr import runtime
-from cxr import sharing
-from cxr import throughput
-from cxr import transforms
-from cxr.preemption import Preemption
-from cxr.progress import Progress
+from cxr.cli import arguments
+from cxr.cli import command_line
+from cxr.data import transforms
+from cxr.data.images import default_cache_image_size
+from cxr.data.images import draw_training_images
+from cxr.data.images import first_images
+from cxr.data.images import load_images
+from cxr.data.loading import EVALUATION_SEED
+from cxr.data.loading import ChestXrays
+from cxr.data.loading import gather_in_order
+from cxr.data.loading import make_evaluation_loader
+from cxr.data.loading import make_loaders
+from cxr.evaluation import intervals
+from cxr.evaluation import metrics
+from cxr.evaluation import plots
+from cxr.models import acceleration
+from cxr.models import architectures
+from cxr.models import configs
+from cxr.models import pretrained
+from cxr.models.scratch import new_classifier
+from cxr.run_folder.record import RunRecord
+from cxr.run_folder.record import installed_versions
+from cxr.sharing.push import share_finished
+from cxr.sharing.push import share_unfinished
+from cxr.training import checkpoints
+from cxr.training import nonfinite
+from cxr.training import optimization
+from cxr.training import runtime
+from cxr.training import throughput
+from cxr.training.preemption import Preemption
+from cxr.training.progress import Progress
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
@@ -60,7 +71,6 @@ CLASSIFIERS = {
     "vit": ViTForImageClassification,
     "resnet": ResNetForImageClassification,
 }
-
 logger = logging.getLogger("cxr.classification")
 
 
@@ -137,11 +147,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
     """Returns the configuration that the flags name, yet without labels, and the side of its input."""
     if args.config_name:
-        config = model_configs.make_config(
+        config = configs.make_config(
             args.config_name, overrides=args.config_overrides, image_size=args.image_size
         )
     else:
-        config = models.load_config(
+        config = pretrained.load_config(
             args.model_name_or_path, expected=tuple(CLASSIFIERS), **arguments.source_of(args)
         )
     if config.model_type == "resnet":
@@ -150,23 +160,23 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
                 f"--mask_ratio {args.mask_ratio}: found a ResNet, which has no patches; leave it out"
             )
         return config, args.image_size or architectures.DEFAULT_IMAGE_SIZE
-    models.check_image_size(config, args.image_size)
+    pretrained.check_image_size(config, args.image_size)
     return config, config.image_size
 
 
 def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
     """Returns the classifier, from scratch or with a pretrained body; the head is new unless it fits."""
     if args.config_name:
-        model = models.new_classifier(config, labels)
+        model = new_classifier(config, labels)
         if args.learning_rate and args.learning_rate < 1e-5:
             logger.warning(
                 "--learning_rate %g is for pretrained models: from scratch try 5e-4", args.learning_rate
             )
     else:
-        model = models.load_pretrained(
+        model = pretrained.load_pretrained(
             CLASSIFIERS[config.model_type],
             args.model_name_or_path,
-            config=model_configs.classifier_config(config, labels),
+            config=configs.classifier_config(config, labels),
             new_head="classifier.",
             **arguments.source_of(args),
         )
@@ -185,18 +195,18 @@ def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[
 def load_datasets(
     args: argparse.Namespace,
     accelerator: Accelerator,
-    record: records.RunRecord,
+    record: RunRecord,
     config: PretrainedConfig,
     image_size: int,
-) -> dict[str, data.ChestXrays]:
+) -> dict[str, ChestXrays]:
     """Returns the images by split and writes `samples.json`."""
-    splits = data.load_images(
+    splits = load_images(
         accelerator,
         args.data_dir,
-        shortest_side=args.cache_image_size or data.default_cache_image_size(image_size),
+        shortest_side=args.cache_image_size or default_cache_image_size(image_size),
         **arguments.data_options(args),
     )
-    train_images, sample = data.draw_training_images(
+    train_images, sample = draw_training_images(
         splits["train"], num_samples=args.max_train_samples, seed=args.seed
     )
     record.write_sample(sample)
@@ -207,16 +217,14 @@ def load_datasets(
         crop_scale=args.crop_scale,
         random_erasing_prob=args.random_erasing_prob,
     )
-    sets = {"train": data.ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches)}
+    sets = {"train": ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches)}
     for split in ("validation", "test") if args.evaluate_test else ("validation",):
         if split not in splits:
             raise ValueError(
                 f"--evaluate_test: found no {split} images; leave it out, or check the split CSV"
             )
-        images = data.first_images(splits[split], args.max_eval_samples)
-        sets[split] = data.ChestXrays(
-            images, transforms.evaluation_transform(image_size), seed=data.EVALUATION_SEED
-        )
+        images = first_images(splits[split], args.max_eval_samples)
+        sets[split] = ChestXrays(images, transforms.evaluation_transform(image_size), seed=EVALUATION_SEED)
     return sets
 
 
@@ -280,7 +288,7 @@ def train_step(
 def train(
     args: argparse.Namespace,
     accelerator: Accelerator,
-    record: records.RunRecord,
+    record: RunRecord,
     schedule: optimization.Schedule,
     progress: Progress,
     model: torch.nn.Module,
@@ -346,7 +354,7 @@ def train(
             checkpoints.save_checkpoint(accelerator, record.output_dir, progress, total_limit=limit)
             if args.push_to_hub and args.hub_strategy == "every_save" and record.enabled and progress.best:
                 best_step = progress.best["step"]  # that of model/
-                sharing.share_unfinished(
+                share_unfinished(
                     record.output_dir,
                     task=args.dataset_config_name,
                     step=best_step,
@@ -388,8 +396,8 @@ def evaluate(
         logits.append(model(pixel_values=normalize(batch["image"])).logits.float())
         labels.append(batch["label"].to(accelerator.device))
     num_samples = len(loader.dataset)
-    logits = data.gather_in_order(accelerator, torch.cat(logits), num_samples=num_samples).double()
-    labels = data.gather_in_order(accelerator, torch.cat(labels), num_samples=num_samples)
+    logits = gather_in_order(accelerator, torch.cat(logits), num_samples=num_samples).double()
+    labels = gather_in_order(accelerator, torch.cat(labels), num_samples=num_samples)
     loss = nonfinite.check_evaluation(F.cross_entropy(logits, labels).item(), split)
     labels, probabilities = labels.numpy(), logits.softmax(dim=1)[:, 1].numpy()
     if threshold is None:
@@ -401,9 +409,9 @@ def evaluate(
 def measure_best(
     args: argparse.Namespace,
     accelerator: Accelerator,
-    record: records.RunRecord,
+    record: RunRecord,
     model_class: type[PreTrainedModel],
-    sets: dict[str, data.ChestXrays],
+    sets: dict[str, ChestXrays],
     normalize: transforms.Normalizer,
 ) -> dict[str, dict]:
     """Loads the best epoch's model as a user would, measures it on all splits but train, draws its curves."""
@@ -411,7 +419,7 @@ def measure_best(
     model = accelerator.prepare_model(best.to(accelerator.device), evaluation_mode=True)
     threshold, measured = None, {}
     for split in [name for name in sets if name != "train"]:
-        loader = data.make_evaluation_loader(
+        loader = make_evaluation_loader(
             accelerator,
             sets[split],
             batch_size=args.per_device_eval_batch_size,
@@ -438,7 +446,7 @@ def measure_best(
 
 
 def draw_curves(
-    record: records.RunRecord,
+    record: RunRecord,
     split: str,
     labels: np.ndarray,
     probabilities: np.ndarray,
@@ -459,10 +467,10 @@ def draw_curves(
 def finish(
     args: argparse.Namespace,
     accelerator: Accelerator,
-    record: records.RunRecord,
+    record: RunRecord,
     schedule: optimization.Schedule,
     progress: Progress,
-    sets: dict[str, data.ChestXrays],
+    sets: dict[str, ChestXrays],
     measured: dict[str, dict],
 ) -> None:
     """Draws the loss, pushes the model and, last of all, writes `results.json`."""
@@ -493,9 +501,9 @@ def finish(
         "num_train_images": len(sets["train"]),
         "num_train_positive": sum(sets["train"].images["label"]),
         "seed": args.seed,
-        "versions": records.installed_versions(),
+        "versions": installed_versions(),
     }
-    sharing.share_finished(record, results)
+    share_finished(record, results)
     for split, values in measured.items():
         numbers = ("n", "auroc", "average_precision", "accuracy", "f1")
         shown = ", ".join(f"{name} {values[name]:.4g}" for name in numbers if values[name] is not None)
@@ -513,9 +521,9 @@ def main(argv: list[str] | None = None) -> None:
     label_feature = sets["train"].images.features["label"]
     model = load_model(args, config, label_feature.names)
     # What the saved model's user must know to show it images as this run does: `cxr.inference`.
-    model.config.cache_image_size = args.cache_image_size or data.default_cache_image_size(image_size)
+    model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view
-    image_processor = models.load_image_processor(
+    image_processor = pretrained.load_image_processor(
         args.model_name_or_path, image_size=image_size, **arguments.source_of(args)
     )
     patch_dropout = PatchDropout(args.mask_ratio)
@@ -553,11 +561,12 @@ def main(argv: list[str] | None = None) -> None:
         images_per_step=schedule.images_per_step,
     )
 
-    loaders = data.make_loaders(
+    loaders = make_loaders(
         accelerator,
         sets["train"],
         sets["validation"],
-        schedule=schedule,
+        images_per_step=schedule.images_per_step,
+        num_steps=schedule.num_steps,
         start_step=progress.step,
         **arguments.loader_options(args),
     )

@@ -22,30 +22,39 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
-from cxr import acceleration
-from cxr import architectures
-from cxr import arguments
-from cxr import checkpoints
-from cxr import command_line
-from cxr import data
-from cxr import model_configs
-from cxr import models
-from cxr import nonfinite
-from cxr import optimization
-from cxr import plots
-from cxr import records
-from cxr import runtime
-from cxr import sharing
-from cxr import throughput
-from cxr import transforms
-from cxr.preemption import Preemption
-from cxr.progress import Progress
+from cxr.cli import arguments
+from cxr.cli import command_line
+from cxr.data import transforms
+from cxr.data.images import default_cache_image_size
+from cxr.data.images import draw_training_images
+from cxr.data.images import first_images
+from cxr.data.images import load_images
+from cxr.data.loading import EVALUATION_SEED
+from cxr.data.loading import ChestXrays
+from cxr.data.loading import gather_in_order
+from cxr.data.loading import make_loaders
+from cxr.evaluation import plots
+from cxr.models import acceleration
+from cxr.models import architectures
+from cxr.models import configs
+from cxr.models import pretrained
+from cxr.models.scratch import new_mae
+from cxr.run_folder.record import RunRecord
+from cxr.run_folder.record import installed_versions
+from cxr.sharing.push import share_finished
+from cxr.sharing.push import share_unfinished
+from cxr.training import checkpoints
+from cxr.training import nonfinite
+from cxr.training import optimization
+from cxr.training import runtime
+from cxr.training import throughput
+from cxr.training.preemption import Preemption
+from cxr.training.progress import Progress
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor
 from transformers import ViTMAEForPreTraining
 
 NUM_PICTURES = 6
-
 logger = logging.getLogger("cxr.pretrain")
 
 
@@ -111,14 +120,16 @@ def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImage
     """Returns the model, pretrained or new, with this run's masking and loss, and its image processor."""
     source = arguments.source_of(args)
     if args.config_name:
-        config = model_configs.make_config(
+        config = configs.make_config(
             args.config_name, overrides=args.config_overrides, image_size=args.image_size
         )
-        model = models.new_mae(config)
+        model = new_mae(config)
     else:
-        config = models.load_config(args.model_name_or_path, expected=("vit_mae",), **source)
-        models.check_image_size(config, args.image_size)
-        model = models.load_pretrained(ViTMAEForPreTraining, args.model_name_or_path, config=config, **source)
+        config = pretrained.load_config(args.model_name_or_path, expected=("vit_mae",), **source)
+        pretrained.check_image_size(config, args.image_size)
+        model = pretrained.load_pretrained(
+            ViTMAEForPreTraining, args.model_name_or_path, config=config, **source
+        )
     num_patches = (config.image_size // config.patch_size) ** 2
     num_visible = int(num_patches * (1 - args.mask_ratio))  # as the model computes it
     if not 0 < num_visible < num_patches:
@@ -128,23 +139,23 @@ def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImage
         )
     model.config.mask_ratio = args.mask_ratio
     model.config.norm_pix_loss = args.norm_pix_loss
-    image_processor = models.load_image_processor(
+    image_processor = pretrained.load_image_processor(
         args.model_name_or_path, image_size=config.image_size, **source
     )
     return model, image_processor
 
 
 def load_datasets(
-    args: argparse.Namespace, accelerator: Accelerator, record: records.RunRecord, config
-) -> tuple[data.ChestXrays, data.ChestXrays]:
+    args: argparse.Namespace, accelerator: Accelerator, record: RunRecord, config
+) -> tuple[ChestXrays, ChestXrays]:
     """Returns the training and the validation images and writes `samples.json`."""
-    splits = data.load_images(
+    splits = load_images(
         accelerator,
         args.data_dir,
-        shortest_side=args.cache_image_size or data.default_cache_image_size(config.image_size),
+        shortest_side=args.cache_image_size or default_cache_image_size(config.image_size),
         **arguments.data_options(args),
     )
-    train_images, sample = data.draw_training_images(
+    train_images, sample = draw_training_images(
         splits["train"], num_samples=args.max_train_samples, seed=args.seed
     )
     record.write_sample(sample)
@@ -152,11 +163,11 @@ def load_datasets(
     train_transform = transforms.pretraining_transform(
         config.image_size, crop_scale=args.crop_scale, horizontal_flip=args.horizontal_flip
     )
-    eval_images = data.first_images(splits["validation"], args.max_eval_samples)
+    eval_images = first_images(splits["validation"], args.max_eval_samples)
     eval_transform = transforms.evaluation_transform(config.image_size)
     return (
-        data.ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches),
-        data.ChestXrays(eval_images, eval_transform, seed=data.EVALUATION_SEED, num_patches=num_patches),
+        ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches),
+        ChestXrays(eval_images, eval_transform, seed=EVALUATION_SEED, num_patches=num_patches),
     )
 
 
@@ -204,7 +215,7 @@ def train_step(
 def train(
     args: argparse.Namespace,
     accelerator: Accelerator,
-    record: records.RunRecord,
+    record: RunRecord,
     schedule: optimization.Schedule,
     progress: Progress,
     model: torch.nn.Module,
@@ -267,7 +278,7 @@ def train(
             if args.push_to_hub and args.hub_strategy == "every_save":
                 checkpoints.save_model(accelerator, model, image_processor, record.output_dir / "model")
                 if accelerator.is_main_process:
-                    sharing.share_unfinished(
+                    share_unfinished(
                         record.output_dir,
                         task="mae_pretraining",
                         step=progress.step,
@@ -291,7 +302,7 @@ def evaluate(
         outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(accelerator.device))
         losses.append(reconstruction_loss(accelerator.unwrap_model(model), pixel_values, outputs))
     model.train()
-    losses = data.gather_in_order(accelerator, torch.cat(losses), num_samples=len(loader.dataset))
+    losses = gather_in_order(accelerator, torch.cat(losses), num_samples=len(loader.dataset))
     return nonfinite.check_evaluation(losses.mean().item(), "validation")
 
 
@@ -321,7 +332,7 @@ def reconstruct(
 def finish(
     args: argparse.Namespace,
     accelerator: Accelerator,
-    record: records.RunRecord,
+    record: RunRecord,
     schedule: optimization.Schedule,
     progress: Progress,
     model: torch.nn.Module,
@@ -355,9 +366,9 @@ def finish(
         "num_train_images": len(train_loader.dataset),
         "num_eval_images": len(eval_loader.dataset),
         "seed": args.seed,
-        "versions": records.installed_versions(),
+        "versions": installed_versions(),
     }
-    sharing.share_finished(record, results)
+    share_finished(record, results)
     logger.info("Model: %s", record.output_dir / "model")
     logger.info("Figures: %s and loss.png beside it", record.output_dir / "reconstructions.png")
     logger.info(
@@ -400,11 +411,12 @@ def main(argv: list[str] | None = None) -> None:
         images_per_step=schedule.images_per_step,
     )
 
-    loaders = data.make_loaders(
+    loaders = make_loaders(
         accelerator,
         train_set,
         eval_set,
-        schedule=schedule,
+        images_per_step=schedule.images_per_step,
+        num_steps=schedule.num_steps,
         start_step=progress.step,
         **arguments.loader_options(args),
     )

@@ -19,71 +19,47 @@ end, turns the folder into tables, plots and a page.
 """
 
 import argparse
-import contextlib
 import math
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 from typing import NoReturn
 
-import psutil
-import yaml
-from cxr.command_line import ArgumentParser
-from cxr.command_line import positive_int
-from cxr.command_line import seed_number
-from cxr.command_line import share_below_one
-from cxr.costs import ImageCounts
-from cxr.costs import count_images
-from cxr.costs import duration
-from cxr.costs import estimate_seconds
-from cxr.grid import AUGMENTATIONS
-from cxr.grid import CLASSIFICATION
-from cxr.grid import CONFIGS
-from cxr.grid import MASKINGS
-from cxr.grid import PRESETS
-from cxr.grid import PRETRAINING
-from cxr.grid import SCOPES
-from cxr.grid import STARTS
-from cxr.grid import TASKS
-from cxr.grid import TRAINING_MODES
-from cxr.grid import VIEWS
-from cxr.grid import Cell
-from cxr.grid import Grid
-from cxr.grid import arm_name
-from cxr.grid import change_grid
-from cxr.grid import plan_cells
-from cxr.grid import read_plan
-from cxr.grid import size_name
-from cxr.grid import unique
-from cxr.privacy import mask_ids
-from cxr.progress import has_checkpoint
-from cxr.records import check_unchanged
-from cxr.records import is_in_use
-from cxr.records import lock_folder
-from cxr.records import read_json
-from cxr.records import write_json
-from cxr.sources import REPOSITORY
-from cxr.sources import make_sample_data_once
+from cxr.cli.command_line import ArgumentParser
+from cxr.cli.command_line import positive_int
+from cxr.cli.command_line import seed_number
+from cxr.cli.command_line import share_below_one
+from cxr.data.sources import REPOSITORY
+from cxr.data.sources import make_sample_data_once
+from cxr.run_folder.files import write_json
+from cxr.run_folder.lock import lock_folder
+from cxr.study.costs import ImageCounts
+from cxr.study.costs import count_images
+from cxr.study.costs import duration
+from cxr.study.costs import estimate_seconds
+from cxr.study.grid import AUGMENTATIONS
+from cxr.study.grid import CLASSIFICATION
+from cxr.study.grid import CONFIGS
+from cxr.study.grid import MASKINGS
+from cxr.study.grid import PRESETS
+from cxr.study.grid import SCOPES
+from cxr.study.grid import STARTS
+from cxr.study.grid import TASKS
+from cxr.study.grid import TRAINING_MODES
+from cxr.study.grid import VIEWS
+from cxr.study.grid import Cell
+from cxr.study.grid import Grid
+from cxr.study.grid import change_grid
+from cxr.study.grid import plan_cells
+from cxr.study.runner import Study
+from cxr.study.runner import check_study
+from cxr.study.runner import devices
+from cxr.study.runner import state_on_disk
 from rich.console import Console
-from rich.console import Group
-from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
-
-LOG_TAIL = 12  # lines
-SAVING_SECONDS = 120  # that a cell may take to end its step and save it
-
-
-# The command line -------------------------------------------------------------------------------------------
 
 
 def train_size(text: str) -> int | None:
@@ -207,9 +183,6 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-# The plan ---------------------------------------------------------------------------------------------------
-
-
 def chosen_grid(args: argparse.Namespace, preset: Grid) -> Grid:
     return change_grid(
         preset,
@@ -248,311 +221,6 @@ def print_plan(
         )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"{len(cells)} cells; what is left takes about {duration(remaining / parallel)}.")
-
-
-def state_on_disk(run: Path) -> str:
-    if (run / "results.json").is_file():
-        return "finished"
-    return "to resume" if has_checkpoint(run) else "to run"
-
-
-# Running ----------------------------------------------------------------------------------------------------
-
-
-def check_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
-    """Returns the plan that `output_dir` has, with `cells` added to it.
-
-    Raises ValueError when the folder is no study, or a cell that was begun in it had other flags. One that
-    ended before its first checkpoint starts anew, so its flags may change.
-    """
-    planned = {name: asdict(cell) for name, cell in read_plan(output_dir).items()}
-    is_study = (output_dir / "plan.json").is_file()
-    if (
-        not is_study
-        and output_dir.is_dir()
-        and any(not path.name.startswith(".") for path in output_dir.iterdir())
-    ):
-        raise ValueError(
-            f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
-            "that of an earlier study: name another"
-        )
-    for cell in cells:
-        run = output_dir / cell.run_id
-        begun = read_json(run / "args.json")
-        if begun and (state_on_disk(run) != "to run" or is_in_use(run)):
-            check_unchanged(begun, cell.flags, where=run)
-            # args.json has the defaults too; which flags were named is in the old plan.
-            before = planned.get(cell.run_id, asdict(cell))["flags"]
-            check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
-        planned[cell.run_id] = asdict(cell)
-    return {"cells": planned}
-
-
-def command(cell: Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
-    launcher += ["--quiet"]  # its own trace would push the script's error out of the log's tail
-    if gpu is not None:
-        launcher += ["--gpu_ids", gpu]
-    script = REPOSITORY / "scripts" / cell.script
-    resume = {"resume_from_checkpoint": "latest"} if has_checkpoint(run) else {}
-    return [*launcher, str(script), *to_words({**cell.flags, "output_dir": run, **resume})]
-
-
-def to_words(flags: dict[str, Any]) -> Iterator[str]:
-    for name, value in flags.items():
-        if value is True:
-            yield f"--{name}"
-        elif isinstance(value, list):
-            yield f"--{name}"
-            yield from map(str, value)
-        elif value is False and name in ("norm_pix_loss", "horizontal_flip"):  # the only ones on by default
-            yield f"--no-{name}"
-        elif value is not None and value is not False:
-            yield f"--{name}={value}"
-
-
-def start_cell(
-    cell: Cell, output_dir: Path, config_file: Path, *, gpu: str | None, num_threads: int | None
-) -> subprocess.Popen:
-    """Starts a cell's process, its output in `logs/RUN_ID.log`."""
-    run = output_dir / cell.run_id
-    if not has_checkpoint(run):
-        shutil.rmtree(run, ignore_errors=True)  # what ended before its first checkpoint starts anew
-    environment = dict(os.environ, TQDM_MININTERVAL="30", PYTHONUNBUFFERED="1")
-    if num_threads:
-        environment["OMP_NUM_THREADS"] = str(num_threads)
-    log = log_of(cell, output_dir)
-    log.parent.mkdir(exist_ok=True)
-    log.touch(mode=0o600)  # an error names the file that it found
-    with log.open("w", encoding="utf-8") as file:
-        words = command(cell, run, config_file, gpu)
-        return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
-        )
-
-
-def log_of(cell: Cell, output_dir: Path) -> Path:
-    return output_dir / "logs" / f"{cell.run_id}.log"
-
-
-def tail(log: Path) -> str:
-    """The last lines, of a progress bar its last state, without the ids that are in the log."""
-    lines = log.read_bytes().decode("utf-8", errors="replace").split("\n")
-    lines = [mask_ids(line.rstrip("\r").rpartition("\r")[2]) for line in lines]
-    return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
-
-
-def discard_checkpoints(run: Path) -> None:
-    """Removes them from a finished run: the model is what is needed, a checkpoint is three times its size."""
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
-
-
-def stop_process(process: subprocess.Popen) -> None:
-    """Ends a cell: the launcher and all that it started, which a signal to the launcher alone would leave."""
-    try:
-        launcher = psutil.Process(process.pid)
-        processes = [*launcher.children(recursive=True), launcher]
-    except psutil.NoSuchProcess:
-        return
-    for one in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.terminate()
-    for one in psutil.wait_procs(processes, timeout=SAVING_SECONDS)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-
-
-def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], int | None]:
-    """Returns cpu or gpu, the GPU of each slot (None: as accelerate chooses), and the threads of a cell.
-
-    Raises ValueError for a file that is no accelerate config, or one that does not go with --parallel.
-    """
-    try:
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        on_cpu, num_processes = bool(config["use_cpu"]), int(config["num_processes"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"--config_file {config_file}: found no accelerate config ({error}); expected one as in "
-            "accelerate_configs/"
-        ) from error
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if parallel == 1:
-        # The config's gpu_ids would count for more than what the user made visible.
-        first = visible.split(",")[0] if visible and num_processes == 1 and not on_cpu else None
-        return "cpu" if on_cpu else "gpu", [first], None
-    if num_processes > 1:
-        raise ValueError(
-            f"--parallel {parallel} runs cells of one process each, but {config_file} has num_processes "
-            f"{num_processes}; use single_gpu_fp16.yaml, or leave out --parallel"
-        )
-    if on_cpu:
-        return "cpu", [None] * parallel, max(1, (os.cpu_count() or 1) // parallel)
-    names = visible.split(",") if visible else [str(number) for number in range(count_gpus() or parallel)]
-    if len(names) < parallel:
-        raise ValueError(f"--parallel {parallel}: found the GPUs {', '.join(names)}; expected one for each")
-    return "gpu", names[:parallel], None
-
-
-def count_gpus() -> int:
-    """The GPUs that the driver lists; 0 where it cannot be asked."""
-    if not shutil.which("nvidia-smi"):
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return len(listed.stdout.splitlines())
-
-
-class Study:
-    """The cells of this call and what becomes of them: waiting, running, done, failed or impossible."""
-
-    def __init__(self, cells: list[Cell], output_dir: Path, *, seconds: dict[str, float], parallel: int):
-        self.cells = cells
-        self.output_dir = output_dir
-        self.seconds = seconds  # estimates by run_id
-        self.parallel = parallel
-        self.states = {cell.run_id: "waiting" for cell in cells}
-        self.results: dict[str, dict] = {}
-        self.started = time.monotonic()
-        self.console = Console(width=None if sys.stdout.isatty() else 120)
-        for cell in cells:
-            if self.note_results(cell):
-                discard_checkpoints(output_dir / cell.run_id)  # a killed study could not
-            elif is_in_use(output_dir / cell.run_id):
-                self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
-        self.finished_before = set(self.results)
-
-    def note_results(self, cell: Cell) -> bool:
-        """Whether a cell is finished; its results are kept for the table."""
-        path = self.output_dir / cell.run_id / "results.json"
-        results = read_json(path)
-        if results:
-            try:
-                is_pretraining = cell.script == PRETRAINING
-                measured = results["eval_loss"] if is_pretraining else results["test"]["auroc"] or 0.0
-                math.isfinite(measured)
-            except (KeyError, TypeError, OverflowError) as error:
-                raise ValueError(
-                    f"{path}: not what a run writes (at {error}); remove its folder to run it again"
-                ) from error
-            self.results[cell.run_id] = results
-            self.states[cell.run_id] = "done"
-        return bool(results)
-
-    def next_cell(self) -> Cell | None:
-        """The first cell that waits for nothing. One that a killed study left running is waited for."""
-        for cell in self.cells:
-            if self.states[cell.run_id] != "waiting" or is_in_use(self.output_dir / cell.run_id):
-                continue
-            needed = self.states[cell.needs] if cell.needs else "done"
-            if needed in ("failed", "impossible"):
-                self.states[cell.run_id] = "impossible"
-                self.say(f"{cell.run_id} left out: it starts from {cell.needs}, which failed")
-            elif needed == "done" and not self.note_results(cell):
-                return cell
-        return None
-
-    def end_cell(self, cell: Cell, *, took: float) -> None:
-        """Notes how a cell's process ended, and says so."""
-        log = log_of(cell, self.output_dir)
-        if is_in_use(self.output_dir / cell.run_id):  # what a killed study left was quicker to claim it
-            self.states[cell.run_id] = "waiting"
-            self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
-            return
-        if not self.note_results(cell):
-            self.states[cell.run_id] = "failed"
-            self.say(f"{cell.run_id} FAILED after {duration(took)}; the end of {log}:\n{tail(log)}")
-            return
-        discard_checkpoints(self.output_dir / cell.run_id)
-        ended = sum(state not in ("waiting", "running") for state in self.states.values())
-        left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
-        self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {self.headline(cell)}, {took:.0f} s; {left}")
-
-    def headline(self, cell: Cell) -> str:
-        results = self.results[cell.run_id]
-        if cell.script == PRETRAINING:
-            return f"validation loss {results['eval_loss']:.3f}"
-        auroc = results["test"]["auroc"]
-        return "test AUROC undefined" if auroc is None else f"test AUROC {auroc:.3f}"
-
-    def seconds_left(self) -> float:
-        """What is left by the estimates, corrected by how they held so far in this call."""
-        left = sum(
-            self.seconds[name] * (1 - self.share_done(name)) for name in self.names_in("waiting", "running")
-        )
-        here = sum(self.seconds[name] for name in self.results.keys() - self.finished_before)
-        here += sum(self.seconds[name] * self.share_done(name) for name in self.names_in("running"))
-        return left * (time.monotonic() - self.started) / here if here else left / self.parallel
-
-    def names_in(self, *states: str) -> list[str]:
-        return [name for name, state in self.states.items() if state in states]
-
-    def share_done(self, name: str) -> float:
-        """The share of its epochs that a running cell has behind it."""
-        if self.states[name] != "running":
-            return 0.0
-        run = self.output_dir / name
-        num_epochs = read_json(run / "args.json").get("num_train_epochs") or 1
-        metrics = run / "metrics.jsonl"
-        return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs) if metrics.is_file() else 0.0
-
-    def say(self, text: str) -> None:
-        with contextlib.suppress(OSError, SystemExit):  # whoever read this is gone; the study goes on
-            self.console.print(escape(text), highlight=False, soft_wrap=True)
-
-    def render(self) -> Group:
-        """The table that follows the study: a row an arm, a column a training size."""
-        columns = unique(
-            size_name(cell.point["train_size"]) for cell in self.cells if cell.script == CLASSIFICATION
-        )
-        rows: dict[str, dict[str, list[Cell]]] = {}
-        for cell in self.cells:
-            if cell.script == CLASSIFICATION:
-                by_size = rows.setdefault(arm_name(cell.point), {})
-                by_size.setdefault(size_name(cell.point["train_size"]), []).append(cell)
-        table = Table(title="test AUROC, mean over the seeds that are done")
-        for name in ("", *columns):
-            table.add_column(name, justify="right" if name else "left")
-        for arm, by_size in rows.items():
-            table.add_row(arm, *(self.summary(by_size.get(size, [])) for size in columns))
-        running = [f"{name} {self.share_done(name):.0%}" for name in self.names_in("running")]
-        counts = {
-            state: len(self.names_in(state))
-            for state in ("done", "running", "waiting", "failed", "impossible")
-        }
-        shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        # A table that is longer than the terminal is cut at its end.
-        return Group(f"{shown}; about {duration(self.seconds_left())} left", *running, table)
-
-    def summary(self, cells: list[Cell]) -> str:
-        aurocs = [self.results[cell.run_id]["test"]["auroc"] for cell in cells if cell.run_id in self.results]
-        aurocs = [auroc for auroc in aurocs if auroc is not None]
-        words = [f"{fmean(aurocs):.3f}"] if aurocs else []
-        words += [f"{len(aurocs)}/{len(cells)}"] * (len(aurocs) < len(cells) and len(cells) > 1)
-        states = {self.states[cell.run_id] for cell in cells}
-        words += [state for state in ("running", "failed", "impossible") if state in states]
-        return " ".join(words) or "-"
-
-    def run(self, config_file: Path, gpus: list[str | None], num_threads: int | None) -> None:
-        """Runs what waits, a cell on each of `gpus` at a time, until nothing does."""
-        slots: dict[int, tuple[Cell, subprocess.Popen, float]] = {}
-        live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
-        with live if self.console.is_terminal else contextlib.nullcontext():
-            try:
-                while slots or self.names_in("waiting"):
-                    for slot in range(len(gpus)):
-                        if slot not in slots and (cell := self.next_cell()):
-                            process = start_cell(
-                                cell, self.output_dir, config_file, gpu=gpus[slot], num_threads=num_threads
-                            )
-                            slots[slot] = cell, process, time.monotonic()
-                            self.states[cell.run_id] = "running"
-                    time.sleep(0.2)
-                    for slot, (cell, process, started) in list(slots.items()):
-                        if process.poll() is not None:
-                            del slots[slot]
-                            self.end_cell(cell, took=time.monotonic() - started)
-            finally:
-                for _, process, _ in slots.values():
-                    stop_process(process)
 
 
 def report(output_dir: Path) -> bool:

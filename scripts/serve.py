@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import transformers
-from cxr import command_line
-from cxr import heatmaps
-from cxr import inference
-from cxr import models
-from cxr import radiographs
-from cxr import runtime
-from cxr.inference import Classifier
+from cxr.cli import command_line
+from cxr.inference import heatmaps
+from cxr.inference import radiographs
+from cxr.inference.classifier import Classifier
+from cxr.inference.classifier import load_classifier
+from cxr.models.pretrained import find_file
+from cxr.training import runtime
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -43,14 +43,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_FILE_SIZE = 128 * 2**20  # bytes; an uncompressed DICOM file of 4000 x 4000 pixels has 32 MiB
 EXPECTED = "Expected a chest radiograph as JPEG, PNG or DICOM file."
 DISCLAIMER = "For research only. Not a medical device, and not for diagnosis."
-
 # The browser itself holds the page to its promise, whatever a model card links to.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "manifest-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
-
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important }
 #head h1 { font-size: 1.6rem; font-weight: 600; margin: 0 }
@@ -277,8 +275,8 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, end_by_signal)
     transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
-    classifier = inference.load_classifier(args.model, device=args.device, **source)
-    card = read_card(models.find_file(args.model, "README.md", **source), classifier)
+    classifier = load_classifier(args.model, device=args.device, **source)
+    card = read_card(find_file(args.model, "README.md", **source), classifier)
     is_local = args.host in LOOPBACK
     with private_files():
         page = make_page(classifier, card, is_local=is_local)

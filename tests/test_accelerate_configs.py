@@ -8,9 +8,10 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from cxr import model_configs
-from cxr import models
-from cxr import optimization
+from cxr.models import configs
+from cxr.models.scratch import new_classifier
+from cxr.models.scratch import new_mae
+from cxr.training import optimization
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -55,8 +56,8 @@ def test_every_model_can_be_sharded_in_the_units_that_accelerate_makes_and_then_
     """On one CPU process, in the order of Accelerate 1.15: layers, input embedding, the rest."""
     config_name = "resnet-18" if name == "resnet" else "vit-mae-tiny"
     overrides = None if name == "resnet" else "num_hidden_layers=2,decoder_num_hidden_layers=1,patch_size=8"
-    config = model_configs.make_config(config_name, overrides=overrides, image_size=32)
-    model = models.new_mae(config) if name == "vit-mae" else models.new_classifier(config, ["no", "yes"])
+    config = configs.make_config(config_name, overrides=overrides, image_size=32)
+    model = new_mae(config) if name == "vit-mae" else new_classifier(config, ["no", "yes"])
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

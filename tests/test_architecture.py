@@ -1,6 +1,7 @@
-"""Which module may import which, read from the source, so that the scripts stay standalone."""
+"""Which room may import which, read from the source, so that the scripts stay standalone and small."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,82 +9,97 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-SCRIPTS = REPOSITORY / "scripts"
-SCRIPT_NAMES = {path.stem for path in SCRIPTS.glob("*.py")}
-MODULES = {path.stem for path in (SCRIPTS / "cxr").glob("*.py")} - {"__init__"}
-OURS = {"cxr", "mimic_cxr_dataset", "chest_xray_metrics", *SCRIPT_NAMES}
-FOLDERS = ("scripts", "tests", "mimic_cxr_dataset", "chest_xray_metrics")
+SCRIPTS, CXR = REPOSITORY / "scripts", REPOSITORY / "scripts" / "cxr"
+FOLDERS = ("scripts", "benchmarks", "tests", "mimic_cxr_dataset", "chest_xray_metrics")
 SOURCES = [path for folder in FOLDERS for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+PRODUCT = [path for path in SOURCES if REPOSITORY / "tests" not in path.parents]
+OF_CXR = [path for path in PRODUCT if CXR in path.parents and path != CXR / "__init__.py"]
+SCRIPT_NAMES = {path.stem for path in SCRIPTS.glob("*.py")}
 
-# What a module of cxr may import of cxr, for those that must stay near the bottom; the rest may import them.
-LEAVES = {
-    "architectures": {"records"},
-    "command_line": set(),
-    "grid": {"architectures", "records"},
-    "intervals": set(),
-    "metrics": set(),
-    "model_configs": {"architectures"},
-    "plots": set(),
-    "progress": {"records"},
-    "radiographs": {"sources"},
-    "records": set(),
-    "samples": {"seeding"},
-    "seeding": set(),
-    "sources": set(),
-    "study_plots": {"intervals", "plots"},
-    "transforms": set(),
-}
+# The floors of the house, from the ground: a room imports rooms of lower floors and nothing else of ours.
+FLOORS = (
+    {"mimic_cxr_dataset"},
+    {"choices", "errors", "version"},
+    {"data", "evaluation", "run_folder", "synthetic"},
+    {"sharing"},
+    {"models"},
+    {"training"},
+    {"cli", "inference"},
+    {"study"},
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_TORCH = ("describe_dataset", "hub", "make_sample_data", "report_study", "run_study")
+LIBRARIES_WITH_TORCH = {"torch", "torchvision", "transformers", "accelerate", "captum"}
 
 
 def imports(path: Path) -> set[str]:
-    """The modules that `path` imports anywhere in it, `cxr` ones as "cxr.name"."""
+    """The modules that `path` imports anywhere in it, those of `from cxr.room import x` as "cxr.room.x"."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found.add(f"{path.parent.name}.{node.module}")
         elif isinstance(node, ast.ImportFrom):
-            names = {f"cxr.{alias.name}" for alias in node.names} if node.module == "cxr" else {node.module}
-            found |= {name for name in names if name}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def packages(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(path)}
+def room(module: str) -> str | None:
+    """The room of a dotted name, None for what is not ours."""
+    parts = module.split(".")
+    if parts[0] == "cxr":
+        return parts[1]
+    return parts[0] if parts[0] == "mimic_cxr_dataset" else None
 
 
-def imported_modules_of_cxr(name: str) -> set[str]:
-    """The modules of cxr that module `name` of cxr imports."""
-    return {
-        found.split(".")[1] for found in imports(SCRIPTS / "cxr" / f"{name}.py") if found.startswith("cxr.")
-    }
+def room_of(path: Path) -> str:
+    return path.parent.name if path.parent != CXR else path.stem
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_cxr_never_imports_a_script(name):
-    assert not packages(SCRIPTS / "cxr" / f"{name}.py") & SCRIPT_NAMES
-    assert imported_modules_of_cxr(name) <= MODULES
+def of(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPT_NAMES))
-def test_scripts_never_import_each_other(name):
-    assert not packages(SCRIPTS / f"{name}.py") & (SCRIPT_NAMES - {name})
+@of(OF_CXR)
+def test_a_room_imports_lower_floors_only(path):
+    mine = room_of(path)
+    others = {room(module) for module in imports(path)} - {None, mine}
+    assert all(FLOOR_OF[other] < FLOOR_OF[mine] for other in others), (mine, others)
+    assert not {module.split(".")[0] for module in imports(path)} & SCRIPT_NAMES
 
 
-@pytest.mark.parametrize(
-    "path", ["mimic_cxr_dataset/mimic_cxr_dataset.py", "chest_xray_metrics/chest_xray_metrics.py"]
+@of(sorted(SCRIPTS.glob("*.py")))
+def test_scripts_never_import_each_other(path):
+    assert not {module.split(".")[0] for module in imports(path)} & (SCRIPT_NAMES - {path.stem})
+
+
+@of(
+    sorted((REPOSITORY / "mimic_cxr_dataset").glob("*.py"))
+    + sorted((REPOSITORY / "chest_xray_metrics").glob("*.py"))
 )
-def test_dataset_and_metric_modules_import_nothing_of_ours(path):
-    assert not packages(REPOSITORY / path) & (OURS - {Path(path).stem})
+def test_dataset_and_metric_modules_import_nothing_of_the_repository_but_siblings(path):
+    packages = {module.split(".")[0] for module in imports(path)}
+    assert not packages & (
+        {"cxr", *SCRIPT_NAMES} | ({"mimic_cxr_dataset", "chest_xray_metrics"} - {path.parent.name})
+    )
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES))
-def test_leaves_import_only_leaves(name):
-    assert imported_modules_of_cxr(name) <= LEAVES[name]
+def test_the_loading_script_names_all_its_siblings():
+    """`load_dataset` copies those files only that the main script itself imports."""
+    folder = REPOSITORY / "mimic_cxr_dataset"
+    main = (folder / "mimic_cxr_dataset.py").read_text(encoding="utf-8")
+    siblings = {path.stem for path in folder.glob("*.py")} - {"__init__", "mimic_cxr_dataset"}
+    assert set(re.findall(r"^from \.(\w+) import", main, flags=re.MULTILINE)) == siblings
 
 
 def test_modules_of_cxr_do_not_import_in_circles():
-    remaining = {name: imported_modules_of_cxr(name) for name in MODULES}
+    names = {".".join(path.relative_to(SCRIPTS).with_suffix("").parts): path for path in OF_CXR}
+    remaining = {
+        name: {other for other in names for found in imports(path) if f"{found}.".startswith(f"{other}.")}
+        - {name}
+        for name, path in names.items()
+    }
     while ready := {name for name, needed in remaining.items() if not needed & remaining.keys()}:
         for name in ready:
             del remaining[name]
@@ -91,28 +107,12 @@ def test_modules_of_cxr_do_not_import_in_circles():
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_script_never_imports_torch(name):
-    reached, waiting = set(), [SCRIPTS / f"{name}.py"]
-    while waiting:
-        for found in imports(waiting.pop()) - reached:
-            reached.add(found)
-            if found.startswith("cxr."):
-                waiting.append(SCRIPTS / "cxr" / f"{found.split('.')[1]}.py")
-    assert not {found.split(".")[0] for found in reached} & {
-        "torch",
-        "torchvision",
-        "transformers",
-        "accelerate",
-    }
-
-
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_importing_the_script_does_not_load_torch(name):
-    code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {name}; sys.exit(' '.join(sys.modules.keys() & {LIBRARIES_WITH_TORCH!r}) or 0)"
     subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, check=True)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+@of(SOURCES)
 def test_one_import_per_line(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -124,22 +124,27 @@ def test_no_module_is_named_like_a_library():
     assert not SCRIPT_NAMES & shadowed
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPT_NAMES))
-def test_nothing_happens_when_a_script_is_imported(name):
-    statements = ast.parse((SCRIPTS / f"{name}.py").read_text(encoding="utf-8")).body
+@of(sorted(SCRIPTS.glob("*.py")))
+def test_nothing_happens_when_a_script_is_imported(path):
+    statements = ast.parse(path.read_text(encoding="utf-8")).body
     calls = [node for node in statements if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
     assert not calls
     assert isinstance(statements[-1], ast.If) and ast.unparse(statements[-1].test) == "__name__ == '__main__'"
 
 
-def test_the_study_and_the_scripts_offer_the_same_choices():
-    from cxr import arguments
-    from cxr import grid
-    from cxr import transforms
-    from cxr.sources import dataset_module
+@of(PRODUCT)
+def test_no_file_has_more_than_450_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
 
-    choices = dataset_module().CHOICES
-    assert choices["task"] == grid.TASKS
-    assert grid.VIEWS == arguments.VIEWS == choices["view"]
-    assert (choices["labeler"], choices["uncertain"]) == (arguments.LABELERS, arguments.UNCERTAIN)
-    assert set(grid.AUGMENTATIONS) == set(transforms.AUGMENTATIONS)
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+@of(PRODUCT)
+def test_no_function_takes_more_than_7_parameters(path):
+    for function in functions(path):
+        arguments = function.args
+        names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        assert len([name for name in names if name not in ("self", "cls")]) <= 7, function.name

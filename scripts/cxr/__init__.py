@@ -1,5 +1,6 @@
-"""What both main scripts must do identically, and plumbing: one module per concern.
+"""Makes `mimic_cxr_dataset`, which lies beside scripts/, importable for whatever uses `cxr`."""
 
-Scripts call these modules; these modules never call a script. Launching a script by its path puts its folder
-first on `sys.path`, under python, `accelerate launch` and torchrun alike, so nothing has to be installed.
-"""
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # worker processes take over sys.path

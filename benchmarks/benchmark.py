@@ -1,0 +1,136 @@
+"""Measures how fast images are read and models trained, beside what a user would otherwise use.
+
+    python benchmarks/benchmark.py data --json data.json       # a few minutes; synthetic images of full size
+    python benchmarks/benchmark.py data --data_dir /data/mimic-cxr-jpg --json data.json
+    python benchmarks/benchmark.py step --mixed_precision bf16 --json step.json
+    python benchmarks/benchmark.py step --config_name resnet-18 --batch_size 512 --json step.json
+    python benchmarks/benchmark.py train --data_dir /data/mimic-cxr-jpg --json train.json
+
+`data` times the shrinking of an image and the loader, on one core, against the transforms of transformers'
+MAE example. `step` times run_mae_pretrain.py or run_classification.py on shrunk images against
+transformers.Trainer, whose one batch lies ready on the device. `train` times both from the files on: ours
+after its first run has shrunk them, Trainer with the example's transforms. The sides take turns, and medians
+count.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # for cxr
+
+import torch
+from cxr.cli import command_line
+from cxr.data.images import num_cores
+from cxr.models import architectures
+from cxr.run_folder.files import write_json
+from cxr.run_folder.record import installed_versions
+from reading import measure_data
+from rich.console import Console
+from rich.table import Table
+from training import measure_training
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = command_line.ArgumentParser(__doc__, usage="{data,step,train} [flags]")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{data,step,train}", prog="benchmark.py"
+    )
+    for name in ("data", "step", "train"):
+        command = commands.add_parser(name)
+        command.add_argument(
+            "--data_dir", type=Path, metavar="ROOT", help="MIMIC-CXR-JPG folder (default: synthetic images)"
+        )
+        command.add_argument(
+            "--json", type=Path, required=True, metavar="FILE", help="where to write the figures"
+        )
+        counts = {"--rounds": (3, "turns that each side gets")}
+        if name == "data":
+            counts["--num_images"] = (48, "originals to read")
+        else:
+            counts["--batch_size"] = (32, "images of a step")
+            counts["--steps"] = (8, "steps of a timed window")
+            counts["--windows"] = (3, "windows a turn, after one more")
+        for flag, (default, meaning) in counts.items():
+            command.add_argument(
+                flag, type=command_line.positive_int, default=default, metavar="N", help=meaning
+            )
+        if name == "data":
+            continue
+        names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
+        command.add_argument("--config_name", choices=names, default="vit-mae-tiny", help="the model trained")
+        command.add_argument(
+            "--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of both sides"
+        )
+        command.add_argument("--torch_compile", action="store_true", help="compile the models of both sides")
+    args = parser.parse_args(argv)
+    if args.data_dir and not (args.data_dir / "files").is_dir():
+        parser.error(f"--data_dir {args.data_dir}: found no files/ in it; expected the MIMIC-CXR-JPG folder")
+    if not args.json.absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: found no folder {args.json.parent}; make it first")
+    if getattr(args, "mixed_precision", "no") == "fp16" and not torch.cuda.is_available():
+        parser.error("--mixed_precision fp16 needs a GPU, found none; take bf16")
+    return args
+
+
+def describe_machine() -> dict:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": processor_name(),
+        "cores": num_cores(),
+        "gpu": gpu,
+        **installed_versions(),
+    }
+
+
+def processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.processor()
+
+
+def print_table(command: str, measured: dict) -> None:
+    table = Table("", "images/s", "ours is faster by", title=f"benchmark {command}")
+    if command == "data":
+        shrink, loader = measured["shrink"], measured["loader"]
+        ours, other = shrink["images_per_second"], loader["images_per_second"]
+        rows = [
+            ("shrink: ours", ours, ours),
+            ("shrink: full decode and Lanczos", shrink["full_decode_images_per_second"], ours),
+            ("shrink: decoding at 1/8 only", shrink["decoder_floor_images_per_second"], ours),
+            ("MAE example's transforms, originals", shrink["example_images_per_second"], ours),
+            ("loader: ours", other, other),
+            ("loader: ours with RandAugment", loader["rand_augment_images_per_second"], other),
+            ("loader: decoding only", loader["decoder_floor_images_per_second"], other),
+            ("MAE example's transforms, originals", loader["example_originals_images_per_second"], other),
+            ("MAE example's transforms, shrunk", loader["example_cached_images_per_second"], other),
+        ]
+    else:
+        ours = measured[command]["images_per_second"]
+        rows = [("ours", ours, ours), ("Trainer", measured[command]["trainer_images_per_second"], ours)]
+    for name, rate, ours in rows:
+        table.add_row(name, f"{rate:,.1f}", f"{ours / rate:.2f}")
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as work_dir:
+        if args.command == "data":
+            measured = measure_data(args, Path(work_dir))
+        else:
+            measured = {args.command: measure_training(args, Path(work_dir))}
+    write_json(args.json, {"machine": machine, **measured})
+    print_table(args.command, measured)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        print(f"benchmark.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,248 @@
+"""How fast images are shrunk and loaded, on one core, beside the transforms of transformers' MAE example."""
+
+import argparse
+import contextlib
+import functools
+import io
+import itertools
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from cxr.data import transforms
+from cxr.data.loading import ChestXrays
+from cxr.data.loading import make_loaders
+from cxr.training import optimization
+from mae_example import example_transform
+from originals import BATCH_SIZE
+from originals import CACHED_SIZE
+from originals import FULL_SIZE
+from originals import IMAGE_SIZE
+from originals import draw_images
+from PIL import Image
+from rich.progress import track
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_jpeg
+
+from mimic_cxr_dataset.radiographs import shrink_jpeg
+
+NUM_CACHED = 16 * BATCH_SIZE  # shrunk images that a turn reads
+
+
+def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
+    root = args.data_dir or draw_images(work_dir / "full", num_images=args.num_images, image_size=FULL_SIZE)
+    paths = list(itertools.islice((root / "files").glob("p*/p*/s*/*.jpg"), args.num_images))
+    small = next((path for path in paths if shortest_side(path) <= CACHED_SIZE), None)
+    if small is not None or not paths:
+        raise ValueError(
+            f"--data_dir {root}: found {small or 'no image'}; expected originals of more than {CACHED_SIZE} "
+            "pixels, which shrink"
+        )
+    cached = [shrink_jpeg(path, CACHED_SIZE) for path in paths]
+    rates = take_turns(
+        {
+            "ours: shrink": paths,
+            "ours: loader": cached,
+            "ours: loader, RandAugment": cached,
+            "example: originals": paths,
+            "example: cached": cached,
+            "decoder: whole, Lanczos": paths,
+            "decoder: an eighth": paths,
+            "decoder: cached": cached,
+        },
+        rounds=args.rounds,
+    )
+    psnr = [compare(shrunk, path) for shrunk, path in zip(cached, paths, strict=True)]
+    return {
+        "images": {
+            "bytes": statistics.mean(path.stat().st_size for path in paths),
+            "cached_bytes": statistics.mean(map(len, cached)),
+        },
+        "shrink": {
+            "images_per_second": rates["ours: shrink"],
+            "full_decode_images_per_second": rates["decoder: whole, Lanczos"],
+            "decoder_floor_images_per_second": rates["decoder: an eighth"],
+            "example_images_per_second": rates["example: originals"],
+            "ratio_to_example": rates["ours: shrink"] / rates["example: originals"],
+            "ratio_to_full_decode": rates["ours: shrink"] / rates["decoder: whole, Lanczos"],
+            "psnr_db": statistics.mean(psnr),
+            "lowest_psnr_db": min(psnr),
+        },
+        "loader": {
+            "images_per_second": rates["ours: loader"],
+            "rand_augment_images_per_second": rates["ours: loader, RandAugment"],
+            "decoder_floor_images_per_second": rates["decoder: cached"],
+            "example_originals_images_per_second": rates["example: originals"],
+            "example_cached_images_per_second": rates["example: cached"],
+            "ratio_to_example_originals": rates["ours: loader"] / rates["example: originals"],
+            "ratio_to_example_cached": rates["ours: loader"] / rates["example: cached"],
+        },
+    }
+
+
+def take_turns(sides: dict[str, list], *, rounds: int) -> dict[str, float]:
+    """Returns each side's median of images a second, over `rounds` turns after one for warming up.
+
+    The sides before the colon have a process each, so that no side finds its memory as another left it.
+    """
+    rates = {name: [] for name in sides}
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        pools = {
+            name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=use_one_core))
+            for name in dict.fromkeys(name.split(":")[0] for name in sides)
+        }
+        turns = list(itertools.product(range(rounds + 1), sides.items()))
+        for turn, (name, images) in track(turns, description="Reading by turns"):
+            rate = pools[name.split(":")[0]].submit(measure_side, name, images).result()
+            if turn:
+                rates[name].append(rate)
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def use_one_core() -> None:
+    """The same one for all processes of the benchmark, where the system lets them choose."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+
+
+def measure_side(name: str, images: list) -> float:
+    """Returns how many images a second a side reads: paths of originals, or the bytes of shrunk ones."""
+    if isinstance(images[0], bytes):
+        images = list(itertools.islice(itertools.cycle(images), NUM_CACHED))
+    read = SIDES[name](images)
+    started = time.perf_counter()
+    read()
+    return len(images) / (time.perf_counter() - started)
+
+
+def shrink_all(paths: list[Path]) -> Callable[[], None]:
+    return each(functools.partial(shrink_jpeg, image_size=CACHED_SIZE), paths)
+
+
+def transform_as_example(images: list[Path | bytes]) -> Callable[[], None]:
+    example = example_transform(IMAGE_SIZE, mean=transforms.GRAY_MEAN, std=transforms.GRAY_STD)
+    return each(
+        lambda image: example(Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)), images
+    )
+
+
+def each(function: Callable, images: list) -> Callable[[], None]:
+    """Returns a function that calls `function` with each image."""
+
+    def read() -> None:
+        for image in images:
+            function(image)
+
+    return read
+
+
+def load_cropped(contents: list[bytes]) -> Callable[[], None]:
+    transform = transforms.pretraining_transform(IMAGE_SIZE, crop_scale=(0.2, 1.0), horizontal_flip=True)
+    return iterate(contents, transform)
+
+
+def load_augmented(contents: list[bytes]) -> Callable[[], None]:
+    options = {"crop_scale": (0.2, 1.0), "random_erasing_prob": 0.0}
+    return iterate(contents, transforms.training_transform("mae", IMAGE_SIZE, **options))
+
+
+def shrink_fully(path: Path) -> bytes:
+    """The original, decoded whole, as a gray JPEG with shortest side CACHED_SIZE."""
+    with Image.open(path) as image:
+        scale = CACHED_SIZE / min(image.size)
+        size = tuple(round(side * scale) for side in image.size)
+        resized = image.convert("L").resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    resized.save(buffer, format="JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def shortest_side(path: Path) -> int:
+    with Image.open(path) as image:
+        return min(image.size)
+
+
+def decode_eighth(path: Path) -> None:
+    """The least that reading an original can take: its entropy code, and an eighth of its size."""
+    with Image.open(path) as image:
+        image.draft("L", tuple(side // 8 for side in image.size))
+        image.load()
+
+
+def decode_gray(content: bytes) -> torch.Tensor:
+    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.GRAY)
+
+
+def compare(shrunk: bytes, path: Path) -> float:
+    """Returns the PSNR of a shrunk JPEG against the original decoded whole and resized, in dB."""
+    with Image.open(io.BytesIO(shrunk)) as image, Image.open(path) as original:
+        reference = original.convert("L").resize(image.size, Image.Resampling.LANCZOS)
+        difference = np.asarray(image, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    return float(10 * np.log10(255**2 / np.square(difference).mean()))
+
+
+def iterate(contents: list[bytes], transform: torch.nn.Module) -> Callable[[], None]:
+    """Returns a function that reads an epoch of the scripts' own training loader."""
+    features = datasets.Features(
+        {
+            "image": datasets.Image(decode=False),
+            "label": datasets.Value("int64"),
+            "dicom_id": datasets.Value("string"),
+        }
+    )
+    rows = {
+        "image": [{"bytes": content, "path": None} for content in contents],
+        "label": [0] * len(contents),
+        "dicom_id": [f"{number:08x}" for number in range(len(contents))],
+    }
+    images = ChestXrays(datasets.Dataset.from_dict(rows, features), transform, seed=0, num_patches=196)
+    schedule = optimization.make_schedule(
+        len(images),
+        images_per_step=BATCH_SIZE,
+        num_epochs=1,
+        max_steps=None,
+        warmup_ratio=0.0,
+        peak_learning_rate=1.0,
+        kind="constant",
+    )
+
+    def epoch() -> None:
+        loader, _ = make_loaders(
+            Accelerator(cpu=True),
+            images,
+            images,
+            images_per_step=schedule.images_per_step,
+            num_steps=schedule.num_steps,
+            start_step=0,
+            eval_batch_size=BATCH_SIZE,
+            gradient_accumulation_steps=1,
+            seed=0,
+            num_workers=0,
+        )
+        for _ in loader:
+            pass
+
+    return epoch
+
+
+# What each side does with the images: prepared at the call, timed when the result is called.
+SIDES = {
+    "ours: shrink": shrink_all,
+    "ours: loader": load_cropped,
+    "ours: loader, RandAugment": load_augmented,
+    "example: originals": transform_as_example,
+    "example: cached": transform_as_example,
+    "decoder: whole, Lanczos": functools.partial(each, shrink_fully),
+    "decoder: an eighth": functools.partial(each, decode_eighth),
+    "decoder: cached": functools.partial(each, decode_gray),
+}

@@ -1,0 +1,236 @@
+"""From shrunk images to batches of uint8 tensors, the same for any number of processes and workers."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
+from torch.utils.data import Sampler
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_jpeg
+from torchvision.transforms import v2
+
+from cxr.data.images import num_cores
+from cxr.data.seeding import derive_seed
+
+# What asks a run to end; a batch system's notice that time is up is SIGTERM or, with `sbatch
+# --signal=USR1@120`, SIGUSR1.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+EVALUATION_SEED = (
+    0  # not --seed: validation masks are the same in all runs, so that their losses can be compared
+)
+
+
+class ChestXrays(Dataset):
+    """Images of one split as tensors, augmented as a function of (seed, epoch, image) alone.
+
+    A key is (epoch, index) rather than an index, so that workers which persist and fetch ahead know the
+    epoch. An item has `image` (1, H, W) uint8, `label`, and, if `num_patches` is set, `noise` (num_patches,)
+    float32 in [0, 1): the patches of lowest noise are those that a masked model sees.
+    """
+
+    def __init__(
+        self, images: datasets.Dataset, transform: v2.Transform, *, seed: int, num_patches: int | None = None
+    ):
+        self.images = images
+        self.rows = images.select_columns(["image", "label", "dicom_id"]).with_format("arrow")
+        self.transform = transform
+        self.seed = seed
+        self.num_patches = num_patches
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
+        """The items of a batch, which a DataLoader asks for at once: one look into the Arrow table."""
+        rows = self.rows[[index for _, index in keys]]  # a pyarrow table
+        columns = zip(rows["image"], rows["label"].to_pylist(), rows["dicom_id"].to_pylist(), strict=True)
+        items = []
+        with torch.random.fork_rng(devices=[]):  # without workers this is the training process
+            for (epoch, _), (encoded, label, dicom_id) in zip(keys, columns, strict=True):
+                content = torch.frombuffer(bytearray(encoded["bytes"].as_buffer()), dtype=torch.uint8)
+                image = decode_jpeg(content, mode=ImageReadMode.GRAY)
+                torch.default_generator.manual_seed(derive_seed(self.seed, epoch, dicom_id))
+                item = {"image": self.transform(image), "label": label}
+                if self.num_patches is not None:
+                    item["noise"] = torch.rand(self.num_patches)
+                items.append(item)
+        return items
+
+
+class TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """The micro-batches of one process from optimizer step `start_step` to the end of training.
+
+    Every epoch has its own order of all images, a function of (seed, epoch). A step takes the next
+    `batch_size * gradient_accumulation_steps * num_processes` images of it, so the images of a step do not
+    depend on how many processes share them; what is left of an epoch and does not fill a step is not used in
+    that epoch.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        gradient_accumulation_steps: int,
+        num_processes: int,
+        process_index: int,
+        seed: int,
+        start_step: int,
+        num_steps: int,
+    ):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.seed = seed
+        self.start_step = start_step
+        self.num_steps = num_steps
+        self._ordered_epoch = None  # the epoch that `_order` is of
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    def __len__(self) -> int:
+        return (self.num_steps - self.start_step) * self.gradient_accumulation_steps
+
+    def images_of_step(self, step: int) -> tuple[int, list[int]]:
+        """Returns the epoch of step `step` (from 0) and the indices of its images, of all processes."""
+        epoch, step_in_epoch = divmod(step, self.num_images // self.images_per_step)
+        if epoch != self._ordered_epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+            self._order, self._ordered_epoch = torch.randperm(self.num_images, generator=generator), epoch
+        first = step_in_epoch * self.images_per_step
+        return epoch, self._order[first : first + self.images_per_step].tolist()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start_step, self.num_steps):
+            epoch, indices = self.images_of_step(step)
+            for micro_batch in range(self.gradient_accumulation_steps):
+                position = micro_batch * self.num_processes + self.process_index
+                first = position * self.batch_size
+                yield [(epoch, index) for index in indices[first : first + self.batch_size]]
+
+
+class EvaluationBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of one process in an evaluation of all images; always epoch 0, so the same draws.
+
+    All processes get the same number of samples, as collective operations need: where the images do not
+    divide, the last ones are repeated, and `gather_in_order` drops the repetitions.
+    """
+
+    def __init__(self, num_images: int, *, batch_size: int, num_processes: int, process_index: int):
+        padded = -(-num_images // num_processes) * num_processes
+        indices = np.minimum(np.arange(process_index, padded, num_processes), num_images - 1)
+        self.keys = [(0, index) for index in indices.tolist()]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.keys) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self.keys), self.batch_size):
+            yield self.keys[first : first + self.batch_size]
+
+
+def make_loaders(
+    accelerator: Accelerator,
+    train_set: ChestXrays,
+    eval_set: ChestXrays,
+    *,
+    images_per_step: int,
+    num_steps: int,
+    start_step: int,
+    eval_batch_size: int,
+    gradient_accumulation_steps: int,
+    seed: int,
+    num_workers: int | None,
+) -> tuple[DataLoader, DataLoader]:
+    """Returns this process's loaders: the training one runs from `start_step` to the end, over all epochs."""
+    batches = TrainingBatches(
+        len(train_set),
+        batch_size=images_per_step // (gradient_accumulation_steps * accelerator.num_processes),
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        seed=seed,
+        start_step=start_step,
+        num_steps=num_steps,
+    )
+    return (
+        _make_loader(train_set, batches, accelerator, num_workers),
+        make_evaluation_loader(accelerator, eval_set, batch_size=eval_batch_size, num_workers=num_workers),
+    )
+
+
+def make_evaluation_loader(
+    accelerator: Accelerator, eval_set: ChestXrays, *, batch_size: int, num_workers: int | None
+) -> DataLoader:
+    batches = EvaluationBatches(
+        len(eval_set),
+        batch_size=batch_size,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    return _make_loader(eval_set, batches, accelerator, num_workers)
+
+
+def _make_loader(
+    dataset: ChestXrays, batches: Sampler, accelerator: Accelerator, num_workers: int | None
+) -> DataLoader:
+    if num_workers is None:
+        num_workers = default_num_workers(accelerator)
+    if num_workers:
+        atexit.register(end_workers)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # its own: starting an iterator must not draw from the global one
+        worker_init_fn=leave_signals_to_main_process,
+    )
+
+
+def leave_signals_to_main_process(worker: int) -> None:
+    """A signal to all processes of a job would end the workers in the middle of the last step."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """At the end of a process that failed, multiprocessing would wait for workers that ignore its SIGTERM."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def default_num_workers(accelerator: Accelerator) -> int:
+    """On a CPU none, as its cores are busy with the model; on a GPU this process's share of the cores."""
+    if accelerator.device.type == "cpu":
+        return 0
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(16, max(1, num_cores() // processes_here))
+
+
+def gather_in_order(accelerator: Accelerator, values: torch.Tensor, *, num_samples: int) -> torch.Tensor:
+    """Joins what the processes computed over `EvaluationBatches`: (num_samples, ...), once and in order.
+
+    `values` has one row per key, the same number on all processes; process r's k-th row is of sample
+    k * num_processes + r, and rows past `num_samples` are repetitions.
+    """
+    gathered = accelerator.gather(values)
+    by_process = gathered.view(accelerator.num_processes, len(values), *values.shape[1:])
+    return by_process.transpose(0, 1).reshape(-1, *values.shape[1:])[:num_samples].cpu()

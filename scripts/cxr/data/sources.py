@@ -1,0 +1,35 @@
+"""Where images and labels come from: the dataset script beside `scripts/`, and the synthetic sample."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+DATASET_SCRIPT = REPOSITORY / "mimic_cxr_dataset"
+SAMPLE_DIR = REPOSITORY / "sample_data"
+
+
+def is_synthetic(data_dir: Path | None) -> bool:
+    """Whether the images are drawn by make_sample_data.py, in its own folder or another."""
+    return data_dir is None or (data_dir / "sample-findings.json.gz").is_file()
+
+
+def source_revision() -> str:
+    """Returns the git commit of this code, marked where it was changed; "unknown" without git."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def make_sample_data_once() -> Path:
+    """Returns the folder of the synthetic sample; makes it on first use."""
+    if not SAMPLE_DIR.exists():
+        script = REPOSITORY / "scripts" / "make_sample_data.py"
+        done = subprocess.run([sys.executable, str(script), str(SAMPLE_DIR)])
+        if done.returncode and not SAMPLE_DIR.exists():  # it exists if another run was quicker
+            raise OSError(
+                f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir instead"
+            )
+    return SAMPLE_DIR

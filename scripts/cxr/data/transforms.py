@@ -1,0 +1,269 @@
+"""Image transforms: uint8 gray tensors (1, H, W) in the loader's workers, normalised on the device.
+
+All draws come from torch's global CPU generator, which the dataset seeds for each image
+(`cxr.data.ChestXrays`).
+"""
+
+import math
+
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+# What is uncovered by a rotation or a shift gets this gray: the mean of MIMIC-CXR-JPG (0.4978 of 255).
+FILL = 127
+# Statistics of MIMIC-CXR-JPG, for models that start from scratch. Pretrained models keep those they were
+# trained with.
+GRAY_MEAN = 0.4978
+GRAY_STD = 0.2449
+
+
+def evaluation_transform(image_size: int) -> v2.Transform:
+    """The whole image at (1, image_size, image_size).
+
+    Nothing is cropped: a central square of a portrait radiograph would lose the costophrenic angles, where
+    effusions are seen. It is also what the stored image processor does, so that plain transformers sees the
+    same pixels.
+    """
+    return v2.Resize((image_size, image_size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+
+
+class RandomResizedCrop(v2.Transform):
+    """A crop of random area and shape at `image_size`, bicubic, as He et al. pretrain and fine-tune.
+
+    `crop_scale` bounds its share of the image's area; its aspect ratio is from 3/4 to 4/3. Distributed as
+    torchvision's transform, whose general bookkeeping takes a sixth of the loader's time.
+    """
+
+    def __init__(self, image_size: int, crop_scale: tuple[float, float]):
+        super().__init__()
+        self.image_size = image_size
+        self.crop_scale = crop_scale
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        top, left, height, width = self._draw(*image.shape[-2:])
+        size, bicubic = [self.image_size, self.image_size], v2.InterpolationMode.BICUBIC
+        return F.resized_crop(image, top, left, height, width, size, interpolation=bicubic, antialias=True)
+
+    def _draw(self, height: int, width: int) -> tuple[int, int, int, int]:
+        smallest, largest = self.crop_scale
+        for _ in range(10):  # a rectangle that does not fit is drawn again
+            share, shape, down, across = torch.rand(4).tolist()
+            area = height * width * (smallest + share * (largest - smallest))
+            aspect = (3 / 4) ** (1 - 2 * shape)  # log-uniform
+            h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < h <= height and 0 < w <= width:
+                return int(down * (height - h + 1)), int(across * (width - w + 1)), h, w
+        h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))  # the largest that fits
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+class RandomHorizontalFlip(v2.Transform):
+    """Mirrors half of the images; torchvision's takes four times as long for its general bookkeeping."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.flip(-1) if torch.rand(()) < 0.5 else image
+
+
+def pretraining_transform(
+    image_size: int, *, crop_scale: tuple[float, float], horizontal_flip: bool
+) -> v2.Transform:
+    """Random resized crop and flip: all that a masked autoencoder needs (He et al. 2021, table 1e)."""
+    crop = RandomResizedCrop(image_size, crop_scale)
+    return v2.Compose([crop, RandomHorizontalFlip()]) if horizontal_flip else crop
+
+
+class RandAugment(v2.Transform):
+    """RandAugment as timm's `rand-m9-mstd0.5-inc1`, which MAE's fine-tuning uses, for gray images.
+
+    Two operations are drawn with replacement, each applied with probability 0.5 and a magnitude from N(9,
+    0.5) cut to [0, 10]; "inc1" makes every operation stronger with the magnitude. torchvision's
+    RandAugment(2, 9) is a different, much weaker transform: its magnitude 9 is of 30, and it always applies
+    both operations.
+    """
+
+    NUM_OPERATIONS = 2
+    PROBABILITY = 0.5
+    MAGNITUDE_MEAN = 9.0
+    MAGNITUDE_STD = 0.5
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.NUM_OPERATIONS):
+            choice, apply = int(torch.randint(len(OPERATIONS), ())), bool(torch.rand(()) < self.PROBABILITY)
+            magnitude = float(torch.randn(())) * self.MAGNITUDE_STD + self.MAGNITUDE_MEAN
+            sign = -1 if torch.rand(()) < 0.5 else 1
+            if apply:
+                image = OPERATIONS[choice](image, min(max(magnitude, 0.0), 10.0) / 10.0, sign)
+        return image
+
+
+# The operations take the image, a strength in [0, 1] and a sign; ranges are those of timm's "increasing" set.
+
+
+def _auto_contrast(image, strength, sign):
+    return F.autocontrast(image)
+
+
+def _equalize(image, strength, sign):
+    return F.equalize(image)
+
+
+def _invert(image, strength, sign):
+    return F.invert(image)
+
+
+def _rotate(image, strength, sign):
+    return F.rotate(image, sign * strength * 30, interpolation=v2.InterpolationMode.BILINEAR, fill=FILL)
+
+
+def _posterize(image, strength, sign):
+    return F.posterize(image, bits=max(4 - int(strength * 4), 1))  # 0 bits would be a black image
+
+
+def _solarize(image, strength, sign):
+    return F.solarize(image, threshold=min(256 - int(strength * 256), 255))
+
+
+def _solarize_add(image, strength, sign):
+    brighter = (image.to(torch.int16) + int(strength * 110)).clamp_(max=255).to(torch.uint8)
+    return torch.where(image < 128, brighter, image)
+
+
+def _color(image, strength, sign):
+    return image  # saturation of a gray image; kept so that the others are drawn as often as with RGB images
+
+
+def _contrast(image, strength, sign):
+    return F.adjust_contrast(image, max(0.1, 1 + sign * strength * 0.9))
+
+
+def _brightness(image, strength, sign):
+    return F.adjust_brightness(image, max(0.1, 1 + sign * strength * 0.9))
+
+
+def _sharpness(image, strength, sign):
+    return F.adjust_sharpness(image, max(0.1, 1 + sign * strength * 0.9))
+
+
+def _shear(image, *, x=0.0, y=0.0):
+    bilinear = v2.InterpolationMode.BILINEAR
+    angles = (math.degrees(math.atan(x)), math.degrees(math.atan(y)))
+    return F.affine(
+        image, angle=0.0, translate=(0, 0), scale=1.0, shear=angles, interpolation=bilinear, fill=FILL
+    )
+
+
+def _shear_x(image, strength, sign):
+    return _shear(image, x=sign * strength * 0.3)
+
+
+def _shear_y(image, strength, sign):
+    return _shear(image, y=sign * strength * 0.3)
+
+
+def _translate_x(image, strength, sign):
+    pixels = round(sign * strength * 0.45 * image.shape[-1])
+    return F.pad(image, [pixels, 0, -pixels, 0], fill=FILL)  # whole pixels: no resampling
+
+
+def _translate_y(image, strength, sign):
+    pixels = round(sign * strength * 0.45 * image.shape[-2])
+    return F.pad(image, [0, pixels, 0, -pixels], fill=FILL)
+
+
+OPERATIONS = (
+    _auto_contrast,
+    _equalize,
+    _invert,
+    _rotate,
+    _posterize,
+    _solarize,
+    _solarize_add,
+    _color,
+    _contrast,
+    _brightness,
+    _sharpness,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+)
+
+
+class RandomErasing(v2.Transform):
+    """Replaces a random rectangle by noise like the data (timm's "pixel" mode; Zhong et al. 2017).
+
+    The rectangle covers 2 to 33 % of the image with an aspect ratio from 0.3 to 3.3.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if torch.rand(()) >= self.probability:
+            return image
+        _, height, width = image.shape
+        for _ in range(10):  # a rectangle that does not fit is drawn again
+            area = height * width * float(torch.empty(()).uniform_(0.02, 1 / 3))
+            aspect = math.exp(float(torch.empty(()).uniform_(math.log(0.3), math.log(1 / 0.3))))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < h < height and 0 < w < width:
+                top, left = int(torch.randint(height - h + 1, ())), int(torch.randint(width - w + 1, ()))
+                noise = torch.randn(1, h, w).mul_(GRAY_STD).add_(GRAY_MEAN).mul_(255).clamp_(0, 255)
+                image = image.clone()
+                image[:, top : top + h, left : left + w] = noise.to(torch.uint8)
+                return image
+        return image
+
+
+def _none(image_size, crop_scale):
+    return [evaluation_transform(image_size)]
+
+
+def _classic(image_size, crop_scale):
+    bilinear = v2.InterpolationMode.BILINEAR
+    return [
+        evaluation_transform(image_size),
+        RandomHorizontalFlip(),
+        v2.RandomRotation(10, interpolation=bilinear, fill=FILL),
+        v2.RandomPerspective(distortion_scale=0.2, p=0.5, interpolation=bilinear, fill=FILL),
+    ]
+
+
+def _mae(image_size, crop_scale):
+    crop = RandomResizedCrop(image_size, crop_scale)
+    return [crop, RandomHorizontalFlip(), RandAugment()]
+
+
+# "classic" is the paper's "flipping, rotation, and distortion"; "mae" is that of MAE's fine-tuning.
+AUGMENTATIONS = {"none": _none, "classic": _classic, "mae": _mae}
+
+
+def training_transform(
+    augmentation: str, image_size: int, *, crop_scale: tuple[float, float], random_erasing_prob: float
+) -> v2.Transform:
+    """The transform of a classification run; `crop_scale` is that of "mae"'s random resized crop."""
+    steps = AUGMENTATIONS[augmentation](image_size, crop_scale)
+    return v2.Compose([*steps, RandomErasing(random_erasing_prob)] if random_erasing_prob else steps)
+
+
+class Normalizer:
+    """Turns uint8 gray images (B, 1, H, W) into a model's float input (B, 3, H, W), on the device.
+
+    On the device, so that one byte a pixel is moved rather than twelve. The arithmetic is the image
+    processor's.
+    """
+
+    def __init__(self, mean: list[float], std: list[float], device: torch.device):
+        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)  # (1, 3, 1, 1), of pixels in [0, 1]
+        self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+        self.device = device
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.to(self.device, non_blocking=True).float()
+        return (images - 255 * self.mean) / (255 * self.std)
+
+    def invert(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Returns gray images (B, H, W) in [0, 1], for pictures."""
+        return (pixel_values * self.std + self.mean).mean(1).clamp(0, 1)

@@ -1,0 +1,183 @@
+"""A trained classifier, as a user has it: from its folder or name to the probabilities of images.
+
+What `run_classification.py` saves is enough: the network, the statistics and size of its input, the names of
+the labels, and three numbers of its own in config.json, which may be absent in a model of other origin:
+
+    decision_threshold  the probability from which the positive label is decided on (absent: 0.5)
+    cache_image_size    the shortest side in pixels of the images that the run saw (absent: 8/7 of the input)
+    trained_view        frontal, lateral or all (absent: frontal)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers import ResNetForImageClassification
+from transformers import ViTForImageClassification
+
+from cxr.data.images import default_cache_image_size
+from cxr.data.transforms import Normalizer
+from cxr.data.transforms import evaluation_transform
+from cxr.models.architectures import DEFAULT_IMAGE_SIZE
+from cxr.models.configs import classifier_config
+from cxr.models.configs import config_from_json
+from cxr.models.pretrained import download
+from cxr.models.pretrained import load_image_processor
+from cxr.models.pretrained import load_pretrained
+from cxr.models.pretrained import read_config
+from cxr.models.pretrained import read_object
+from mimic_cxr_dataset.tables import VIEWS
+
+CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
+DEFAULT_THRESHOLD = 0.5
+DEFAULT_VIEW = "frontal"
+MAX_SIDE = 2**14  # pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A binary classifier with all that is needed to use it as it was evaluated."""
+
+    name: str  # as the user gave it
+    model: PreTrainedModel  # float32, in evaluation mode, on `device`
+    device: torch.device
+    image_size: int  # side of the square input, in pixels
+    shortest_side: int  # in pixels, that an original is shrunk to before
+    image_mean: tuple[float, ...]  # of three channels, of pixels in [0, 1]
+    image_std: tuple[float, ...]
+    labels: tuple[str, str]  # negative, positive
+    threshold: float  # the positive label is decided on from this probability
+    has_threshold: bool  # whether the model came with it
+    trained_view: str  # frontal, lateral or all
+
+    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns the model's view of a radiograph: (1, H, W) to (1, image_size, image_size), both uint8."""
+        return evaluation_transform(self.image_size)(pixels)
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns `pixel_values` (B, 3, S, S) float32, on the device, of prepared images (B, 1, S, S)."""
+        return Normalizer(self.image_mean, self.image_std, self.device)(images)
+
+    @torch.no_grad()
+    def probabilities(self, images: torch.Tensor) -> np.ndarray:
+        """Returns the probability of the positive label (B,), float64, of prepared images (B, 1, S, S)."""
+        logits = self.model(pixel_values=self.normalize(images)).logits
+        return logits.float().cpu().double().softmax(dim=1)[:, 1].numpy()
+
+    def decide(self, probability: float) -> str:
+        """Returns the label that a probability means."""
+        return self.labels[bool(probability >= self.threshold)]
+
+
+def load_classifier(
+    name: str, *, hub_dir: Path | None = None, revision: str = "main", device: str = "auto"
+) -> Classifier:
+    """Returns the classifier in the folder `name`, or of that name in `hub_dir` or on the Hub.
+
+    `device` is torch's name of one; "auto" is a GPU where there is one. Raises ValueError or OSError, in one
+    line, for a model that is no binary classifier of images, or is damaged.
+    """
+    chosen = choose_device(device)
+    fields = read_config(name, hub_dir=hub_dir, revision=revision)
+    _check_is_binary_classifier(fields, name)
+    config = config_from_json(fields, where=f"model {name}: config.json")
+    labels = list(config.id2label.values())
+    source = {"hub_dir": download(name, hub_dir=hub_dir, revision=revision), "revision": revision}
+    image_size = config.image_size if config.model_type == "vit" else _stored_input_size(name, **source)
+    stored = _stored(fields, name, image_size=image_size)
+    processor = load_image_processor(name, image_size=image_size, **source)
+    model = load_pretrained(
+        CLASSIFIERS[config.model_type], name, config=classifier_config(config, labels), **source
+    )
+    return Classifier(
+        name=name,
+        model=model.to(chosen).eval(),
+        device=chosen,
+        image_size=image_size,
+        shortest_side=stored["cache_image_size"],
+        image_mean=tuple(processor.image_mean),
+        image_std=tuple(processor.image_std),
+        labels=(labels[0], labels[1]),
+        threshold=stored["decision_threshold"],
+        has_threshold="decision_threshold" in fields,
+        trained_view=stored["trained_view"],
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of that name. Raises ValueError for one that is not here."""
+    gpus = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()]
+    if name == "auto":
+        name = next(iter(gpus), "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = " or ".join(["auto", "cpu", *gpus])
+        raise ValueError(f"--device {name}: found no such device; expected {here}") from error
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # else probabilities are not a CPU's
+    return device
+
+
+def _check_is_binary_classifier(fields: dict[str, Any], name: str) -> None:
+    """Raises ValueError unless config.json, whose `fields` these are, is that of a head for two labels."""
+    model_type, found = fields["model_type"], fields.get("architectures")
+    if model_type == "vit_mae":
+        raise ValueError(
+            f"model {name}: found a masked autoencoder without a classifier, expected one that "
+            "run_classification.py fine-tuned: do that first, or name another"
+        )
+    if model_type not in CLASSIFIERS or found != [CLASSIFIERS[model_type].__name__]:
+        expected = " or ".join(f"{kind} with {[one.__name__]}" for kind, one in CLASSIFIERS.items())
+        raise ValueError(
+            f"model {name}: found {model_type[:50]} with architectures {str(found)[:100]}, expected "
+            f"{expected}: name another"
+        )
+    labels = fields.get("id2label")
+    # transformers leaves its default, two labels without names, out of the file.
+    num_labels = len(labels) if isinstance(labels, dict) else 2
+    if num_labels != 2:
+        raise ValueError(
+            f"model {name}: found a head for {num_labels} labels, expected 2, negative and positive: "
+            "name another"
+        )
+
+
+def _stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int:
+    """Returns the side of the square that the image processor makes; a ResNet takes images of any size."""
+    stored = read_object(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision)
+    size = stored.get("size", {})
+    sides = size.values() if isinstance(size, dict) else [size]
+    found = {side for side in sides if type(side) is int and 0 < side <= MAX_SIDE}
+    return found.pop() if len(found) == 1 else DEFAULT_IMAGE_SIZE
+
+
+def _stored(fields: dict[str, Any], name: str, *, image_size: int) -> dict[str, Any]:
+    """Returns what a run of ours stored in config.json, or its defaults. Raises ValueError for nonsense."""
+    views = tuple(VIEWS)
+    rules = {
+        "decision_threshold": (
+            DEFAULT_THRESHOLD,
+            lambda value: type(value) in (int, float) and 0 <= value <= 1,
+            "a probability",
+        ),
+        "cache_image_size": (
+            default_cache_image_size(image_size),
+            lambda value: type(value) is int and 0 < value <= MAX_SIDE,
+            f"a whole number from 1 to {MAX_SIDE}",
+        ),
+        "trained_view": (DEFAULT_VIEW, lambda value: value in views, " or ".join(views)),
+    }
+    stored = {}
+    for field, (default, is_valid, expected) in rules.items():
+        stored[field] = fields.get(field, default)
+        if not is_valid(stored[field]):
+            found = str(stored[field])[:50]
+            raise ValueError(
+                f"model {name}: config.json: found {field}={found}, expected {expected}: change it"
+            )
+    return stored

@@ -1,0 +1,263 @@
+"""Pretrained models by folder or name, and the image processor stored with each."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from safetensors import safe_open
+from transformers import AutoImageProcessor
+from transformers import PretrainedConfig
+from transformers import PreTrainedModel
+from transformers import ViTImageProcessor
+
+from cxr.data.transforms import GRAY_MEAN
+from cxr.data.transforms import GRAY_STD
+from cxr.models.configs import check_memory
+from cxr.models.configs import config_from_json
+from cxr.models.configs import num_parameters
+from cxr.models.scratch import sharded_by_layer
+from cxr.run_folder.files import read_json
+from cxr.sharing.local_hub import MODEL_ID
+from cxr.sharing.local_hub import model_ids
+from cxr.sharing.local_hub import repository_dir
+
+logger = logging.getLogger(__name__)
+MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]  # that are fetched from the Hub
+
+
+def load_config(
+    name: str, *, hub_dir: Path | None, revision: str, expected: tuple[str, ...]
+) -> PretrainedConfig:
+    """Returns a pretrained model's configuration. Raises ValueError or OSError with what to do instead."""
+    fields = read_config(name, hub_dir=hub_dir, revision=revision)
+    if fields["model_type"] not in expected:
+        raise ValueError(
+            f"model {name}: found model_type {fields['model_type'][:50]}, expected {' or '.join(expected)}: "
+            "name another"
+        )
+    return config_from_json(fields, where=f"model {name}: config.json")
+
+
+def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
+    """Returns a pretrained model's config.json as it is, with a model_type. Raises as `load_config` does."""
+    is_folder = Path(name).is_dir()
+    if not is_folder and (Path(name).exists() or not MODEL_ID.fullmatch(name)):
+        raise OSError(
+            f"model {name}: found no such folder; expected one with a model in it, or organisation/name"
+        )
+    if is_folder and revision != "main":
+        raise ValueError(
+            f"--model_revision {revision}: found the local folder {name}, which has no revisions; leave the "
+            "flag out, or name a model in --hub_dir or on the Hub"
+        )
+    source = _source(name, hub_dir, revision)
+    if "cache_dir" in source and not find_file(name, "config.json", hub_dir=hub_dir, revision=revision):
+        raise ValueError(
+            f"model {name}: found no revision {revision} in --hub_dir {hub_dir}; expected --model_revision "
+            "main, a tag or a whole commit, as hub.py log lists them"
+        )
+    with _loading(name, revision, hub_dir):
+        fields, _ = PretrainedConfig.get_config_dict(name, **source)
+        if not isinstance(fields.get("model_type"), str):
+            raise ValueError("found no config.json with a model_type")
+    return fields
+
+
+def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
+    """Brings all files of a model on the Hub here; returns the directory in which it is by name from now on.
+
+    That is the Hub's cache, and `hub_dir` as it is for a folder or a model in it. Raises OSError.
+    """
+    source = _source(name, hub_dir, revision)
+    if Path(name).is_dir() or "cache_dir" in source:
+        return hub_dir
+    with _loading(name, revision):
+        snapshot_download(name, allow_patterns=MODEL_FILES, **source)
+    return Path(HF_HUB_CACHE)
+
+
+def check_image_size(config: PretrainedConfig, image_size: int | None) -> None:
+    """Raises ValueError when a pretrained ViT is asked for another size than its position embeddings have."""
+    if image_size not in (None, config.image_size):
+        raise ValueError(
+            f"--image_size {image_size}: found a model pretrained for {config.image_size} pixels; leave the "
+            "flag out, or pretrain one for the size you want with run_mae_pretrain.py --config_name"
+        )
+
+
+@contextlib.contextmanager
+def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[None]:
+    """Turns whatever the libraries end in when they read a model into one line that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        logger.debug("Loading %s failed.", name, exc_info=True)
+        where = name if Path(name).is_dir() else f"{name}, revision {revision}"
+        text = str(error) or type(error).__name__
+        reason = " ".join(text.split()).split(". ")[0].rstrip(".")[:200]  # its first sentence
+        known = f"{hub_dir}, which has {', '.join(model_ids(hub_dir)) or 'none'}," if hub_dir else "DIR"
+        raise OSError(
+            f"model {where}: could not be loaded ({reason}); name a folder with a whole model, or "
+            f"organisation/name in --hub_dir {known} or on a Hub that can be reached"
+        ) from error
+
+
+def _source(name: str, hub_dir: Path | None, revision: str) -> dict[str, Any]:
+    """Returns the keywords by which transformers finds `name`: in `hub_dir` where that has it."""
+    if hub_dir is not None and not Path(name).is_dir() and repository_dir(hub_dir, name).is_dir():
+        return {"revision": revision, "cache_dir": str(hub_dir), "local_files_only": True}
+    return {"revision": revision}
+
+
+def find_file(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> Path | None:
+    """Returns a model's file, None where it has none, or is a name whose files are not here yet."""
+    if Path(name).is_dir():
+        path = Path(name) / filename
+        return path if path.is_file() else None
+    cache_dir = _source(name, hub_dir, revision).get("cache_dir")
+    path = try_to_load_from_cache(name, filename, cache_dir=cache_dir, revision=revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
+    """Returns the object in a model's JSON file, an empty one where it has none. Raises OSError."""
+    path = find_file(name, filename, hub_dir=hub_dir, revision=revision)
+    with _loading(name, revision):
+        return read_json(path) if path else {}
+
+
+def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
+    """Returns the safetensors of a model, none for a name whose files are not here yet.
+
+    Raises OSError for a folder without them, as a pickle can hold code, and ValueError for an index that
+    names other files than safetensors beside it.
+    """
+    if Path(name).is_dir() and any(Path(name).glob("shard-*.safetensors")):  # they would come before others
+        raise ValueError(
+            f"model {name}: found shard-*.safetensors, parts of a distributed checkpoint; "
+            "expected model.safetensors: save it as one model"
+        )
+    if whole := find_file(name, "model.safetensors", hub_dir=hub_dir, revision=revision):
+        return [whole]
+    index = find_file(name, "model.safetensors.index.json", hub_dir=hub_dir, revision=revision)
+    if index is None and Path(name).is_dir():
+        raise OSError(
+            f"model {name}: found no model.safetensors, and other files, such as pytorch_model.bin, are not "
+            "read, as they can hold code; expected safetensors: restore the file, or convert the model with "
+            "transformers where you trust it, by from_pretrained and save_pretrained"
+        )
+    if index is None:
+        return []
+    weight_map = read_object(name, index.name, hub_dir=hub_dir, revision=revision).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    for one in names:
+        if not isinstance(one, str) or Path(one).name != one or not one.endswith(".safetensors"):
+            raise ValueError(
+                f"model {name}: {index.name}: found {str(one)[:50]!r}, expected names of safetensors files "
+                "beside it"
+            )
+    return [index.parent / one for one in sorted(set(names))]
+
+
+def _num_stored(path: Path) -> int:
+    """Returns how many numbers are in a safetensors file, from its header."""
+    with safe_open(path, framework="pt") as weights:
+        return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+
+
+def load_pretrained(
+    model_class: type[PreTrainedModel],
+    name: str,
+    *,
+    config: PretrainedConfig,
+    hub_dir: Path | None,
+    revision: str,
+    new_head: str | None = None,
+) -> PreTrainedModel:
+    """Loads `name` into `model_class`; only parameters of `new_head` may be missing or of another shape.
+
+    Raises ValueError when others do: part of the model would silently start from random weights.
+    """
+    files = _weight_files(name, hub_dir, revision)
+    check_memory(model_class, config, where=f"model {name}: config.json")
+    with _loading(name, revision):
+        stored = sum(map(_num_stored, files))
+    # Checked before: what is missing would be made, however large it is.
+    needed = num_parameters(model_class, config, without=new_head)
+    if files and needed > stored:
+        raise ValueError(
+            f"model {name}: found {stored:,} parameters, expected the {needed:,} that its "
+            f"config.json says a {model_class.__name__} has; restore the files, or name a complete checkpoint"
+        )
+    with _loading(name, revision):
+        model, info = model_class.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,  # else the checkpoint's, and half precision cannot be trained
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_source(name, hub_dir, revision),
+        )
+    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    unexplained = sorted(key for key in fresh if new_head is None or not key.startswith(new_head))
+    if unexplained:
+        raise ValueError(
+            f"model {name}: found {len(unexplained)} parameters of {model_class.__name__} missing or of "
+            f"another shape, first {unexplained[0]}; expected a complete checkpoint of it: name one"
+        )
+    for key, values in model.state_dict().items():
+        if not torch.isfinite(values).all():
+            raise ValueError(
+                f"model {name}: found weights that are no finite numbers, first {key}; "
+                "expected those of a training that did not diverge: name another checkpoint"
+            )
+    return sharded_by_layer(model)
+
+
+def load_image_processor(
+    name: str | None, *, hub_dir: Path | None, revision: str, image_size: int
+) -> ViTImageProcessor:
+    """Returns the processor to store with a model: whole image to a square, gray to RGB, statistics.
+
+    A pretrained model keeps the mean and standard deviation it was trained with; one from scratch (`name`
+    None, or a model that has none) gets those of MIMIC-CXR-JPG, the same in all channels.
+    """
+    mean, std = [GRAY_MEAN] * 3, [GRAY_STD] * 3
+    if name is not None:
+        try:
+            with _loading(name, revision):
+                pretrained = AutoImageProcessor.from_pretrained(
+                    name, trust_remote_code=False, **_source(name, hub_dir, revision)
+                )
+                mean, std = pretrained.image_mean, pretrained.image_std
+        except OSError:
+            if find_file(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision):
+                raise  # damaged: other statistics than the model's would be fed to it
+            logger.warning("%s has no image processor; it gets the statistics of MIMIC-CXR-JPG.", name)
+        _check_statistics(mean, std, where=f"model {name}: preprocessor_config.json")
+    return ViTImageProcessor(
+        size={"height": image_size, "width": image_size},
+        image_mean=list(mean),
+        image_std=list(std),
+        do_convert_rgb=True,
+    )
+
+
+def _check_statistics(mean: Any, std: Any, *, where: str) -> None:
+    """Raises ValueError unless both are of three channels whose values are from 0 to 1."""
+    for name, values, least in (("image_mean", mean, 0.0), ("image_std", std, 0.001)):
+        if (
+            not isinstance(values, list | tuple)
+            or len(values) != 3
+            or not all(type(value) in (int, float) and least <= value <= 1 for value in values)
+        ):
+            raise ValueError(
+                f"{where}: found {name}={str(values)[:50]}, expected three numbers from {least:g} to 1"
+            )

@@ -1,0 +1,104 @@
+"""Files and folders that are written whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Writes `path` atomically: others see the old file or the whole new one. `private` is mode 0600."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            if private:
+                temporary.chmod(0o600)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, *, private: bool = False) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", private=private)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in `path`, an empty one without a file. Raises ValueError for anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: found broken JSON ({error}); expected what a run wrote") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found {type(content).__name__}, expected what a run wrote")
+    return content
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling folder to fill, which becomes `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Renames `new`, once it is on the disk, to `path`; an old `path` is renamed away, back on failure."""
+    sync_folder(new)
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.replace(old)
+    try:
+        new.replace(path)
+    except BaseException:
+        if old.exists():
+            old.replace(path)
+        raise
+    sync_file(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def remove_folder(path: Path) -> None:
+    """Removes `path`, which loses its name at once: what a kill leaves is not taken for the whole."""
+    aside = path.with_name(f".{path.name}.tmp")
+    path.replace(aside)
+    shutil.rmtree(aside)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until all that is in `folder` is on the disk: a rename may get there before the content."""
+    for path in folder.rglob("*"):
+        sync_file(path)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder, and orders its own renames
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""One run at a time in a run folder: its lock, and what a killed run left in it."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+from filelock import Timeout
+
+from cxr.run_folder.files import read_json
+from cxr.run_folder.files import write_json
+
+LOCK_FILE = ".lock"
+OWNER_FILE = ".owner.json"  # who has the lock, or had it last
+# What is written aside: files with the number of their process, folders without.
+LEFTOVERS = re.compile(r"\.(?:[\w.-]+\.(?:csv|json|jsonl|md|png)\.\d+\.tmp|(?:model|step_\d+)\.(?:tmp|old))")
+ORPHANS_SECONDS = 20  # that the workers of a killed run may take to notice
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Removes what a killed run was writing aside; what it was just replacing comes back.
+
+    Only the holder of the folder's lock may do this.
+    """
+    for path in [*output_dir.glob(".*"), *(output_dir / "checkpoints").glob(".*")]:
+        replaced = path.with_name(path.stem[1:])  # ".model.old" was "model"
+        if not LEFTOVERS.fullmatch(path.name):
+            continue
+        if path.suffix == ".old" and not replaced.exists():
+            path.replace(replaced)
+        else:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
+    """Makes `output_dir` and returns the lock that keeps other runs out of it while this process lives.
+
+    Raises ValueError when it holds something and the run does not continue it. What a run wrote that ended
+    before its first step, by a wrong flag or a missing file, is in nobody's way and is removed.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
+    found = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+    found = {name for name in found - {LOCK_FILE, OWNER_FILE} if not LEFTOVERS.fullmatch(name)}
+    # A run that was killed at its start may have left its lock only.
+    is_run = "args.json" in found or (not found - {"train.log"} and (output_dir / LOCK_FILE).is_file())
+    if resume and not is_run:
+        raise ValueError(
+            f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
+        )
+    abandoned = "args.json" in found and found <= {"args.json", "samples.json", "train.log"}
+    if found and not resume and not abandoned:
+        raise ValueError(
+            f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
+            "or continue the run in it with --resume_from_checkpoint latest"
+        )
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(output_dir)
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {output_dir}: cannot be written to ({error.strerror}); name another folder"
+        ) from error
+    remove_leftovers(output_dir)
+    if not resume:
+        for name in found:
+            (output_dir / name).unlink()
+    return lock
+
+
+def lock_folder(output_dir: Path) -> FileLock:
+    """Returns the lock that is held as long as the object lives. Raises ValueError when another has it.
+
+    The system frees it when its holder ends, however that happens; with filelock 3, when the workers of the
+    holder have ended, too, which is seconds later: for that it waits.
+    """
+    lock = FileLock(output_dir / LOCK_FILE, blocking=False)
+    for _ in range(ORPHANS_SECONDS):
+        with contextlib.suppress(Timeout):
+            lock.acquire()
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+            write_json(output_dir / OWNER_FILE, owner)
+            return lock
+        owner = read_json(output_dir / OWNER_FILE)
+        here = owner.get("host") == socket.gethostname()
+        pid = owner.get("pid")
+        if not here or type(pid) is not int or not 0 < pid < 2**31 or psutil.pid_exists(pid):
+            break
+        time.sleep(1)
+    who = "pid {pid} on {host} since {since}".format_map({"pid": "?", "host": "?", "since": "?", **owner})
+    raise ValueError(
+        f"--output_dir {output_dir}: another run is writing to it ({who}); wait for it or name another "
+        f"folder; if that run is gone for certain, remove {output_dir / LOCK_FILE}"
+    )
+
+
+def is_in_use(output_dir: Path) -> bool:
+    if not (output_dir / LOCK_FILE).exists():
+        return False
+    lock = FileLock(output_dir / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False

@@ -1,0 +1,170 @@
+"""The model card: README.md of a run and of its model, with the metadata that the Hugging Face Hub reads."""
+
+import argparse
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult
+from huggingface_hub import ModelCard
+from huggingface_hub import ModelCardData
+
+from cxr.data.sources import is_synthetic
+from cxr.data.sources import source_revision
+from cxr.run_folder.files import write_text
+from cxr.run_folder.privacy import mask_ids
+from cxr.sharing.local_hub import MODEL_ID
+from cxr.sharing.local_hub import read_refs
+
+TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+# Figures that show no image and no patient, and so may be shared.
+FIGURES = {
+    "loss.png": "Mean loss by epoch",
+    "roc_pr_validation.png": "ROC and precision-recall curves on validation",
+    "roc_pr_test.png": "ROC and precision-recall curves on test",
+    "confusion_matrix_validation.png": "Confusion matrices on validation",
+    "confusion_matrix_test.png": "Confusion matrices on test",
+}
+METRICS = {  # ours -> the Hub's id, its name
+    "auroc": ("roc_auc", "AUROC"),
+    "average_precision": ("average_precision", "Average precision"),
+    "accuracy": ("accuracy", "Accuracy"),
+    "precision": ("precision", "Precision"),
+    "recall": ("recall", "Recall"),
+    "f1": ("f1", "F1"),
+}
+# Flags that say what was trained; the others say how and where.
+HYPERPARAMETERS = (
+    "config_name",
+    "config_overrides",
+    "image_size",
+    "mask_ratio",
+    "norm_pix_loss",
+    "crop_scale",
+    "horizontal_flip",
+    "augmentation",
+    "random_erasing_prob",
+    "train_last_layer_only",
+    "num_train_epochs",
+    "max_train_steps",
+    "learning_rate",
+    "base_learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+)
+LICENSE = {
+    "license": "other",
+    "license_name": "physionet-credentialed-health-data-license-1.5.0",
+    "license_link": "https://physionet.org/content/mimic-cxr-jpg/view-license/2.1.0/",
+}
+
+
+def describe_origin(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what a card will say of where a run comes from, without a path of the machine.
+
+    It is for the start of the run: code, data and the base model's name may have moved by its end.
+    """
+    base_model = args.model_name_or_path
+    is_by_name = base_model is not None and not Path(base_model).exists() and MODEL_ID.fullmatch(base_model)
+    refs = read_refs(args.hub_dir, base_model) if is_by_name and args.hub_dir else {}
+    return {
+        "git_commit": source_revision(),
+        "is_synthetic": is_synthetic(args.data_dir),
+        "dataset": "synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir),
+        "base_model": base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
+        "base_model_revision": refs.get(args.model_revision, args.model_revision) if is_by_name else None,
+    }
+
+
+def write_card(
+    output_dir: Path, *, args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any]
+) -> None:
+    """Writes README.md of the run and of its model/, with copies of the figures that may be shared.
+
+    For the arguments see `make_card`.
+    """
+    model_dir = output_dir / "model"
+    for name in FIGURES:
+        if (output_dir / name).is_file():
+            temporary = model_dir / f".{name}.tmp"
+            shutil.copyfile(output_dir / name, temporary)
+            temporary.replace(model_dir / name)
+    text = make_card(model_dir, args, results, sample)
+    for folder in (model_dir, output_dir):
+        write_text(folder / "README.md", text)
+
+
+def make_card(model_dir: Path, args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any]) -> str:
+    """Returns the card of a model, with those figures that are in its folder.
+
+    `args`, `results` and `sample` are what the run's records hold; of an unfinished run, `results` has no
+    metrics. Nothing else is asked, nor when or how fast the run was: the same run has the same card.
+    """
+    is_pretraining = results["task"] == "mae_pretraining"
+    name = args["hub_model_id"] or "model"
+    origin = args["origin"]
+    data, is_mimic = origin["dataset"], "mimic" in origin["dataset"]
+    metadata = ModelCardData(
+        **(LICENSE if is_mimic else {"license": "mit" if origin["is_synthetic"] else "other"}),
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
+        tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
+        base_model=origin["base_model"] if origin["base_model_revision"] else None,
+        datasets=[data],
+        metrics=None if is_pretraining else [metric for metric, _ in METRICS.values()],
+        model_name=name.rpartition("/")[2],
+        eval_results=list(measured(results, data)) or None,
+        language=None,
+    )
+    template = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    body = template.render(
+        metadata=metadata.to_yaml(),
+        name=name,
+        is_pretraining=is_pretraining,
+        is_finished="train_loss" in results,
+        origin=origin,
+        is_mimic=is_mimic,
+        args=args,
+        results=results,
+        sample=sample,
+        figures={name: caption for name, caption in FIGURES.items() if (model_dir / name).is_file()},
+        metrics=METRICS,
+        splits=[split for split in ("validation", "test") if split in results],
+        hyperparameters={flag: args[flag] for flag in HYPERPARAMETERS if args.get(flag) is not None},
+    )
+    return str(ModelCard(body))
+
+
+def dataset_name(data_dir: Path) -> str:
+    """The name of the data's folder, as a dataset's id; PhysioNet's are below it, by version."""
+    folder = Path(os.path.abspath(data_dir))  # noqa: PTH100 - a link keeps its name
+    name = folder.parent.name if re.fullmatch(r"[\d.]+", folder.name) else folder.name
+    return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
+
+
+def measured(results: dict[str, Any], data: str) -> Iterator[EvalResult]:
+    """The metrics of the best split measured, in the form of the Hub's model-index."""
+    split = next((split for split in ("test", "validation") if split in results), None)
+    if split is None:
+        return
+    for ours, (metric, name) in METRICS.items():
+        if results[split][ours] is not None:
+            yield EvalResult(
+                task_type="image-classification",
+                dataset_type=data,
+                dataset_name=data,
+                dataset_config=results["task"],
+                dataset_split=split,
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(results[split][ours], 4),
+            )

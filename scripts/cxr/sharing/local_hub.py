@@ -1,0 +1,365 @@
+"""Models by name in a local directory, in the documented layout of the Hugging Face Hub's cache.
+
+    DIR/models--org--name/blobs/<sha256>          a file's content, shared by all revisions that have it
+    DIR/models--org--name/snapshots/<commit>/...  a revision: links to blobs, or copies where there are none
+    DIR/models--org--name/commits/<commit>.json   its parent, time, message and files; its SHA-1 is the commit
+    DIR/models--org--name/refs/<name>             the commit that "main" or a tag means
+
+So `from_pretrained("org/name", cache_dir=DIR, local_files_only=True)` works in plain transformers, offline.
+Where a real download of the same name has led "main" to a revision without a record, nothing is added to the
+model and nothing removed.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from datetime import timezone
+from pathlib import Path
+
+from filelock import FileLock
+from filelock import Timeout
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from cxr.run_folder.files import new_folder
+from cxr.run_folder.files import read_json
+from cxr.run_folder.files import remove_folder
+from cxr.run_folder.files import sha256_of
+from cxr.run_folder.files import sync_file
+from cxr.run_folder.files import write_text
+from cxr.run_folder.privacy import files_to_share
+from cxr.run_folder.privacy import mask_ids
+
+logger = logging.getLogger(__name__)
+MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+TAG = re.compile(r"(?!main$|[0-9a-f]{40}$)[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+BLOB = re.compile(r"[0-9a-f]{64}")  # downloads name theirs otherwise, too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A revision of a model: what it holds, as the SHA-256 of each file, and what it followed."""
+
+    commit: str
+    parent: str | None
+    time: str  # ISO 8601, UTC
+    message: str
+    files: dict[str, str]
+
+
+def parse_model_id(text: str) -> str:
+    """Returns the name of a model on a command line. Raises argparse.ArgumentTypeError for what is none."""
+    with contextlib.suppress(HFValidationError):
+        if MODEL_ID.fullmatch(text):
+            validate_repo_id(text)
+            return without_ids(text)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected organisation/name, such as my-lab/mae-cxr")
+
+
+def without_ids(text: str) -> str:
+    """Returns a text of a command line that is shared. Raises argparse.ArgumentTypeError for one with ids."""
+    if mask_ids(text) != text:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, which looks like the id of a patient, a study or an image; expected another"
+        )
+    return text
+
+
+def parse_tag(text: str) -> str:
+    """Returns the name of a revision on a command line. Raises argparse.ArgumentTypeError for others."""
+    if not TAG.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a name such as v1, other than main")
+    return without_ids(text)
+
+
+def repository_dir(hub_dir: Path, model_id: str) -> Path:
+    return hub_dir / f"models--{model_id.replace('/', '--')}"
+
+
+def model_ids(hub_dir: Path) -> list[str]:
+    """Returns the names of the models that were pushed to `hub_dir`."""
+    found = sorted(path.parent.name for path in hub_dir.glob("models--*--*/commits"))
+    return [name.removeprefix("models--").replace("--", "/", 1) for name in found]
+
+
+def check_is_known(hub_dir: Path, model_id: str) -> None:
+    """Raises ValueError for a model that was not pushed to `hub_dir`."""
+    known = model_ids(hub_dir)
+    if model_id not in known:
+        raise ValueError(
+            f"--hub_dir {hub_dir}: found no model {model_id}; expected one of those in it: "
+            + (", ".join(known) or "none")
+        )
+
+
+def check_push(*, hub_dir: Path, model_id: str, tag: str | None) -> None:
+    """Finds out before a training what would stop the push after it. Raises ValueError."""
+    with _locked(hub_dir, model_id) as repository:
+        refs = read_refs(hub_dir, model_id)
+        _head(repository, refs)
+        if tag in refs:
+            raise tag_is_taken(tag, refs[tag])
+
+
+def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: str | None = None) -> str:
+    """Adds the files of `model_dir` as a new revision of `model_id`, unless it has them; returns its commit.
+
+    The order is blobs, snapshot, record, main, tag, each of them whole: what a killed push leaves is no name
+    that means half a revision, and a repeated push completes it, or mends what was damaged. Raises ValueError
+    for a folder that holds anything but a model and for a tag of other files, and OSError.
+    """
+    files = files_to_share(model_dir)
+    with _locked(hub_dir, model_id) as repository:
+        blobs = {path.name: _store_blob(path, repository / "blobs") for path in files}
+        refs = read_refs(hub_dir, model_id)
+        head = _head(repository, refs)
+        tagged = _read_commit(repository, refs[tag]) if tag in refs else None
+        if tagged and tagged.files != blobs:
+            raise tag_is_taken(tag, tagged.commit)
+        same = next((one for one in (tagged, head) if one and one.files == blobs), None)
+        if same:
+            commit = same.commit
+            if not _is_whole(repository / "snapshots" / commit, blobs):
+                _write_snapshot(repository, commit, blobs)
+        else:
+            time = datetime.now(timezone.utc).isoformat()
+            parent = head.commit if head else None
+            content = {"parent": parent, "time": time, "message": message, "files": blobs}
+            text = json.dumps(content, indent=2, sort_keys=True)
+            commit = hashlib.sha1(text.encode()).hexdigest()
+            _write_snapshot(repository, commit, blobs)
+            _write(repository / "commits" / f"{commit}.json", text)
+        if not same or "main" not in refs:
+            _write(repository / "refs" / "main", commit)
+        if tag and tag not in refs:
+            _write(repository / "refs" / tag, commit)
+    return commit
+
+
+def read_log(hub_dir: Path, model_id: str, revision: str = "main") -> list[Commit]:
+    """Returns a revision and all that it followed, newest first. Raises ValueError for an unknown one."""
+    repository = repository_dir(hub_dir, model_id)
+    log, commit = [], resolve(hub_dir, model_id, revision)
+    while commit is not None:
+        log.append(_read_commit(repository, commit))
+        commit = log[-1].parent
+    return log
+
+
+def read_refs(hub_dir: Path, model_id: str) -> dict[str, str]:
+    """Returns the commit of each name: main and the tags."""
+    refs = repository_dir(hub_dir, model_id) / "refs"
+    files = [path for path in sorted(refs.glob("[!.]*")) if path.is_file()]  # downloads make folders, too
+    return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files}
+
+
+def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
+    """Returns the commit that main, a tag or the first digits of a commit mean. Raises ValueError."""
+    check_is_known(hub_dir, model_id)
+    refs = read_refs(hub_dir, model_id)
+    if revision in refs:
+        return refs[revision]
+    commits = sorted(path.stem for path in (repository_dir(hub_dir, model_id) / "commits").glob("[!.]*.json"))
+    meant = [commit for commit in commits if len(revision) >= 4 and commit.startswith(revision)]
+    if len(meant) != 1:
+        raise ValueError(
+            f"{model_id}: found {len(meant)} revisions {revision!r}; expected "
+            + " or ".join([*refs, "the first digits of a commit in its log"])
+        )
+    return meant[0]
+
+
+def set_tag(hub_dir: Path, model_id: str, tag: str, revision: str) -> str:
+    """Makes `tag` mean a revision, for good; returns its commit. Raises ValueError for one of another."""
+    with _locked(hub_dir, model_id) as repository:
+        commit = resolve(hub_dir, model_id, revision)
+        refs = read_refs(hub_dir, model_id)
+        if refs.get(tag, commit) != commit:
+            raise tag_is_taken(tag, refs[tag])
+        _write(repository / "refs" / tag, commit)
+    return commit
+
+
+def find_problems(hub_dir: Path, model_id: str) -> list[str]:
+    """Reads every byte of a model; returns what is not as it was pushed, a line each.
+
+    Nothing is kept from changing meanwhile, so that a directory that is only read can be verified: what a
+    second look does not find again was a push or a garbage collection at work.
+    """
+    problems = _look_for_problems(hub_dir, model_id)
+    again = set(_look_for_problems(hub_dir, model_id)) if problems else ()
+    return [problem for problem in problems if problem in again]
+
+
+def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
+    repository = repository_dir(hub_dir, model_id)
+    problems = []
+    refs = read_refs(hub_dir, model_id)  # first: a push meanwhile adds to what they lead to
+    if "main" not in refs:
+        problems.append(f"{repository / 'refs' / 'main'}: is missing")
+    for blob in _blobs(repository):
+        if not _has_content(blob, blob.name):
+            problems.append(f"{blob}: its content has changed")
+    commits = {path.stem for path in (repository / "commits").glob("[!.]*.json")}
+    for name, commit in refs.items():
+        if commit not in commits:
+            problems.append(f"{repository / 'refs' / name}: leads to {commit}, which was not pushed here")
+    for commit in sorted(commits):
+        try:
+            found = _read_commit(repository, commit)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if found.parent and found.parent not in commits:
+            problems.append(f"{repository / 'commits' / commit}.json: its parent {found.parent} is missing")
+        snapshot = repository / "snapshots" / commit
+        in_snapshot = {path.name for path in snapshot.glob("*")}
+        for name, digest in found.files.items():
+            path = snapshot / name
+            if not path.is_file():
+                problems.append(f"{path}: is missing")
+            elif not path.is_symlink() and not _has_content(path, digest):
+                problems.append(f"{path}: its content has changed")
+            elif path.is_symlink() and path.resolve() != (repository / "blobs" / digest).resolve():
+                problems.append(f"{path}: leads elsewhere than to its content")
+        problems += [
+            f"{snapshot / name}: was not pushed" for name in sorted(in_snapshot - found.files.keys())
+        ]
+    return problems
+
+
+def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
+    """Removes revisions that no ref leads to, and contents of no revision; returns their numbers.
+
+    Raises ValueError, before anything is removed, where a ref is missing or leads to what was not pushed.
+    """
+    with _locked(hub_dir, model_id) as repository:
+        kept: dict[str, Commit] = {}
+        refs = read_refs(hub_dir, model_id)
+        if "main" not in refs:
+            raise ValueError(
+                f"{model_id}: found no main in {repository}, as a first push was killed or the file is lost; "
+                "expected it: push the model again"
+            )
+        for commit in refs.values():
+            while commit is not None and commit not in kept:
+                kept[commit] = _read_commit(repository, commit)
+                commit = kept[commit].parent
+        unreached = [path for path in (repository / "commits").glob("*.json") if path.stem not in kept]
+        for path in sorted(unreached, key=lambda path: path.stat().st_mtime, reverse=True):
+            path.unlink()  # parents last, that none is missed
+        used = {digest for commit in kept.values() for digest in commit.files.values()}
+        files = [path for path in (repository / "refs").rglob("*") if path.is_file()]
+        named = {path.read_text(encoding="utf-8", errors="replace") for path in files}
+        for snapshot in (repository / "snapshots").glob("*"):  # after their records: none has lost its files
+            if snapshot.name in named - kept.keys():  # a download by a name such as refs/pr/1
+                used |= {path.resolve().name for path in snapshot.rglob("*")}
+            elif snapshot.name not in kept:
+                remove_folder(snapshot)
+        unused = [path for path in _blobs(repository) if path.name not in used]
+        for path in unused:
+            path.unlink()
+    return len(unreached), len(unused)
+
+
+@contextlib.contextmanager
+def _locked(hub_dir: Path, model_id: str) -> Iterator[Path]:
+    """Gives the repository to one process at a time, without what a killed one left in it."""
+    repository = repository_dir(hub_dir, model_id)
+    lock = FileLock(hub_dir / ".locks" / f"{repository.name}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(Timeout):
+            lock.acquire(blocking=False)
+        if not lock.is_locked:
+            logger.warning("Waiting for another process that is writing to %s.", repository)
+            lock.acquire()
+    except OSError as error:
+        raise ValueError(
+            f"--hub_dir {hub_dir}: found no folder that can be written to ({error.strerror}), expected one"
+        ) from error
+    try:
+        for path in repository.glob("*/.*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield repository
+    finally:
+        lock.release()
+
+
+def _blobs(repository: Path) -> list[Path]:
+    return [path for path in sorted((repository / "blobs").glob("*")) if BLOB.fullmatch(path.name)]
+
+
+def tag_is_taken(tag: str, commit: str) -> ValueError:
+    return ValueError(f"found the tag {tag} at revision {commit[:8]}, expected a new one: no tag is moved")
+
+
+def _head(repository: Path, refs: dict[str, str]) -> Commit | None:
+    """Returns what main means; without it, what was pushed last: a kill or a loss came between."""
+    if "main" in refs:
+        return _read_commit(repository, refs["main"])
+    commits = [_read_commit(repository, path.stem) for path in (repository / "commits").glob("[!.]*.json")]
+    return max(commits, key=lambda commit: commit.time, default=None)
+
+
+def _read_commit(repository: Path, commit: str) -> Commit:
+    path = repository / "commits" / f"{commit}.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: is missing: a download from the Hub, or a damage, has led a name or a revision to "
+            f"{commit[:8]}, which was not pushed here; name another --hub_dir, or restore the file"
+        )
+    if hashlib.sha1(path.read_bytes()).hexdigest() != commit:
+        raise ValueError(
+            f"{path}: its content has changed; restore it from a copy, or name another --hub_dir"
+        )
+    return Commit(commit=commit, **read_json(path))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text)
+
+
+def _store_blob(path: Path, blobs_dir: Path) -> str:
+    """Returns the SHA-256 of what was stored: of a copy, as a training may replace the file meanwhile."""
+    blobs_dir.mkdir(parents=True, exist_ok=True)
+    temporary = blobs_dir / f".{path.name}.tmp"
+    shutil.copyfile(path, temporary)
+    sync_file(temporary)
+    digest = sha256_of(temporary)
+    blob = blobs_dir / digest
+    if blob.exists() and sha256_of(blob) == digest:
+        temporary.unlink()
+    else:  # new, or damaged
+        temporary.replace(blob)
+    return digest
+
+
+def _write_snapshot(repository: Path, commit: str, blobs: dict[str, str]) -> None:
+    with new_folder(repository / "snapshots" / commit) as snapshot:
+        for name, digest in blobs.items():
+            link_or_copy(Path("..") / ".." / "blobs" / digest, snapshot / name)
+
+
+def _is_whole(snapshot: Path, blobs: dict[str, str]) -> bool:
+    return all(_has_content(snapshot / name, digest) for name, digest in blobs.items())
+
+
+def _has_content(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_of(path) == digest
+
+
+def link_or_copy(target: Path, link: Path) -> None:
+    """Makes `link` lead to `target`, which may be relative to it, or a copy where links are not allowed."""
+    try:
+        link.symlink_to(target)
+    except OSError:  # Windows
+        shutil.copyfile(link.parent / target, link)

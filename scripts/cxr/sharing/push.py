@@ -1,0 +1,124 @@
+"""What becomes of a run's model: a card beside it, and a push where the run's flags or a user ask for one."""
+
+import logging
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jinja2 import UndefinedError
+
+from cxr.run_folder.files import read_json
+from cxr.run_folder.files import write_text
+from cxr.run_folder.privacy import files_to_share
+from cxr.run_folder.record import RunRecord
+from cxr.run_folder.record import installed_versions
+from cxr.sharing import local_hub
+from cxr.sharing import online_hub
+from cxr.sharing.card import make_card
+from cxr.sharing.card import write_card
+from cxr.sharing.local_hub import link_or_copy
+
+logger = logging.getLogger(__name__)
+
+
+def check_push(*, hub_dir: Path | None, model_id: str, tag: str | None) -> None:
+    """Finds out before a training what would stop the push after it. Raises OSError or ValueError."""
+    if hub_dir is None:
+        online_hub.check_push(model_id=model_id, tag=tag)
+    else:
+        local_hub.check_push(hub_dir=hub_dir, model_id=model_id, tag=tag)
+
+
+def push(
+    model_dir: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None = None
+) -> str:
+    """Pushes to the directory, with `hub_dir` None to the Hugging Face Hub; see there. Returns the commit."""
+    options = {"model_id": model_id, "message": message, "tag": tag}
+    if hub_dir is None:
+        commit = online_hub.push(model_dir, **options)
+        load = f"from_pretrained({model_id!r})"
+    else:
+        commit = local_hub.push(model_dir, hub_dir=hub_dir, **options)
+        load = f"from_pretrained({model_id!r}, cache_dir={str(hub_dir)!r}, local_files_only=True)"
+    logger.info("Pushed revision %s: %s", commit, load)
+    return commit
+
+
+def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None) -> str:
+    """Pushes a model's folder as it is or, of a finished run, model/ with a card that has the new name.
+
+    Nothing in the folder changes. Raises ValueError and OSError.
+    """
+    options = {"hub_dir": hub_dir, "model_id": model_id, "message": message, "tag": tag}
+    if not (folder / "args.json").is_file():
+        return push(folder, **options)
+    args, results, sample = (read_json(folder / f"{name}.json") for name in ("args", "results", "samples"))
+    if not results:
+        raise ValueError(
+            f"{folder}: found no results.json, as the run is not finished; expected one that is; continue it "
+            "with --resume_from_checkpoint latest"
+        )
+    args |= {"hub_model_id": model_id, "hub_dir": hub_dir and str(hub_dir)}
+    try:
+        card = make_card(folder / "model", args, results, sample)
+    except (LookupError, TypeError, UndefinedError) as error:
+        raise ValueError(
+            f"{folder}: found records that lack what the card says ({error}), expected args.json, "
+            "samples.json and results.json as the run wrote them; restore them, or push "
+            f"{folder / 'model'} with a card of its own"
+        ) from error
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in files_to_share(folder / "model"):
+            link_or_copy(path.absolute(), Path(temporary) / path.name)
+        write_text(Path(temporary) / "README.md", card)
+        return push(Path(temporary), **options)
+
+
+def share_finished(record: RunRecord, results: dict[str, Any]) -> None:
+    """Writes the model's card, pushes as the run's args.json says and, last of all, writes results.json.
+
+    That is written where the push fails, too: the run is done. Raises OSError or ValueError.
+    """
+    output_dir = record.output_dir
+    args = read_json(output_dir / "args.json")
+    _write_card(output_dir, args, results)
+    commit = None
+    if args["push_to_hub"]:
+        try:
+            commit = _push_model(output_dir, args, results, tag=args["hub_revision"])
+        except (OSError, ValueError) as error:
+            record.write("results.json", {**results, "hub_commit": None})
+            command = ["python", "scripts/hub.py", "push", str(output_dir), args["hub_model_id"]]
+            for flag, value in (("--hub_dir", args["hub_dir"]), ("--tag", args["hub_revision"])):
+                command += [flag, value] if value else []
+            raise ValueError(
+                f"{error}; the run is finished but for the push: repeat it by {shlex.join(command)}"
+            ) from error
+    record.write("results.json", {**results, "hub_commit": commit})
+
+
+def share_unfinished(output_dir: Path, *, task: str, step: int, images_per_step: int) -> None:
+    """Shares the model of a training after `step` steps. If that fails, the training goes on."""
+    args = read_json(output_dir / "args.json")
+    results = {"task": task, "steps": step, "images_per_step": images_per_step}
+    results["versions"] = installed_versions()
+    try:
+        _write_card(output_dir, args, results)
+        _push_model(output_dir, args, results, tag=None)
+    except (OSError, ValueError) as error:
+        logger.warning("The model of this checkpoint was not pushed: %s", error)
+
+
+def _push_model(output_dir: Path, args: dict[str, Any], results: dict[str, Any], *, tag: str | None) -> str:
+    return push(
+        output_dir / "model",
+        hub_dir=Path(args["hub_dir"]) if args["hub_dir"] else None,
+        model_id=args["hub_model_id"],
+        message=f"{results['task']}, {results['steps']:,} steps",
+        tag=tag,
+    )
+
+
+def _write_card(output_dir: Path, args: dict[str, Any], results: dict[str, Any]) -> None:
+    write_card(output_dir, args=args, results=results, sample=read_json(output_dir / "samples.json"))

@@ -1,0 +1,405 @@
+"""Finished runs, gathered into the tables and rows of a report."""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxr.evaluation.intervals import Difference
+from cxr.evaluation.intervals import Interval
+from cxr.evaluation.intervals import SeedNoise
+from cxr.run_folder.files import read_json
+from cxr.run_folder.record import FREE_TO_CHANGE
+from cxr.study.grid import CLASSIFICATION
+from cxr.study.grid import Cell
+from cxr.study.grid import read_plan
+from cxr.study.grid import size_name
+
+# The columns of the paper's tables, and what is ours; the heading of each.
+PAPER_METRICS = {
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "f1": "F1",
+    "recall": "Recall",
+    "auroc": "AUC",
+}
+OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece": "ECE"}
+LOWER_IS_BETTER = ("brier", "ece")
+RUN_METRICS = ("n", "accuracy", "precision", "recall", "f1", "auroc", "average_precision")
+VIEWS = ("AP", "PA")
+PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "probability")
+PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
+TASKS = {"finding": "Finding vs No Finding", "pleural_effusion": "Pleural Effusion vs No Finding"}
+SIGNIFICANT = 0.05
+LONGEST = 1000  # characters of a flag: it may become the name of a row
+DEFAULT_LABEL_OPTIONS = {"labeler": "negbio", "uncertain": "negative"}
+DEFAULT_LABELS = ", uncertain ".join(DEFAULT_LABEL_OPTIONS.values())
+
+
+@dataclass(frozen=True, order=True)
+class TableName:
+    """What the rows of a table have in common."""
+
+    task: str
+    view: str
+    training_mode: str
+    labels: str  # labeler and what uncertain counts as
+    split: str
+    size: str  # "all" or a number
+
+    @property
+    def group(self) -> "TableName":
+        """The name without the size: what a learning curve has in common."""
+        return dataclasses.replace(self, size="")
+
+    @property
+    def title(self) -> str:
+        sizes = {"": [], "all": ["all training images"]}
+        parts = [TASKS.get(self.task, self.task)]
+        parts += sizes[self.size] if self.size in sizes else [f"{int(self.size):,} training images"]
+        return ", ".join([*parts, f"{self.view} views", *self.unusual(), f"{self.split} split"])
+
+    @property
+    def slug(self) -> str:
+        split = [self.split] * (self.split != "test")
+        parts = [self.task, *[self.view] * (self.view != "frontal"), *self.unusual(), *split, self.size]
+        return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()) for part in parts if part)
+
+    def unusual(self) -> list[str]:
+        mode = ["last layer only"] * (self.training_mode == "last_layer")
+        return mode + [self.labels] * (self.labels != DEFAULT_LABELS)
+
+
+@dataclass(frozen=True, order=True)
+class RowName:
+    """The paper's first three columns."""
+
+    model: str
+    augmentation: str
+    masking: float
+    masking_kind: str
+    setup: str = ""  # flags in which it differs from a row that is like it in all else
+
+    @property
+    def transformer(self) -> str:
+        return "not augmented" if self.augmentation == "none" else f"augmented ({self.augmentation})"
+
+    @property
+    def masked(self) -> str:
+        erased = " erased" * (self.masking_kind == "erasing")
+        return f"{self.masking:.2f}{erased}" if self.masking else ""
+
+    def label(self, others: Iterable["RowName"]) -> str:
+        """The name in a sentence or a legend, without an augmentation that all `others` have, too."""
+        verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
+        parts = [self.model]
+        parts += [self.transformer] * any(other.augmentation != self.augmentation for other in others)
+        parts += [f"{self.masking:.0%} {verb}"] * bool(self.masking)
+        return ", ".join([*parts, *[self.setup] * bool(self.setup)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: its records, and its predictions for the split that is reported."""
+
+    folder: Path
+    seed: int
+    args: dict[str, Any]
+    results: dict[str, Any]
+    split: str
+    predictions: pd.DataFrame
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What is known of a row; `values` is empty while no run of it has finished."""
+
+    name: RowName
+    label: str
+    runs: list[Run]
+    num_planned: int
+    values: dict[str, float | None] = field(default_factory=dict)  # means over seeds
+    over_seeds: dict[str, Interval | None] = field(default_factory=dict)
+    over_patients: dict[str, Interval | None] = field(default_factory=dict)
+    by_view: dict[str, tuple[float, Interval | None, int]] = field(default_factory=dict)  # AUROC, n
+    aurocs: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> (1 + R,): as measured, resampled
+    published: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(self.runs[0].predictions["dicom_id"]) if self.runs else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """AUROC of the first row minus that of the second; `p` is corrected for the number in the table."""
+
+    first: str  # labels
+    second: str
+    num_seeds: int  # that both rows have
+    difference: Difference
+    p: float
+
+    @property
+    def is_distinguishable(self) -> bool:
+        return self.p < SIGNIFICANT
+
+
+@dataclass(kw_only=True)
+class ResultTable:
+    name: TableName
+    rows: list[Row]
+    noise: SeedNoise
+    comparisons: list[Comparison]
+    figures: dict[str, Path] = field(default_factory=dict)  # caption -> file
+
+    @property
+    def measured(self) -> list[Row]:
+        return [row for row in self.rows if row.values]
+
+    @property
+    def views(self) -> list[str]:
+        """The views of which at least one row has both classes."""
+        return [view for view in VIEWS if any(view in row.by_view for row in self.measured)]
+
+    def is_best(self, row: Row, metric: str) -> bool:
+        """Whether a row has the best value of a column, as the paper underlines."""
+        values = [other.values[metric] for other in self.measured if other.values[metric] is not None]
+        if len(self.measured) < 2 or row.values.get(metric) is None:
+            return False
+        return row.values[metric] == (min if metric in LOWER_IS_BETTER else max)(values)
+
+
+def find_runs(folders: list[Path]) -> list[Path]:
+    """Returns the finished classification runs in `folders`. Raises FileNotFoundError when one holds none."""
+    runs = []
+    for folder in folders:
+        inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+        found = [run for run in inside if "validation" in read_json(run / "results.json")]
+        if not found:
+            raise FileNotFoundError(
+                f"{folder}: found no results.json of a classification run in it or one level below; "
+                "expected the --output_dir of run_classification.py or run_study.py, or a folder of such"
+            )
+        runs += found
+    return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]  # once, where FOLDERs overlap
+
+
+def planned_runs(folders: list[Path]) -> dict[Path, Cell]:
+    """Returns the classification cells of studies: run folder -> cell."""
+    return {
+        folder / name: cell
+        for folder in folders
+        for name, cell in read_plan(folder).items()
+        if cell.script == CLASSIFICATION
+    }
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a finished run: the test split where it was evaluated, else validation."""
+    results, args = read_json(folder / "results.json"), read_json(folder / "args.json")
+    split = "test" if "test" in results else "validation"
+    path = folder / f"predictions_{split}.csv"
+    try:
+        check_fields(results, RESULT_FIELDS)
+        check_fields(results[split], METRIC_FIELDS)
+        check_flags(args)
+        text = {"dicom_id": str, "view_position": str}  # "" is no view, and not a missing value
+        predictions = pd.read_csv(path, dtype=text, keep_default_na=False)[list(PREDICTION_COLUMNS)]
+        in_range = predictions["probability"].between(0, 1).all() and predictions["label"].isin((0, 1)).all()
+        if not in_range or len(predictions) != results[split]["n"] or predictions.empty:
+            raise ValueError("labels, probabilities or their number are not those of the run")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}, results.json: not what a run writes (at {error}); run it again") from error
+    return Run(
+        folder=folder, seed=results["seed"], args=args, results=results, split=split, predictions=predictions
+    )
+
+
+def is_word(value: Any) -> bool:
+    """Whether a value can be part of a title and of a figure's file name."""
+    return isinstance(value, str) and 0 < len(value) <= 40 and value.isprintable()
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable()
+
+
+def is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 10**9
+
+
+def is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+# What a run writes, and what a cell of a plan has, as far as the report uses it.
+RESULT_FIELDS = {
+    **dict.fromkeys(("task", "labeler", "uncertain", "view", "augmentation"), is_word),
+    **dict.fromkeys(("num_train_images", "images_per_step"), is_count),
+    **dict.fromkeys(("pretrained", "train_last_layer_only"), is_flag),
+    **dict.fromkeys(("mask_ratio", "random_erasing_prob"), is_share),
+    "model": is_name,
+    "seed": lambda value: type(value) is int and 0 <= value < 2**32,
+}
+METRIC_FIELDS = {name: lambda value: value is None or is_share(value) for name in RUN_METRICS} | {
+    "n": is_count
+}
+POINT_FIELDS = {
+    **dict.fromkeys(("task", "view", "augmentation"), is_word),
+    **dict.fromkeys(("from_scratch", "own_pretraining"), is_flag),
+    "model": is_name,
+    "masking": is_share,
+    "masking_kind": lambda value: value in ("patches", "erasing"),
+    "train_size": lambda value: value is None or is_count(value),
+    "training_mode": lambda value: value in ("full", "last_layer"),
+}
+
+
+def check_fields(values: dict[str, Any], fields: dict[str, Callable[[Any], bool]]) -> None:
+    """Raises KeyError or TypeError for values that no run wrote."""
+    for name, is_valid in fields.items():
+        if not is_valid(values[name]):
+            raise TypeError(f"{name} {values[name]!r:.50}")
+
+
+def check_flags(args: dict[str, Any]) -> None:
+    """Raises TypeError for flags that cannot name a row."""
+    for name, value in args.items():
+        text = f"{name} {value}"
+        if len(text) > LONGEST or not text.isprintable():
+            raise TypeError(f"args.json, {text!r:.50}")
+
+
+def point_of(results: dict[str, Any]) -> dict[str, Any]:
+    """Where in a grid a run is that no plan names, as a plan's cells have it."""
+    erasing = results["random_erasing_prob"]
+    return {
+        "model": results["model"],
+        "from_scratch": not results["pretrained"],
+        "own_pretraining": False,
+        "augmentation": results["augmentation"],
+        "masking": results["mask_ratio"] or erasing,
+        "masking_kind": "patches" if results["mask_ratio"] or not erasing else "erasing",
+        "train_size": results["num_train_images"],
+        "task": results["task"],
+        "training_mode": "last_layer" if results["train_last_layer_only"] else "full",
+        "view": results["view"],
+    }
+
+
+def row_name(point: dict[str, Any]) -> RowName:
+    model = PAPER_NAMES.get(point["model"], point["model"])
+    if point["own_pretraining"]:
+        model += ", pretrained here"
+    elif point["from_scratch"]:
+        model += ", from scratch"
+    return RowName(model, point["augmentation"], point["masking"], point["masking_kind"])
+
+
+def gather_rows(
+    runs: list[Path], plan: dict[Path, Cell]
+) -> dict[TableName, dict[RowName, tuple[list[Run], int]]]:
+    """Groups finished and planned runs: table -> row -> (finished runs, number planned)."""
+    tables: dict[TableName, dict[RowName, tuple[list[Run], int]]] = defaultdict(dict)
+    finished = set(runs)
+    for folder in [*plan, *(run for run in runs if run not in plan)]:
+        run = read_run(folder) if folder in finished else None
+        cell = plan.get(folder)
+        try:
+            options = run.results if run else cell.flags
+            point = cell.point if cell else point_of(run.results)
+            check_fields(point, POINT_FIELDS)
+            table = TableName(
+                task=point["task"],
+                view=point["view"],
+                training_mode=point["training_mode"],
+                labels=", uncertain ".join(
+                    options.get(name, default) for name, default in DEFAULT_LABEL_OPTIONS.items()
+                ),
+                split=run.split if run else "test",
+                size=size_name(point["train_size"]),
+            )
+            row = row_name(point)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder}: its results.json, or the plan.json above it, is not what is written there (at "
+                f"{error}); expected a run of run_classification.py"
+            ) from error
+        known, num_planned = tables[table].get(row, ([], 0))
+        tables[table][row] = ([*known, run] if run else known, num_planned + 1)
+    return {
+        table: dict(split for row, known in rows.items() for split in split_by_setup(row, *known))
+        for table, rows in tables.items()
+    }
+
+
+def split_by_setup(
+    row: RowName, runs: list[Run], num_planned: int
+) -> list[tuple[RowName, tuple[list[Run], int]]]:
+    """Makes a row of its own of runs that differ in a flag, which is then part of the row's name."""
+    # The model of a study's own pretraining has the seed in its name; any other is in the row's.
+    free = {*FREE_TO_CHANGE, "seed", "model_name_or_path"}
+    setups = [
+        {name: value for name, value in run.args.items() if name not in free}
+        | {"images_per_step": run.results["images_per_step"]}
+        for run in runs
+    ]
+    names = sorted({name for setup in setups for name in setup})
+    differing = [name for name in names if len({str(setup.get(name)) for setup in setups}) > 1]
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run, setup in zip(runs, setups):
+        groups[", ".join(f"{name} {setup.get(name)}" for name in differing)].append(run)
+    unfinished = num_planned - len(runs)
+    of_setups = [
+        (dataclasses.replace(row, setup=setup), (of_setup, len(of_setup)))
+        for setup, of_setup in groups.items()
+    ]
+    if unfinished and len(of_setups) == 1:
+        return [(of_setups[0][0], (runs, num_planned))]
+    return of_setups + [(row, ([], unfinished))] * bool(unfinished)
+
+
+def check_row(row: Row) -> None:
+    """Raises ValueError when runs that should differ in their seed only do not."""
+    first = row.runs[0]
+    for number, other in enumerate(row.runs):
+        if other.seed in {run.seed for run in row.runs[:number]}:
+            found = f"both have seed {other.seed}"
+        elif not other.predictions["dicom_id"].equals(first.predictions["dicom_id"]):
+            found = "were measured on other images"
+        else:
+            continue
+        raise ValueError(
+            f"{first.folder} and {other.folder} would make up one row, but {found}; expected runs that "
+            "differ in their seed only: report them apart"
+        )
+
+
+def check_samples(rows: list[Row], table: TableName) -> None:
+    """Raises ValueError when runs of one seed and size were not trained on the same images."""
+    seen: dict[int, tuple[str, Path]] = {}
+    for run in (run for row in rows for run in row.runs):
+        sample = read_json(run.folder / "samples.json").get("sha256", "")
+        expected, first = seen.setdefault(run.seed, (sample, run.folder))
+        if sample != expected:
+            raise ValueError(
+                f"{run.folder} and {first} are in one table ({table.title}) but were trained on other "
+                "images; expected the same sample: report them apart"
+            )
+
+
+def number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"

@@ -1,0 +1,113 @@
+"""`--per_device_train_batch_size auto`: the largest batch that fits into the GPU's memory."""
+
+import copy
+import gc
+import logging
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cxr.models.acceleration import speed_up
+
+logger = logging.getLogger(__name__)
+MARGIN = 0.05  # of the GPU's memory, left free for fragmentation and for other libraries
+
+
+def largest_fitting(fits: Callable[[int], bool], *, limit: int) -> int:
+    """Returns the largest size up to `limit` that fits, to a sixteenth; 0 if not even 1 does.
+
+    From 8 on it is a multiple of 8, as tensor cores like it. `fits` must hold for all smaller sizes too.
+    """
+    if limit < 1 or not fits(1):
+        return 0
+    size = 1
+    while 2 * size <= limit and fits(2 * size):
+        size *= 2
+    too_large = min(2 * size, limit + 1)
+    while too_large - size > max(1, size // 16):
+        middle = (size + too_large) // 2
+        size, too_large = (middle, too_large) if fits(middle) else (size, middle)
+    return size - size % 8 if size >= 8 else size
+
+
+def resolve_batch_size(
+    requested: int | str,
+    accelerator: Accelerator,
+    model: nn.Module,
+    synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
+    *,
+    num_images: int,
+    gradient_accumulation_steps: int,
+    resumed_images_per_step: int | None,
+) -> int:
+    """Returns the number that "auto" stands for, or the one requested.
+
+    A resumed run (`resumed_images_per_step` of its checkpoint) keeps the steps that it began with.
+    """
+    if requested != "auto":
+        return requested
+    batches_per_step = gradient_accumulation_steps * accelerator.num_processes
+    if resumed_images_per_step is not None:
+        return max(1, resumed_images_per_step // batches_per_step)
+    limit = max(1, num_images // batches_per_step)  # an epoch has at least one step
+    return find_batch_size(accelerator, model, synthetic_loss, limit=limit)
+
+
+def find_batch_size(
+    accelerator: Accelerator,
+    model: nn.Module,
+    synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
+    *,
+    limit: int,
+) -> int:
+    """Returns the largest batch, the same on all processes, whose training step fits into the GPU's memory.
+
+    Tries forward and backward passes on a copy of `model`, beside room for AdamW's two moments and the
+    buckets in which processes exchange gradients. Raises ValueError if not even one image fits.
+    """
+    found = _try_batch_sizes(accelerator, model, synthetic_loss, limit=limit)
+    gc.collect()  # the copy's modules refer to themselves
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    batch_size = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
+    if batch_size == 0:
+        raise ValueError(
+            "--per_device_train_batch_size auto: found no room for one image in the GPU's memory; take a "
+            "smaller model or --image_size, or the FSDP configuration with a number"
+        )
+    logger.info(
+        "The largest batch that fits: %d images on each GPU; --base_learning_rate follows it, "
+        "--learning_rate does not.",
+        batch_size,
+    )
+    return batch_size
+
+
+def _try_batch_sizes(
+    accelerator: Accelerator,
+    model: nn.Module,
+    synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
+    *,
+    limit: int,
+) -> int:
+    device = accelerator.device
+    probe = copy.deepcopy(model).to(device).train()
+    speed_up(probe, torch_compile=False)
+    num_trainable = sum(parameter.numel() for parameter in probe.parameters() if parameter.requires_grad)
+    margin = int(MARGIN * torch.cuda.get_device_properties(device).total_memory / 4)
+    reserve = torch.empty(3 * num_trainable + margin, device=device)  # noqa: F841 - it takes room
+
+    def fits(batch_size: int) -> bool:
+        probe.zero_grad()
+        torch.cuda.empty_cache()
+        try:
+            with accelerator.autocast():
+                loss = synthetic_loss(probe, batch_size)
+            loss.backward()
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    return largest_fitting(fits, limit=limit)

@@ -1,0 +1,191 @@
+"""Checkpoints: `checkpoints/step_N` folders that appear whole, and that a run goes on from."""
+
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from cxr.run_folder.files import new_folder
+from cxr.run_folder.files import read_json
+from cxr.run_folder.files import remove_folder
+from cxr.run_folder.files import replace_folder
+from cxr.run_folder.files import sha256_of
+from cxr.run_folder.files import write_json
+from cxr.run_folder.files import write_text
+from cxr.run_folder.record import BAD_STEPS_FILE
+from cxr.run_folder.record import METRICS_FILE
+from cxr.run_folder.record import PROGRESS_FILE
+from cxr.training.optimization import Schedule
+from cxr.training.progress import Progress
+from cxr.training.progress import complete_checkpoints
+from cxr.training.progress import read_progress
+
+BEST_MODEL = "best_model"  # in a checkpoint
+CHECKSUMS_FILE = "sha256.json"
+RECORDS = {METRICS_FILE: False, BAD_STEPS_FILE: True}  # of a run, that are in a checkpoint; whether private
+logger = logging.getLogger(__name__)
+
+
+def is_due(checkpointing_steps: str | int, schedule: Schedule, step: int) -> bool:
+    if checkpointing_steps == "epoch":
+        return schedule.ends_epoch(step)
+    return step % checkpointing_steps == 0 or step == schedule.num_steps
+
+
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: Path, progress: Progress, *, total_limit: int
+) -> None:
+    """Writes `checkpoints/step_N` aside and renames it; then deletes all but the newest `total_limit`.
+
+    The model of the best epoch and the records so far are in it: what is resumed has those of its step.
+    """
+    checkpoints_dir = output_dir / "checkpoints"
+    target = checkpoints_dir / f"step_{progress.step}"
+    temporary = checkpoints_dir / f".step_{progress.step}.tmp"  # one name, as all ranks write to it
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if progress.best:
+                shutil.copytree(output_dir / "model", temporary / BEST_MODEL)
+            for name in RECORDS:
+                if (output_dir / name).is_file():
+                    shutil.copy(output_dir / name, temporary / name)  # with its mode
+            write_json(temporary / CHECKSUMS_FILE, _checksums(temporary))
+            write_json(temporary / PROGRESS_FILE, asdict(progress))
+            replace_folder(temporary, target)
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)  # a full disk has better uses
+    if accelerator.is_main_process:
+        complete = complete_checkpoints(checkpoints_dir)
+        end = complete.index(target) + 1
+        # First what was left behind when the run was resumed from an earlier one: it would be the latest.
+        for path in [*complete[end:], *complete[:end][:-total_limit]]:
+            remove_folder(path)
+    accelerator.wait_for_everyone()
+
+
+def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
+    """Returns the folder that the flag means: `latest` or a path; None without the flag or a checkpoint.
+
+    A run that was stopped before its first checkpoint has none; it starts at step 0. Raises FileNotFoundError
+    for a path that is no checkpoint of this run.
+    """
+    if resume_from_checkpoint is None:
+        return None
+    checkpoints_dir = output_dir / "checkpoints"
+    if resume_from_checkpoint != "latest":
+        path = Path(resume_from_checkpoint)
+        if not (path / PROGRESS_FILE).is_file() or path.resolve().parent != checkpoints_dir.resolve():
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint {path}: not a complete checkpoint of this run; expected latest or "
+                f"a folder such as {checkpoints_dir / 'step_100'}"
+            )
+        return path
+    return next(reversed(complete_checkpoints(checkpoints_dir)), None)
+
+
+def resumed_images_per_step(output_dir: Path, resume_from_checkpoint: str | None) -> int | None:
+    """Returns what a step means in the checkpoint that the flag means, None where there is none."""
+    checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
+    return None if checkpoint is None else read_progress(checkpoint).images_per_step
+
+
+def resume(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    output_dir: Path,
+    resume_from_checkpoint: str | None,
+    *,
+    images_per_step: int,
+) -> Progress:
+    """Loads the checkpoint that the flag means into what was prepared; returns where the run stands.
+
+    Raises ValueError for a checkpoint that does not fit: damaged, of another model, or of other steps.
+    """
+    checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
+    if checkpoint is None:
+        if (output_dir / "results.json").exists():
+            raise ValueError(
+                f"{output_dir}: found a finished run without a checkpoint, expected one to continue; use its "
+                "model/, or start anew in another --output_dir"
+            )
+        if resume_from_checkpoint is not None:
+            logger.info("Found no complete checkpoint in %s: starting at step 0.", output_dir)
+        if accelerator.is_main_process:
+            restore_records(output_dir, None)
+        return Progress(images_per_step=images_per_step)
+    try:
+        progress = read_progress(checkpoint)
+        _check_content(checkpoint)
+        accelerator.load_state(str(checkpoint))
+        _check_moments(optimizer)
+    except Exception as error:  # torch ends in many kinds where a file is damaged
+        raise ValueError(
+            f"{checkpoint}: does not load ({error}); expected a whole checkpoint of this model; "
+            "resume from an older one, or start anew in another --output_dir"
+        ) from error
+    if progress.images_per_step != images_per_step:
+        raise ValueError(
+            f"{checkpoint} has {progress.images_per_step} images a step, found {images_per_step}; choose "
+            "batch size, accumulation and number of processes so that their product is the same"
+        )
+    if accelerator.is_main_process:
+        restore_records(output_dir, checkpoint)
+        if progress.best:
+            with new_folder(output_dir / "model") as folder:
+                shutil.copytree(checkpoint / BEST_MODEL, folder, dirs_exist_ok=True)
+    logger.info("Resuming from %s, after step %d.", checkpoint, progress.step)
+    return progress
+
+
+def restore_records(output_dir: Path, checkpoint: Path | None) -> None:
+    """Makes the records of a run those of its checkpoint; without one, those of a run that begins."""
+    (output_dir / "results.json").unlink(missing_ok=True)
+    for name, is_private in RECORDS.items():
+        if checkpoint is not None and (checkpoint / name).is_file():
+            text = (checkpoint / name).read_text(encoding="utf-8")
+            write_text(output_dir / name, text, private=is_private)
+        else:
+            (output_dir / name).unlink(missing_ok=True)
+
+
+def _checksums(checkpoint: Path) -> dict[str, str]:
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in files}
+
+
+def _check_content(checkpoint: Path) -> None:
+    """Raises ValueError where a file has changed since it was written, which torch seldom notices."""
+    expected = read_json(checkpoint / CHECKSUMS_FILE)
+    found = _checksums(checkpoint)
+    changed = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    changed = sorted(set(changed) - {CHECKSUMS_FILE, PROGRESS_FILE})
+    if changed:
+        raise ValueError(f"{', '.join(changed)[:200]} changed since it was saved")
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError for moments of other shapes than the parameters, which torch would find at a step."""
+    for parameter, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].shape != parameter.shape:
+                raise ValueError(f"a moment of shape {tuple(state[name].shape)} for {tuple(parameter.shape)}")
+
+
+def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path) -> None:
+    """Writes `model_dir` for plain `from_pretrained`: safetensors, config, image processor."""
+    state_dict = accelerator.get_state_dict(model)  # a collective where the weights are sharded
+    if accelerator.is_main_process:
+        with new_folder(model_dir) as folder:
+            accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state_dict)
+            image_processor.save_pretrained(folder)
+    accelerator.wait_for_everyone()

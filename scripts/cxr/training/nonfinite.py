@@ -1,0 +1,74 @@
+"""Steps whose loss or gradient is no number: left out, counted, and their images noted, up to a limit."""
+
+import logging
+import math
+
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cxr.run_folder.record import BAD_STEPS_FILE
+from cxr.run_folder.record import RunRecord
+from cxr.training.optimization import total_norm
+from cxr.training.progress import Progress
+from cxr.training.progress import complete_checkpoints
+
+SMALLEST_SCALE = 2.0**-20  # of fp16's losses; it begins at 2^16 and is halved at each overflow
+logger = logging.getLogger(__name__)
+
+
+def check_steps(
+    accelerator: Accelerator,
+    record: RunRecord,
+    progress: Progress,
+    model: nn.Module,
+    bad_steps: list[int],
+    *,
+    loader: DataLoader,
+    ends_epoch: bool,
+    max_bad_steps: int,
+) -> None:
+    """Notes the images of `bad_steps`, which were left out; to be called where the losses are read.
+
+    Raises ValueError when the run has too many of them or an epoch no other, when a weight is infinite, and
+    when fp16's gradients overflow whatever they are scaled by.
+    """
+    for step in bad_steps:
+        _, indices = loader.batch_sampler.images_of_step(step - 1)
+        record.append_bad_step(step, loader.dataset.images.select(indices)["dicom_id"])
+        logger.warning(
+            "Step %d is left out: its loss or gradient is no number. Its images are in %s.",
+            step,
+            record.output_dir / BAD_STEPS_FILE,
+        )
+    if not _is_finite(model):
+        found = "found an infinite weight"
+    elif accelerator.scaler is not None and accelerator.scaler.get_scale() < SMALLEST_SCALE:
+        found = "found gradients that overflow at every scale of fp16"
+    elif progress.num_bad_steps > max_bad_steps or (ends_epoch and not progress.num_losses):
+        found = f"found {progress.num_bad_steps} steps whose loss or gradient is no number, expected at most "
+        found += f"--max_bad_steps {max_bad_steps}, and others in each epoch: see {BAD_STEPS_FILE}"
+    else:
+        return
+    good = complete_checkpoints(record.output_dir / "checkpoints")
+    raise ValueError(
+        f"after step {progress.step}: {found}; lower the learning rate, or use bf16, not fp16; "
+        f"last good checkpoint: {good[-1] if good else 'none'}"
+    )
+
+
+def _is_finite(model: nn.Module) -> bool:
+    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    return bool(total_norm(list(model.parameters())).isfinite()) and all(
+        bool(buffer.isfinite().all()) for buffer in statistics
+    )
+
+
+def check_evaluation(loss: float, split: str) -> float:
+    """Returns the loss. Raises ValueError where it is no finite number."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss on {split} is {loss}, expected a finite number; lower the learning rate, or use bf16, "
+            "not fp16; the last complete checkpoint is as it was"
+        )
+    return loss

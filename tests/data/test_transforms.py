@@ -1,0 +1,320 @@
+"""Image transforms: shapes, draws, timm's numbers, and the pixels of the stored image processor."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from cxr.data import transforms
+from cxr.models.pretrained import load_image_processor
+from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
+
+SIZE = 32
+
+
+def gray_image(height: int = 48, width: int = 40, *, seed: int = 0) -> torch.Tensor:
+    """Smooth shades and a little noise, (1, height, width) uint8."""
+    rng = np.random.default_rng(seed)
+    shades = np.add.outer(np.linspace(0, 150, height), np.linspace(0, 80, width)) + rng.uniform(
+        0, 25, (height, width)
+    )
+    return torch.from_numpy(shades.astype(np.uint8))[None]
+
+
+def all_transforms() -> dict[str, torch.nn.Module]:
+    training = {
+        name: transforms.training_transform(name, SIZE, crop_scale=(0.2, 1.0), random_erasing_prob=0.5)
+        for name in transforms.AUGMENTATIONS
+    }
+    return {
+        **training,
+        "evaluation": transforms.evaluation_transform(SIZE),
+        "pretraining": transforms.pretraining_transform(SIZE, crop_scale=(0.2, 1.0), horizontal_flip=True),
+        "pretraining without flip": transforms.pretraining_transform(
+            SIZE, crop_scale=(0.2, 1.0), horizontal_flip=False
+        ),
+    }
+
+
+def apply(transform, image: torch.Tensor, *, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return transform(image)
+
+
+def test_augmentations_are_the_three_of_the_command_line():
+    assert set(transforms.AUGMENTATIONS) == {"none", "classic", "mae"}
+
+
+@pytest.mark.parametrize("name", all_transforms())
+@pytest.mark.parametrize("shape", [(48, 40), (33, 80), (32, 32), (20, 16)])
+def test_output_is_a_square_gray_uint8_image(name, shape):
+    transform = all_transforms()[name]
+    for seed in range(5):
+        result = apply(transform, gray_image(*shape), seed=seed)
+        assert result.shape == (1, SIZE, SIZE) and result.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("name", all_transforms())
+def test_a_pickled_transform_gives_the_same_pixels(name):
+    transform = all_transforms()[name]
+    copy = pickle.loads(pickle.dumps(transform))
+    assert torch.equal(apply(transform, gray_image(), seed=1), apply(copy, gray_image(), seed=1))
+
+
+@pytest.mark.parametrize("name", all_transforms())
+def test_same_seed_same_pixels(name):
+    transform = all_transforms()[name]
+    assert torch.equal(apply(transform, gray_image(), seed=3), apply(transform, gray_image(), seed=3))
+
+
+@pytest.mark.parametrize("name", ["classic", "mae", "pretraining", "pretraining without flip"])
+def test_other_seeds_give_other_pixels(name):
+    transform = all_transforms()[name]
+    results = {apply(transform, gray_image(), seed=seed).numpy().tobytes() for seed in range(10)}
+    assert len(results) == 10
+
+
+def test_evaluation_and_none_draw_nothing():
+    for transform in (
+        transforms.evaluation_transform(SIZE),
+        transforms.training_transform("none", SIZE, crop_scale=(0.2, 1.0), random_erasing_prob=0.0),
+    ):
+        state = torch.get_rng_state()
+        transform(gray_image())
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(64, 52), (37, 70), (SIZE, SIZE)])
+def test_evaluation_gives_the_pixel_values_of_the_stored_image_processor(shape):
+    image = gray_image(*shape)
+    processor = load_image_processor(None, hub_dir=None, revision="main", image_size=SIZE)
+    expected = processor(Image.fromarray(image[0].numpy()), return_tensors="pt").pixel_values
+    normalize = transforms.Normalizer(processor.image_mean, processor.image_std, torch.device("cpu"))
+    ours = normalize(transforms.evaluation_transform(SIZE)(image)[None])
+    assert ours.shape == (1, 3, SIZE, SIZE)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
+def test_normalizer_gives_each_channel_its_own_statistics_and_inverts():
+    images = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)
+    normalize = transforms.Normalizer([0.0, 0.2, 0.5], [1.0, 0.5, 0.25], torch.device("cpu"))
+    expected = torch.tensor([[[[0, 0.2, 1]], [[-0.4, 0, 1.6]], [[-2, -1.2, 2]]]])
+    torch.testing.assert_close(normalize(images), expected)
+    torch.testing.assert_close(normalize.invert(normalize(images)), images[:, 0] / 255)
+
+
+# RandAugment
+
+
+@pytest.mark.parametrize("operation", transforms.OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("strength", [0.6, 0.9, 1.0])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_each_operation_keeps_shape_and_type_and_its_input(operation, strength, sign):
+    image = gray_image()
+    before = image.clone()
+    result = operation(image, strength, sign)
+    assert result.shape == image.shape and result.dtype == torch.uint8
+    assert torch.equal(image, before)
+
+
+def test_there_are_timms_15_operations():
+    assert len(set(transforms.OPERATIONS)) == 15
+
+
+class Recorder:
+    """Operations that change nothing and note what they were called with."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        operations = tuple(self.operation(number) for number in range(len(transforms.OPERATIONS)))
+        monkeypatch.setattr(transforms, "OPERATIONS", operations)
+
+    def operation(self, number: int):
+        def note(image, strength, sign):
+            self.calls.append((number, strength, sign))
+            return image
+
+        return note
+
+
+def test_each_of_two_operations_is_applied_half_of_the_time_at_about_magnitude_9(monkeypatch):
+    recorder = Recorder(monkeypatch)
+    augment = transforms.RandAugment()
+    torch.manual_seed(0)
+    numbers = []
+    for _ in range(4000):
+        before = len(recorder.calls)
+        augment(torch.zeros(1, 4, 4, dtype=torch.uint8))
+        numbers.append(len(recorder.calls) - before)
+    shares = np.bincount(numbers, minlength=3) / len(numbers)
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.025)
+    chosen, strengths, signs = map(np.array, zip(*recorder.calls))
+    assert np.bincount(chosen) / len(chosen) == pytest.approx(np.full(15, 1 / 15), abs=0.015)
+    assert strengths.mean() == pytest.approx(0.9, abs=0.01) and strengths.std() == pytest.approx(
+        0.05, abs=0.01
+    )
+    assert strengths.max() <= 1.0
+    assert (signs == 1).mean() == pytest.approx(0.5, abs=0.03) and set(signs) == {-1, 1}
+
+
+def every_gray() -> torch.Tensor:
+    return torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+
+
+def test_posterize_at_strength_09_keeps_one_bit():
+    assert set(transforms._posterize(every_gray(), 0.9, 1).unique().tolist()) == {0, 128}
+
+
+def test_posterize_at_full_strength_is_not_a_black_image():
+    assert set(transforms._posterize(every_gray(), 1.0, 1).unique().tolist()) == {0, 128}
+
+
+def test_solarize_at_strength_09_inverts_from_26():
+    before, after = every_gray().flatten().int(), transforms._solarize(every_gray(), 0.9, 1).flatten().int()
+    assert torch.equal(after[:26], before[:26]) and torch.equal(after[26:], 255 - before[26:])
+
+
+def test_solarize_add_at_strength_09_brightens_dark_pixels_by_99():
+    before, after = (
+        every_gray().flatten().int(),
+        transforms._solarize_add(every_gray(), 0.9, 1).flatten().int(),
+    )
+    assert torch.equal(after[:128], before[:128] + 99) and torch.equal(after[128:], before[128:])
+
+
+def capture(monkeypatch, name: str) -> list[tuple[tuple, dict]]:
+    calls = []
+
+    def functional(image, *args, **kwargs):
+        calls.append((args, kwargs))
+        return image
+
+    monkeypatch.setattr(transforms.F, name, functional)
+    return calls
+
+
+def test_rotation_at_strength_09_is_by_27_degrees(monkeypatch):
+    calls = capture(monkeypatch, "rotate")
+    for sign in (1, -1):
+        transforms._rotate(gray_image(), 0.9, sign)
+    assert [args[0] for args, _ in calls] == pytest.approx([27.0, -27.0])
+
+
+@pytest.mark.parametrize("name", ["contrast", "brightness", "sharpness"])
+def test_enhancement_factors_are_1_plus_minus_081_and_never_below_01(monkeypatch, name):
+    calls = capture(monkeypatch, f"adjust_{name}")
+    for strength, sign in ((0.9, 1), (0.9, -1), (1.0, 1), (1.0, -1)):
+        getattr(transforms, f"_{name}")(gray_image(), strength, sign)
+    assert [args[0] for args, _ in calls] == pytest.approx([1.81, 0.19, 1.9, 0.1])
+
+
+def test_shear_at_strength_09_is_by_027(monkeypatch):
+    calls = capture(monkeypatch, "affine")
+    for operation in (transforms._shear_x, transforms._shear_y):
+        operation(gray_image(), 0.9, -1)
+    shears = [np.tan(np.radians(kwargs["shear"])).tolist() for _, kwargs in calls]
+    assert np.array(shears) == pytest.approx(np.array([[-0.27, 0], [0, -0.27]]))
+
+
+@pytest.mark.parametrize(("sign", "shift"), [(1, (40, 81)), (-1, (-40, -81))])
+def test_translation_at_strength_09_moves_whole_pixels_by_0405_of_the_side(sign, shift):
+    image = gray_image(200, 100)
+    across, down = shift
+    by_column, by_row = (f(image, 0.9, sign) for f in (transforms._translate_x, transforms._translate_y))
+    uncovered_columns, uncovered_rows = (slice(0, s) if s > 0 else slice(s, None) for s in shift)
+    expected_columns, expected_rows = image.roll(across, dims=2), image.roll(down, dims=1)
+    expected_columns[:, :, uncovered_columns] = transforms.FILL
+    expected_rows[:, uncovered_rows] = transforms.FILL
+    assert torch.equal(by_column, expected_columns)
+    assert torch.equal(by_row, expected_rows)
+
+
+def test_color_changes_nothing_on_gray_images():
+    assert torch.equal(transforms._color(gray_image(), 0.9, 1), gray_image())
+
+
+# Random resized crop
+
+
+def crops(*, scale: tuple[float, float], height: int, width: int, num_images: int = 400) -> np.ndarray:
+    """The rectangles (num_images, 4) drawn: top, left, height, width."""
+    crop = transforms.RandomResizedCrop(32, scale)
+    torch.manual_seed(0)
+    return np.array([crop._draw(height, width) for _ in range(num_images)])
+
+
+def test_crops_lie_inside_the_image_with_shares_and_shapes_as_asked():
+    top, left, height, width = crops(scale=(0.2, 1.0), height=300, width=240).T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 300).all()
+    assert (left + width <= 240).all()
+    share, aspect = height * width / (300 * 240), width / height
+    assert 0.19 < share.min() < 0.25
+    assert 0.9 < share.max() <= 1
+    assert aspect.min() == pytest.approx(3 / 4, rel=0.02)
+    assert aspect.max() == pytest.approx(4 / 3, rel=0.02)
+
+
+def test_crops_are_distributed_as_torchvisions():
+    ours = crops(scale=(0.08, 1.0), height=256, width=300, num_images=3000)
+    theirs = v2.RandomResizedCrop(32, scale=(0.08, 1.0))
+    drawn = [theirs.make_params([torch.empty(1, 256, 300)]) for _ in range(3000)]
+    theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in drawn])
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.001
+
+
+def test_where_no_crop_of_that_area_fits_the_largest_in_the_middle_is_taken():
+    assert crops(scale=(1.0, 1.0), height=300, width=30, num_images=1).tolist() == [[130, 0, 40, 30]]
+
+
+def test_a_crop_of_the_whole_image_is_a_bicubic_resize():
+    image = gray_image(64, 64)
+    cropped = v2.functional.resized_crop(
+        image, 0, 0, 64, 64, [32, 32], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+    )
+    crop = transforms.RandomResizedCrop(32, (1.0, 1.0))
+    crop._draw = lambda height, width: (0, 0, height, width)
+    assert torch.equal(crop(image), cropped)
+
+
+# Random erasing
+
+
+def erased_boxes(probability: float, *, num_images: int, size: int = 64) -> list[tuple[int, int]]:
+    """Height and width of the rectangle of each image in which anything changed."""
+    erase = transforms.RandomErasing(probability)
+    image = torch.full((1, size, size), 7, dtype=torch.uint8)
+    torch.manual_seed(0)
+    boxes = []
+    for _ in range(num_images):
+        changed = (erase(image)[0] != 7).nonzero()
+        if len(changed):
+            boxes.append(tuple((changed.max(0).values - changed.min(0).values + 1).tolist()))
+    assert (image == 7).all()
+    return boxes
+
+
+def test_random_erasing_has_its_probability():
+    assert len(erased_boxes(0.25, num_images=2000)) / 2000 == pytest.approx(0.25, abs=0.03)
+    assert len(erased_boxes(0.0, num_images=50)) == 0
+    assert len(erased_boxes(1.0, num_images=200)) == 200
+
+
+def test_random_erasing_covers_2_to_33_percent_with_aspects_from_03_to_33():
+    heights, widths = np.array(erased_boxes(1.0, num_images=1000)).T
+    areas, aspects = heights * widths / 64**2, heights / widths
+    assert 0.015 < areas.min() < 0.04 and 0.28 < areas.max() < 0.345
+    assert 0.25 < aspects.min() < 0.5 and 2 < aspects.max() < 4
+
+
+def test_random_erasing_fills_with_noise_like_the_data():
+    erase = transforms.RandomErasing(1.0)
+    image = torch.full((1, 256, 256), 255, dtype=torch.uint8)
+    torch.manual_seed(0)
+    noise = torch.cat([values[values != 255] for values in (erase(image).float() for _ in range(20))]) / 255
+    assert noise.mean().item() == pytest.approx(transforms.GRAY_MEAN, abs=0.02)
+    assert noise.std().item() == pytest.approx(transforms.GRAY_STD, abs=0.03)

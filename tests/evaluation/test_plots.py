@@ -1,0 +1,78 @@
+"""Figures are whole PNG files that replace older ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cxr.evaluation import plots
+from matplotlib import pyplot as plt
+from PIL import Image
+
+LABELS = np.array([0, 0, 1, 1, 1])
+PROBABILITIES = np.array([0.1, 0.6, 0.4, 0.8, 0.9])
+
+
+def draw_losses(path: Path) -> None:
+    epochs = [{"epoch": epoch, "train_loss": 1 / epoch, "eval_loss": 1.1 / epoch} for epoch in (1, 2, 3)]
+    plots.plot_losses(epochs, path, title="loss")
+
+
+def draw_curves(path: Path) -> None:
+    plots.plot_roc_and_precision_recall(LABELS, PROBABILITIES, path, title="curves")
+
+
+def draw_confusion(path: Path) -> None:
+    plots.plot_confusion_matrix(
+        LABELS,
+        PROBABILITIES,
+        path,
+        thresholds={"fixed": 0.5, "chosen": 0.4},
+        names=["No", "Yes"],
+        title="counts",
+    )
+
+
+def draw_confusion_of_one_class(path: Path) -> None:
+    plots.plot_confusion_matrix(
+        LABELS[2:], PROBABILITIES[2:], path, thresholds={"fixed": 0.5}, names=["No", "Yes"], title="counts"
+    )
+
+
+def draw_reconstructions(path: Path) -> None:
+    images = np.linspace(0, 1, 2 * 8 * 8).reshape(2, 8, 8)
+    plots.plot_reconstructions({"original": images, "reconstruction": 1 - images}, path)
+
+
+DRAWINGS = [draw_losses, draw_curves, draw_confusion, draw_confusion_of_one_class, draw_reconstructions]
+
+
+@pytest.mark.parametrize("draw", DRAWINGS, ids=lambda draw: draw.__name__)
+def test_figure_replaces_an_older_one_and_leaves_nothing_else(draw, tmp_path):
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"old")
+    draw(path)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 200
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
+    assert not plt.get_fignums()
+
+
+def test_same_records_give_the_same_picture(tmp_path):
+    for name in ("a.png", "b.png"):
+        draw_curves(tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_confusion_matrix_counts_what_is_called_at_each_threshold(tmp_path, monkeypatch):
+    drawn = []
+    display = plots.metrics.ConfusionMatrixDisplay
+
+    def note(counts, **options):
+        drawn.append(counts.tolist())
+        return display(counts, **options)
+
+    monkeypatch.setattr(plots.metrics, "ConfusionMatrixDisplay", note)
+    draw_confusion(tmp_path / "figure.png")
+    assert drawn == [[[1, 1], [1, 2]], [[1, 1], [0, 3]]]  # rows: truth

@@ -1,0 +1,209 @@
+"""Classifiers as a user loads them: by folder or name, with what the run stored, or refused in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import run_classification
+import torch
+from cxr.data.images import default_cache_image_size
+from cxr.inference.classifier import load_classifier
+from cxr.models import configs
+from cxr.models.pretrained import find_file
+from cxr.models.scratch import new_classifier
+from cxr.sharing import local_hub
+from huggingface_hub.constants import HF_HUB_CACHE
+from tiny_runs import QUICK
+from tiny_runs import TINY_RESNET
+from tiny_runs import TINY_VIT
+from tiny_runs import run_main
+
+
+@pytest.fixture(scope="module")
+def vit_model(sample_root, tmp_path_factory):
+    """The model/ of a run whose cached images are not of the default size."""
+    folder = tmp_path_factory.mktemp("inference") / "run"
+    flags = [*QUICK, "--max_train_steps=2", "--cache_image_size=45", "--view=all"]
+    run_main(run_classification, folder, *TINY_VIT, *flags, f"--data_dir={sample_root}")
+    return folder / "model"
+
+
+def edited(model, folder, **changes):
+    """A copy of a model with other fields in its config.json; None takes one out."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = {name: value for name, value in (config | changes).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(folder)
+
+
+def test_classifier_knows_how_its_run_saw_images(vit_model):
+    classifier = load_classifier(str(vit_model), device="cpu")
+    config = json.loads((vit_model / "config.json").read_text(encoding="utf-8"))
+    assert (classifier.image_size, classifier.shortest_side, classifier.trained_view) == (32, 45, "all")
+    assert classifier.labels == ("No Finding", "Finding")
+    assert classifier.has_threshold and classifier.threshold == config["decision_threshold"]
+    assert not classifier.model.training and classifier.model.dtype == torch.float32
+
+
+def test_what_a_model_of_other_origin_lacks_has_the_documented_default(vit_model, tmp_path):
+    absent = dict.fromkeys(("decision_threshold", "cache_image_size", "trained_view"))
+    classifier = load_classifier(edited(vit_model, tmp_path / "model", **absent), device="cpu")
+    assert not classifier.has_threshold and classifier.threshold == 0.5
+    assert classifier.shortest_side == default_cache_image_size(32) == 37
+    assert classifier.trained_view == "frontal"
+
+
+def test_decision_begins_at_the_threshold(vit_model, tmp_path):
+    classifier = load_classifier(edited(vit_model, tmp_path / "m", decision_threshold=0.3), device="cpu")
+    assert [classifier.decide(one) for one in (0.2999, 0.3, 1.0)] == ["No Finding", "Finding", "Finding"]
+
+
+def test_resnets_input_size_is_that_of_its_image_processor(sample_root, tmp_path):
+    flags = [*QUICK, "--max_train_steps=1", f"--data_dir={sample_root}"]
+    run_main(run_classification, tmp_path / "run", *TINY_RESNET, *flags)
+    classifier = load_classifier(str(tmp_path / "run" / "model"), device="cpu")
+    assert (classifier.image_size, classifier.shortest_side) == (32, 37)
+
+
+def test_model_loads_by_name_and_revision_from_a_hub_directory(vit_model, tmp_path):
+    commit = local_hub.push(vit_model, hub_dir=tmp_path, model_id="my-lab/cxr", message="first")
+    images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    expected = load_classifier(str(vit_model), device="cpu").probabilities(images)
+    for revision in ("main", commit):
+        named = load_classifier("my-lab/cxr", hub_dir=tmp_path, revision=revision, device="cpu")
+        assert named.name == "my-lab/cxr"
+        assert named.probabilities(images).tolist() == expected.tolist()
+    with pytest.raises(OSError, match=r"--hub_dir .*, which has my-lab/cxr, or on a Hub"):
+        load_classifier("my-lab/crx", hub_dir=tmp_path, device="cpu")
+
+
+def as_download(folder, cache_dir):
+    """Moves a model into the layout of the Hub's cache, as my-lab/model, sound or not; returns its name."""
+    repository = local_hub.repository_dir(cache_dir, "my-lab/model")
+    for name in ("refs", "snapshots"):
+        (repository / name).mkdir(parents=True)
+    commit = "0123456789" * 4
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    shutil.move(folder, repository / "snapshots" / commit)
+    return "my-lab/model"
+
+
+def test_model_that_was_downloaded_from_the_hub_loads_by_its_name(vit_model, tmp_path):
+    images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    expected = load_classifier(str(vit_model), device="cpu").probabilities(images)
+    name = as_download(edited(vit_model, tmp_path / "model"), Path(HF_HUB_CACHE))
+    assert load_classifier(name, device="cpu").probabilities(images).tolist() == expected.tolist()
+    assert find_file(name, "config.json", hub_dir=None, revision="main").is_file()
+    shutil.rmtree(local_hub.repository_dir(Path(HF_HUB_CACHE), name))
+
+
+def make_no_folder(vit_model, folder):
+    return str(folder)
+
+
+def make_masked_autoencoder(vit_model, folder):
+    return edited(vit_model, folder, model_type="vit_mae", architectures=["ViTMAEForPreTraining"])
+
+
+def make_encoder(vit_model, folder):
+    return edited(vit_model, folder, architectures=["ViTModel"])
+
+
+def make_three_labels(vit_model, folder):
+    return edited(vit_model, folder, id2label={"0": "a", "1": "b", "2": "c"})
+
+
+def make_language_model(vit_model, folder):
+    return edited(vit_model, folder, model_type="bert", architectures=["BertModel"])
+
+
+def make_wild_threshold(vit_model, folder):
+    return edited(vit_model, folder, decision_threshold=40)
+
+
+def make_wild_size(vit_model, folder):
+    return edited(vit_model, folder, cache_image_size="large")
+
+
+def make_wild_view(vit_model, folder):
+    return edited(vit_model, folder, trained_view=["PA"])
+
+
+def make_other_width(vit_model, folder):
+    return edited(vit_model, folder, hidden_size=64)
+
+
+def make_without_weights(vit_model, folder):
+    shutil.copytree(vit_model, folder)
+    (folder / "model.safetensors").unlink()
+    return str(folder)
+
+
+def make_broken_config(vit_model, folder):
+    shutil.copytree(vit_model, folder)
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    return str(folder)
+
+
+def make_empty_folder(vit_model, folder):
+    folder.mkdir()
+    return str(folder)
+
+
+WRONG = {
+    make_no_folder: "found no such folder",
+    make_masked_autoencoder: "masked autoencoder without a classifier",
+    make_encoder: "found vit with architectures ['ViTModel'], expected vit with ['ViTForImage",
+    make_three_labels: "a head for 3 labels, expected 2",
+    make_language_model: "BertModel",
+    make_wild_threshold: "found decision_threshold=40, expected a probability",
+    make_wild_size: "found cache_image_size=large",
+    make_wild_view: "found trained_view=['PA'], expected frontal or lateral or all",
+    make_other_width: "expected",
+    make_without_weights: "found no model.safetensors",
+    make_broken_config: "could not be loaded",
+    make_empty_folder: "could not be loaded",
+}
+
+
+@pytest.mark.parametrize("make", WRONG, ids=lambda make: make.__name__.removeprefix("make_"))
+def test_what_is_no_binary_classifier_is_refused_in_words_of_the_command_line(make, vit_model, tmp_path):
+    name = make(vit_model, tmp_path / "wrong")
+    with pytest.raises((ValueError, OSError)) as error:
+        load_classifier(name, device="cpu")
+    text = str(error.value)
+    assert text.startswith(f"model {name}: ") and WRONG[make] in text and "\n" not in text
+    assert "--model_name_or_path" not in text and "--config_name" not in text
+
+
+@pytest.mark.parametrize(
+    "make", [make_masked_autoencoder, make_encoder, make_three_labels, make_wild_threshold, make_other_width]
+)
+def test_model_in_a_hub_directory_is_refused_by_the_name_that_was_given(make, vit_model, tmp_path):
+    name = as_download(make(vit_model, tmp_path / "wrong"), tmp_path / "hub")
+    with pytest.raises(ValueError, match=r"^model my-lab/model: ") as error:
+        load_classifier(name, hub_dir=tmp_path / "hub", device="cpu")
+    assert WRONG[make] in str(error.value) and "snapshots" not in str(error.value)
+
+
+def test_damaged_image_processor_of_a_resnet_is_refused_by_the_name_that_was_given(tmp_path):
+    config = configs.make_config("resnet-18", overrides="embedding_size=8", image_size=None)
+    new_classifier(config, ["No Finding", "Finding"]).save_pretrained(tmp_path / "resnet")
+    (tmp_path / "resnet" / "preprocessor_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(OSError, match=rf"^model {tmp_path / 'resnet'}: could not be loaded .*broken JSON"):
+        load_classifier(str(tmp_path / "resnet"), device="cpu")
+
+
+def test_name_that_no_hub_directory_has_is_refused(vit_model, tmp_path):
+    with pytest.raises(OSError, match=r"^model my-lab/nothing, revision main: could not be loaded"):
+        load_classifier("my-lab/nothing", hub_dir=tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="--model_revision v1: found the local folder"):
+        load_classifier(str(vit_model), revision="v1", device="cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_device_that_is_not_here_is_refused(device, vit_model):
+    with pytest.raises(ValueError, match=f"--device {device}: found no such device; expected auto or cpu"):
+        load_classifier(str(vit_model), device=device)

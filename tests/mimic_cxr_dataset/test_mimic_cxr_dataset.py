@@ -1,0 +1,697 @@
+"""The loading script on small handmade MIMIC-CXR-JPG trees: label rules, errors, caching, shrinking."""
+
+import csv
+import gzip
+import io
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mimic_cxr_dataset import mimic_cxr_dataset as mimic
+from mimic_cxr_dataset import radiographs
+from mimic_cxr_dataset import tables
+
+FOLDER = Path(__file__).parents[2] / "mimic_cxr_dataset"
+NIH_ROOT = Path(__file__).parents[3] / "shared" / "data" / "nih-cxr"
+HAS_SCRIPTS = int(datasets.__version__.split(".")[0]) < 4  # later releases use the class, not load_dataset
+
+
+LABELS = [*tables.FINDINGS, "No Finding"]
+NO_ROW = None  # a study without a row in the label table
+
+
+def write_csv(path, header, rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    content = text.getvalue().encode("utf-8")
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", version="2.0.0", draw=True):
+    """A tree of images {subject, study, view, split}; `labels` by study, else "No Finding"."""
+    root.mkdir(parents=True, exist_ok=True)
+    metadata, split, studies = [], [], {}
+    for number, image in enumerate(images):
+        image = {"subject": 10000001, "study": 50000001, "view": "PA", "split": "train", **image}
+        dicom_id = f"{number:08x}-00000000-00000000-00000000-0000abcd"
+        # More columns than are read, and in another order, as in the real table.
+        metadata.append(
+            [dicom_id, image["subject"], image["study"], "CHEST (PA AND LAT)", image["view"], 9, 9]
+        )
+        split.append([dicom_id, image["study"], image["subject"], image["split"]])
+        studies[image["study"]] = image["subject"]
+        if draw:
+            path = (
+                root
+                / f"files/p{str(image['subject'])[:2]}/p{image['subject']}/s{image['study']}/{dicom_id}.jpg"
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.add.outer(np.arange(size[1]), np.arange(size[0])) * 2 + number
+            Image.fromarray((pixels % 256).astype("uint8")).save(path, quality=95)
+    label_rows = []
+    for study, subject in studies.items():
+        values = (labels or {}).get(study, {"No Finding": 1.0})
+        if values is not NO_ROW:
+            label_rows.append([subject, study, *(values.get(name, "") for name in LABELS)])
+    name = f"mimic-cxr-{version}-"
+    columns = ["dicom_id", "subject_id", "study_id", "Procedure", "ViewPosition", "Rows", "Columns"]
+    write_csv(root / f"{name}metadata{ext}", columns, metadata)
+    write_csv(root / f"{name}split{ext}", ["dicom_id", "study_id", "subject_id", "split"], split)
+    for labeler in ("negbio", "chexpert"):
+        write_csv(root / f"{name}{labeler}{ext}", ["subject_id", "study_id", *LABELS], label_rows)
+    return root
+
+
+def patients(count, *, split="train", start=0, **image):
+    """`count` images, each of a study and patient of its own."""
+    numbers = range(start, start + count)
+    return [{"subject": 10000001 + n, "study": 50000001 + n, "split": split, **image} for n in numbers]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """20 train, 2 validation and 3 test images; the even ones show a finding."""
+    images = patients(20) + patients(2, split="validate", start=20) + patients(3, split="test", start=22)
+    labels = {image["study"]: {"Edema": 1.0} for image in images[::2]}
+    return write_root(tmp_path / "root", images, labels=labels)
+
+
+def build(root, tmp_path, name="finding", **options):
+    """A prepared builder, by the class itself: works on every release of datasets."""
+    num_proc = options.pop("num_proc", None)
+    builder = mimic.MimicCxr(
+        config_name=name, data_dir=str(root), cache_dir=str(tmp_path / "cache"), **options
+    )
+    builder.download_and_prepare(num_proc=num_proc)
+    return builder
+
+
+def load(root, tmp_path, name="finding", **options):
+    if not HAS_SCRIPTS:
+        pytest.skip("datasets 4 and later do not run loading scripts")
+    cache = str(tmp_path / "cache")
+    options = {"cache_dir": cache, "trust_remote_code": True, **options}
+    return datasets.load_dataset(str(FOLDER), name, data_dir=str(root), **options)
+
+
+def image_paths(root):
+    return sorted(root.glob("files/*/*/*/*.jpg"))
+
+
+def assert_one_line(error, *parts):
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
+
+
+# Label rules ------------------------------------------------------------------------------------------------
+
+VIEW, ROW, UNC, OTHER = "view", "no label row", "uncertain", "other labels"
+# labels of the study; outcome under uncertain negative, positive, exclude for finding, for pleural effusion
+RULES = [
+    ({}, (0, 0, 0), (OTHER, OTHER, OTHER)),
+    ({"No Finding": 1.0}, (0, 0, 0), (0, 0, 0)),
+    ({"No Finding": 1.0, "Support Devices": 1.0}, (1, 1, 1), (0, 0, 0)),
+    ({"No Finding": 1.0, "Edema": -1.0}, (0, 1, UNC), (0, 0, 0)),
+    ({"Pleural Effusion": 1.0}, (1, 1, 1), (1, 1, 1)),
+    ({"Pleural Effusion": 1.0, "No Finding": 1.0}, (1, 1, 1), (1, 1, 1)),
+    ({"Pleural Effusion": 0.0}, (0, 0, 0), (OTHER, OTHER, OTHER)),
+    ({"Pleural Effusion": -1.0}, (0, 1, UNC), (OTHER, 1, UNC)),
+    ({"Pleural Effusion": -1.0, "No Finding": 1.0}, (0, 1, UNC), (0, 1, UNC)),
+    ({"Pleural Effusion": -1.0, "Fracture": 1.0}, (1, 1, 1), (OTHER, 1, UNC)),
+    ({"Edema": -1.0}, (0, 1, UNC), (OTHER, OTHER, OTHER)),
+    ({"Edema": -1.0, "Fracture": 1.0}, (1, 1, 1), (OTHER, OTHER, OTHER)),
+    ({"Edema": 0.0, "Fracture": 0.0}, (0, 0, 0), (OTHER, OTHER, OTHER)),
+    (NO_ROW, (ROW, ROW, ROW), (ROW, ROW, ROW)),
+]
+
+
+@pytest.mark.parametrize("task", ["finding", "pleural_effusion"])
+@pytest.mark.parametrize("uncertain", ["negative", "positive", "exclude"])
+def test_every_label_rule_gives_the_label_or_the_reason_of_the_table(tmp_path, task, uncertain):
+    images = patients(len(RULES))
+    labels = {image["study"]: rule[0] for image, rule in zip(images, RULES)}
+    write_root(tmp_path, images, labels=labels, draw=False)
+    rows, exclusions = tables.index_images(tmp_path, task=task, uncertain=uncertain)
+    got = dict(zip(rows["study_id"], rows["label"]))
+    column = ["negative", "positive", "exclude"].index(uncertain)
+    expected = [(rule[1] if task == "finding" else rule[2])[column] for rule in RULES]
+    assert [got.get(image["study"]) for image in images] == [e if e in (0, 1) else None for e in expected]
+    for reason in (ROW, UNC, OTHER):
+        assert exclusions.loc["train", reason] == expected.count(reason)
+    assert exclusions.loc["train", "kept"] == len(got)
+
+
+def test_each_of_the_13_findings_alone_is_a_finding(tmp_path):
+    images = patients(13)
+    labels = {image["study"]: {name: 1.0} for image, name in zip(images, tables.FINDINGS, strict=True)}
+    rows, _ = tables.index_images(write_root(tmp_path, images, labels=labels, draw=False))
+    assert rows["label"].tolist() == [1] * 13
+    assert "No Finding" not in tables.FINDINGS
+
+
+def test_view_keeps_its_codes_and_all_keeps_missing_and_rare_ones(tmp_path):
+    codes = ["AP", "PA", "LATERAL", "LL", "", "XTABLE LATERAL", "AP AXIAL"]
+    write_root(tmp_path, [{"view": code} for code in codes], draw=False)
+    kept = {
+        view: tables.index_images(tmp_path, view=view)[0]["view_position"].tolist() for view in tables.VIEWS
+    }
+    assert kept == {"frontal": ["AP", "PA"], "lateral": ["LATERAL", "LL"], "all": codes}
+    assert tables.index_images(tmp_path, view="lateral")[1].loc["train", VIEW] == 5
+
+
+def test_images_inherit_the_label_of_their_study(tmp_path):
+    images = [{"study": 50000001}, {"study": 50000002}, {"study": 50000001}]
+    labels = {50000001: {"Edema": 1.0}}
+    rows, _ = tables.index_images(write_root(tmp_path, images, labels=labels, draw=False))
+    assert rows["label"].tolist() == [1, 0, 1]
+
+
+def test_labeler_chooses_the_table(tmp_path):
+    write_root(tmp_path, [{}], draw=False)
+    values = ["1.0" if name == "Edema" else "" for name in LABELS]
+    header = ["subject_id", "study_id", *LABELS]
+    write_csv(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", header, [[10000001, 50000001, *values]])
+    assert tables.index_images(tmp_path)[0]["label"].tolist() == [0]
+    assert tables.index_images(tmp_path, labeler="chexpert")[0]["label"].tolist() == [1]
+
+
+def test_every_exclusion_row_adds_up_and_the_order_is_that_of_the_metadata(root):
+    rows, exclusions = tables.index_images(root)
+    left_out = exclusions[list(tables.REASONS)].sum(axis=1)
+    assert (exclusions["images"] == left_out + exclusions["kept"]).all()
+    assert exclusions["images"].to_dict() == {"train": 20, "validation": 2, "test": 3}
+    assert rows["dicom_id"].is_monotonic_increasing
+    assert all(Path(path).is_file() for path in rows["path"])
+
+
+@pytest.mark.parametrize(("ext", "version"), [(".csv", "2.0.0"), (".csv.gz", "2.1.0"), (".csv", "2.1.0")])
+def test_unpacked_and_newer_tables_index_alike(tmp_path, ext, version):
+    images = patients(4)
+    packed, _ = tables.index_images(write_root(tmp_path / "a", images, draw=False))
+    other, _ = tables.index_images(write_root(tmp_path / "b", images, ext=ext, version=version, draw=False))
+    pd.testing.assert_frame_equal(packed.drop(columns="path"), other.drop(columns="path"))
+
+
+def test_the_published_number_of_rows_indexes_in_15_seconds_and_2_gib(tmp_path):
+    num_images, num_studies, num_patients = 377_110, 227_835, 65_379
+    study = np.sort(np.concatenate([np.arange(num_studies), np.arange(num_images - num_studies)]))
+    subject = 10_000_000 + study * num_patients // num_studies
+    hexes = np.char.mod("%08x", np.arange(num_images))
+    dicom = np.char.add(hexes, "-bde0afdd-112c0b34-7bc16630-4e384014")
+    view = np.array(["AP", "PA", "LATERAL", "LL", ""])[np.arange(num_images) % 5]
+    split = np.where(subject % 100 == 0, "validate", np.where(subject % 100 == 1, "test", "train"))
+    ids = {"dicom_id": dicom, "subject_id": subject, "study_id": 50_000_000 + study}
+    name = str(tmp_path / "mimic-cxr-2.0.0-")
+    pd.DataFrame({**ids, "ViewPosition": view, "Rows": 3056, "Columns": 2544}).to_csv(
+        f"{name}metadata.csv", index=False
+    )
+    pd.DataFrame({**ids, "split": split}).to_csv(f"{name}split.csv", index=False)
+    studies = pd.DataFrame({key: ids[key] for key in ("subject_id", "study_id")}).drop_duplicates()
+    values = np.array(["1.0", "", "", "0.0", "-1.0"], dtype=object)
+    for number, label in enumerate(LABELS):
+        studies[label] = values[(studies["study_id"].to_numpy() * (number + 3) // 7) % 5]
+    studies.to_csv(f"{name}negbio.csv", index=False)
+    command = (
+        "import json, sys, time\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from mimic_cxr_dataset.tables import index_images\n"
+        "start = time.perf_counter(); rows, table = index_images(sys.argv[2])\n"
+        "seconds = time.perf_counter() - start\n"
+        "from pathlib import Path; status = Path('/proc/self/status')\n"
+        "lines = status.read_text().splitlines() if status.exists() else ['VmHWM: 0 kB  # not Linux']\n"
+        "kib = next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
+        "print(json.dumps([seconds, kib, len(rows), int(table['images'].sum())]))\n"
+    )
+    script = str(FOLDER.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", command, script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    seconds, kib, num_kept, num_seen = json.loads(done.stdout.splitlines()[-1])
+    print(f"{num_seen:,} rows in {seconds:.1f} s, {kib / 2**20:.2f} GiB")
+    assert num_seen == num_images
+    assert num_kept == np.isin(view, ["AP", "PA"]).sum()
+    assert seconds < 15
+    assert kib < 2 * 2**20
+
+
+# Datasets ---------------------------------------------------------------------------------------------------
+
+
+def test_class_gives_gray_images_labels_and_ids_on_any_release_of_datasets(root, tmp_path):
+    dataset = build(root, tmp_path).as_dataset()
+    assert {split: len(dataset[split]) for split in dataset} == {"train": 20, "validation": 2, "test": 3}
+    row = dataset["train"][0]
+    assert (row["image"].mode, row["image"].size) == ("L", (40, 48))
+    assert (row["label"], row["subject_id"], row["study_id"]) == (1, 10000001, 50000001)
+    assert row["view_position"] == "PA"
+    assert row["dicom_id"].startswith("00000000-")
+    assert dataset["train"].features["label"].names == ["No Finding", "Finding"]
+    assert dataset["train"]["label"][:4] == [1, 0, 1, 0]
+    assert sorted(dataset["train"]["dicom_id"]) == dataset["train"]["dicom_id"][:]
+
+
+def test_class_streams_the_same_rows_on_any_release_of_datasets(root, tmp_path):
+    builder = build(root, tmp_path, image_size=20)
+    stream = list(builder.as_streaming_dataset()["train"])
+    assert [row["dicom_id"] for row in stream] == builder.as_dataset(split="train")["dicom_id"][:]
+    assert {row["image"].size for row in stream} == {(20, 24)}
+
+
+def test_load_dataset_equals_the_class_with_one_and_two_processes(root, tmp_path):
+    options = {"name": "pleural_effusion", "image_size": 20, "view": "all"}
+    ours = build(root, tmp_path / "class", **options).as_dataset(split="train")
+    for num_proc in (None, 2):
+        theirs = load(root, tmp_path / f"cache{num_proc}", num_proc=num_proc, split="train", **options)
+        assert theirs.features["label"].names == ["No Finding", "Pleural Effusion"]
+        assert theirs.data.table.equals(ours.data.table)
+
+
+def test_load_dataset_streams_with_workers_that_share_the_rows(root, tmp_path):
+    stream = load(root, tmp_path, streaming=True, split="train", image_size=20)
+    assert stream.num_shards == 3
+    assert [row["label"] for row in stream] == [1, 0] * 10
+    assert not any((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_default_config_is_finding(root, tmp_path):
+    builder = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path))
+    assert builder.config.name == "finding"
+
+
+def test_absent_and_emptied_splits_are_left_out(tmp_path):
+    images = patients(3) + patients(2, split="test", start=3, view="LL")
+    root = write_root(tmp_path / "root", images)
+    assert list(build(root, tmp_path).as_dataset()) == ["train"]
+    assert list(build(root, tmp_path, view="all").as_dataset()) == ["train", "test"]
+
+
+def test_no_image_left_is_one_line_that_counts_the_reasons(tmp_path):
+    root = write_root(tmp_path / "root", patients(3))
+    with pytest.raises(ValueError) as error:
+        build(root, tmp_path, view="lateral")
+    assert_one_line(error, root, "no image is left", "3 view")
+
+
+def test_exclusion_table_is_logged_and_survives_the_cache(root, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        first = build(root, tmp_path, view="frontal").as_dataset(split="train")
+    table = next(record.getMessage() for record in caplog.records if "kept" in record.getMessage())
+    assert "no label row" in table and "missing file" in table and "validation" in table
+    caplog.clear()
+    again = build(root, tmp_path).as_dataset(split="train")
+    assert first.info.description == again.info.description == table
+    assert not caplog.records
+    assert len({len(line) for line in table.splitlines()[1:]}) == 1  # aligned
+
+
+# Cache ------------------------------------------------------------------------------------------------------
+
+
+def test_changed_table_under_the_same_path_is_noticed(root, tmp_path):
+    assert build(root, tmp_path).as_dataset(split="train")["label"][1] == 0
+    path = root / "mimic-cxr-2.0.0-negbio.csv.gz"
+    rows = list(csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode("utf-8"))))
+    rows[2][rows[0].index("Fracture")] = "1.0"
+    write_csv(path, rows[0], rows[1:])
+    assert build(root, tmp_path).as_dataset(split="train")["label"][1] == 1
+
+
+def test_load_dataset_notices_a_changed_table(root, tmp_path):
+    assert len(load(root, tmp_path, split="train")) == 20
+    write_root(root, patients(7))
+    assert len(load(root, tmp_path, split="train")) == 7
+
+
+def test_configs_and_options_live_side_by_side_and_are_reused(root, tmp_path):
+    options = [{}, {"image_size": 20}, {"uncertain": "exclude"}, {"labeler": "chexpert"}, {"view": "all"}]
+    folders = [build(root, tmp_path, **option)._output_dir for option in options]
+    folders.append(build(root, tmp_path, "pleural_effusion")._output_dir)
+    assert len(set(folders)) == 6
+    stamps = {folder: Path(folder).stat().st_mtime_ns for folder in folders}
+    spelled_out = build(
+        root, tmp_path, labeler="negbio", view="frontal", uncertain="negative", image_size=None
+    )
+    assert spelled_out._output_dir == folders[0]
+    assert {folder: Path(folder).stat().st_mtime_ns for folder in folders} == stamps
+
+
+def test_shrunk_dataset_needs_no_image_file_afterwards(root, tmp_path):
+    build(root, tmp_path, image_size=20)
+    shutil.rmtree(root / "files")
+    row = build(root, tmp_path, image_size=20).as_dataset(split="train")[3]
+    assert row["image"].size == (20, 24)
+
+
+def test_bytes_are_kept_even_where_the_current_folder_has_files_of_the_same_name(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(image_paths(root)[0].parent)
+    dataset = build(root, tmp_path, image_size=20).as_dataset(split="train")
+    assert dataset.cast_column("image", datasets.Image(decode=False))[0]["image"]["bytes"]
+
+
+def test_relative_data_dir_still_finds_its_images_from_another_folder(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    dataset = build("root", tmp_path).as_dataset(split="train")
+    monkeypatch.chdir("/")
+    assert dataset[0]["image"].size == (40, 48)
+
+
+def test_what_a_killed_run_left_behind_does_not_get_into_the_next(root, tmp_path):
+    builder = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path / "cache"), on_bad_image="skip")
+    left = Path(builder._output_dir + ".incomplete")
+    left.mkdir(parents=True)
+    (left / "bad_images_train.77.part").write_text("0,a,b,missing file\n", encoding="utf-8")
+    (left / "mimic_cxr_dataset-train-00003-00000-of-NNNNN.arrow").write_bytes(b"junk")
+    builder.download_and_prepare()
+    assert len(builder.as_dataset(split="train")) == 20
+    files = {path.name for path in Path(builder._output_dir).iterdir()} - {"LICENSE", "dataset_info.json"}
+    assert files == {f"mimic_cxr_dataset-{split}.arrow" for split in ("train", "validation", "test")}
+
+
+# Bad input --------------------------------------------------------------------------------------------------
+
+
+def test_absent_data_dir_says_what_is_expected(tmp_path):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(FileNotFoundError) as error:
+        mimic.MimicCxr(data_dir=str(tmp_path / "nowhere"))
+    assert_one_line(error, tmp_path / "nowhere", "missing", "files/")
+    with pytest.raises(FileNotFoundError) as error:
+        tables.index_images(tmp_path / "file")
+    assert_one_line(error, tmp_path / "file", "not a folder")
+    with pytest.raises(ValueError) as error:
+        build("", tmp_path)
+    assert_one_line(error, "No data_dir given", "MIMIC-CXR-JPG folder")
+
+
+def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_read(root, tmp_path):
+    renamed = root.rename(tmp_path / "mimic::jpg")
+    with pytest.raises(ValueError) as error:
+        load(renamed, tmp_path)
+    assert_one_line(error, renamed, "'::'", "rename the folder, or name a link to it")
+    (tmp_path / "link").symlink_to(renamed)
+    assert len(load(tmp_path / "link", tmp_path, image_size=20)["train"]) == 20
+
+
+@pytest.mark.parametrize("table", ["metadata", "split", "negbio"])
+def test_absent_table_is_named(root, tmp_path, table):
+    path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
+    path.unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        build(root, tmp_path)
+    assert_one_line(error, path, "physionet.org")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "valid"),
+    [
+        ("labeler", "radgraph", "'negbio' or 'chexpert'"),
+        ("view", "AP", "'frontal' or 'lateral' or 'all'"),
+        ("uncertain", "ignore", "'negative' or 'positive' or 'exclude'"),
+        ("on_bad_image", "warn", "'error' or 'skip'"),
+        ("image_size", 0, "whole pixels from 1"),
+        ("image_size", "256", "whole pixels from 1"),
+        ("image_size", 25.6, "whole pixels from 1"),
+    ],
+)
+def test_unknown_option_value_lists_the_valid_ones(root, tmp_path, name, value, valid):
+    with pytest.raises(ValueError) as error:
+        build(root, tmp_path, **{name: value})
+    assert_one_line(error, f"{name}={value!r}", valid)
+
+
+def test_load_dataset_passes_our_errors_through(root, tmp_path):
+    with pytest.raises(ValueError) as error:
+        load(root, tmp_path, view="AP")
+    assert_one_line(error, "view='AP'", "'frontal'")
+    (root / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(b"")
+    with pytest.raises(ValueError) as error:
+        load(root, tmp_path)
+    assert_one_line(error, "mimic-cxr-2.0.0-split.csv.gz")
+    with pytest.raises(ValueError) as error:
+        load(root, tmp_path, "no_such_config")
+    assert_one_line(error, "finding", "pleural_effusion")
+
+
+def cut_in_half(content):
+    return content[: len(content) // 2]
+
+
+def unpack_and_cut_in_a_line(content):
+    text = gzip.decompress(content)
+    return text[: text.rindex(b",")]
+
+
+@pytest.mark.parametrize("table", ["metadata", "split", "negbio"])
+@pytest.mark.parametrize(
+    "damage", [cut_in_half, unpack_and_cut_in_a_line, lambda _: b"", lambda _: b"\x00\xff\xfe\x80" * 50]
+)
+def test_unreadable_table_is_named(root, tmp_path, table, damage):
+    path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError) as error:
+        tables.index_images(root)
+    assert_one_line(error, path)
+
+
+def edit(root, table, change):
+    """Rewrites a table through `change(header, rows)`, which edits both in place."""
+    path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
+    header, *rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode("utf-8")))
+    change(header, rows)
+    write_csv(path, header, rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "parts"),
+    [
+        ("metadata", lambda h, r: h.__setitem__(4, "View"), ["no column 'ViewPosition'", "'View'"]),
+        (
+            "negbio",
+            lambda h, r: h.__setitem__(2, "atelectasis"),
+            ["no column 'Atelectasis'", "'atelectasis'"],
+        ),
+        ("split", lambda h, r: r[3].__setitem__(3, "dev"), ["line 5", "split is 'dev'", "train or validate"]),
+        ("negbio", lambda h, r: r[1].__setitem__(5, "yes"), ["line 3", "Edema is 'yes'", "1.0, 0.0, -1.0"]),
+        ("negbio", lambda h, r: r[1].__setitem__(5, "2.0"), ["line 3", "Edema is '2.0'", "1.0, 0.0, -1.0"]),
+        ("negbio", lambda h, r: r.append(r[0]), ["line 27: wrong study_id", "one row a study"]),
+        (
+            "metadata",
+            lambda h, r: r[2].__setitem__(1, "p1"),
+            ["line 4: wrong subject_id", "whole number"],
+        ),
+        ("metadata", lambda h, r: r.append(r[0]), ["line 27", "one row an image"]),
+        ("split", lambda h, r: r.append(r[0]), ["line 27", "one row an image"]),
+        (
+            "metadata",
+            lambda h, r: r[0].__setitem__(0, "../../etc/passwd"),
+            ["line 2: wrong dicom_id", "hexadecimal"],
+        ),
+        ("split", lambda h, r: r.pop(), ["lacks 1 images", "line 26"]),
+    ],
+)
+def test_wrong_content_of_a_table_is_one_line_with_the_file(root, table, change, parts):
+    path = edit(root, table, change)
+    with pytest.raises(ValueError) as error:
+        tables.index_images(root)
+    assert_one_line(error, path, *parts)
+
+
+def test_shorter_metadata_is_used_with_a_warning(root, caplog):
+    edit(root, "metadata", lambda header, rows: rows.__delitem__(slice(5, None)))
+    assert len(tables.index_images(root)[0]) == 5
+    assert "lacks 20 images" in caplog.text
+
+
+def test_missing_images_are_counted_in_one_line_before_anything_is_shrunk(root, tmp_path):
+    paths = image_paths(root)
+    paths[4].unlink()
+    paths[9].unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        build(root, tmp_path)
+    assert_one_line(error, "2 of 25 images are missing", paths[4], 'on_bad_image="skip"')
+
+
+def damage_jpeg(path, how):
+    content = path.read_bytes()
+    path.write_bytes(
+        {"cut off": content[: len(content) * 2 // 3], "empty": b"", "text": b"<html>busy</html>"}[how]
+    )
+
+
+@pytest.mark.parametrize("how", ["cut off", "empty", "text"])
+@pytest.mark.parametrize("image_size", [None, 20])
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_corrupt_image_is_one_line_with_its_path(root, tmp_path, how, image_size, num_proc):
+    path = image_paths(root)[13]
+    damage_jpeg(path, how)
+    with pytest.raises(ValueError) as error:
+        build(root, tmp_path, image_size=image_size, num_proc=num_proc)
+    assert_one_line(error, path, 'on_bad_image="skip"')
+    assert error.value.__cause__ is None or num_proc is None
+
+
+def test_load_dataset_names_a_corrupt_image_with_two_processes(root, tmp_path):
+    path = image_paths(root)[13]
+    damage_jpeg(path, "cut off")
+    with pytest.raises(ValueError) as error:
+        load(root, tmp_path, num_proc=2)
+    assert_one_line(error, path)
+
+
+@pytest.mark.parametrize("image_size", [None, 20])
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_skip_leaves_bad_images_out_and_lists_them(root, tmp_path, caplog, image_size, num_proc):
+    paths = image_paths(root)
+    damage_jpeg(paths[17], "cut off")
+    damage_jpeg(paths[2], "text")
+    paths[6].unlink()
+    paths[24].unlink()
+    builder = build(root, tmp_path, on_bad_image="skip", image_size=image_size, num_proc=num_proc)
+    dataset = builder.as_dataset()
+    assert {split: len(dataset[split]) for split in dataset} == {"train": 17, "validation": 2, "test": 2}
+    listed = pd.read_csv(Path(builder._output_dir) / "bad_images_train.csv")
+    assert listed["path"].tolist() == [str(paths[number]) for number in (2, 6, 17)]
+    assert listed["reason"].tolist()[1] == "missing file"
+    assert len(pd.read_csv(Path(builder._output_dir) / "bad_images_test.csv")) == 1
+    assert not (Path(builder._output_dir) / "bad_images_validation.csv").exists()
+    assert "bad images left out: 3 (2 corrupt)" in caplog.text
+    assert str(Path(builder._output_dir) / "bad_images_train.csv") in caplog.text
+    total = dataset["train"].info.description.splitlines()[-1].split()
+    assert total == ["total", "25", "0", "0", "0", "0", "2", "2", "21"]
+    assert not list(Path(builder._output_dir).glob("*.part"))
+
+
+def test_skip_survives_a_worker_whose_images_are_all_bad(root, tmp_path):
+    for path in image_paths(root)[7:20]:
+        damage_jpeg(path, "text")
+    dataset = build(root, tmp_path, on_bad_image="skip", image_size=20, num_proc=2).as_dataset(split="train")
+    assert len(dataset) == len(list(dataset)) == 7
+
+
+def test_a_split_of_corrupt_images_only_is_an_error(root, tmp_path):
+    for path in image_paths(root)[20:22]:
+        damage_jpeg(path, "text")
+    with pytest.raises(ValueError) as error:
+        build(root, tmp_path, on_bad_image="skip")
+    assert_one_line(error, root, "validation")
+
+
+def test_repaired_images_come_back_with_a_forced_rebuild(root, tmp_path):
+    path = image_paths(root)[3]
+    content = path.read_bytes()
+    damage_jpeg(path, "cut off")
+    assert len(build(root, tmp_path, on_bad_image="skip").as_dataset(split="train")) == 19
+    path.write_bytes(content)
+    builder = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path / "cache"), on_bad_image="skip")
+    builder.download_and_prepare(download_mode="force_redownload")
+    assert len(builder.as_dataset(split="train")) == 20
+    assert not (Path(builder._output_dir) / "bad_images_train.csv").exists()
+
+
+def test_stream_skips_bad_images_with_a_warning_only(root, tmp_path, caplog):
+    paths = image_paths(root)
+    damage_jpeg(paths[2], "cut off")
+    paths[6].unlink()
+    builder = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path / "cache"), on_bad_image="skip")
+    assert len(list(builder.as_streaming_dataset(split="train"))) == 18
+    assert str(paths[2]) in caplog.text
+    assert str(paths[6]) in caplog.text
+    builder = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError) as error:
+        list(builder.as_streaming_dataset(split="train"))
+    assert_one_line(error, paths[2])
+
+
+# Shrinking --------------------------------------------------------------------------------------------------
+
+
+def psnr(one, other):
+    """Peak signal-to-noise ratio in dB of two 8-bit images."""
+    error = np.mean((np.asarray(one, dtype=float) - np.asarray(other, dtype=float)) ** 2)
+    return 10 * np.log10(255**2 / error)
+
+
+@pytest.mark.parametrize("image_size", [224, 256, 512])
+def test_shrunk_full_size_radiograph_is_within_40_db_of_full_decoding(tmp_path, image_size):
+    y, x = np.mgrid[0:3056, 0:2544].astype("float32")
+    smooth = 128 + 70 * np.sin(x / 260) + 50 * np.cos(y / 310)
+    noise = np.random.default_rng(0).normal(0, 6, smooth.shape).astype("float32")
+    ribs = 8 * np.sin((y + x / 3) / 12)
+    image = Image.fromarray((smooth + noise + ribs).clip(0, 255).astype("uint8"))
+    image.save(tmp_path / "a.jpg", quality=85)
+    shrunk = Image.open(io.BytesIO(radiographs.shrink_jpeg(str(tmp_path / "a.jpg"), image_size)))
+    with Image.open(tmp_path / "a.jpg") as original:
+        reference = original.resize(shrunk.size, Image.Resampling.LANCZOS)
+    assert min(shrunk.size) == image_size
+    assert shrunk.size == (image_size, round(image_size * 3056 / 2544))
+    assert psnr(shrunk, reference) >= 40
+
+
+@pytest.mark.parametrize("size", [(40, 48), (48, 40), (3000, 20), (64, 64)])
+@pytest.mark.parametrize("image_size", [8, 20, 33, 64])
+def test_shortest_side_is_image_size_and_nothing_is_enlarged(tmp_path, size, image_size):
+    Image.new("L", size, 77).save(tmp_path / "a.jpg")
+    content = radiographs.shrink_jpeg(str(tmp_path / "a.jpg"), image_size)
+    shrunk = Image.open(io.BytesIO(content))
+    assert shrunk.mode == "L"
+    assert min(shrunk.size) == min(image_size, *size)
+    assert max(shrunk.size) == pytest.approx(max(size) * min(shrunk.size) / min(size), rel=0.01, abs=0.51)
+    if image_size >= min(size):
+        assert content == (tmp_path / "a.jpg").read_bytes()  # not compressed twice
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+@pytest.mark.parametrize("image_size", [None, 20, 1000])
+def test_colour_jpegs_become_gray(root, tmp_path, mode, image_size):
+    path = image_paths(root)[0]
+    Image.fromarray(np.full((48, 40, 3), (200, 100, 50), dtype="uint8")).convert(mode).save(path)
+    image = build(root, tmp_path, image_size=image_size).as_dataset(split="train")[0]["image"]
+    assert image.mode == "L"
+    assert abs(int(np.asarray(image).mean()) - 124) <= 6  # luma of (200, 100, 50)
+
+
+def test_padding_after_the_end_marker_is_no_damage(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    for padding in (b"", b"\x00" * 7, b"\xff\xff", b"\r\n"):
+        (tmp_path / "b.jpg").write_bytes(content + padding)
+        radiographs.check_jpeg(str(tmp_path / "b.jpg"))
+    (tmp_path / "b.jpg").write_bytes(content[:-2] + b"\x00" * 9000)
+    with pytest.raises(OSError, match="cut off"):
+        radiographs.check_jpeg(str(tmp_path / "b.jpg"))
+
+
+# The card and real images -----------------------------------------------------------------------------------
+
+
+def test_card_is_valid_and_explains_every_option_and_config():
+    from huggingface_hub import DatasetCard
+
+    card = DatasetCard.load(FOLDER / "README.md")
+    assert [info["config_name"] for info in card.data.to_dict()["dataset_info"]] == list(tables.TASKS)
+    for word in (*tables.CHOICES, "image_size", "streaming", *tables.REASONS):
+        if word != "task":
+            assert word in card.text
+    for choices in tables.CHOICES.values():
+        assert all(f"`{choice}`" in card.text for choice in choices)
+
+
+@pytest.mark.skipif(not NIH_ROOT.is_dir(), reason="no real X-rays beside the repository")
+def test_real_radiographs_load_with_the_published_split_sizes(tmp_path):
+    dataset = build(NIH_ROOT, tmp_path, image_size=64, num_proc=2).as_dataset()
+    assert {split: len(dataset[split]) for split in dataset} == {"train": 408, "validation": 92, "test": 102}
+    assert {row["image"].size for row in dataset["test"]} == {(64, 64)}
+    subjects = [set(dataset[split]["subject_id"]) for split in dataset]
+    assert sum(map(len, subjects)) == len(set.union(*subjects))

@@ -1,0 +1,123 @@
+"""An interrupted run is the uninterrupted run: stopped after any step, resumed, and equal bit by bit."""
+
+from pathlib import Path
+
+import pytest
+import run_classification
+import run_mae_pretrain
+from cxr.training.preemption import Preemption
+from equal_runs import assert_equal
+from equal_runs import without_times
+from tiny_runs import TINY_RESNET
+from tiny_runs import TINY_VIT
+from tiny_runs import read_epochs
+from tiny_runs import run_main
+
+# Two epochs of five steps, of which the checkpoints of the epochs save the fifth and the tenth.
+SHORT = ["--num_train_epochs=2", "--max_train_samples=40", "--learning_rate=1e-3", "--warmup_ratio=0.2"]
+ACCUMULATED = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"]
+WHOLE = ["--per_device_train_batch_size=8"]
+# Dropout draws from the running generator, which is in the checkpoint.
+DROPOUT = [TINY_VIT[0], TINY_VIT[1] + ",hidden_dropout_prob=0.1", TINY_VIT[2]]
+AUGMENTED = ["--augmentation=mae", "--random_erasing_prob=0.5"]
+
+RUNS = {
+    "pretraining": (run_mae_pretrain, [*TINY_VIT, *ACCUMULATED]),
+    "pretraining with workers": (run_mae_pretrain, [*TINY_VIT, *WHOLE, "--dataloader_num_workers=2"]),
+    "ViT": (run_classification, [*DROPOUT, *ACCUMULATED, *AUGMENTED, "--mask_ratio=0.25"]),
+    "ViT with workers": (
+        run_classification,
+        [
+            *TINY_VIT,
+            *WHOLE,
+            *AUGMENTED,
+            "--mask_ratio=0.5",
+            "--max_grad_norm=1",
+            "--dataloader_num_workers=2",
+        ],
+    ),
+    "ResNet": (run_classification, [*TINY_RESNET, *WHOLE, "--augmentation=classic"]),
+}
+
+
+def stop_after(script, output_dir: Path, step: int, *flags: object) -> None:
+    """Calls `script.main` as if the batch system had asked for its end within that step."""
+
+    class Asked(Preemption):
+        def __init__(self, accelerator):
+            super().__init__(accelerator)
+            self.steps_left = step
+
+        def requested(self) -> bool:
+            self.steps_left -= 1
+            if self.steps_left == 0:
+                self._note(15, None)
+            return super().requested()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "Preemption", Asked)
+        try:
+            run_main(script, output_dir, *flags)
+        except SystemExit as ended:  # pytest.raises would keep the run's frames, and with them its lock
+            assert ended.code == 143
+        else:
+            pytest.fail("the run was not stopped")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_stopped_twice_and_resumed_equals_the_uninterrupted_one(name, sample_root, tmp_path):
+    script, flags = RUNS[name]
+    flags = [*flags, *SHORT, f"--data_dir={sample_root}"]
+    whole = run_main(script, tmp_path / "whole", *flags)
+    resume = "--resume_from_checkpoint=latest"
+    stop_after(script, tmp_path / "resumed", 3, *flags)  # in the middle of the first epoch
+    stop_after(script, tmp_path / "resumed", 5, *flags, resume)  # and of the second, after step 8
+    resumed = run_main(script, tmp_path / "resumed", *flags, resume)
+    assert without_times(resumed) == without_times(whole)
+    assert_equal(tmp_path / "resumed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_run_stopped_after_any_step_equals_the_uninterrupted_one(name, sample_root, tmp_path):
+    script, flags = RUNS[name]
+    flags = [*flags, *SHORT, f"--data_dir={sample_root}"]
+    whole = run_main(script, tmp_path / "whole", *flags)
+    for step in range(1, 11):
+        resumed_dir = tmp_path / str(step)
+        stop_after(script, resumed_dir, step, *flags)
+        resumed = run_main(script, resumed_dir, *flags, "--resume_from_checkpoint=latest")
+        assert without_times(resumed) == without_times(whole)
+        assert_equal(resumed_dir, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("script", [run_mae_pretrain, run_classification])
+def test_workers_do_not_change_a_run(script, sample_root, tmp_path):
+    flags = [*TINY_VIT, *WHOLE, *SHORT, f"--data_dir={sample_root}"]
+    for workers in (0, 2):
+        run_main(script, tmp_path / str(workers), *flags, f"--dataloader_num_workers={workers}")
+    assert_equal(tmp_path / "2", tmp_path / "0")
+
+
+def test_accumulation_does_not_change_the_losses_of_a_run(sample_root, tmp_path):
+    for name, batches in {"whole": WHOLE, "accumulated": ACCUMULATED}.items():
+        flags = [*TINY_VIT, *batches, *SHORT, f"--data_dir={sample_root}"]
+        run_main(run_mae_pretrain, tmp_path / name, *flags)
+    whole, accumulated = (read_epochs(tmp_path / name) for name in ("whole", "accumulated"))
+    for before, after in zip(whole, accumulated, strict=True):
+        assert after == pytest.approx(before, rel=1e-5)
+
+
+def test_stopped_run_that_had_no_checkpoint_yet_starts_again_in_its_folder(sample_root, tmp_path):
+    flags = [*TINY_VIT, *WHOLE, *SHORT, f"--data_dir={sample_root}"]
+    whole = run_main(run_mae_pretrain, tmp_path / "whole", *flags)
+
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_mae_pretrain, "evaluate", die)
+        run_main(run_mae_pretrain, tmp_path / "resumed", *flags)
+    resumed = run_main(run_mae_pretrain, tmp_path / "resumed", *flags, "--resume_from_checkpoint=latest")
+    assert without_times(resumed) == without_times(whole)
+    assert_equal(tmp_path / "resumed", tmp_path / "whole")

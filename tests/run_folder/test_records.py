@@ -1,0 +1,349 @@
+"""The run folder: whole files or none, and nothing that was there is lost."""
+
+import errno
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cxr.run_folder import files
+from cxr.run_folder import lock as lock_module
+from cxr.run_folder.files import new_folder
+from cxr.run_folder.files import read_json
+from cxr.run_folder.files import remove_folder
+from cxr.run_folder.files import write_json
+from cxr.run_folder.files import write_text
+from cxr.run_folder.lock import LOCK_FILE
+from cxr.run_folder.lock import OWNER_FILE
+from cxr.run_folder.lock import claim_output_dir
+from cxr.run_folder.lock import is_in_use
+from cxr.run_folder.lock import lock_folder
+from cxr.run_folder.lock import remove_leftovers
+from cxr.run_folder.record import BAD_STEPS_FILE
+from cxr.run_folder.record import RunRecord
+from cxr.run_folder.record import check_unchanged
+from cxr.run_folder.record import installed_versions
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def epoch(number: int) -> dict:
+    return {"epoch": number, "step": 10 * number, "train_loss": 0.5, "eval_loss": 0.25, "auroc": None}
+
+
+class Interruption(Exception):
+    """A disk that fills up, a process that is stopped."""
+
+
+def interrupt(*args, **kwargs):
+    raise Interruption
+
+
+def test_text_is_written_whole_with_unix_line_ends(tmp_path):
+    write_text(tmp_path / "a.txt", "ä\nb\n")
+    assert (tmp_path / "a.txt").read_bytes() == "ä\nb\n".encode()
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("owner, name", [(Path, "replace"), (os, "fsync")])
+def test_interrupted_write_leaves_the_old_file_and_no_leftovers(tmp_path, monkeypatch, owner, name):
+    write_text(tmp_path / "a.txt", "old")
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(owner, name, interrupt)
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_results_refuse_nan_and_leave_the_old_file(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    record.write("results.json", {"loss": 0.5})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            record.write("results.json", {"loss": value})
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == {"loss": 0.5}
+    assert names(tmp_path) == ["results.json"]
+
+
+def test_new_folder_appears_only_when_it_is_filled(tmp_path):
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "a").write_text("1", encoding="utf-8")
+        assert not (tmp_path / "model").exists()
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["a"]
+
+
+def test_new_folder_replaces_all_of_an_old_one(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "new").write_text("1", encoding="utf-8")
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["new"]
+
+
+def test_interrupted_new_folder_leaves_the_old_one_and_no_leftovers(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
+    with pytest.raises(Interruption), new_folder(tmp_path / "model") as folder:
+        (folder / "new").write_text("1", encoding="utf-8")
+        raise Interruption
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
+
+
+def test_new_folder_that_cannot_be_renamed_into_place_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
+    rename = Path.replace
+
+    def fail_for_the_new_one(self, target):
+        if self.name.endswith(".tmp"):
+            raise Interruption
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_for_the_new_one)
+    with pytest.raises(Interruption), new_folder(tmp_path / "model") as folder:
+        (folder / "new").write_text("1", encoding="utf-8")
+    assert names(tmp_path / "model") == ["old"]
+
+
+def test_folder_that_is_being_removed_has_lost_its_name(tmp_path, monkeypatch):
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_1" / "file").write_text("1", encoding="utf-8")
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(files.shutil, "rmtree", interrupt)
+        remove_folder(tmp_path / "step_1")
+    assert names(tmp_path) == [".step_1.tmp"]
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_output_folder_is_made_with_its_parents(tmp_path):
+    claim_output_dir(tmp_path / "runs" / "a", resume=False)
+    claim_output_dir(tmp_path / "runs" / "a", resume=False)  # empty: still free
+    assert names(tmp_path / "runs") == ["a"]
+
+
+def test_output_folder_with_something_in_it_is_refused_unless_the_run_continues_it(tmp_path):
+    (tmp_path / "args.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(
+        ValueError, match=r"is not empty; expected a new or empty folder.*--resume_from_checkpoint"
+    ):
+        claim_output_dir(tmp_path, resume=False)
+    claim_output_dir(tmp_path, resume=True)
+    assert (tmp_path / "args.json").read_text(encoding="utf-8") == "{}"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_file_in_place_of_the_output_folder_is_refused(tmp_path, resume):
+    (tmp_path / "a").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        claim_output_dir(tmp_path / "a", resume=resume)
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("owner, name", [(Path, "replace"), (os, "fsync")])
+def test_interrupted_epoch_leaves_the_lines_before_it(tmp_path, monkeypatch, owner, name):
+    record = RunRecord(tmp_path, enabled=True)
+    record.append_epoch(epoch(1))
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(owner, name, interrupt)
+        record.append_epoch(epoch(2))
+    assert record.epochs() == [epoch(1)]
+
+
+def test_images_of_bad_steps_are_private(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    record.append_bad_step(3, ["a", "b"])
+    record.append_bad_step(12, ["c"])
+    path = tmp_path / BAD_STEPS_FILE
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        '{"step": 3, "dicom_ids": ["a", "b"]}',
+        '{"step": 12, "dicom_ids": ["c"]}',
+    ]
+    if sys.platform != "win32":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_epochs_refuse_nan(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        record.append_epoch({"loss": float("nan")})
+    assert record.epochs() == []
+
+
+def test_predictions_have_their_columns_and_are_readable_by_the_owner_alone(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    images = {"dicom_id": ["a", "b"], "subject_id": [7, 8], "view_position": ["AP", ""]}
+    record.write_predictions("predictions_test.csv", images, labels=[1, 0], probabilities=[1 / 3, 1e-12])
+    path = tmp_path / "predictions_test.csv"
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        "dicom_id,subject_id,view_position,label,probability",
+        "a,7,AP,1,0.3333333333333333",
+        "b,8,,0,1e-12",
+    ]
+    assert names(tmp_path) == ["predictions_test.csv"]
+    if sys.platform != "win32":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_interrupted_predictions_leave_the_old_file_and_no_leftovers(tmp_path):
+    record = RunRecord(tmp_path, enabled=True)
+    record.write_predictions("predictions_test.csv", {"dicom_id": ["a"]}, labels=[1], probabilities=[0.5])
+    before = (tmp_path / "predictions_test.csv").read_bytes()
+
+    def labels():
+        yield 0
+        raise Interruption
+
+    with pytest.raises(Interruption):
+        record.write_predictions(
+            "predictions_test.csv", {"dicom_id": ["b", "c"]}, labels=labels(), probabilities=[0.25, 0.5]
+        )
+    assert (tmp_path / "predictions_test.csv").read_bytes() == before
+    assert names(tmp_path) == ["predictions_test.csv"]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    record = RunRecord(tmp_path, enabled=False)
+    record.write("results.json", {})
+    record.append_epoch(epoch(1))
+    record.write_predictions("predictions_test.csv", {"dicom_id": ["a"]}, labels=[1], probabilities=[0.5])
+    assert names(tmp_path) == []
+
+
+def test_versions_are_those_of_the_installed_libraries():
+    import torch
+
+    versions = installed_versions()
+    assert set(versions) >= {"torch", "transformers", "accelerate", "datasets"}
+    assert torch.__version__.startswith(versions["torch"].split("+")[0])
+
+
+def test_json_is_read_and_an_absent_file_is_an_empty_object(tmp_path):
+    write_json(tmp_path / "a.json", {"loss": 0.5, "best": None})
+    assert read_json(tmp_path / "a.json") == {"loss": 0.5, "best": None}
+    assert read_json(tmp_path / "b.json") == {}
+
+
+@pytest.mark.parametrize(("text", "found"), [('{"a": ', "broken JSON"), ("", "broken JSON"), ("[1]", "list")])
+def test_json_that_no_run_wrote_is_refused_with_its_name(tmp_path, text, found):
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"results\.json: found {found}.*expected what a run wrote"):
+        read_json(tmp_path / "results.json")
+
+
+def test_locked_folder_is_refused_to_others_with_its_holder_until_it_is_released(tmp_path):
+    lock = lock_folder(tmp_path)
+    holder = rf"\(pid {os.getpid()} on {socket.gethostname()} since 20.*remove .*\.lock"
+    with pytest.raises(ValueError, match=holder):
+        lock_folder(tmp_path)
+    lock.release()
+    lock_folder(tmp_path).release()
+
+
+def test_lock_that_a_dead_run_seems_to_hold_is_waited_for_and_explained(tmp_path, monkeypatch):
+    """As where a process that it started still lives; flock is held by all that inherited it."""
+    monkeypatch.setattr(lock_module, "ORPHANS_SECONDS", 2)
+    lock = lock_folder(tmp_path)
+    owner = read_json(tmp_path / OWNER_FILE)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    write_json(tmp_path / OWNER_FILE, {**owner, "pid": process.pid})
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="if that run is gone for certain, remove"):
+        lock_folder(tmp_path)
+    assert time.monotonic() - began >= 2
+    (tmp_path / LOCK_FILE).unlink()  # what the message says
+    lock_folder(tmp_path).release()
+    lock.release()
+
+
+def test_leftovers_of_a_killed_run_go_and_what_it_was_replacing_comes_back(tmp_path):
+    for name in (".model.old", ".model.tmp", "checkpoints/step_2", "checkpoints/.step_2.old", ".mine.old"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name, encoding="utf-8")
+    for name in (".results.json.12.tmp", ".lock", ".hidden", "args.json", ".mine.tmp", ".bashrc.old"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    remove_leftovers(tmp_path)
+    mine = {".mine.old", ".mine.tmp", ".bashrc.old", ".hidden"}  # a user's own
+    assert set(names(tmp_path)) == {".lock", "args.json", "checkpoints", "model"} | mine
+    assert (tmp_path / "model" / "file").read_text(encoding="utf-8") == ".model.old"
+    assert names(tmp_path / "checkpoints") == ["step_2"]
+
+
+def test_run_that_was_killed_at_its_start_can_be_resumed_but_a_folder_that_is_no_run_cannot(tmp_path):
+    for name in (".lock", ".owner.json", "train.log", ".args.json.123.tmp"):
+        (tmp_path / name).touch()
+    claim_output_dir(tmp_path, resume=True).release()
+    assert names(tmp_path) == [".lock", ".owner.json", "train.log"]
+    (tmp_path / "plan.json").write_text("{}", encoding="utf-8")  # a study's
+    with pytest.raises(ValueError, match="--resume_from_checkpoint: found no run in"):
+        claim_output_dir(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("pid", [None, 10**30, "x", -1, 2.5])
+def test_edited_owner_of_a_lock_is_still_one_line(pid, tmp_path):
+    lock = lock_folder(tmp_path)
+    owner = read_json(tmp_path / OWNER_FILE)
+    write_json(tmp_path / OWNER_FILE, {**owner, "pid": pid})
+    with pytest.raises(ValueError, match="another run is writing to it"):
+        lock_folder(tmp_path)
+    lock.release()
+
+
+def test_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ValueError, match=r"cannot be written to.*Read-only file system.*name another"):
+        claim_output_dir(tmp_path / "run", resume=False)
+
+
+def test_folder_is_in_use_while_its_lock_is_held_and_asking_does_not_take_it(tmp_path):
+    assert not is_in_use(tmp_path / "absent")
+    assert not is_in_use(tmp_path) and names(tmp_path) == []
+    lock = lock_folder(tmp_path)
+    assert is_in_use(tmp_path) and is_in_use(tmp_path)
+    lock.release()
+    assert not is_in_use(tmp_path)
+    lock_folder(tmp_path).release()
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path):
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(Path(files.__file__).parents[2])!r});"
+        "from cxr.run_folder import lock; from pathlib import Path;"
+        f"held = lock.lock_folder(Path({str(tmp_path)!r})); print('locked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        assert is_in_use(tmp_path)
+        process.kill()
+        process.wait()
+    assert not is_in_use(tmp_path)
+
+
+def test_same_flags_are_unchanged_and_others_of_the_run_do_not_matter(tmp_path):
+    before = {"seed": 0, "learning_rate": 1e-6, "weight_decay": 0.01, "max_train_samples": None}
+    check_unchanged(before, {"seed": 0, "learning_rate": 0.000001}, where=tmp_path)
+    check_unchanged(before, {"max_train_samples": None, "cache_dir": None}, where=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"seed": 1}, "--seed: found 1, but RUN began with 0"),
+        ({"view": "all", "seed": 0}, "--view: found all, but RUN began with None"),
+    ],
+)
+def test_changed_flag_is_refused_with_both_values(now, message):
+    with pytest.raises(ValueError, match=f"{message}; use the same flags, or start anew in another"):
+        check_unchanged({"seed": 0}, now, where=Path("RUN"))

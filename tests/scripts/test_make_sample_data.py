@@ -1,0 +1,241 @@
+"""The sample has MIMIC-CXR-JPG's layout, bytes that depend on the arguments alone, and true labels."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import make_sample_data as sample
+import numpy as np
+import pandas as pd
+import pytest
+from cxr.synthetic.exposure import draw_image
+from cxr.synthetic.findings import FINDINGS
+from cxr.synthetic.plan import LABELS
+from cxr.synthetic.plan import METADATA_COLUMNS
+from cxr.synthetic.plan import OTHER_VIEWS
+from cxr.synthetic.plan import POSITIVE_FRACTION
+from cxr.synthetic.plan import plan_images
+from PIL import Image
+
+NUM_IMAGES = 80
+FRONTAL = ("AP", "PA")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "cxr"
+    return sample.make_sample_data(folder, num_images=NUM_IMAGES, image_size=64)
+
+
+def read_table(root: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(root / f"mimic-cxr-2.0.0-{name}.csv.gz", dtype=str, keep_default_na=False)
+
+
+def read_images(root: Path) -> pd.DataFrame:
+    """One row per labelled image: metadata, split and NegBio labels."""
+    splits = read_table(root, "split")[["dicom_id", "split"]]
+    images = read_table(root, "metadata").merge(splits)
+    return images.merge(read_table(root, "negbio"), on=["subject_id", "study_id"])
+
+
+def image_path(root: Path, row) -> Path:
+    subject, study = row.subject_id, row.study_id
+    return root / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}" / f"{row.dicom_id}.jpg"
+
+
+def tree_hashes(root: Path) -> dict[str, str]:
+    paths = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_tree_has_exactly_the_files_of_its_tables_at_the_published_paths(root):
+    metadata = read_table(root, "metadata")
+    expected = {image_path(root, row) for row in metadata.itertuples()}
+    assert len(expected) == NUM_IMAGES
+    assert {path for path in root.rglob("*") if path.suffix == ".jpg"} == expected
+    others = {path.name for path in root.iterdir()}
+    tables = {f"mimic-cxr-2.0.0-{name}.csv.gz" for name in ("metadata", "split", "negbio", "chexpert")}
+    assert others == {"files", "README.txt", "sample-findings.json.gz", *tables}
+    for row in metadata.itertuples():
+        assert re.fullmatch(r"([0-9a-f]{8}-){4}[0-9a-f]{8}", row.dicom_id)
+        assert re.fullmatch(r"1\d{7}", row.subject_id)
+        assert re.fullmatch(r"5\d{7}", row.study_id)
+
+
+def test_tables_have_the_published_columns(root):
+    assert tuple(read_table(root, "metadata").columns) == METADATA_COLUMNS
+    assert list(read_table(root, "split").columns) == ["dicom_id", "study_id", "subject_id", "split"]
+    for labeler in ("negbio", "chexpert"):
+        assert list(read_table(root, labeler).columns) == ["subject_id", "study_id", *LABELS]
+        assert not read_table(root, labeler).duplicated("study_id").any()
+
+
+def test_images_are_gray_jpegs_whose_size_is_in_the_table(root):
+    shapes = set()
+    for row in read_table(root, "metadata").itertuples():
+        with Image.open(image_path(root, row)) as image:
+            assert (image.format, image.mode) == ("JPEG", "L")
+            assert (image.height, image.width) == (int(row.Rows), int(row.Columns))
+            assert min(image.size) == 64
+            assert np.asarray(image).std() > 30  # a picture, not a blank
+            shapes.add(image.size)
+    assert len(shapes) > 5
+
+
+def test_same_seed_gives_same_bytes_for_any_number_of_processes(tmp_path):
+    # In a process of its own, as pool workers import the script that started them.
+    sizes = ["--num_images", "12", "--image_size", "32"]
+    for name, *options in (["one", "1"], ["two", "2"], ["other", "1", "--seed", "1"]):
+        command = [sys.executable, sample.__file__, str(tmp_path / name), *sizes, "--num_proc", *options]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert f"run_classification.py --data_dir {tmp_path / name}" in output
+    assert tree_hashes(tmp_path / "one") == tree_hashes(tmp_path / "two")
+    assert not set(tree_hashes(tmp_path / "one").values()) & set(tree_hashes(tmp_path / "other").values())
+
+
+def test_every_view_code_and_label_value_occurs(root):
+    views = read_table(root, "metadata").ViewPosition
+    assert set(views) == {*FRONTAL, *OTHER_VIEWS}
+    assert 0.7 < views.isin(FRONTAL).mean() < 0.9
+    labels = read_table(root, "negbio")[list(LABELS)]
+    assert set(labels.to_numpy().ravel()) == {"1.0", "0.0", "-1.0", ""}
+    assert set(labels["No Finding"]) == {"1.0", ""}
+    assert ((labels["No Finding"] == "1.0") & (labels["Support Devices"] == "1.0")).any()
+
+
+def test_a_train_study_has_no_label_row_and_the_labelers_disagree_on_few(root):
+    negbio, chexpert = (read_table(root, name).set_index("study_id") for name in ("negbio", "chexpert"))
+    splits = read_table(root, "split")
+    assert set(splits[~splits.study_id.isin(negbio.index)].split) == {"train"}
+    assert list(negbio.index) == list(chexpert.index)
+    assert 0 < (negbio != chexpert).any(axis=1).mean() < 0.3
+
+
+def test_no_patient_is_in_two_splits_and_some_have_several_studies_and_images(root):
+    splits = read_table(root, "split")
+    assert (splits.groupby("subject_id").split.nunique() == 1).all()
+    assert splits.groupby("subject_id").study_id.nunique().max() > 1
+    assert splits.groupby("study_id").dicom_id.nunique().max() > 1
+
+
+@pytest.mark.parametrize("num_images", [12, 60, 120, 600])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_split_has_both_labels_of_both_tasks_among_frontal_images(num_images, seed):
+    images = plan_images(num_images, image_size=64, seed=seed)
+    assert len({image.dicom_id for image in images}) == len(images) == num_images
+    for split, share in {"train": 0.7, "validate": 0.13, "test": 0.17}.items():
+        mine = [image for image in images if image.study.split == split]
+        assert abs(len(mine) / num_images - share) < 0.05
+        labels = [image.study.negbio for image in mine if image.view in FRONTAL and image.study.negbio]
+        positive = [any(label[name] == "1.0" for name in FINDINGS) for label in labels]
+        assert set(positive) == {True, False}
+        assert any(label["Pleural Effusion"] == "1.0" for label in labels)
+        assert any(label["No Finding"] == "1.0" and label["Pleural Effusion"] != "1.0" for label in labels)
+        if len(labels) > 40:
+            assert abs(np.mean(positive) - POSITIVE_FRACTION) < 0.08
+
+
+def test_labels_follow_from_what_was_drawn(root):
+    with gzip.open(root / "sample-findings.json.gz", "rt", encoding="utf-8") as file:
+        drawn = json.load(file)
+    assert set(drawn) == set(read_table(root, "metadata").dicom_id)
+    for row in read_images(root).to_dict("records"):
+        positive = {name for name in FINDINGS if row[name] == "1.0"}
+        assert {entry["finding"] for entry in drawn[row["dicom_id"]]} == positive
+        for entry in drawn[row["dicom_id"]]:
+            x0, y0, x1, y1 = entry["box"]
+            assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+
+
+@pytest.mark.parametrize("finding", FINDINGS)
+@pytest.mark.parametrize("view", ["PA", "LATERAL"])
+def test_every_finding_changes_the_image_inside_its_boxes_more_than_outside(finding, view):
+    images = plan_images(60, image_size=96, seed=0)
+    planned = next(image for image in images if image.study.negbio and not image.study.drawn)
+    planned = dataclasses.replace(planned, view=view)
+    healthy, _ = draw_image(planned, seed=0)
+    planned = dataclasses.replace(planned, study=dataclasses.replace(planned.study, drawn={finding: 1.0}))
+    ill, boxes = draw_image(planned, seed=0)
+    change = np.abs(np.asarray(ill, dtype=float) - np.asarray(healthy, dtype=float))
+    inside = np.zeros(change.shape, dtype=bool)
+    for entry in boxes:
+        x0, y0, x1, y1 = np.multiply(entry["box"], [planned.width, planned.height] * 2)
+        inside[round(y0) : round(y1), round(x0) : round(x1)] = True
+    assert change[inside].mean() > 1.3 * change[~inside].mean()
+
+
+def test_a_large_image_is_drawn_small_and_enlarged_to_its_full_size():
+    planned = plan_images(12, image_size=1600, seed=0)[0]
+    image, _ = draw_image(planned, seed=0)
+    assert min(image.size) == 1600
+
+
+def test_full_output_folder_is_refused_with_one_line(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("keep me", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        sample.main([str(tmp_path)])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message.count("\n") == 1
+    assert ": error: " in message
+    assert str(tmp_path) in message and message.endswith("(see --help)\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("options", [["--num_images", "3"], ["--image_size", "8"], ["--num_images", "many"]])
+def test_impossible_sizes_are_refused_with_one_line(tmp_path, capsys, options):
+    with pytest.raises(SystemExit) as stop:
+        sample.main([str(tmp_path / "new"), *options])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_interrupted_run_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
+    draw, drawn = draw_image, []
+
+    def interrupted(planned, *, seed):
+        drawn.append(planned)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw(planned, seed=seed)
+
+    monkeypatch.setattr(sample, "draw_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sample.make_sample_data(tmp_path / "cxr", num_images=12, image_size=32)
+    assert len(drawn) == 4
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("winners_seed", [0, 1])
+def test_loser_of_a_race_uses_the_same_sample_and_refuses_another(tmp_path, monkeypatch, winners_seed):
+    make = partial(sample.make_sample_data, tmp_path / "cxr", num_images=12, image_size=32)
+    write = sample.write_tables
+
+    def overtaken(root, images, *, seed):
+        write(root, images, seed=seed)
+        monkeypatch.setattr(sample, "write_tables", write)
+        make(seed=winners_seed)
+
+    monkeypatch.setattr(sample, "write_tables", overtaken)
+    if winners_seed == 0:
+        assert make(seed=0) == tmp_path / "cxr"
+    else:
+        with pytest.raises(FileExistsError, match="not an empty folder"):
+            make(seed=0)
+    assert f"seed={winners_seed}" in (tmp_path / "cxr" / "README.txt").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["cxr"]
+
+
+def test_neither_torch_nor_datasets_is_imported():
+    code = "import sys, make_sample_data; print({'torch', 'datasets', 'transformers'} & set(sys.modules))"
+    folder = Path(sample.__file__).parent
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

@@ -1,0 +1,531 @@
+"""The report of a study, from handmade runs: tables, intervals, sentences, figures and the page."""
+
+import csv
+import dataclasses
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import report_study
+import rich.console
+from cxr.study import grid
+from cxr.study.measuring import Resamples
+from cxr.study.measuring import arrays
+from cxr.study.measuring import measure_tables
+from cxr.study.measuring import published_row
+from cxr.study.paper import STUDY_RESULTS
+from cxr.study.report import notes
+from cxr.study.report import verdict
+from cxr.study.results import DEFAULT_LABELS
+from cxr.study.results import ResultTable
+from cxr.study.results import RowName
+from cxr.study.results import TableName
+from cxr.study.results import find_runs
+from cxr.study.results import gather_rows
+from cxr.study.results import planned_runs
+from cxr.study.results import read_run
+from finished_runs import write_run
+from sklearn.metrics import roc_auc_score
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+PAPER_ROWS = {
+    "p25": {"model": "facebook/vit-mae-base", "augmentation": "mae", "masking": 0.25},
+    "vit": {"model": "facebook/vit-mae-base", "augmentation": "none", "masking": 0.0},
+    "resnet": {"model": "microsoft/resnet-18", "augmentation": "classic", "masking": 0.0},
+}
+
+
+def write_study(folder: Path) -> Path:
+    """Two sizes of three of the paper's rows, three seeds each; one row has not run."""
+    cells = {}
+    for size in (1000, 10_000):
+        for (name, row), quality in zip(PAPER_ROWS.items(), (0.8, 1.5, 2.5)):
+            for seed in (0, 1, 2):
+                point = {
+                    **row,
+                    "own_pretraining": False,
+                    "from_scratch": False,
+                    "masking_kind": "patches",
+                    "train_size": size,
+                    "task": "finding",
+                    "training_mode": "full",
+                    "view": "frontal",
+                    "seed": seed,
+                }
+                run_id = grid.run_id(point)
+                cells[run_id] = {"run_id": run_id, "script": grid.CLASSIFICATION, "point": point, "flags": {}}
+                if (name, size) == ("p25", 10_000):
+                    continue
+                write_run(
+                    folder / run_id,
+                    quality=quality + (size > 1000),
+                    seed=seed,
+                    num_train_images=size,
+                    pretrained=True,
+                    mask_ratio=row["masking"],
+                    model=row["model"],
+                    augmentation=row["augmentation"],
+                )
+    point = {"model": "vit-mae-tiny", "view": "frontal", "seed": 0}
+    run_id = grid.pretraining_id(point)
+    cells[run_id] = {"run_id": run_id, "script": grid.PRETRAINING, "point": point, "flags": {}}
+    (folder / "plan.json").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A study's folder with its report."""
+    folder = write_study(tmp_path_factory.mktemp("study") / "study")
+    report_study.main([str(folder), "--num_resamples", "300"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(study) -> list[ResultTable]:
+    gathered = gather_rows(find_runs([study]), planned_runs([study]))
+    return measure_tables(gathered, Resamples(300, seed=0))
+
+
+def read_table(study: Path) -> list[dict[str, str]]:
+    with (study / "report.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Tables -----------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_table_a_size_with_the_papers_rows_and_columns(study):
+    text = (study / "report.md").read_text(encoding="utf-8")
+    assert (
+        text.count("| model | transformer | % masking | seeds | Accuracy | Precision | F1 | Recall | AUC |")
+        == 2
+    )
+    assert "## Finding vs No Finding, 1,000 training images, frontal views, test split" in text
+    assert "| MAE ViT | augmented (mae) | 0.25 | 3 of 3 |" in text
+    assert "| MAE ViT | not augmented |  | 3 of 3 |" in text
+    assert "| ResNet | augmented (classic) |  | 3 of 3 |" in text
+
+
+def test_our_figures_stand_beside_the_papers(study):
+    rows = {(row["train_size"], row["model"], row["augmentation"]): row for row in read_table(study)}
+    row = rows["1000", "MAE ViT", "none"]
+    published = STUDY_RESULTS[1000]["MAE ViT", "none", 0.0]
+    names = ("accuracy", "precision", "f1", "recall", "auroc")
+    assert [float(row[f"{name}_published"]) for name in names] == list(published)
+    assert f"paper {published[4]:.3f}" in (study / "report.md").read_text(encoding="utf-8")
+    assert rows["10000", "ResNet", "classic"]["auroc_published"] == "0.807"
+
+
+def test_the_papers_figures_are_for_its_task_its_view_and_full_training_only():
+    row = RowName("MAE ViT", "none", 0.0, "patches")
+    labels = DEFAULT_LABELS
+    name = TableName("finding", "frontal", "full", labels, "test", "1000")
+    assert published_row(name, row)["auroc"] == 0.752
+    for change in ({"augmentation": "classic"}, {"masking": 0.25}, {"model": "resnet-18, from scratch"}):
+        assert published_row(name, dataclasses.replace(row, **change)) == {}
+    for change in (
+        {"task": "pleural_effusion"},
+        {"view": "lateral"},
+        {"training_mode": "last_layer"},
+        {"labels": "chexpert, uncertain negative"},
+        {"size": "all"},
+        {"size": "500"},
+    ):
+        assert published_row(dataclasses.replace(name, **change), row) == {}
+
+
+def test_cells_that_have_not_run_are_shown_as_missing(study):
+    text = (study / "report.md").read_text(encoding="utf-8")
+    assert "| MAE ViT | augmented (mae) | 0.25 | 0 of 3 | not run<br>paper 0.749 |" in text
+    assert "3 planned runs have not finished" in text
+    row = next(row for row in read_table(study) if row["seeds"] == "0")
+    assert (row["train_size"], row["masking"], row["auroc"]) == ("10000", "0.25", "")
+
+
+def test_the_best_of_each_column_is_underlined(tables):
+    first = tables[0]
+    best = {row.name.model for row in first.rows if first.is_best(row, "auroc")}
+    assert best == {"ResNet"}
+    lowest = min(row.values["brier"] for row in first.measured)
+    assert [row.values["brier"] for row in first.rows if first.is_best(row, "brier")] == [lowest]
+
+
+def test_values_are_means_over_seeds_with_an_interval_over_seeds_and_one_over_patients(tables):
+    row = tables[0].rows[2]
+    aurocs = [roc_auc_score(*arrays(run.predictions)) for run in row.runs]
+    assert len(aurocs) == 3
+    assert row.values["auroc"] == pytest.approx(np.mean(aurocs), abs=1e-12)
+    half = 4.302653 * np.std(aurocs, ddof=1) / np.sqrt(3)
+    assert row.over_seeds["auroc"].low == pytest.approx(np.mean(aurocs) - half, abs=1e-6)
+    assert row.over_patients["auroc"].low < row.values["auroc"] < row.over_patients["auroc"].high
+
+
+def test_auroc_is_given_by_view(tables):
+    row = tables[0].rows[2]
+    value, interval, count = row.by_view["PA"]
+    of_view = [run.predictions[run.predictions["view_position"] == "PA"] for run in row.runs]
+    assert count == 100
+    expected = np.mean([roc_auc_score(rows["label"], rows["probability"]) for rows in of_view])
+    assert value == pytest.approx(expected, abs=1e-12)
+    assert interval.low < value < interval.high
+
+
+def test_runs_without_a_plan_make_up_rows_by_what_they_record(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"a{seed}", seed=seed)
+        write_run(tmp_path / f"b{seed}", seed=seed, random_erasing_prob=0.5, pretrained=True, model="my/vit")
+    gathered = gather_rows(find_runs([tmp_path]), {})
+    (rows,) = gathered.values()
+    assert {name.label(rows): len(runs) for name, (runs, _) in rows.items()} == {
+        "resnet-18, from scratch": 2,
+        "my/vit, 50% erased": 2,
+    }
+
+
+def test_split_is_validation_where_the_test_split_was_not_evaluated(tmp_path):
+    run = read_run(write_run(tmp_path / "a", split="validation"))
+    assert (run.split, len(run.predictions)) == ("validation", 200)
+
+
+def test_one_class_is_undefined_and_not_compared(tmp_path):
+    for name in ("a", "b"):
+        folder = write_run(tmp_path / name, model=name, pretrained=True)
+        predictions = pd.read_csv(folder / "predictions_test.csv")
+        predictions.assign(label=1).to_csv(folder / "predictions_test.csv", index=False)
+    report_study.main([str(tmp_path), "--num_resamples", "50"])
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| undefined |" in text and "not compared" in text
+    assert not list((tmp_path / "figures").glob("roc-*.png"))
+
+
+# Differences ------------------------------------------------------------------------------------------------
+
+
+def test_the_sentence_says_which_differences_are_more_than_noise(tables):
+    first = tables[0]
+    assert len(first.comparisons) == 3
+    found = {(one.first, one.second): one for one in first.comparisons}
+    best, worst = "ResNet, augmented (classic)", "MAE ViT, augmented (mae), 25% masked"
+    assert found[best, worst].num_seeds == 3
+    assert found[best, worst].is_distinguishable and found[best, worst].difference.low > 0.05
+    assert [one.p for one in first.comparisons] == sorted(one.p for one in first.comparisons)
+    said = verdict(first)
+    clearest = first.comparisons[0]
+    assert said.startswith("Distinguishable from noise (p < 0.05, corrected by Holm): 3 of the 3 differences")
+    assert f"{clearest.first} over {clearest.second} by {clearest.difference.value:.3f} [" in said
+
+
+def test_the_sentence_says_when_no_difference_is_more_than_noise(tmp_path):
+    for name, quality in (("a", 1.5), ("b", 1.51)):
+        for seed in (0, 1, 2):
+            write_run(tmp_path / f"{name}{seed}", seed=seed, quality=quality, model=name, pretrained=True)
+    gathered = gather_rows(find_runs([tmp_path]), {})
+    (table,) = measure_tables(gathered, Resamples(300, seed=0))
+    table.comparisons = [dataclasses.replace(table.comparisons[0], p=0.06)]
+    assert verdict(table).startswith("The difference of AUC is not distinguishable from noise")
+    table.comparisons *= 2
+    assert verdict(table).startswith("None of the 2 differences of AUC is distinguishable")
+
+
+def test_a_table_with_one_seed_says_what_its_differences_leave_out(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, model=name, pretrained=True)
+    gathered = gather_rows(find_runs([tmp_path]), {})
+    (table,) = measure_tables(gathered, Resamples(50, seed=0))
+    assert "what others would have given" in notes(table)[0]
+
+
+def test_papers_figures_come_with_what_they_are_of(tables):
+    assert any("its own validation images" in note for note in notes(tables[0]))
+
+
+def test_rows_measured_on_other_images_are_not_compared(tmp_path):
+    write_run(tmp_path / "a", model="a", pretrained=True)
+    write_run(tmp_path / "b", model="b", pretrained=True, num_images=100)
+    gathered = gather_rows(find_runs([tmp_path]), {})
+    (table,) = measure_tables(gathered, Resamples(50, seed=0))
+    assert table.comparisons == [] and "not measured on the same images" in verdict(table)
+
+
+def test_six_rows_of_3403_predictions_take_2000_resamples_in_under_10_seconds(tmp_path):
+    for number in range(6):
+        write_run(tmp_path / str(number), model=str(number), pretrained=True, num_images=3403)
+    gathered = gather_rows(find_runs([tmp_path]), {})
+    started = time.perf_counter()
+    (table,) = measure_tables(gathered, Resamples(2000, seed=0))
+    assert time.perf_counter() - started < 10
+    assert len(table.comparisons) == 15
+
+
+# Figures and the page ---------------------------------------------------------------------------------------
+
+
+def test_figures_are_drawn_for_each_table_and_over_the_sizes(study):
+    names = {path.name for path in (study / "figures").iterdir()}
+    of_tables = {
+        f"{kind}-finding-{size}.png" for kind in ("loss", "roc", "calibration") for size in (1000, 10000)
+    }
+    assert names == {*of_tables, "auroc-by-size-finding.png"}
+    text = (study / "report.md").read_text(encoding="utf-8")
+    for name in names:
+        assert f"(figures/{name})" in text
+        assert (study / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_is_one_file_that_names_no_other(study):
+    page = (study / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len([source for source in sources if source.startswith("data:image/png;base64,")]) == 7
+    assert not [source for source in sources if not source.startswith(("data:image/png;base64,", "#"))]
+    assert not re.search(r"url\(|@import|<link|https?:", page)
+
+
+def test_nothing_written_holds_an_id(study):
+    for path in (study / "report.html", study / "report.md", study / "report.csv"):
+        text = path.read_text(encoding="utf-8")
+        assert "deadbeef" not in text and not re.search(r"\b17000\d{3}\b", text)
+
+
+def test_names_from_records_cannot_become_markup(tmp_path):
+    write_run(tmp_path / "a", model="<script>alert(1)</script>|b", pretrained=True)
+    report_study.main([str(tmp_path), "--num_resamples", "20"])
+    assert "<script>alert" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    rows = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.count("|") for line in rows if line.startswith("|") and "alert" in line]
+    headers = [line.count("|") for line in rows if line.startswith("| model") or line.startswith("| run")]
+    assert cells == headers
+
+
+PROBE = """
+<script>
+const table = document.querySelector("table.results"), seen = {};
+const auc = row => row.cells[8].querySelector("b")?.textContent ?? "not run";
+const column = () => [...table.tBodies[0].rows].map(auc);
+const headings = [...table.tHead.rows[0].cells].map(cell => cell.textContent.trim());
+seen.headings = headings;
+seen.before = column();
+table.tHead.rows[0].cells[8].querySelector("button").click();
+seen.down = column();
+seen.sort = table.tHead.rows[0].cells[8].getAttribute("aria-sort");
+table.tHead.rows[0].cells[8].querySelector("button").click();
+seen.up = column();
+const image = document.querySelector("figure img");
+image.click();
+seen.zoomed = document.querySelector("dialog").open && document.querySelector("dialog img").src === image.src;
+fetch("/fetched").catch(() => { seen.refused = true; }).finally(() => {
+  seen.fetched = performance.getEntriesByType("resource").map(entry => entry.name)
+    .filter(name => !name.startsWith("data:") && !name.endsWith("/fetched"));
+  document.body.innerHTML = "<pre>SEEN" + JSON.stringify(seen) + "NEES</pre>";
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not opened (Debian: chromium)")
+def test_browser_shows_the_table_sorts_it_on_a_click_and_fetches_nothing(study, tmp_path):
+    page = (study / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        flags += ["--disable-background-networking", "--virtual-time-budget=5000", "--dump-dom"]
+        address = f"http://127.0.0.1:{server.server_port}/page.html"
+        done = subprocess.run([CHROMIUM, *flags, address], capture_output=True, text=True, timeout=120)
+        server.shutdown()
+    found = re.search(r"SEEN(.*)NEES", done.stdout)
+    assert found, done.stderr[-2000:]
+    seen = json.loads(found[1])
+    assert seen["headings"][:3] == ["model", "transformer", "% masking"]
+    assert seen["headings"][4:] == ["Accuracy", "Precision", "F1", "Recall", "AUC"]
+    assert len(seen["before"]) == 3 and seen["sort"] == "descending"
+    assert seen["down"] == sorted(seen["before"], reverse=True) != seen["before"]
+    assert seen["up"] == sorted(seen["before"])
+    assert seen["zoomed"] and seen["refused"] and seen["fetched"] == []
+    assert set(asked) <= {"/page.html", "/favicon.ico"}
+
+
+# The terminal and errors ------------------------------------------------------------------------------------
+
+
+def test_terminal_shows_the_tables_and_where_the_report_is(study, capsys):
+    report_study.main([str(study), "--num_resamples", "20"])
+    printed = capsys.readouterr().out
+    assert "10,000 training images" in printed and "not run" in printed and "AUC, 95 %" in printed
+    assert f"Report: {study / 'report.html'}" in printed
+
+
+def refused(argv: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as ended:
+        report_study.main(argv)
+    message = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message.count("\n") == 1 and message.endswith("\n") and "Traceback" not in message
+    return message
+
+
+def test_folder_without_results_is_an_error_of_one_line(tmp_path, capsys):
+    (tmp_path / "study" / "mae").mkdir(parents=True)
+    (tmp_path / "study" / "mae" / "results.json").write_text('{"train_loss": 0.5}', encoding="utf-8")
+    message = refused([str(tmp_path / "study")], capsys)
+    assert "found no results.json of a classification run" in message and "expected" in message
+
+
+def test_absent_folder_is_an_error_of_one_line(tmp_path, capsys):
+    assert "absent" in refused([str(tmp_path / "absent")], capsys)
+
+
+def test_several_folders_need_a_place_for_the_report(tmp_path, capsys):
+    runs = [str(write_run(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    assert "found no --output_dir" in refused(runs, capsys)
+    report_study.main([*runs, "--output_dir", str(tmp_path / "new" / "report"), "--num_resamples", "20"])
+    assert (tmp_path / "new" / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("text", ['{"model": ', "[]"])
+def test_broken_results_are_an_error_of_one_line_that_names_the_file(tmp_path, capsys, text):
+    write_run(tmp_path / "a")
+    (tmp_path / "a" / "results.json").write_text(text, encoding="utf-8")
+    assert str(tmp_path / "a") in refused([str(tmp_path / "a")], capsys)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda rows: rows.assign(probability=2.0),
+        lambda rows: rows.assign(probability="high"),
+        lambda rows: rows.assign(label=7),
+        lambda rows: rows.drop(columns="subject_id"),
+        lambda rows: rows.iloc[:-1],
+    ],
+    ids=["probability above one", "probability in words", "unknown label", "no patients", "cut off"],
+)
+def test_spoilt_predictions_are_an_error_of_one_line_that_names_the_file(tmp_path, capsys, spoil):
+    folder = write_run(tmp_path / "a")
+    path = folder / "predictions_test.csv"
+    spoil(pd.read_csv(path)).to_csv(path, index=False)
+    assert f"{path}, results.json: not what a run writes" in refused([str(folder)], capsys)
+
+
+def test_edited_records_are_an_error_of_one_line_that_names_the_run(tmp_path, capsys):
+    folder = write_run(tmp_path / "a")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    del results["augmentation"]
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    assert str(folder) in refused([str(folder)], capsys)
+    other = write_run(tmp_path / "b")
+    (other / "metrics.jsonl").write_text("epoch one\n", encoding="utf-8")
+    assert f"{other / 'metrics.jsonl'}: found a broken line" in refused([str(other)], capsys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": None},
+        {"model": 5},
+        {"num_train_images": "64"},
+        {"images_per_step": None},
+        {"test": {"n": 200}},
+    ],
+    ids=str,
+)
+def test_results_of_other_kinds_are_an_error_of_one_line(tmp_path, capsys, change):
+    folder = write_run(tmp_path / "a", **change)
+    assert f"{folder / 'predictions_test.csv'}, results.json: not what a run" in refused(
+        [str(folder)], capsys
+    )
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "5", '{"epoch": 1, "train_loss": null, "eval_loss": 1}'])
+def test_epochs_of_other_kinds_are_an_error_of_one_line(tmp_path, capsys, line):
+    folder = write_run(tmp_path / "a")
+    (folder / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert f"{folder / 'metrics.jsonl'}: not what a run writes" in refused([str(folder)], capsys)
+
+
+def test_edited_plan_is_an_error_of_one_line(tmp_path, capsys):
+    folder = write_study(tmp_path / "study")
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    name, cell = next(iter(plan["cells"].items()))
+    for broken in (
+        None,
+        {},
+        [],
+        {**cell, "point": {**cell["point"], "masking": "x"}},
+        {**cell, "flags": None},
+    ):
+        text = json.dumps({"cells": {**plan["cells"], name: broken}})
+        (folder / "plan.json").write_text(text, encoding="utf-8")
+        assert f"{folder / 'plan.json'}: found what run_study.py does not write" in refused(
+            [str(folder)], capsys
+        )
+
+
+def test_narrow_terminal_keeps_the_names_of_the_rows(study, capsys, monkeypatch):
+    monkeypatch.setattr(report_study, "Console", lambda width: rich.console.Console(width=80))
+    report_study.main([str(study), "--num_resamples", "20"])
+    printed = capsys.readouterr().out
+    assert "ResNet, augmented" in printed and "AUC" in printed and "Precision" not in printed
+
+
+def test_missing_predictions_are_an_error_of_one_line(tmp_path, capsys):
+    folder = write_run(tmp_path / "a")
+    (folder / "predictions_test.csv").unlink()
+    assert "predictions_test.csv" in refused([str(folder)], capsys)
+
+
+def test_a_folder_inside_another_is_not_counted_twice(tmp_path):
+    run = write_run(tmp_path / "a")
+    assert find_runs([tmp_path, run]) == [run]
+    assert find_runs([tmp_path, tmp_path / "a" / ".." / "a"]) == [run]
+
+
+def test_runs_that_differ_in_a_flag_are_rows_of_their_own(tmp_path):
+    arguments = {"weight_decay": 0.1, "seed": 0, "per_device_train_batch_size": 32, "output_dir": "a"}
+    changes = [{}, {"seed": 1, "output_dir": "b"}, {"weight_decay": 0.2}, {"weight_decay": 0.2, "seed": 1}]
+    for number, change in enumerate(changes):
+        folder = write_run(tmp_path / str(number), seed=change.get("seed", 0))
+        (folder / "args.json").write_text(json.dumps({**arguments, **change}), encoding="utf-8")
+    write_run(tmp_path / "larger", images_per_step=64)
+    (rows,) = gather_rows(find_runs([tmp_path]), {}).values()
+    assert {name.label(rows): len(runs) for name, (runs, _) in rows.items()} == {
+        "resnet-18, from scratch, images_per_step 32, weight_decay 0.1": 2,
+        "resnet-18, from scratch, images_per_step 32, weight_decay 0.2": 2,
+        "resnet-18, from scratch, images_per_step 64, weight_decay None": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"num_images": 100}, "were measured on other images"), ({"seed": 0}, "both have seed 0")],
+    ids=["images", "seed"],
+)
+def test_runs_of_one_row_that_differ_in_more_than_the_seed_are_refused(tmp_path, capsys, change, said):
+    write_run(tmp_path / "0")
+    write_run(tmp_path / "1", **{"seed": 1, **change})
+    assert said in refused([str(tmp_path)], capsys)
+
+
+def test_runs_of_one_table_that_were_trained_on_other_images_are_refused(tmp_path, capsys):
+    write_run(tmp_path / "a", model="a", pretrained=True)
+    other = write_run(tmp_path / "b", model="b", pretrained=True)
+    (other / "samples.json").write_text('{"sha256": "another"}', encoding="utf-8")
+    assert "trained on other images" in refused([str(tmp_path)], capsys)

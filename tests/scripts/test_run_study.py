@@ -1,0 +1,729 @@
+"""The study's runner: what is launched, skipped, refused, resumed and reported; most cells do not train."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+
+import psutil
+import pytest
+import run_study
+from cxr.data.sources import REPOSITORY
+from cxr.run_folder.files import read_json
+from cxr.run_folder.files import write_json
+from cxr.run_folder.lock import OWNER_FILE
+from cxr.run_folder.lock import lock_folder
+from cxr.run_folder.record import check_unchanged
+from cxr.study import runner
+from cxr.study.grid import PRESETS
+from cxr.study.grid import plan_cells
+from cxr.study.runner import Study
+from cxr.study.runner import command
+from cxr.study.runner import devices
+from cxr.study.runner import tail
+from cxr.study.runner import to_words
+from cxr.training.progress import Progress
+from cxr.training.progress import has_checkpoint
+from rich.console import Console
+
+CONFIGS = REPOSITORY / "accelerate_configs"
+PRETRAINED, TUNED, RESNET = (
+    "vit-mae-tiny-scratch_pretrain_s0",
+    "vit-mae-tiny-scratch-pre_none_16_finding_s0",
+    "resnet-18-scratch_none_16_finding_s0",
+)
+ALL = [PRETRAINED, TUNED, RESNET]
+# Three cells: a pretraining, the classifier that needs it, and a ResNet.
+SMALL = [
+    "--preset=smoke",
+    "--models",
+    "vit-mae-tiny",
+    "resnet-18",
+    "--augmentations",
+    "none",
+    "--mask_ratios",
+    "0",
+]
+SMALL += ["--train_sizes", "16", "--tasks", "finding"]
+
+PROGRESS = asdict(Progress(images_per_step=8, step=2))  # in a checkpoint that is complete
+
+# What stands in for a cell's process. It may finish, fail at once, break after a checkpoint, or hang there.
+CELL = (
+    f"progress = {json.dumps(PROGRESS)!r}"
+    + """
+import json, pathlib, sys, time
+run, flags, end = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+resumed = (run / "checkpoints").is_dir()
+print("resumed" if resumed else "new", flush=True)
+run.mkdir(parents=True, exist_ok=True)
+defaults = {"weight_decay": 0.01, "cache_dir": None}
+(run / "args.json").write_text(json.dumps({**defaults, **flags}))
+if end == "fail":
+    print("\\n".join(f"line {number}" for number in range(30)), flush=True)
+    sys.exit("error: found no GPU")
+checkpoint = run / "checkpoints" / "step_2"
+checkpoint.mkdir(parents=True, exist_ok=True)
+(checkpoint / "progress.json").write_text(progress)
+with (run / "metrics.jsonl").open("a") as file:
+    file.write('{"epoch": 2}\\n' if resumed else '{"epoch": 1}\\n')
+if end == "hang":
+    (run / "hanging").touch()
+    time.sleep(60)
+if end == "break":
+    sys.exit("error: the loss is nan")
+results = {"images_per_second": 50.0, "eval_loss": 0.25, "validation": {}, "test": {"auroc": 0.75}}
+(run / "results.json").write_text(json.dumps(results))
+"""
+)
+
+
+@dataclass
+class Cells:
+    """The cells that a test has launched, and how those that it names end."""
+
+    ends: dict[str, str] = field(default_factory=dict)
+    launched: list[str] = field(default_factory=list)
+    commands: dict[str, list[str]] = field(default_factory=dict)  # what the study would have started
+    reports: list[Path] = field(default_factory=list)
+    reportable: bool = True
+
+
+@pytest.fixture
+def cells(monkeypatch):
+    cells = Cells()
+    real = runner.command
+
+    def command(cell, run, config_file, gpu):
+        cells.launched.append(cell.run_id)
+        cells.commands[cell.run_id] = real(cell, run, config_file, gpu)
+        end = cells.ends.get(cell.run_id, "finish")
+        return [sys.executable, "-I", "-S", "-c", CELL, str(run), json.dumps(cell.flags), end]
+
+    monkeypatch.setattr(runner, "command", command)
+    monkeypatch.setattr(run_study, "report", lambda folder: cells.reports.append(folder) or cells.reportable)
+    sleep = time.sleep
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: sleep(seconds / 10))
+    before = signal.getsignal(signal.SIGTERM)
+    yield cells
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def study(cells, sample_root, tmp_path):
+    """Calls the script on the small grid; returns its exit status."""
+
+    def study(*flags: object) -> int:
+        try:
+            run_study.main(
+                [*SMALL, f"--data_dir={sample_root}", f"--output_dir={tmp_path / 'study'}", *map(str, flags)]
+            )
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+    return study
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "study"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != OWNER_FILE]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def error_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "error: " in captured.err and "Traceback" not in captured.err
+    return captured.err
+
+
+# The command line -------------------------------------------------------------------------------------------
+
+
+def parse(*argv: str):
+    return run_study.make_parser().parse_args(["--output_dir=x", *argv])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("-1", -1),
+        ("1e-4", 1e-4),
+        ("0.5 1.0", [0.5, 1.0]),
+        ("true", True),
+        ("false", False),
+        ("cosine", "cosine"),
+        ("hidden_size=64,patch_size=4", "hidden_size=64,patch_size=4"),
+        ("/data/my cache", "/data/my cache"),
+    ],
+)
+def test_setting_has_the_value_that_args_json_has(text, value):
+    ((scope, flags),) = parse("--set", f"vit.some_flag={text}").set
+    assert scope == "vit" and flags == {"some_flag": value} and type(flags["some_flag"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--set", "learning_rate"], "found 'learning_rate', expected FLAG=VALUE or SCOPE.FLAG=VALUE"),
+        (
+            ["--set", "vits.learning_rate=1"],
+            "found the scope 'vits', expected pretraining, classification, vit",
+        ),
+        (["--train_sizes", "most"], "found 'most', expected a whole number from 1"),
+        (["--mask_ratios", "1"], "found 1, expected a number in [0, 1)"),
+        (["--tasks", "edema"], "'edema'"),
+        (["--preset", "papers"], "'papers'"),
+        (["--parallel", "0"], "found 0"),
+    ],
+)
+def test_wrong_flag_is_one_line(argv, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(*argv)
+    assert ended.value.code == 2 and said in error_line(capsys)
+
+
+def test_every_axis_is_a_list_flag():
+    args = parse(
+        *("--models", "a", "b", "--augmentations", "mae", "none", "--mask_ratios", "0", "0.5"),
+        *("--train_sizes", "5", "all", "--tasks", "finding", "pleural_effusion", "--seeds", "1", "2"),
+        *("--training_modes", "full", "last_layer", "--views", "frontal", "lateral"),
+    )
+    chosen = run_study.chosen_grid(args, PRESETS["paper"])
+    assert chosen.models == ("a", "b") and chosen.train_sizes == (5, None) and chosen.seeds == (1, 2)
+    assert chosen.views == ("frontal", "lateral") and chosen.training_modes == ("full", "last_layer")
+    assert chosen.arms["vit"] == (("mae", 0.0), ("mae", 0.5), ("none", 0.0), ("none", 0.5))
+    assert chosen.settings == PRESETS["paper"].settings
+
+
+def test_without_data_the_preset_is_smoke_and_with_data_paper(
+    cells, sample_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run_study, "make_sample_data_once", lambda: sample_root)
+    run_study.main([f"--output_dir={tmp_path / 'a'}", "--train_sizes", "16", "all", "--dry_run"])
+    assert "13 cells" in capsys.readouterr().out
+    sizes = ["--train_sizes", "8", "16", "all"]
+    run_study.main([f"--data_dir={sample_root}", f"--output_dir={tmp_path / 'b'}", *sizes, "--dry_run"])
+    assert "216 cells" in capsys.readouterr().out
+
+
+def test_folder_of_a_setting_is_absolute_and_a_revision_stays_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ((_, folder), (_, revision)) = parse("--set", "cache_dir=a/b/", "model_revision=1e10").set
+    assert folder == {"cache_dir": str(tmp_path / "a" / "b")} and revision == {"model_revision": "1e10"}
+
+
+# What is launched -------------------------------------------------------------------------------------------
+
+
+def cell_named(name: str, study_dir: Path, **changes):
+    args = parse(*SMALL)
+    grid = run_study.chosen_grid(args, PRESETS["smoke"])
+    planned = {cell.run_id: cell for cell in plan_cells(grid, data_dir=Path("/data"), output_dir=study_dir)}
+    return dataclasses.replace(planned[name], **changes)
+
+
+def test_cell_is_launched_by_accelerate_with_its_config_script_and_flags(tmp_path):
+    cell = cell_named(RESNET, tmp_path)
+    words = command(cell, tmp_path / RESNET, CONFIGS / "cpu.yaml", None)
+    script = words.index(str(REPOSITORY / "scripts" / "run_classification.py"))
+    assert words[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert words[3:script] == ["--config_file", str(CONFIGS / "cpu.yaml"), "--quiet"]
+    assert f"--output_dir={tmp_path / RESNET}" in words and "--config_name=resnet-18" in words
+    assert "--evaluate_test" in words and not [
+        word for word in words if "last_layer" in word or "resume" in word
+    ]
+
+
+def test_cell_of_a_slot_has_its_gpu(tmp_path):
+    words = command(cell_named(RESNET, tmp_path), tmp_path / RESNET, CONFIGS / "cpu.yaml", "3")
+    assert words[words.index("--gpu_ids") + 1] == "3"
+
+
+def test_resume_flag_is_given_when_there_is_a_checkpoint(tmp_path):
+    cell, run = cell_named(RESNET, tmp_path), tmp_path / RESNET
+    (run / "checkpoints" / "step_1").mkdir(parents=True)
+    resume = "--resume_from_checkpoint=latest"
+    assert resume not in command(cell, run, CONFIGS / "cpu.yaml", None)  # it is not complete
+    write_json(run / "checkpoints" / "step_1" / "progress.json", {})
+    assert resume not in command(cell, run, CONFIGS / "cpu.yaml", None)  # nor sound
+    write_json(run / "checkpoints" / "step_1" / "progress.json", PROGRESS)
+    assert resume in command(cell, run, CONFIGS / "cpu.yaml", None)
+
+
+def test_flags_become_words_as_argparse_takes_them():
+    flags = {"seed": 0, "a": None, "b": True, "c": False, "crop_scale": [0.5, 1.0], "norm_pix_loss": False}
+    words = list(to_words(flags))
+    assert words == ["--seed=0", "--b", "--crop_scale", "0.5", "1.0", "--no-norm_pix_loss"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_scripts_take_every_planned_command_line_and_note_what_was_planned(preset, sample_root, tmp_path):
+    import run_classification
+    import run_mae_pretrain
+
+    parse_args = {
+        module.__name__ + ".py": module.parse_args for module in (run_classification, run_mae_pretrain)
+    }
+    settings = ["pretraining.norm_pix_loss=false", "crop_scale=0.5 1", "per_device_train_batch_size=auto"]
+    settings += ["vit.base_learning_rate=1e-3", "classification.torch_compile=true"]
+    settings += ["cache_dir=some/cache/", "model_revision=1234567"]
+    args = parse("--pretrain", "--seeds", "0", "--set", *settings)
+    grid = run_study.chosen_grid(args, PRESETS[preset])
+    for cell in plan_cells(grid, data_dir=sample_root, output_dir=tmp_path):
+        noted = json.loads(json.dumps(vars(parse_args[cell.script](list(to_words(cell.flags)))), default=str))
+        check_unchanged(noted, cell.flags, where=Path(cell.run_id))
+
+
+@pytest.mark.parametrize(
+    ("config", "parallel", "visible", "expected"),
+    [
+        ("single_gpu_fp16.yaml", 1, None, ("gpu", [None], None)),
+        ("single_gpu_fp16.yaml", 2, None, ("gpu", ["0", "1"], None)),
+        ("single_gpu_fp16.yaml", 2, "4,7,5", ("gpu", ["4", "7"], None)),
+        ("single_gpu_fp16.yaml", 1, "4,7,5", ("gpu", ["4"], None)),
+        ("multi_gpu_fp16.yaml", 1, "4,7,5", ("gpu", [None], None)),
+        ("cpu.yaml", 1, None, ("cpu", [None], None)),
+        ("cpu.yaml", 1000, None, ("cpu", [None] * 1000, 1)),
+        ("multi_gpu_fp16.yaml", 1, None, ("gpu", [None], None)),
+    ],
+)
+def test_slots_are_the_visible_gpus_in_their_order(config, parallel, visible, expected, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices(CONFIGS / config, parallel) == expected
+
+
+def test_more_slots_than_visible_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(ValueError, match=r"--parallel 2: found the GPUs 0; expected one for each"):
+        devices(CONFIGS / "single_gpu_fp16.yaml", 2)
+
+
+def test_parallel_cells_of_several_processes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"--parallel 2 runs cells of one process.*use single_gpu_fp16\.yaml"
+    ):
+        devices(CONFIGS / "multi_gpu_fp16.yaml", 2)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "- a", "use_cpu: true", "a: [", "use_cpu: true\nnum_processes: x"]
+)
+def test_what_is_no_accelerate_config_is_refused_before_anything_is_written(
+    text, study, cells, folder, capsys
+):
+    config = folder.with_name("mine.yaml")
+    if text is not None:
+        config.write_text(text, encoding="utf-8")
+    assert study(f"--config_file={config}") == 2
+    assert f"--config_file {config}: found no accelerate config" in error_line(capsys)
+    assert not folder.exists() and not cells.launched
+
+
+def test_chosen_config_is_launched_with_and_the_presets_else(study, cells, folder):
+    study("--models", "resnet-18")
+    assert str(CONFIGS / "cpu.yaml") in cells.commands[RESNET]
+    shutil.rmtree(folder)
+    study("--models", "resnet-18", f"--config_file={CONFIGS / 'single_gpu_fp16.yaml'}")
+    assert str(CONFIGS / "single_gpu_fp16.yaml") in cells.commands[RESNET]
+
+
+def test_parallel_spreads_cells_over_gpus_and_waits_for_what_they_need(study, cells, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert study("--parallel=2", f"--config_file={CONFIGS / 'single_gpu_fp16.yaml'}") == 0
+    gpus = {name: words[words.index("--gpu_ids") + 1] for name, words in cells.commands.items()}
+    assert cells.launched == [PRETRAINED, RESNET, TUNED]  # the classifier has to wait
+    assert gpus[PRETRAINED] == "0" and gpus[RESNET] == "1"
+
+
+# A study ----------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_every_cell_with_images_and_cost_and_writes_nothing(study, cells, folder, capsys):
+    assert study("--dry_run") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ALL) and "3 cells; what is left takes about" in printed
+    row = next(line for line in printed.splitlines() if RESNET in line)
+    assert " 16 " in row and " 6 " in row and " s " in row and "to run" in row
+    assert not cells.launched and not folder.exists()
+
+
+def test_study_runs_each_cell_once_in_order_and_reports(study, cells, folder, capsys):
+    assert study() == 0
+    assert cells.launched == ALL and cells.reports == [folder]
+    printed = capsys.readouterr().out
+    assert f"[1/3] {PRETRAINED}: validation loss 0.250" in printed
+    assert f"[3/3] {RESNET}: test AUROC 0.750" in printed and "the last one" in printed
+    plan = read_json(folder / "plan.json")["cells"]
+    assert list(plan) == ALL and plan[TUNED]["needs"] == PRETRAINED
+    assert {path.name for path in (folder / "logs").iterdir()} == {f"{name}.log" for name in ALL}
+    assert not list(folder.glob("*/checkpoints"))  # the models are kept, not what is three times their size
+
+
+def test_finished_cells_are_skipped_and_nothing_of_them_changes(study, cells, folder):
+    study()
+    before = contents(folder)
+    cells.launched.clear()
+    assert study() == 0
+    assert not cells.launched and contents(folder) == before
+
+
+def test_study_grows_by_the_cells_that_are_new(study, cells, folder):
+    study("--models", "resnet-18")
+    assert cells.launched == [RESNET]
+    assert study() == 0
+    assert cells.launched == [RESNET, PRETRAINED, TUNED]
+    study("--models", "resnet-18", "--seeds", "5")
+    assert len(read_json(folder / "plan.json")["cells"]) == 4  # those of the calls before stay planned
+
+
+def test_plan_says_what_is_finished_and_estimates_from_it(study, cells, capsys):
+    study("--models", "resnet-18")
+    capsys.readouterr()
+    study("--dry_run")
+    printed = capsys.readouterr().out
+    states = {name: next(line for line in printed.splitlines() if f" {name} " in line) for name in ALL}
+    assert "finished" in states[RESNET] and "to run" in states[TUNED]
+    assert "from the speed of the finished cells" in printed
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (["weight_decay=0.1"], ["weight_decay=0.2"], "--weight_decay: found 0.2, but"),
+        ([], ["weight_decay=0.2"], "--weight_decay: found 0.2, but"),
+        (["weight_decay=0.1"], ["warmup_ratio=0.1"], "--weight_decay: found None, but"),
+    ],
+    ids=["changed", "added", "dropped"],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+def test_other_flags_than_a_cell_began_with_are_refused(
+    before, after, said, dry, study, cells, folder, capsys
+):
+    study("--set", *(before or ["warmup_ratio=0.1"]))
+    kept = contents(folder)
+    cells.launched.clear()
+    capsys.readouterr()
+    assert study("--set", *after, *dry) == 2
+    message = error_line(capsys)
+    assert said in message and "use the same flags, or start anew in another --output_dir" in message
+    assert not cells.launched and contents(folder) == kept
+
+
+def test_naming_a_default_does_not_refuse_what_is_finished(study, cells):
+    study()
+    cells.launched.clear()
+    assert study("--set", "weight_decay=0.01") == 0 and not cells.launched
+
+
+def test_both_kinds_of_masking_share_a_folder_and_the_cells_without(study, cells):
+    study("--mask_ratios", "0", "0.5")
+    cells.launched.clear()
+    assert study("--mask_ratios", "0", "0.5", "--masking=erasing") == 0
+    assert cells.launched == [TUNED.replace("none_16", "none_e50_16")]
+
+
+def test_failed_cell_is_reported_with_the_end_of_its_log_and_the_rest_goes_on(study, cells, folder, capsys):
+    cells.ends[TUNED] = "fail"
+    assert study() == 1
+    assert cells.launched == ALL and cells.reports == [folder]
+    printed = capsys.readouterr().out
+    assert f"{TUNED} FAILED" in printed and str(folder / "logs" / f"{TUNED}.log") in printed
+    assert "    line 29\n    error: found no GPU\n" in printed and "line 10" not in printed
+    assert f"1 of 3 cells failed: {TUNED}. The same command tries them again." in printed
+    assert (folder / RESNET / "results.json").is_file()
+
+
+def test_cells_that_need_a_failed_pretraining_are_left_out(study, cells, folder, capsys):
+    cells.ends[PRETRAINED] = "fail"
+    assert study() == 1
+    assert cells.launched == [PRETRAINED, RESNET] and not (folder / TUNED).exists()
+    printed = capsys.readouterr().out
+    assert f"{TUNED} left out: it starts from {PRETRAINED}, which failed" in printed
+    assert f"2 of 3 cells failed: {PRETRAINED}, {TUNED}." in printed
+
+
+def test_study_that_cannot_be_reported_does_not_end_well(study, cells):
+    cells.reportable = False
+    assert study() == 1 and len(cells.reports) == 1
+    assert study() == 1 and cells.launched == ALL  # it is all there, and reported again
+    cells.reportable = True
+    assert study() == 0
+
+
+def test_tail_of_a_log_is_its_last_lines_and_the_last_state_of_a_bar(tmp_path):
+    log = tmp_path / "a.log"
+    bar = "".join(f"\r{share}%" for share in range(100))
+    log.write_bytes(f"first\n{bar}\r\n\n\xff\n{'x' * 10}\n\n".encode("latin-1"))
+    assert tail(log).split("\n") == ["    first", "    99%", "    \ufffd", f"    {'x' * 10}"]
+
+
+def test_nothing_is_reported_when_only_a_pretraining_finished(study, cells):
+    cells.ends |= {TUNED: "fail", RESNET: "fail"}
+    assert study() == 1 and cells.reports == []
+
+
+def test_same_command_tries_failed_cells_again_and_no_others(study, cells):
+    cells.ends[PRETRAINED] = "fail"
+    study()
+    cells.ends.clear()
+    cells.launched.clear()
+    assert study() == 0 and cells.launched == [PRETRAINED, TUNED]
+
+
+def test_failed_cell_without_a_checkpoint_starts_anew_and_may_have_other_flags(study, cells, folder):
+    cells.ends[RESNET] = "fail"
+    study("--models", "resnet-18")
+    (folder / RESNET / "left over").touch()
+    cells.ends.clear()
+    assert study("--models", "resnet-18", "--set", "resnet.learning_rate=1e-4") == 0
+    assert not (folder / RESNET / "left over").exists()
+    assert (folder / "logs" / f"{RESNET}.log").read_text(encoding="utf-8") == "new\n"
+    assert read_json(folder / RESNET / "args.json")["learning_rate"] == 1e-4
+
+
+def test_cell_with_a_checkpoint_goes_on_from_it_with_the_same_flags_only(study, cells, folder, capsys):
+    cells.ends[RESNET] = "break"
+    assert study("--models", "resnet-18") == 1
+    cells.ends.clear()
+    capsys.readouterr()
+    assert study("--models", "resnet-18", "--set", "learning_rate=1e-4") == 2
+    assert "--learning_rate: found 0.0001, but" in error_line(capsys)
+    study("--models", "resnet-18", "--dry_run")
+    assert "to resume" in capsys.readouterr().out
+    assert study("--models", "resnet-18") == 0
+    assert "--resume_from_checkpoint=latest" in cells.commands[RESNET]
+    assert (folder / "logs" / f"{RESNET}.log").read_text(encoding="utf-8") == "resumed\n"
+    assert (folder / RESNET / "metrics.jsonl").read_text(encoding="utf-8") == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+def test_second_study_on_a_folder_is_refused_at_once(study, cells, folder, capsys):
+    folder.mkdir()
+    lock = lock_folder(folder)
+    started = time.monotonic()
+    assert study() == 2 and time.monotonic() - started < 5
+    assert "another run is writing to it" in error_line(capsys) and not cells.launched
+    lock.release()
+    assert study() == 0
+
+
+def test_folder_that_is_no_study_is_refused_and_kept(study, cells, folder, capsys):
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine", encoding="utf-8")
+    assert study() == 2
+    assert "is not empty and no study (no plan.json)" in error_line(capsys)
+    assert contents(folder) == {"thesis.txt": b"mine"} and not cells.launched
+
+
+def test_file_in_place_of_the_folder_is_refused(study, folder, capsys):
+    folder.write_text("mine", encoding="utf-8")
+    assert study() == 2 and str(folder) in error_line(capsys)
+    assert folder.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--train_sizes", "16", "1000"], "--train_sizes 1000: found "),
+        (["--data_dir=/no/such/folder"], "/no/such/folder"),
+        (["--set", "seed=3"], "--set seed: found a flag that the study itself sets"),
+        (["--mask_ratios", "0.33333", "0.33334"], "two different cells would have the name"),
+    ],
+)
+def test_impossible_plan_is_refused_before_anything_runs(flags, said, study, cells, folder, capsys):
+    assert study(*flags) == 2
+    assert said in error_line(capsys) and not cells.launched and not folder.exists()
+
+
+def test_cell_that_a_killed_study_left_running_is_waited_for(study, cells, folder, monkeypatch, capsys):
+    """The test plays the other process: it holds the run's lock and finishes while the study sleeps."""
+    run = folder / RESNET
+    run.mkdir(parents=True)
+    write_json(folder / "plan.json", {"cells": {}})
+    lock = lock_folder(run)
+    turns = []
+
+    def sleep(seconds):
+        turns.append(seconds)
+        if len(turns) == 3:
+            write_json(run / "results.json", {"images_per_second": 1, "test": {"auroc": None}})
+            lock.release()
+
+    monkeypatch.setattr(runner.time, "sleep", sleep)
+    assert study("--models", "resnet-18") == 0
+    assert len(turns) >= 3 and not cells.launched
+    assert f"{RESNET} still runs, as a killed study left it" in capsys.readouterr().out
+
+
+def test_table_shows_results_so_far_progress_and_time_left(sample_root, folder):
+    args = parse(*SMALL, "--seeds", "0", "1", "--train_sizes", "16", "all")
+    grid = run_study.chosen_grid(args, PRESETS["smoke"])
+    cells = plan_cells(grid, data_dir=sample_root, output_dir=folder)
+    for seed, auroc in ((0, 0.7), (1, 0.8)):
+        (folder / f"resnet-18-scratch_none_16_finding_s{seed}").mkdir(parents=True)
+        results = {"images_per_second": 1.0, "test": {"auroc": auroc}}
+        write_json(folder / f"resnet-18-scratch_none_16_finding_s{seed}" / "results.json", results)
+    study = Study(cells, folder, seconds={cell.run_id: 600 for cell in cells}, parallel=1)
+    study.states[PRETRAINED] = "running"
+    (folder / PRETRAINED).mkdir()
+    write_json(folder / PRETRAINED / "args.json", {"num_train_epochs": 4})
+    (folder / PRETRAINED / "metrics.jsonl").write_text("{}\n{}\n{}\n", encoding="utf-8")
+    text = io.StringIO()
+    Console(file=text, width=100).print(study.render())
+    rows = [line.split() for line in text.getvalue().splitlines()]
+    resnet = next(row for row in rows if "resnet-18-scratch_none_finding" in row)
+    assert "0.750" in resnet and "0/2" in resnet  # of 16 images both seeds, of all none
+    assert f"{PRETRAINED} 75%" in text.getvalue()
+    assert "2 done, 1 running, 7 waiting; about" in text.getvalue()
+    assert study.share_done(PRETRAINED) == 0.75
+
+
+def test_time_left_follows_how_the_estimates_held(folder, monkeypatch):
+    cells = [cell_named(RESNET, folder, run_id=name, needs=None) for name in "abcd"]
+    study = Study(cells, folder, seconds=dict.fromkeys("abcd", 100.0), parallel=1)
+    assert study.seconds_left() == 400
+    study.results["a"], study.states["a"] = {}, "done"
+    monkeypatch.setattr(runner.time, "monotonic", lambda: study.started + 50)  # twice as fast as estimated
+    assert study.seconds_left() == pytest.approx(150)
+
+
+# Signals, in a process of its own ---------------------------------------------------------------------------
+
+# A study whose cells hang, each with a child as a launcher has one.
+HANGING = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY / "scripts")!r})
+import run_study
+code = "import subprocess, sys; subprocess.run([sys.executable, '-I', '-S', '-c', *sys.argv[1:]])"
+def command(cell, run, config_file, gpu):
+    import json
+    return [sys.executable, "-I", "-S", "-c", code, {CELL!r}, str(run), json.dumps(cell.flags), "hang"]
+from cxr.study import runner
+from cxr.study.costs import ImageCounts
+runner.command = command
+counts = ImageCounts(train=16, validation=7)  # a quick start
+run_study.count_images = lambda cells, _: {{cell.run_id: counts for cell in cells}}
+run_study.main(sys.argv[1:])
+"""
+
+
+def wait_until(condition, *, seconds: float, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ends_the_cells_and_all_that_they_started(number, status, sample_root, folder):
+    flags = [*SMALL, f"--data_dir={sample_root}", f"--output_dir={folder}", "--parallel=2"]
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", HANGING, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        kill_afterwards(process),
+    ):
+        wait_until(lambda: len(list(folder.glob("*/hanging"))) == 2, seconds=60, process=process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 4
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == status and "Traceback" not in said
+    assert not [child for child in children if child.is_running()]
+    assert not list(folder.glob("*/results.json"))
+
+
+@contextlib.contextmanager
+def kill_afterwards(process: subprocess.Popen):
+    """Leaves no process of a study behind, whatever a test finds."""
+    try:
+        yield
+    finally:
+        kill_study(process)
+
+
+def kill_study(process: subprocess.Popen) -> None:
+    """Kills a study and all its processes at once, as a machine that goes down does."""
+    if process.poll() is not None:
+        return
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+    psutil.wait_procs(children, timeout=30)
+
+
+# Real cells -------------------------------------------------------------------------------------------------
+
+
+def start_study(folder: Path, log: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, str(REPOSITORY / "scripts" / "run_study.py"), f"--output_dir={folder}", *flags]
+    with log.open("w", encoding="utf-8") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ)
+
+
+@pytest.mark.slow
+def test_study_killed_inside_a_cell_goes_on_there_skips_what_is_finished_and_reports(sample_root, folder):
+    settings = ["vit.num_train_epochs=40", "pretraining.num_train_epochs=2", "resnet.num_train_epochs=2"]
+    settings += ["resnet.config_overrides=embedding_size=8", "per_device_train_batch_size=8"]
+    flags = [*SMALL, f"--data_dir={sample_root}", "--set", *settings]
+    run, log = folder / TUNED, folder.with_name("study.log")
+
+    process = start_study(folder, log, *flags)
+    with kill_afterwards(process):
+        wait_until(lambda: has_checkpoint(run), seconds=300, process=process)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "results.json").exists() and not (folder / RESNET).exists()
+    pretrained = {
+        path: path.stat().st_mtime_ns for path in (folder / PRETRAINED).rglob("*") if path.is_file()
+    }
+    assert folder / PRETRAINED / "results.json" in pretrained
+
+    process = start_study(folder, log, *flags)
+    with kill_afterwards(process):
+        assert process.wait(timeout=500) == 0, log.read_text(encoding="utf-8")
+    assert "Resuming from" in (run / "train.log").read_text(encoding="utf-8")
+    epochs = [
+        json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert epochs == list(range(1, 41))
+    assert {path: path.stat().st_mtime_ns for path in pretrained} == pretrained
+    said = log.read_text(encoding="utf-8")
+    assert f"[2/3] {TUNED}: test AUROC" in said and f"[3/3] {RESNET}: test AUROC" in said
+    assert f"] {PRETRAINED}" not in said
+    samples = {read_json(folder / name / "samples.json")["sha256"] for name in (TUNED, RESNET)}
+    assert len(samples) == 1  # the same images for both models
+    assert all((folder / name).stat().st_size > 0 for name in ("report.html", "report.md", "report.csv"))
+    assert not list(folder.glob("*/checkpoints"))
+
+
+@pytest.mark.slow
+def test_error_of_a_real_cell_is_what_the_study_prints(sample_root, folder):
+    log = folder.with_name("study.log")
+    flags = [*SMALL, "--models", "resnet-18", f"--data_dir={sample_root}", "--set", "no_such_flag=1"]
+    process = start_study(folder, log, *flags)
+    with kill_afterwards(process):
+        assert process.wait(timeout=300) == 1
+    said = log.read_text(encoding="utf-8")
+    assert "    run_classification.py: error: unrecognized arguments: --no_such_flag=1" in said
+    assert "Traceback" not in said and f"1 of 1 cells failed: {RESNET}" in said

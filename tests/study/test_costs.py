@@ -1,0 +1,200 @@
+"""What a study takes: images counted as the scripts count them, and time from the speed of finished cells."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cxr.models.architectures import estimate_gflop
+from cxr.study import costs
+from cxr.study.grid import CLASSIFICATION
+from cxr.study.grid import PRETRAINING
+from cxr.study.grid import Cell
+
+
+def classification(run_id: str = "a", *, model: str = "microsoft/resnet-18", **flags) -> Cell:
+    flags = {"train_last_layer_only": False, "num_train_epochs": 20, **flags}
+    return Cell(run_id=run_id, script=CLASSIFICATION, point={"model": model}, flags=flags)
+
+
+def pretraining(run_id: str = "p", *, model: str = "facebook/vit-mae-base", **flags) -> Cell:
+    return Cell(run_id=run_id, script=PRETRAINING, point={"model": model}, flags=flags)
+
+
+def finish(cell: Cell, output_dir: Path, *, images_per_second: float) -> None:
+    run = output_dir / cell.run_id
+    run.mkdir(parents=True)
+    results = {"images_per_second": images_per_second}
+    (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+def counted(train: int, validation: int = 0) -> costs.ImageCounts:
+    return costs.ImageCounts(train=train, validation=validation)
+
+
+def training_seconds(cells: list[Cell], images: int, output_dir: Path, device: str = "gpu") -> list[float]:
+    """Without the start of each cell."""
+    counts = {cell.run_id: counted(images) for cell in cells}
+    seconds, _ = costs.estimate_seconds(cells, counts, output_dir, device)
+    return [seconds[cell.run_id] - costs.START_SECONDS for cell in cells]
+
+
+# Images -----------------------------------------------------------------------------------------------------
+
+
+def test_images_are_those_of_the_task_and_view_or_the_sample(sample_root):
+    cells = [
+        classification("frontal", dataset_config_name="finding", view="frontal", max_train_samples=None),
+        classification("all", dataset_config_name="finding", view="all", max_train_samples=None),
+        classification("effusion", dataset_config_name="pleural_effusion", max_train_samples=None),
+        classification("few", dataset_config_name="finding", max_train_samples=7),
+        pretraining("pretrain", view="frontal"),
+    ]
+    counts = costs.count_images(cells, sample_root)
+    images = {name: of_cell.train for name, of_cell in counts.items()}
+    assert images["few"] == 7 and 0 < counts["few"].validation == counts["frontal"].validation
+    assert images["pretrain"] == images["frontal"] < images["all"] < 96
+    assert images["effusion"] < images["frontal"]
+
+
+def test_labels_from_a_setting_change_the_count(sample_root):
+    cells = [classification(how, uncertain=how, max_train_samples=None) for how in ("negative", "exclude")]
+    images = costs.count_images(cells, sample_root)
+    assert images["exclude"].train < images["negative"].train
+
+
+def test_sample_larger_than_the_data_is_refused_with_both_numbers(sample_root):
+    (counts,) = costs.count_images([classification(max_train_samples=None)], sample_root).values()
+    whole = counts.train
+    assert costs.count_images([classification(max_train_samples=whole)], sample_root) == {"a": counts}
+    with pytest.raises(ValueError, match=rf"--train_sizes {whole + 1}: found {whole} .*for a; name smaller"):
+        costs.count_images([classification(max_train_samples=whole + 1)], sample_root)
+
+
+def test_absent_data_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        costs.count_images([classification()], tmp_path / "nowhere")
+
+
+# Arithmetic -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "gflop"),  # twice the published multiply-adds: He et al. 2015; ViT papers
+    [
+        ("microsoft/resnet-18", 3.6),
+        ("microsoft/resnet-50", 7.6),
+        ("resnet-152", 22.6),
+        ("facebook/vit-mae-base", 35),
+        ("facebook/vit-mae-large", 123),
+        ("facebook/vit-mae-huge", 334),
+    ],
+)
+def test_forward_pass_takes_about_what_is_published(model, gflop):
+    assert estimate_gflop(model, image_size=224, overrides=None, share_seen=1) == pytest.approx(
+        gflop, rel=0.1
+    )
+
+
+def test_smaller_images_fewer_patches_and_overrides_cost_less():
+    def cost(model, *, image_size=224, overrides=None, share_seen=1.0):
+        return estimate_gflop(model, image_size=image_size, overrides=overrides, share_seen=share_seen)
+
+    assert cost("resnet-18", image_size=112) == pytest.approx(cost("resnet-18") / 4)
+    assert cost("vit-mae-base", share_seen=0.25) < cost("vit-mae-base") / 3.5
+    assert cost("vit-mae-base", overrides="num_hidden_layers=6,unknown=x") == pytest.approx(
+        cost("vit-mae-base") / 2
+    )
+
+
+def test_training_the_head_is_a_forward_pass_and_training_all_is_three():
+    full, head = classification(), classification(train_last_layer_only=True)
+    forward = costs.gflop_per_image(head)[0]
+    assert costs.gflop_per_image(head) == (forward, forward)
+    assert costs.gflop_per_image(full) == (pytest.approx(3 * forward), forward)
+
+
+def test_pretraining_on_an_image_takes_about_half_of_fine_tuning_on_it():
+    fine_tuning, _ = costs.gflop_per_image(classification(model="facebook/vit-mae-base"))
+    assert 0.4 < costs.gflop_per_image(pretraining())[0] / fine_tuning < 0.7
+
+
+def test_masked_patches_save_time_and_erased_ones_do_not():
+    vit = {"model": "facebook/vit-mae-base"}
+    whole, masked, erased = (
+        costs.gflop_per_image(classification(**vit, **flags))
+        for flags in ({}, {"mask_ratio": 0.75}, {"random_erasing_prob": 0.75})
+    )
+    assert masked[0] < 0.3 * whole[0] and erased == whole
+    assert masked[1] == whole[1]  # at evaluation a ViT sees all patches
+
+
+# Time -------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_finished_cell_the_estimate_is_an_assumption_and_says_so(tmp_path):
+    cell = classification()
+    seconds, basis = costs.estimate_seconds([cell], {"a": counted(1000)}, tmp_path, "gpu")
+    assert basis.startswith("assuming 20 TFLOP/s") and "no cell has finished" in basis
+    assert seconds["a"] == pytest.approx(costs.START_SECONDS + 20 * 1000 * 10.8 / 20e3)
+    on_cpu, _ = costs.estimate_seconds([cell], {"a": counted(1000)}, tmp_path, "cpu")
+    assert on_cpu["a"] > 100 * seconds["a"] / 2
+
+
+def test_estimate_follows_from_the_speed_of_finished_cells(tmp_path):
+    done, same, head = (
+        classification("a"),
+        classification("b"),
+        classification("c", train_last_layer_only=True),
+    )
+    finish(done, tmp_path, images_per_second=500)
+    _, of_same, of_head = training_seconds([done, same, head], 10_000, tmp_path)
+    assert of_same == pytest.approx(10_000 * 20 / 500)
+    assert of_head == pytest.approx(of_same / 3)
+    _, basis = costs.estimate_seconds([done], {"a": counted(1)}, tmp_path, "gpu")
+    assert basis == "from the speed of the finished cells (TFLOP/s: resnet 5.4)"
+
+
+def test_speed_of_a_resnet_says_nothing_about_a_vit(tmp_path):
+    resnet, vit = classification("a"), classification("b", model="facebook/vit-mae-base")
+    before = training_seconds([resnet, vit], 100, tmp_path)
+    finish(resnet, tmp_path, images_per_second=1)
+    after = training_seconds([resnet, vit], 100, tmp_path)
+    assert after[0] != before[0] and after[1] == before[1]
+
+
+def test_one_slow_cell_of_many_does_not_move_the_estimate(tmp_path):
+    cells = [classification(name) for name in "abcd"]
+    for cell, speed in zip(cells, (100, 100, 1)):
+        finish(cell, tmp_path, images_per_second=speed)
+    assert training_seconds(cells, 100, tmp_path)[3] == pytest.approx(100 * 20 / 100)
+
+
+def test_evaluating_every_epoch_is_counted(tmp_path):
+    head = classification(train_last_layer_only=True)
+    for validation in (0, 3000):
+        counts = {"a": counted(1000, validation)}
+        seconds, _ = costs.estimate_seconds([head], counts, tmp_path, "gpu")
+        expected = 20 * (1000 + validation) * 3.6 / 20e3
+        assert seconds["a"] == pytest.approx(costs.START_SECONDS + expected)
+
+
+def test_steps_count_instead_of_epochs_when_they_are_limited(tmp_path):
+    by_epochs = classification("a", num_train_epochs=2)
+    by_steps = classification("b", max_train_steps=10, per_device_train_batch_size=20)
+    first, second = training_seconds([by_epochs, by_steps], 100, tmp_path)
+    assert first == pytest.approx(second)
+
+
+def test_batch_size_that_is_not_known_yet_counts_as_the_default(tmp_path):
+    known = classification("a", max_train_steps=10)
+    auto = classification("b", max_train_steps=10, per_device_train_batch_size="auto")
+    first, second = training_seconds([known, auto], 100, tmp_path)
+    assert first == second > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (80, "80 s"), (300, "5 min"), (5399, "90 min"), (7200, "2.0 h"), (48 * 3600, "2.0 days")],
+)
+def test_duration_is_in_the_unit_that_one_would_say(seconds, words):
+    assert costs.duration(seconds) == words

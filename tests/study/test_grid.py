@@ -1,0 +1,417 @@
+"""The grid: which cells a preset means, what each of them is called and which flags it has."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from cxr.data.subsets import draw_sample
+from cxr.study import grid
+from cxr.study.grid import CLASSIFICATION
+from cxr.study.grid import PAPER
+from cxr.study.grid import PRESETS
+from cxr.study.grid import PRETRAINING
+from cxr.study.grid import Cell
+from cxr.study.grid import Grid
+
+from mimic_cxr_dataset.tables import index_images
+
+DATA, STUDY = Path("/data/cxr").absolute(), Path("/runs/study").absolute()
+AXES = dict.fromkeys(("augmentations", "mask_ratios"))  # unchanged
+RESERVED = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)),
+}
+
+
+def change(preset: Grid, *, settings=(), **axes) -> Grid:
+    return grid.change_grid(preset, settings=tuple(settings), **{**AXES, **axes})
+
+
+def plan(preset: Grid, *, settings=(), **axes) -> list[Cell]:
+    return grid.plan_cells(change(preset, settings=settings, **axes), data_dir=DATA, output_dir=STUDY)
+
+
+def one_cell(model: str, *settings, **axes) -> list[Cell]:
+    """A cell for the model, after its pretraining if there is one."""
+    axes = {"augmentations": ["none"], "mask_ratios": [0.0], "seeds": [0], "train_sizes": [1000], **axes}
+    return plan(PAPER, models=[model], tasks=["finding"], training_modes=["full"], settings=settings, **axes)
+
+
+def ids(cells: list[Cell]) -> list[str]:
+    return [cell.run_id for cell in cells]
+
+
+def write_model(folder: Path, model_type: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    return folder
+
+
+# Presets ----------------------------------------------------------------------------------------------------
+
+
+def test_paper_is_72_arms_a_seed_and_three_seeds():
+    cells = plan(PAPER)
+    assert len(cells) == len(set(ids(cells))) == 216
+    assert Counter(cell.point["seed"] for cell in cells) == {0: 72, 1: 72, 2: 72}
+    assert {cell.script for cell in cells} == {CLASSIFICATION}
+    assert not [cell for cell in cells if cell.needs or cell.point["own_pretraining"]]
+
+
+def test_paper_has_exactly_the_papers_arms_at_each_size_task_and_mode():
+    found = Counter(
+        tuple(cell.point[name] for name in ("model", "augmentation", "masking")) for cell in plan(PAPER)
+    )
+    times = 3 * 2 * 2 * 3  # sizes, tasks, training modes, seeds
+    assert found == {
+        ("facebook/vit-mae-base", "mae", 0.25): times,
+        ("facebook/vit-mae-base", "mae", 0.5): times,
+        ("facebook/vit-mae-base", "mae", 0.75): times,
+        ("facebook/vit-mae-base", "none", 0.0): times,
+        ("microsoft/resnet-18", "classic", 0.0): times,
+        ("microsoft/resnet-18", "none", 0.0): times,
+    }
+    others = {
+        name: {cell.point[name] for cell in plan(PAPER)}
+        for name in ("train_size", "task", "training_mode", "view")
+    }
+    assert others == {
+        "train_size": {1_000, 10_000, None},
+        "task": {"finding", "pleural_effusion"},
+        "training_mode": {"full", "last_layer"},
+        "view": {"frontal"},
+    }
+
+
+def test_cell_of_the_paper_has_its_flags_and_hyperparameters():
+    cell = next(cell for cell in plan(PAPER) if cell.run_id == "vit-mae-base_mae_p25_1000_finding_s0")
+    assert cell.flags == {
+        "data_dir": str(DATA),
+        "dataset_config_name": "finding",
+        "view": "frontal",
+        "seed": 0,
+        "max_train_samples": 1000,
+        "augmentation": "mae",
+        "mask_ratio": 0.25,
+        "train_last_layer_only": False,
+        "evaluate_test": True,
+        "model_name_or_path": "facebook/vit-mae-base",
+        "num_train_epochs": 20,
+        "learning_rate": 1e-6,
+        "per_device_train_batch_size": 32,
+    }
+
+
+def test_every_axis_reaches_the_flags_of_its_cells():
+    for cell in plan(PAPER, views=["frontal", "lateral"]):
+        point, flags = cell.point, cell.flags
+        assert flags["max_train_samples"] == point["train_size"]
+        assert flags["dataset_config_name"] == point["task"]
+        assert flags["train_last_layer_only"] == (point["training_mode"] == "last_layer")
+        same = {"augmentation": "augmentation", "masking": "mask_ratio", "view": "view", "seed": "seed"}
+        assert all(flags[flag] == point[axis] for axis, flag in same.items())
+
+
+def test_future_has_the_larger_models_and_lateral_views_and_shares_its_first_cells_with_the_paper():
+    cells = plan(PRESETS["future"])
+    names = {cell.point["model"] for cell in cells}
+    assert {name.rpartition("-")[2] for name in names} == {"base", "large", "huge", "18", "34", "50", "152"}
+    assert {cell.point["view"] for cell in cells} == {"frontal", "lateral"}
+    assert len(cells) == (3 * 4 + 4 * 2) * 3 * 2 * 3  # arms, sizes, views, seeds
+    of_paper = {cell.run_id: cell for cell in plan(PAPER)}
+    shared = [cell for cell in cells if cell.run_id in of_paper]
+    assert len(shared) == 6 * 3 * 3 and all(cell == of_paper[cell.run_id] for cell in shared)
+
+
+def test_smoke_is_a_grid_of_tiny_models_from_scratch_on_the_cpu():
+    smoke = PRESETS["smoke"]
+    cells = plan(smoke)
+    assert smoke.config_file == "cpu.yaml" and len(cells) == 13
+    starts = {cell.flags.get("config_name") for cell in cells if not cell.needs}
+    assert starts == {"vit-mae-tiny", "resnet-18"}  # nothing is downloaded
+    assert {cell.flags["image_size"] for cell in cells} == {32}
+
+
+# Names ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pretrain", [None, "beside", "instead"])
+@pytest.mark.parametrize("masking", grid.MASKINGS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_run_ids_are_unique_short_and_safe_on_windows(preset, masking, pretrain):
+    cells = plan(PRESETS[preset], masking=masking, pretrain=pretrain)
+    names = ids(cells)
+    assert len({name.lower() for name in names}) == len(names)
+    for name in names:
+        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*[a-z0-9]", name) and name not in RESERVED
+    assert max(map(len, names)) <= 60
+
+
+def test_awkward_folders_and_shares_still_give_safe_short_names(tmp_path):
+    models = [
+        str(write_model(tmp_path / name, "vit_mae"))
+        for name in ("CON", "My Model (v2.1)", "модель", "a" * 99)
+    ]
+    axes = {"mask_ratios": [0.125, 0.0], "seeds": [4294967295], "train_sizes": [123456], "views": ["lateral"]}
+    names = ids(plan(PAPER, models=models, masking="erasing", pretrain="beside", **axes))
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9_-]*[a-z0-9]", name) and len(name) <= 90 for name in names)
+    assert "con-pre_mae_e12-5_123456_effusion_head_lateral_s4294967295" in names
+    assert {name.partition("_")[0] for name in names} >= {"con", "my-model-v2-1", "model", "a" * 24}
+
+
+def test_folder_of_a_model_is_named_for_the_run_that_it_is_in():
+    assert grid.slug("runs/mae-chest/model") == "mae-chest"
+    assert grid.slug("facebook/vit-mae-base") == "vit-mae-base"
+    assert grid.slug("model") == "model"
+
+
+def test_folder_is_a_pretrained_model_of_the_family_that_its_configuration_says(tmp_path):
+    folder = write_model(tmp_path / "mine" / "model", "resnet")
+    cells = plan(PAPER, models=[str(folder)])
+    assert {cell.flags["model_name_or_path"] for cell in cells} == {str(folder)}
+    assert {(cell.point["augmentation"], cell.point["masking"]) for cell in cells} == {
+        ("classic", 0.0),
+        ("none", 0.0),
+    }
+    assert all(cell.run_id.startswith("mine_") for cell in cells)
+
+
+def test_model_is_from_scratch_when_it_is_a_configurations_name():
+    cells = plan(PAPER, models=["vit-mae-tiny", "facebook/vit-mae-base", "resnet-18"], seeds=[0])
+    found = {(cell.point["model"], cell.point["from_scratch"]) for cell in cells}
+    assert found == {("vit-mae-tiny", True), ("facebook/vit-mae-base", False), ("resnet-18", True)}
+    assert all(("config_name" in cell.flags) == cell.point["from_scratch"] for cell in cells)
+
+
+def test_relative_folder_becomes_absolute_so_that_a_cell_finds_it(tmp_path, monkeypatch):
+    write_model(tmp_path / "mine", "vit_mae")
+    monkeypatch.chdir(tmp_path)
+    (cell,) = one_cell("mine")
+    assert cell.flags["model_name_or_path"] == str(tmp_path / "mine")
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    folders = [str(write_model(tmp_path / name / "vit", "vit_mae")) for name in ("a", "b")]
+    with pytest.raises(ValueError, match=r"name vit_mae_p25_1000_finding_s0.*--models.*rename a folder"):
+        plan(PAPER, models=folders)
+
+
+def test_two_shares_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"_p33-3_1000_finding_s0; expected .*--mask_ratios of three digits"):
+        plan(PAPER, mask_ratios=[0.33333, 0.33334])
+
+
+# Axes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "field"),
+    [
+        ("models", ["facebook/vit-mae-large", "microsoft/resnet-50"], "model"),
+        ("train_sizes", [None, 7], "train_size"),
+        ("tasks", ["pleural_effusion"], "task"),
+        ("training_modes", ["last_layer"], "training_mode"),
+        ("views", ["all", "lateral"], "view"),
+        ("seeds", [11, 12, 13, 14], "seed"),
+    ],
+)
+def test_axis_replaces_that_of_the_preset_and_no_other(axis, values, field):
+    before, after = plan(PAPER), plan(PAPER, **{axis: values})
+    assert {cell.point[field] for cell in after} == set(values)
+    for name in before[0].point.keys() - {field}:
+        assert {cell.point[name] for cell in after} == {cell.point[name] for cell in before}, name
+
+
+def test_augmentations_and_mask_ratios_are_crossed_and_a_resnet_is_not_masked():
+    cells = plan(PAPER, augmentations=["mae", "classic"], mask_ratios=[0.0, 0.6], seeds=[0])
+    arms = {(grid.family(cell.point["model"]), *arm_of(cell)) for cell in cells}
+    crossed = {("vit", augmentation, share) for augmentation in ("mae", "classic") for share in (0.0, 0.6)}
+    assert arms == crossed | {("resnet", "mae", 0.0), ("resnet", "classic", 0.0)}
+
+
+def arm_of(cell: Cell) -> tuple[str, float]:
+    return cell.point["augmentation"], cell.point["masking"]
+
+
+def test_mask_ratios_alone_keep_the_augmentations_of_the_preset():
+    arms = {arm_of(cell) for cell in plan(PAPER, mask_ratios=[0.9]) if "vit" in cell.run_id}
+    assert arms == {("mae", 0.9), ("none", 0.9)}
+
+
+def test_values_named_twice_are_planned_once():
+    cells = plan(PAPER, seeds=[0, 0], train_sizes=[1000, 1000], mask_ratios=[0.5, 0.5], tasks=["finding"] * 2)
+    assert len(cells) == len(set(ids(cells))) == (2 + 2) * 2
+
+
+def test_masking_is_by_patches_or_by_erasing():
+    (patches,) = one_cell("facebook/vit-mae-base", mask_ratios=[0.25])
+    (erasing,) = one_cell("facebook/vit-mae-base", mask_ratios=[0.25], masking="erasing")
+    assert patches.flags["mask_ratio"] == 0.25 and "random_erasing_prob" not in patches.flags
+    assert erasing.flags["random_erasing_prob"] == 0.25 and "mask_ratio" not in erasing.flags
+    assert [patches.run_id, erasing.run_id] == [
+        "vit-mae-base_none_p25_1000_finding_s0",
+        "vit-mae-base_none_e25_1000_finding_s0",
+    ]
+
+
+def test_cells_without_masking_are_the_same_for_both_kinds_of_it():
+    patches, erasing = ({cell.run_id: cell for cell in plan(PAPER, masking=kind)} for kind in grid.MASKINGS)
+    shared = patches.keys() & erasing.keys()
+    assert len(shared) == 216 // 2
+    assert all(patches[name] == erasing[name] for name in shared)
+
+
+def test_small_samples_run_first():
+    sizes = [cell.point["train_size"] for cell in one_cell("resnet-18", train_sizes=[None, 500, 20])]
+    assert sizes == [20, 500, None]
+
+
+# Pretraining ------------------------------------------------------------------------------------------------
+
+
+def test_pretraining_is_shared_by_all_cells_of_a_seed_and_view_and_comes_before_them():
+    cells = plan(PAPER, pretrain="beside", views=["frontal", "lateral"])
+    pretrainings = [cell for cell in cells if cell.script == PRETRAINING]
+    assert sorted(ids(pretrainings)) == [
+        *(f"vit-mae-base_pretrain_lateral_s{seed}" for seed in range(3)),
+        *(f"vit-mae-base_pretrain_s{seed}" for seed in range(3)),
+    ]
+    users = Counter(cell.needs for cell in cells if cell.needs)
+    assert users == {cell.run_id: 4 * 3 * 2 * 2 for cell in pretrainings}  # arms, sizes, tasks, modes
+    position = {name: number for number, name in enumerate(ids(cells))}
+    assert all(position[cell.needs] < position[cell.run_id] for cell in cells if cell.needs)
+
+
+def test_pretrained_cell_starts_from_the_pretraining_of_its_own_seed_and_view():
+    for cell in plan(PAPER, pretrain="instead", views=["frontal", "lateral"]):
+        if cell.needs:
+            assert cell.flags["model_name_or_path"] == str(STUDY / cell.needs / "model")
+            assert cell.needs.endswith(f"_s{cell.point['seed']}")
+            assert ("lateral" in cell.needs) == (cell.point["view"] == "lateral")
+
+
+def test_pretraining_starts_from_the_named_model_on_all_training_images():
+    pretraining, _ = one_cell("facebook/vit-mae-base", pretrain="instead")
+    assert pretraining.flags == {
+        "data_dir": str(DATA),
+        "view": "frontal",
+        "seed": 0,
+        "model_name_or_path": "facebook/vit-mae-base",
+        "num_train_epochs": 100,
+    }
+
+
+def test_beside_keeps_the_cells_that_start_as_named_and_instead_does_not():
+    plain = set(ids(plan(PAPER)))
+    beside, instead = (set(ids(plan(PAPER, pretrain=how))) for how in ("beside", "instead"))
+    assert plain < beside and instead < beside
+    assert len(beside) == 216 + 144 + 3 and len(instead) == 216 + 3
+    assert {name for name in plain & instead} == {name for name in plain if name.startswith("resnet")}
+
+
+def test_resnet_is_never_pretrained():
+    assert not [cell for cell in one_cell("microsoft/resnet-18", pretrain="instead") if cell.needs]
+
+
+def test_model_from_scratch_that_is_pretrained_here_is_fine_tuned_without_its_overrides():
+    setting = ("vit", {"config_overrides": "patch_size=8"})
+    pretraining, fine_tuning = one_cell("vit-mae-tiny", setting, pretrain="instead")
+    assert pretraining.flags["config_name"] == "vit-mae-tiny"
+    assert pretraining.flags["config_overrides"] == "patch_size=8"
+    assert not {"config_name", "config_overrides"} & fine_tuning.flags.keys()
+
+
+# Settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scope", "reached"),
+    [
+        ("", {"vit-pretrain", "vit-20", "vit-all", "resnet-20", "resnet-all"}),
+        ("vit", {"vit-pretrain", "vit-20", "vit-all"}),
+        ("resnet", {"resnet-20", "resnet-all"}),
+        ("pretraining", {"vit-pretrain"}),
+        ("classification", {"vit-20", "vit-all", "resnet-20", "resnet-all"}),
+        ("20", {"vit-20", "resnet-20"}),
+        ("all", {"vit-all", "resnet-all"}),
+    ],
+)
+def test_setting_reaches_the_cells_of_its_scope(scope, reached):
+    found = set()
+    for model in ("vit-mae-tiny", "resnet-18"):
+        setting = (scope, {"weight_decay": 0.3})
+        for cell in one_cell(model, setting, train_sizes=[20, None], pretrain="instead"):
+            if cell.flags.get("weight_decay") == 0.3:
+                size = cell.point.get("train_size", 0)
+                what = "pretrain" if cell.script == PRETRAINING else grid.size_name(size)
+                found.add(f"{grid.family(model)}-{what}")
+    assert found == reached
+
+
+def test_later_settings_count_and_all_come_after_those_of_the_preset():
+    settings = [("vit", {"learning_rate": 1e-3}), ("", {"learning_rate": 1e-4})]
+    assert one_cell("vit-mae-tiny", *settings)[0].flags["learning_rate"] == 1e-4
+    assert one_cell("vit-mae-tiny", *settings[::-1])[0].flags["learning_rate"] == 1e-3
+
+
+def test_base_learning_rate_replaces_the_learning_rate_of_the_preset_and_the_reverse():
+    base, plain = ("", {"base_learning_rate": 1e-3}), ("", {"learning_rate": 1e-4})
+    flags = one_cell("vit-mae-tiny", base)[0].flags
+    assert flags["base_learning_rate"] == 1e-3 and "learning_rate" not in flags
+    flags = one_cell("vit-mae-tiny", base, plain)[0].flags
+    assert flags["learning_rate"] == 1e-4 and "base_learning_rate" not in flags
+
+
+@pytest.mark.parametrize(
+    "flag", ["seed", "view", "mask_ratio", "max_train_samples", "evaluate_test", "output_dir", "data_dir"]
+)
+def test_setting_of_what_the_grid_sets_is_refused(flag):
+    with pytest.raises(ValueError, match=f"--set {flag}: found a flag that the study itself sets"):
+        one_cell("vit-mae-tiny", ("", {flag: 1}))
+
+
+def test_mask_ratio_of_the_pretraining_is_free_to_choose():
+    pretraining, fine_tuning = one_cell(
+        "vit-mae-tiny", ("pretraining", {"mask_ratio": 0.9}), pretrain="instead"
+    )
+    assert pretraining.flags["mask_ratio"] == 0.9 and fine_tuning.flags["mask_ratio"] == 0.0
+
+
+# Images -----------------------------------------------------------------------------------------------------
+
+
+def test_planned_samples_are_the_same_for_all_models_nested_and_of_the_seed(sample_root):
+    cells = plan(
+        PAPER,
+        models=["facebook/vit-mae-base", "microsoft/resnet-18", "vit-mae-tiny"],
+        train_sizes=[8, 20, None],
+        pretrain="beside",
+    )
+    train_images = {}
+    for task in grid.TASKS:
+        images, _ = index_images(sample_root, task=task)
+        train_images[task] = images[images["split"] == "train"]
+    drawn: dict[tuple, set[frozenset]] = {}
+    for flags in (cell.flags for cell in cells if cell.script == CLASSIFICATION):
+        train = train_images[flags["dataset_config_name"]]
+        chosen = draw_sample(
+            train["subject_id"].to_numpy(),
+            train["label"].to_numpy(),
+            num_samples=flags["max_train_samples"],
+            seed=flags["seed"],
+        )
+        key = (flags["dataset_config_name"], flags["seed"], flags["max_train_samples"])
+        drawn.setdefault(key, set()).add(frozenset(train["dicom_id"].iloc[chosen]))
+    assert len(drawn) == 2 * 3 * 3
+    assert {len(samples) for samples in drawn.values()} == {1}  # one sample, whatever the model
+    for task in grid.TASKS:
+        small, middle, whole = (
+            [next(iter(drawn[task, seed, size])) for seed in range(3)] for size in (8, 20, None)
+        )
+        assert all(a < b < c for a, b, c in zip(small, middle, whole))
+        assert len(set(middle)) == 3 and len(set(whole)) == 1

@@ -1,0 +1,62 @@
+"""The search for the largest batch that fits."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from cxr.training import batch_size
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 7, 8, 9, 63, 64, 65, 100, 1000, 1023])
+def test_the_search_ends_a_sixteenth_below_what_fits_at_most(capacity):
+    tried = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= capacity
+
+    found = batch_size.largest_fitting(fits, limit=10**6)
+    assert found <= capacity
+    assert found >= capacity - max(8, capacity // 16 + 8)
+    assert found % 8 == 0 or found < 8
+    assert len(tried) < 20
+    assert max(tried) <= 2 * capacity  # no trial far beyond what fits
+
+
+def test_the_search_never_passes_the_limit():
+    tried = []
+    assert batch_size.largest_fitting(lambda size: tried.append(size) or True, limit=100) == 96
+    assert max(tried) <= 100
+
+
+def test_nothing_fits():
+    assert batch_size.largest_fitting(lambda size: False, limit=100) == 0
+
+
+def resolve(requested: int | str, **changes) -> int:
+    options = {"num_images": 1000, "gradient_accumulation_steps": 2, "resumed_images_per_step": None}
+    model = torch.nn.Linear(1, 1)
+    return batch_size.resolve_batch_size(requested, Accelerator(cpu=True), model, None, **options | changes)
+
+
+def test_a_number_is_taken_as_it_is():
+    assert resolve(32) == 32
+
+
+def test_a_resumed_run_keeps_the_steps_that_it_began_with():
+    assert resolve("auto", resumed_images_per_step=96) == 48
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_twice_the_batch_that_was_found_does_not_fit(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")  # which the tests set for all others
+    accelerator = Accelerator()
+    model = torch.nn.Linear(4, 4)
+
+    def loss(model: torch.nn.Module, num_images: int) -> torch.Tensor:
+        gibibyte = torch.ones(num_images, 2**26, 4, device=accelerator.device)
+        return model(gibibyte).sum()
+
+    found = batch_size.find_batch_size(accelerator, model, loss, limit=10**6)
+    loss(model.to(accelerator.device), found).backward()
+    with pytest.raises(torch.OutOfMemoryError):
+        loss(model, 2 * found + 1).backward()
