@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from cxr.errors import UserError
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 FULL_SIZE = 2544  # pixels of the shortest side of most originals
@@ -71,4 +72,6 @@ def run(command: list[str]) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
-        raise OSError(f"{Path(command[0]).name} ended with status {done.returncode}; its messages are above")
+        raise UserError(
+            f"{Path(command[0]).name} ended with status {done.returncode}; its messages are above"
+        )

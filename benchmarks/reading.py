@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from cxr.data import transforms
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import make_loaders
+from cxr.errors import UserError
 from cxr.training import optimization
 from mae_example import example_transform
 from originals import BATCH_SIZE
@@ -42,7 +43,7 @@ def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
     paths = list(itertools.islice((root / "files").glob("p*/p*/s*/*.jpg"), args.num_images))
     small = next((path for path in paths if shortest_side(path) <= CACHED_SIZE), None)
     if small is not None or not paths:
-        raise ValueError(
+        raise UserError(
             f"--data_dir {root}: found {small or 'no image'}; expected originals of more than {CACHED_SIZE} "
             "pixels, which shrink"
         )

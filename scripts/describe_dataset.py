@@ -23,6 +23,7 @@ from cxr.cli.command_line import seed_number
 from cxr.data.seeding import derive_seed
 from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
+from cxr.errors import UserError
 from cxr.evaluation.plots import plot_examples
 from cxr.run_folder.files import write_text
 from cxr.study import paper
@@ -375,7 +376,7 @@ def make_output_dir(output_dir: Path) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--output_dir {output_dir} cannot be made ({error.strerror}); expected a folder: name another"
         ) from error
 

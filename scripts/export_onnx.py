@@ -59,11 +59,12 @@ import torch
 import transformers
 from cxr.cli import command_line
 from cxr.data import sources
+from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
 from cxr.run_folder.files import sync_folder
-from cxr.training import runtime
 from rich.console import Console
 from rich.table import Table
 
@@ -189,7 +190,7 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
         names = [str(sources.make_sample_data_once() / "files")]
     found, missing = radiographs.find_radiographs(names)
     if missing or not found:
-        raise ValueError(
+        raise UserError(
             f"--images {' '.join(missing or names)}: found none; expected JPEG, PNG or DICOM files"
         )
     images = []
@@ -197,7 +198,7 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
         try:
             pixels = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side).pixels
         except radiographs.BadRadiographError as error:
-            raise ValueError(f"--images {path}: {error}; leave it out") from error
+            raise UserError(f"--images {path}: {error}; leave it out") from error
         images.append(classifier.prepare(pixels))
     return torch.stack(images)
 
@@ -217,7 +218,7 @@ def largest_difference(
 def check(
     classifier: Classifier, session: onnxruntime.InferenceSession, radiographs: torch.Tensor
 ) -> dict[str, float]:
-    """Returns the largest difference on noise and on radiographs. Raises ValueError where it is too large."""
+    """Returns the largest difference on noise and on radiographs. Raises UserError where it is too large."""
     noise = torch.randint(
         256, radiographs.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -226,7 +227,7 @@ def check(
         batches = (images, images[:1])  # the file is for any number of images
         differences[name] = np.max([largest_difference(classifier, session, batch) for batch in batches])
         if not differences[name] <= TOLERANCE:  # nor NaN
-            raise ValueError(
+            raise UserError(
                 f"onnxruntime {onnxruntime.__version__} differs by {differences[name]:.2g} from torch "
                 f"{torch.__version__} on {name}, expected at most {TOLERANCE:g}: no file is written; try "
                 "other versions of them"
@@ -289,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
             for path in sorted(aside.iterdir(), reverse=True)  # weights beside the file first
         ]
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"OUT {args.out}: could not be written ({error.strerror or error}); name another"
         ) from error
     finally:
@@ -302,4 +303,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main, advice=runtime.INFERENCE_ADVICE)
+    run_script(main)

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from cxr.cli.command_line import ArgumentParser
+from cxr.errors import UserError
 from cxr.sharing import local_hub
 from cxr.sharing.push import push_folder
 from rich.console import Console
@@ -125,7 +126,7 @@ def chosen(args: argparse.Namespace) -> list[str]:
         return [args.model_id]
     found = local_hub.model_ids(args.hub_dir)
     if not found:
-        raise ValueError(f"--hub_dir {args.hub_dir}: found no model, expected some that were pushed to it")
+        raise UserError(f"--hub_dir {args.hub_dir}: found no model, expected some that were pushed to it")
     return found
 
 
@@ -157,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if args.command != "push" and not args.hub_dir.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"--hub_dir {args.hub_dir}: found no such folder; expected one that was pushed to"
             )
         COMMANDS[args.command](args)

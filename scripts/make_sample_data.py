@@ -25,6 +25,7 @@ from pathlib import Path
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
+from cxr.errors import UserError
 from cxr.synthetic.exposure import MAX_DRAWN_SIDE
 from cxr.synthetic.exposure import draw_image
 from cxr.synthetic.plan import LABELS
@@ -118,14 +119,14 @@ def make_sample_data(
 ) -> Path:
     """Writes the tree and returns its folder, which appears only once it is complete.
 
-    `image_size` is the shortest side in pixels. Raises FileExistsError for a folder with something in it,
+    `image_size` is the shortest side in pixels. Raises UserError for a folder with something in it,
     unless another process puts the very same sample there while this one draws. With `num_proc` > 1,
     processes are spawned, so the calling script needs its `if __name__ == "__main__":`.
     """
     output_dir = Path(output_dir).absolute()
     if num_images < MIN_NUM_IMAGES or image_size < MIN_IMAGE_SIZE:
         found = f"num_images={num_images} and image_size={image_size}"
-        raise ValueError(f"{found}: at least {MIN_NUM_IMAGES} images of {MIN_IMAGE_SIZE} pixels are needed")
+        raise UserError(f"{found}: at least {MIN_NUM_IMAGES} images of {MIN_IMAGE_SIZE} pixels are needed")
     occupied = FileExistsError(f"{output_dir} is not an empty folder: name a new one, or remove it first")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise occupied

@@ -34,6 +34,8 @@ import torch
 import transformers
 from cxr.cli import command_line
 from cxr.data.images import num_cores
+from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
@@ -41,7 +43,6 @@ from cxr.inference.classifier import load_classifier
 from cxr.inference.radiographs import Radiograph
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
-from cxr.training import runtime
 from tqdm import tqdm
 
 from mimic_cxr_dataset.radiographs import BadRadiographError
@@ -257,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     paths, missing = radiographs.find_radiographs(args.images)
     if not paths:
-        raise ValueError(
+        raise UserError(
             f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders with "
             "some, or patterns that fit some"
         )
@@ -279,4 +280,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main, advice=runtime.INFERENCE_ADVICE)
+    run_script(main)

@@ -39,6 +39,9 @@ from cxr.data.loading import ChestXrays
 from cxr.data.loading import gather_in_order
 from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_loaders
+from cxr.errors import TRAINING_ADVICE
+from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.evaluation import intervals
 from cxr.evaluation import metrics
 from cxr.evaluation import plots
@@ -156,7 +159,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
         )
     if config.model_type == "resnet":
         if args.mask_ratio:
-            raise ValueError(
+            raise UserError(
                 f"--mask_ratio {args.mask_ratio}: found a ResNet, which has no patches; leave it out"
             )
         return config, args.image_size or architectures.DEFAULT_IMAGE_SIZE
@@ -220,9 +223,7 @@ def load_datasets(
     sets = {"train": ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches)}
     for split in ("validation", "test") if args.evaluate_test else ("validation",):
         if split not in splits:
-            raise ValueError(
-                f"--evaluate_test: found no {split} images; leave it out, or check the split CSV"
-            )
+            raise UserError(f"--evaluate_test: found no {split} images; leave it out, or check the split CSV")
         images = first_images(splits[split], args.max_eval_samples)
         sets[split] = ChestXrays(images, transforms.evaluation_transform(image_size), seed=EVALUATION_SEED)
     return sets
@@ -515,7 +516,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     accelerator, record = runtime.start_run(args, default_output_dir="classification")
     if args.sync_batchnorm and accelerator.device.type != "cuda":
-        raise ValueError(f"--sync_batchnorm needs GPUs, found {accelerator.device.type}; leave it out")
+        raise UserError(f"--sync_batchnorm needs GPUs, found {accelerator.device.type}; leave it out")
     config, image_size = load_config(args)
     sets = load_datasets(args, accelerator, record, config, image_size)
     label_feature = sets["train"].images.features["label"]
@@ -598,4 +599,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    run_script(main, advice=TRAINING_ADVICE)

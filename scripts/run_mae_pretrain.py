@@ -33,6 +33,9 @@ from cxr.data.loading import EVALUATION_SEED
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import gather_in_order
 from cxr.data.loading import make_loaders
+from cxr.errors import TRAINING_ADVICE
+from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.evaluation import plots
 from cxr.models import acceleration
 from cxr.models import architectures
@@ -133,7 +136,7 @@ def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImage
     num_patches = (config.image_size // config.patch_size) ** 2
     num_visible = int(num_patches * (1 - args.mask_ratio))  # as the model computes it
     if not 0 < num_visible < num_patches:
-        raise ValueError(
+        raise UserError(
             f"--mask_ratio {args.mask_ratio} hides {num_patches - num_visible} of {num_patches} patches; "
             "expected some hidden and some visible"
         )
@@ -444,4 +447,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    run_script(main, advice=TRAINING_ADVICE)

@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import transformers
 from cxr.cli import command_line
+from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
 from cxr.models.pretrained import find_file
-from cxr.training import runtime
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def launch(page: "gradio.Blocks", *, host: str, port: int | None, open_browser: 
         )
     except OSError as error:
         where = f"--host {host}" + (f" --port {port}" if port else "")
-        raise ValueError(f"{where}: cannot be listened on; name another address or port") from error
+        raise UserError(f"{where}: cannot be listened on; name another address or port") from error
     return address
 
 
@@ -291,4 +292,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main, advice=runtime.INFERENCE_ADVICE)
+    run_script(main)

@@ -11,6 +11,7 @@ from cxr.data.sources import DATASET_SCRIPT
 from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_record
+from cxr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def load_images(
         )
     for split in ("train", "validation"):
         if split not in splits:
-            raise ValueError(f"{data_dir} has no {split} images; expected some in its split CSV")
+            raise UserError(f"{data_dir} has no {split} images; expected some in its split CSV")
     return splits.cast_column("image", datasets.Image(decode=False))
 
 

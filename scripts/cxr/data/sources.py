@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cxr.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 DATASET_SCRIPT = REPOSITORY / "mimic_cxr_dataset"
 SAMPLE_DIR = REPOSITORY / "sample_data"
@@ -29,7 +31,7 @@ def make_sample_data_once() -> Path:
         script = REPOSITORY / "scripts" / "make_sample_data.py"
         done = subprocess.run([sys.executable, str(script), str(SAMPLE_DIR)])
         if done.returncode and not SAMPLE_DIR.exists():  # it exists if another run was quicker
-            raise OSError(
+            raise UserError(
                 f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir instead"
             )
     return SAMPLE_DIR

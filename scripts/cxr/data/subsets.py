@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cxr.data.seeding import derive_seed
+from cxr.errors import UserError
 
 
 def sample_order(subject_ids: Sequence[int], labels: Sequence[int], *, seed: int) -> np.ndarray:
@@ -41,12 +42,12 @@ def draw_sample(
 ) -> np.ndarray:
     """Returns the sorted indices of `num_samples` images; all of them when `num_samples` is None.
 
-    For one seed, a smaller sample is part of every larger one. Raises ValueError when there are fewer images.
+    For one seed, a smaller sample is part of every larger one. Raises UserError when there are fewer images.
     """
     if num_samples is None:
         return np.arange(len(labels))
     if num_samples > len(labels):
-        raise ValueError(
+        raise UserError(
             f"--max_train_samples {num_samples}: found {len(labels)} training images; "
             "ask for at most that many, or leave the flag out to use all"
         )

@@ -21,6 +21,7 @@ from transformers import ViTForImageClassification
 from cxr.data.images import default_cache_image_size
 from cxr.data.transforms import Normalizer
 from cxr.data.transforms import evaluation_transform
+from cxr.errors import UserError
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.configs import classifier_config
 from cxr.models.configs import config_from_json
@@ -77,7 +78,7 @@ def load_classifier(
 ) -> Classifier:
     """Returns the classifier in the folder `name`, or of that name in `hub_dir` or on the Hub.
 
-    `device` is torch's name of one; "auto" is a GPU where there is one. Raises ValueError or OSError, in one
+    `device` is torch's name of one; "auto" is a GPU where there is one. Raises UserError, in one
     line, for a model that is no binary classifier of images, or is damaged.
     """
     chosen = choose_device(device)
@@ -108,7 +109,7 @@ def load_classifier(
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device of that name. Raises ValueError for one that is not here."""
+    """Returns the device of that name. Raises UserError for one that is not here."""
     gpus = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()]
     if name == "auto":
         name = next(iter(gpus), "cpu")
@@ -117,23 +118,23 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = " or ".join(["auto", "cpu", *gpus])
-        raise ValueError(f"--device {name}: found no such device; expected {here}") from error
+        raise UserError(f"--device {name}: found no such device; expected {here}") from error
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # else probabilities are not a CPU's
     return device
 
 
 def _check_is_binary_classifier(fields: dict[str, Any], name: str) -> None:
-    """Raises ValueError unless config.json, whose `fields` these are, is that of a head for two labels."""
+    """Raises UserError unless config.json, whose `fields` these are, is that of a head for two labels."""
     model_type, found = fields["model_type"], fields.get("architectures")
     if model_type == "vit_mae":
-        raise ValueError(
+        raise UserError(
             f"model {name}: found a masked autoencoder without a classifier, expected one that "
             "run_classification.py fine-tuned: do that first, or name another"
         )
     if model_type not in CLASSIFIERS or found != [CLASSIFIERS[model_type].__name__]:
         expected = " or ".join(f"{kind} with {[one.__name__]}" for kind, one in CLASSIFIERS.items())
-        raise ValueError(
+        raise UserError(
             f"model {name}: found {model_type[:50]} with architectures {str(found)[:100]}, expected "
             f"{expected}: name another"
         )
@@ -141,7 +142,7 @@ def _check_is_binary_classifier(fields: dict[str, Any], name: str) -> None:
     # transformers leaves its default, two labels without names, out of the file.
     num_labels = len(labels) if isinstance(labels, dict) else 2
     if num_labels != 2:
-        raise ValueError(
+        raise UserError(
             f"model {name}: found a head for {num_labels} labels, expected 2, negative and positive: "
             "name another"
         )
@@ -157,7 +158,7 @@ def _stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int
 
 
 def _stored(fields: dict[str, Any], name: str, *, image_size: int) -> dict[str, Any]:
-    """Returns what a run of ours stored in config.json, or its defaults. Raises ValueError for nonsense."""
+    """Returns what a run of ours stored in config.json, or its defaults. Raises UserError for nonsense."""
     views = tuple(VIEWS)
     rules = {
         "decision_threshold": (
@@ -177,7 +178,7 @@ def _stored(fields: dict[str, Any], name: str, *, image_size: int) -> dict[str, 
         stored[field] = fields.get(field, default)
         if not is_valid(stored[field]):
             found = str(stored[field])[:50]
-            raise ValueError(
+            raise UserError(
                 f"model {name}: config.json: found {field}={found}, expected {expected}: change it"
             )
     return stored

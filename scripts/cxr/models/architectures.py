@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cxr.errors import UserError
 from cxr.run_folder.files import read_json
 
 
@@ -52,7 +53,7 @@ def family(model: str) -> str:
     config = Path(model) / "config.json"
     name = read_json(config).get("model_type") if config.is_file() else model
     if not isinstance(name, str):
-        raise ValueError(
+        raise UserError(
             f"{config}: found no model_type; expected the config.json of a ViT-MAE, ViT or ResNet"
         )
     return "resnet" if "resnet" in name.lower() else "vit"
@@ -62,11 +63,11 @@ def estimate_gflop(model: str, *, image_size: int, overrides: str | None, share_
     """Returns roughly what a forward pass of one image takes, in GFLOP, from the model's name alone.
 
     It is for saying beforehand whether a study takes hours or weeks. `share_seen` is the share of the patches
-    that a ViT works on. A name that says nothing counts as a ViT of Base size. Raises ValueError for a size
+    that a ViT works on. A name that says nothing counts as a ViT of Base size. Raises UserError for a size
     that no image has.
     """
     if not 0 < image_size <= 10**6:  # a larger one overflows
-        raise ValueError(f"image_size: found {str(image_size)[:50]}, expected a number from 1 to 1,000,000")
+        raise UserError(f"image_size: found {str(image_size)[:50]}, expected a number from 1 to 1,000,000")
     name = model.lower()
     if family(model) == "resnet":
         known = next((gmacs for key, gmacs in _RESNET_GMACS.items() if key in name), 3.8)

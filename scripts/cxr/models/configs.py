@@ -14,6 +14,7 @@ from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
 
+from cxr.errors import UserError
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.architectures import RESNET_CONFIGS
 from cxr.models.architectures import VIT_MAE_CONFIGS
@@ -92,14 +93,14 @@ def make_config(config_name: str, *, overrides: str | None, image_size: int | No
         allowed = [name for name in FIELDS[config.model_type] if name not in NOT_OVERRIDDEN]
         for pair in overrides.split(","):
             if pair.partition("=")[0] not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"--config_overrides {pair[:50]}: {config_name} has no such key; expected some of "
                     + ", ".join(allowed)
                 )
         try:
             config.update_from_string(overrides)
         except (ValueError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"--config_overrides {overrides[:200]}: {error}; expected values as {config_name} has them"
             ) from error
     values = {name: getattr(config, name) for name in FIELDS[config.model_type]}
@@ -111,7 +112,7 @@ def make_config(config_name: str, *, overrides: str | None, image_size: int | No
 def config_from_json(fields: dict[str, Any], *, where: str) -> PretrainedConfig:
     """Returns the configuration in the `fields` of a pretrained model's config.json, of a known model_type.
 
-    Raises ValueError, beginning with `where`, for what no model can have.
+    Raises UserError, beginning with `where`, for what no model can have.
     """
     model_type = fields["model_type"]
     values = CONFIG_CLASSES[model_type]().to_dict() | fields
@@ -135,26 +136,26 @@ def classifier_config(config: PretrainedConfig, labels: list[str]) -> Pretrained
 
 
 def _check_values(values: dict[str, Any], model_type: str, *, where: str) -> None:
-    """Raises ValueError, beginning with `where`, for what no model of this type can have."""
+    """Raises UserError, beginning with `where`, for what no model of this type can have."""
     for name, value in values.items():
         is_valid, expected = FIELDS[model_type][name]
         if not is_valid(value):
-            raise ValueError(f"{where}: found {name}={str(value)[:50]}, expected {expected}: change it")
+            raise UserError(f"{where}: found {name}={str(value)[:50]}, expected {expected}: change it")
     if model_type == "resnet":
         if len(values["hidden_sizes"]) != len(values["depths"]):
-            raise ValueError(
+            raise UserError(
                 f"{where}: found hidden_sizes and depths of different lengths, expected one: change it"
             )
         return
     if values["image_size"] % values["patch_size"]:
-        raise ValueError(
+        raise UserError(
             f"{where}: found image_size={values['image_size']}, expected a multiple of "
             f"patch_size={values['patch_size']}: change one"
         )
     for side in ("", "decoder_") if model_type == "vit_mae" else ("",):
         width, heads = values[f"{side}hidden_size"], values[f"{side}num_attention_heads"]
         if width % heads or (width % 4 and model_type == "vit_mae"):  # sine, cosine; rows, columns
-            raise ValueError(
+            raise UserError(
                 f"{where}: found {side}hidden_size={width}, expected a multiple of 4 and of "
                 f"{side}num_attention_heads={heads}: change one"
             )
@@ -174,10 +175,10 @@ def num_parameters(
 
 
 def check_memory(model_class: type[PreTrainedModel], config: PretrainedConfig, *, where: str) -> None:
-    """Raises ValueError for a model that this machine cannot hold, before that is tried."""
+    """Raises UserError for a model that this machine cannot hold, before that is tried."""
     needed, available = 4 * num_parameters(model_class, config), psutil.virtual_memory().total
     if needed > available:
-        raise ValueError(
+        raise UserError(
             f"{where}: found a model that takes {needed / 2**30:,.0f} GiB, expected one that fits into "
             f"the {available / 2**30:,.0f} GiB of this machine: take a smaller one"
         )

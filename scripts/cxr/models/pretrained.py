@@ -19,6 +19,7 @@ from transformers import ViTImageProcessor
 
 from cxr.data.transforms import GRAY_MEAN
 from cxr.data.transforms import GRAY_STD
+from cxr.errors import UserError
 from cxr.models.configs import check_memory
 from cxr.models.configs import config_from_json
 from cxr.models.configs import num_parameters
@@ -35,10 +36,10 @@ MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]  # that are fetched f
 def load_config(
     name: str, *, hub_dir: Path | None, revision: str, expected: tuple[str, ...]
 ) -> PretrainedConfig:
-    """Returns a pretrained model's configuration. Raises ValueError or OSError with what to do instead."""
+    """Returns a pretrained model's configuration. Raises UserError with what to do instead."""
     fields = read_config(name, hub_dir=hub_dir, revision=revision)
     if fields["model_type"] not in expected:
-        raise ValueError(
+        raise UserError(
             f"model {name}: found model_type {fields['model_type'][:50]}, expected {' or '.join(expected)}: "
             "name another"
         )
@@ -49,31 +50,31 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
     """Returns a pretrained model's config.json as it is, with a model_type. Raises as `load_config` does."""
     is_folder = Path(name).is_dir()
     if not is_folder and (Path(name).exists() or not MODEL_ID.fullmatch(name)):
-        raise OSError(
+        raise UserError(
             f"model {name}: found no such folder; expected one with a model in it, or organisation/name"
         )
     if is_folder and revision != "main":
-        raise ValueError(
+        raise UserError(
             f"--model_revision {revision}: found the local folder {name}, which has no revisions; leave the "
             "flag out, or name a model in --hub_dir or on the Hub"
         )
     source = _source(name, hub_dir, revision)
     if "cache_dir" in source and not find_file(name, "config.json", hub_dir=hub_dir, revision=revision):
-        raise ValueError(
+        raise UserError(
             f"model {name}: found no revision {revision} in --hub_dir {hub_dir}; expected --model_revision "
             "main, a tag or a whole commit, as hub.py log lists them"
         )
     with _loading(name, revision, hub_dir):
         fields, _ = PretrainedConfig.get_config_dict(name, **source)
         if not isinstance(fields.get("model_type"), str):
-            raise ValueError("found no config.json with a model_type")
+            raise UserError("found no config.json with a model_type")
     return fields
 
 
 def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
     """Brings all files of a model on the Hub here; returns the directory in which it is by name from now on.
 
-    That is the Hub's cache, and `hub_dir` as it is for a folder or a model in it. Raises OSError.
+    That is the Hub's cache, and `hub_dir` as it is for a folder or a model in it. Raises UserError.
     """
     source = _source(name, hub_dir, revision)
     if Path(name).is_dir() or "cache_dir" in source:
@@ -84,9 +85,9 @@ def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
 
 
 def check_image_size(config: PretrainedConfig, image_size: int | None) -> None:
-    """Raises ValueError when a pretrained ViT is asked for another size than its position embeddings have."""
+    """Raises UserError when a pretrained ViT is asked for another size than its position embeddings have."""
     if image_size not in (None, config.image_size):
-        raise ValueError(
+        raise UserError(
             f"--image_size {image_size}: found a model pretrained for {config.image_size} pixels; leave the "
             "flag out, or pretrain one for the size you want with run_mae_pretrain.py --config_name"
         )
@@ -103,7 +104,7 @@ def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[
         text = str(error) or type(error).__name__
         reason = " ".join(text.split()).split(". ")[0].rstrip(".")[:200]  # its first sentence
         known = f"{hub_dir}, which has {', '.join(model_ids(hub_dir)) or 'none'}," if hub_dir else "DIR"
-        raise OSError(
+        raise UserError(
             f"model {where}: could not be loaded ({reason}); name a folder with a whole model, or "
             f"organisation/name in --hub_dir {known} or on a Hub that can be reached"
         ) from error
@@ -127,7 +128,7 @@ def find_file(name: str, filename: str, *, hub_dir: Path | None, revision: str) 
 
 
 def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
-    """Returns the object in a model's JSON file, an empty one where it has none. Raises OSError."""
+    """Returns the object in a model's JSON file, an empty one where it has none. Raises UserError."""
     path = find_file(name, filename, hub_dir=hub_dir, revision=revision)
     with _loading(name, revision):
         return read_json(path) if path else {}
@@ -136,11 +137,11 @@ def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str
 def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
     """Returns the safetensors of a model, none for a name whose files are not here yet.
 
-    Raises OSError for a folder without them, as a pickle can hold code, and ValueError for an index that
+    Raises UserError for a folder without them, as a pickle can hold code, and ValueError for an index that
     names other files than safetensors beside it.
     """
     if Path(name).is_dir() and any(Path(name).glob("shard-*.safetensors")):  # they would come before others
-        raise ValueError(
+        raise UserError(
             f"model {name}: found shard-*.safetensors, parts of a distributed checkpoint; "
             "expected model.safetensors: save it as one model"
         )
@@ -148,7 +149,7 @@ def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
         return [whole]
     index = find_file(name, "model.safetensors.index.json", hub_dir=hub_dir, revision=revision)
     if index is None and Path(name).is_dir():
-        raise OSError(
+        raise UserError(
             f"model {name}: found no model.safetensors, and other files, such as pytorch_model.bin, are not "
             "read, as they can hold code; expected safetensors: restore the file, or convert the model with "
             "transformers where you trust it, by from_pretrained and save_pretrained"
@@ -159,7 +160,7 @@ def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
     names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     for one in names:
         if not isinstance(one, str) or Path(one).name != one or not one.endswith(".safetensors"):
-            raise ValueError(
+            raise UserError(
                 f"model {name}: {index.name}: found {str(one)[:50]!r}, expected names of safetensors files "
                 "beside it"
             )
@@ -183,7 +184,7 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """Loads `name` into `model_class`; only parameters of `new_head` may be missing or of another shape.
 
-    Raises ValueError when others do: part of the model would silently start from random weights.
+    Raises UserError when others do: part of the model would silently start from random weights.
     """
     files = _weight_files(name, hub_dir, revision)
     check_memory(model_class, config, where=f"model {name}: config.json")
@@ -192,7 +193,7 @@ def load_pretrained(
     # Checked before: what is missing would be made, however large it is.
     needed = num_parameters(model_class, config, without=new_head)
     if files and needed > stored:
-        raise ValueError(
+        raise UserError(
             f"model {name}: found {stored:,} parameters, expected the {needed:,} that its "
             f"config.json says a {model_class.__name__} has; restore the files, or name a complete checkpoint"
         )
@@ -208,13 +209,13 @@ def load_pretrained(
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     unexplained = sorted(key for key in fresh if new_head is None or not key.startswith(new_head))
     if unexplained:
-        raise ValueError(
+        raise UserError(
             f"model {name}: found {len(unexplained)} parameters of {model_class.__name__} missing or of "
             f"another shape, first {unexplained[0]}; expected a complete checkpoint of it: name one"
         )
     for key, values in model.state_dict().items():
         if not torch.isfinite(values).all():
-            raise ValueError(
+            raise UserError(
                 f"model {name}: found weights that are no finite numbers, first {key}; "
                 "expected those of a training that did not diverge: name another checkpoint"
             )
@@ -251,13 +252,13 @@ def load_image_processor(
 
 
 def _check_statistics(mean: Any, std: Any, *, where: str) -> None:
-    """Raises ValueError unless both are of three channels whose values are from 0 to 1."""
+    """Raises UserError unless both are of three channels whose values are from 0 to 1."""
     for name, values, least in (("image_mean", mean, 0.0), ("image_std", std, 0.001)):
         if (
             not isinstance(values, list | tuple)
             or len(values) != 3
             or not all(type(value) in (int, float) and least <= value <= 1 for value in values)
         ):
-            raise ValueError(
+            raise UserError(
                 f"{where}: found {name}={str(values)[:50]}, expected three numbers from {least:g} to 1"
             )

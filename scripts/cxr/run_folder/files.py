@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cxr.errors import UserError
+
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Writes `path` atomically: others see the old file or the whole new one. `private` is mode 0600."""
@@ -30,15 +32,15 @@ def write_json(path: Path, content: Any, *, private: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in `path`, an empty one without a file. Raises ValueError for anything else."""
+    """Returns the object in `path`, an empty one without a file. Raises UserError for anything else."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: found broken JSON ({error}); expected what a run wrote") from error
+        raise UserError(f"{path}: found broken JSON ({error}); expected what a run wrote") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: found {type(content).__name__}, expected what a run wrote")
+        raise UserError(f"{path}: found {type(content).__name__}, expected what a run wrote")
     return content
 
 

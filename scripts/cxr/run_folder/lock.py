@@ -12,6 +12,7 @@ import psutil
 from filelock import FileLock
 from filelock import Timeout
 
+from cxr.errors import UserError
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_json
 
@@ -40,22 +41,22 @@ def remove_leftovers(output_dir: Path) -> None:
 def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     """Makes `output_dir` and returns the lock that keeps other runs out of it while this process lives.
 
-    Raises ValueError when it holds something and the run does not continue it. What a run wrote that ended
+    Raises UserError when it holds something and the run does not continue it. What a run wrote that ended
     before its first step, by a wrong flag or a missing file, is in nobody's way and is removed.
     """
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file; expected a folder: name another")
+        raise UserError(f"--output_dir {output_dir} is a file; expected a folder: name another")
     found = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
     found = {name for name in found - {LOCK_FILE, OWNER_FILE} if not LEFTOVERS.fullmatch(name)}
     # A run that was killed at its start may have left its lock only.
     is_run = "args.json" in found or (not found - {"train.log"} and (output_dir / LOCK_FILE).is_file())
     if resume and not is_run:
-        raise ValueError(
+        raise UserError(
             f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
         )
     abandoned = "args.json" in found and found <= {"args.json", "samples.json", "train.log"}
     if found and not resume and not abandoned:
-        raise ValueError(
+        raise UserError(
             f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
             "or continue the run in it with --resume_from_checkpoint latest"
         )
@@ -63,7 +64,7 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
         output_dir.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(output_dir)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--output_dir {output_dir}: cannot be written to ({error.strerror}); name another folder"
         ) from error
     remove_leftovers(output_dir)
@@ -74,7 +75,7 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
 
 
 def lock_folder(output_dir: Path) -> FileLock:
-    """Returns the lock that is held as long as the object lives. Raises ValueError when another has it.
+    """Returns the lock that is held as long as the object lives. Raises UserError when another has it.
 
     The system frees it when its holder ends, however that happens; with filelock 3, when the workers of the
     holder have ended, too, which is seconds later: for that it waits.
@@ -94,7 +95,7 @@ def lock_folder(output_dir: Path) -> FileLock:
             break
         time.sleep(1)
     who = "pid {pid} on {host} since {since}".format_map({"pid": "?", "host": "?", "since": "?", **owner})
-    raise ValueError(
+    raise UserError(
         f"--output_dir {output_dir}: another run is writing to it ({who}); wait for it or name another "
         f"folder; if that run is gone for certain, remove {output_dir / LOCK_FILE}"
     )

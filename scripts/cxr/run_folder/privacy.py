@@ -4,6 +4,8 @@ import logging
 import re
 from pathlib import Path
 
+from cxr.errors import UserError
+
 # The path of an image, the id of one, or the number of a patient (1...) or of a study (5...): where it stands
 # alone or after such a word, not inside a hash, and not in the digits behind a decimal point.
 IDS = re.compile(
@@ -25,21 +27,21 @@ def mask_ids(text: str) -> str:
 
 
 def files_to_share(model_dir: Path) -> list[Path]:
-    """Returns the files of a model. Raises ValueError where others, or ids of patients, are among them."""
+    """Returns the files of a model. Raises UserError where others, or ids of patients, are among them."""
     for name, what in (("config.json", "a run or of a model"), ("README.md", "a model with its card")):
         if not (model_dir / name).is_file():
-            raise ValueError(f"{model_dir}: found no {name}; expected the folder of {what}")
+            raise UserError(f"{model_dir}: found no {name}; expected the folder of {what}")
     files = sorted(model_dir.iterdir())
     for path in files:
         if not path.is_file() or not SHARED_FILES.fullmatch(path.name) or mask_ids(path.name) != path.name:
-            raise ValueError(
+            raise UserError(
                 f"{path}: found in a folder to share, expected README.md, config.json, "
                 "preprocessor_config.json, safetensors, ONNX and figures of a run; move it elsewhere"
             )
         if path.suffix in (".json", ".md"):
             text = path.read_text(encoding="utf-8", errors="replace")
             if mask_ids(text) != text:
-                raise ValueError(
+                raise UserError(
                     f"{path}: found what looks like the id of a patient, a study or an image; expected none "
                     "in a folder to share; remove it"
                 )

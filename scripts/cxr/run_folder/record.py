@@ -1,4 +1,4 @@
-"""What a run writes about itself: what each file is called, and what is in it."""
+"""What a run writes about itself: what each file is called, and what is in it, declared once."""
 
 import csv
 import io
@@ -6,11 +6,21 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 from typing import Any
+from typing import ClassVar
+from typing import Literal
 
 from filelock import FileLock
+from pydantic import AfterValidator
+from pydantic import BaseModel
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import ValidationError
+from pydantic import model_validator
+from typing_extensions import Self
 
-from cxr.run_folder.files import read_json
+from cxr.errors import UserError
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
 
@@ -58,11 +68,190 @@ def installed_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
+def _printable(text: str) -> str:
+    """Names and flags become parts of titles, of figures' file names and of rows."""
+    if not text.isprintable():
+        raise ValueError("printable text")
+    return text
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Seconds = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Word = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_printable)]
+Name = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
+
+
+class Record(BaseModel):
+    """A JSON file of ours, or an object in it: what is declared is what is written, read and documented.
+
+    Fields that are not declared are kept: folders of other versions of this code can be read.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, validate_assignment=True)
+    advice: ClassVar[str] = "restore the file, or run it again"
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises UserError, in one line, where the file is missing or is not what is declared."""
+        try:
+            return cls.parse(path.read_bytes(), where=path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: found no such file, expected what a run writes; {cls.advice}") from None
+
+    @classmethod
+    def parse(cls, text: str | bytes, *, where: object) -> Self:
+        """The record in a JSON text. Raises UserError, which begins with `where`."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            found = f"found {field + ' = ' if field else ''}{first['input']!r:.50}, expected {expected}"
+            if first["type"] == "missing":
+                found = f"found no {field}"
+            raise UserError(f"{where}: not what a run writes: {found}; {cls.advice}") from error
+
+    def as_json(self) -> dict[str, Any]:
+        """What is written: the fields that were set; a default that nothing set is left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Origin(Record):
+    """Where a run comes from, without a path of the machine."""
+
+    git_commit: Name = Field(description="of this code; ends in -dirty where it was changed")
+    is_synthetic: bool = Field(description="whether the images were drawn by make_sample_data.py")
+    dataset: Name = Field(description="the name of the data's folder")
+    base_model: str | None = Field(description="the pretrained model that training started from")
+    base_model_revision: str | None = Field(description="its commit, where it was named on a hub")
+
+
+class Arguments(Record):
+    """`args.json`: every flag as it was parsed, of which those that other programs read are declared here."""
+
+    origin: Origin
+    seed: Seed = 0
+    num_train_epochs: Count | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_dir: str | None = None
+    hub_revision: str | None = None
+
+    @model_validator(mode="after")
+    def _check_flags(self) -> Self:
+        for name, value in self.flags.items():
+            if len(text := f"{name} {value}") > 1000 or not text.isprintable():
+                raise ValueError("flags of at most 1,000 printable characters")
+        return self
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """All flags by name, without what is no flag."""
+        return {name: value for name, value in self.as_json().items() if name != "origin"}
+
+
+class Sample(Record):
+    """`samples.json`: the images that a run was trained on. Private: it names images."""
+
+    num_images: Count
+    seed: Seed
+    sha256: str = Field(description="of the sorted ids: equal for runs that were trained on the same images")
+    dicom_ids: list[str]
+
+
+class AtThreshold(Record):
+    threshold: float = Field(description="the probability from which an image is called positive")
+    accuracy: Share
+    precision: Share
+    recall: Share
+    f1: Share
+
+
+class Metrics(AtThreshold):
+    """The metrics of a split. AUROC and average precision are null where it has one class."""
+
+    n: Annotated[int, Field(gt=0, lt=2**53)] = Field(description="images")
+    auroc: Share | None
+    average_precision: Share | None
+    at_chosen_threshold: AtThreshold | None = Field(
+        default=None, description="the same at the threshold of the highest Youden's J on validation"
+    )
+
+
+class MeasuredSplit(Metrics):
+    loss: float
+    intervals: dict[str, tuple[float, float] | None] = Field(
+        default={}, description="95 % intervals over patients, by metric"
+    )
+
+
+class Epoch(Record):
+    """A line of `metrics.jsonl`; those of a classifier also have the metrics of the validation split."""
+
+    epoch: Count
+    step: Count = Field(description="optimizer steps done")
+    train_loss: float = Field(description="mean over the steps of the epoch")
+    eval_loss: float = Field(description="mean over the validation images")
+    auroc: Share | None = None
+
+
+class BadStep(Record):
+    """A line of `bad_steps.jsonl`: the images of a step that was skipped. Private: it names images."""
+
+    step: Count
+    dicom_ids: list[str]
+
+
+class Results(Record):
+    """`results.json`, which a run writes last of all: its presence means that the run is finished."""
+
+    model: Name = Field(description="--config_name or --model_name_or_path")
+    train_loss: float
+    images_per_second: Annotated[float, Field(gt=0)] = Field(description="while training")
+    steps: Count
+    bad_steps: Count = Field(description="skipped for a NaN or infinite loss or gradient")
+    images_per_step: Annotated[int, Field(gt=0, le=10**9)]
+    num_train_images: Annotated[int, Field(gt=0, le=10**9)]
+    seed: Seed
+    versions: dict[str, str] = Field(description="of the libraries")
+    hub_commit: str | None = Field(default=None, description="of the revision that was pushed")
+
+
+class PretrainingResults(Results):
+    """`results.json` of run_mae_pretrain.py."""
+
+    task: Literal["mae_pretraining"]
+    eval_loss: float
+    num_eval_images: Count
+
+
+class ClassificationResults(Results):
+    """`results.json` of run_classification.py."""
+
+    task: Word
+    pretrained: bool
+    labeler: Word
+    view: Word
+    uncertain: Word
+    augmentation: Word
+    mask_ratio: Share
+    random_erasing_prob: Share
+    train_last_layer_only: bool
+    learning_rate: float = Field(description="at its peak")
+    best_epoch: Count = Field(description="the one whose weights are in model/")
+    num_train_positive: Count
+    validation: MeasuredSplit
+    test: MeasuredSplit | None = None
+
+
 def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, where: Path) -> None:
-    """Raises ValueError when the run in `where` began with other flags: half of each is no experiment."""
+    """Raises UserError when the run in `where` began with other flags: half of each is no experiment."""
     for name, value in sorted(now.items()):
         if before.get(name) != value:
-            raise ValueError(
+            raise UserError(
                 f"--{name}: found {value}, but {where} began with {before.get(name)}; "
                 "use the same flags, or start anew in another --output_dir"
             )
@@ -76,57 +265,48 @@ class RunRecord:
         self.enabled = enabled
         self.lock = lock  # held as long as this object lives
 
-    def write(self, name: str, content: Any) -> None:
+    def write(self, name: str, content: Record, *, private: bool = False) -> None:
         """Writes the JSON file `name`. `results.json` is written last of all: its presence means "done"."""
         if self.enabled:
-            write_json(self.output_dir / name, content)
+            write_json(self.output_dir / name, content.as_json(), private=private)
 
-    def write_sample(self, sample: dict[str, Any]) -> None:
-        """Writes `samples.json`. Raises ValueError when a resumed run began with other images."""
+    def write_sample(self, sample: Sample) -> None:
+        """Writes `samples.json`. Raises UserError when a resumed run began with other images."""
         path = self.output_dir / "samples.json"
-        if path.exists() and read_json(path).get("sha256") != sample["sha256"]:
-            raise ValueError(
+        if path.exists() and Sample.read(path).sha256 != sample.sha256:
+            raise UserError(
                 f"{path}: not the training images that this run began with; expected the same data "
                 "and labels; restore them, or start anew in another --output_dir"
             )
-        if self.enabled:
-            write_json(path, sample, private=True)
+        self.write("samples.json", sample, private=True)
 
-    def append_epoch(self, record: dict[str, Any]) -> None:
+    def append_epoch(self, epoch: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
         if self.enabled:
-            self._write_lines(METRICS_FILE, [*self.epochs(), record])
+            self._write_lines(METRICS_FILE, [*self._read_lines(METRICS_FILE, Epoch), Epoch(**epoch)])
 
     def epochs(self) -> list[dict[str, Any]]:
-        epochs = self._read_lines(METRICS_FILE)
-        names = ("epoch", "train_loss", "eval_loss")
-        if not all(isinstance(epoch.get(name), int | float) for epoch in epochs for name in names):
-            path = self.output_dir / METRICS_FILE
-            raise ValueError(f"{path}: found a line without {' or '.join(names)}; expected what a run wrote")
-        return epochs
+        return [epoch.as_json() for epoch in self._read_lines(METRICS_FILE, Epoch)]
 
     def append_bad_step(self, step: int, dicom_ids: Sequence[str]) -> None:
-        """Adds the images of a step that was left out to `bad_steps.jsonl`, which is private."""
+        """Adds the images of a skipped step to `bad_steps.jsonl`, which is private."""
         if self.enabled:
-            bad_step = {"step": step, "dicom_ids": list(dicom_ids)}
-            self._write_lines(BAD_STEPS_FILE, [*self._read_lines(BAD_STEPS_FILE), bad_step])
+            bad_step = BadStep(step=step, dicom_ids=list(dicom_ids))
+            self._write_lines(BAD_STEPS_FILE, [*self._read_lines(BAD_STEPS_FILE, BadStep), bad_step])
 
-    def _read_lines(self, name: str) -> list[dict[str, Any]]:
+    def _read_lines(self, name: str, kind: type[Record]) -> list[Record]:
         path = self.output_dir / name
         if not path.exists():
             return []
-        try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            return [{**line, "step": int(line["step"])} for line in lines]
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{path}: found a broken line ({error}); expected what a run wrote") from error
+        lines = path.read_bytes().splitlines()
+        return [
+            kind.parse(line, where=f"{path}, line {number}") for number, line in enumerate(lines, start=1)
+        ]
 
-    def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
+    def _write_lines(self, name: str, lines: list[Record]) -> None:
         """All of them anew: a line that is appended may be cut off by a crash."""
-        path = self.output_dir / name
-        if lines or path.exists():
-            text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-            write_text(path, text, private=name == BAD_STEPS_FILE)
+        text = "".join(json.dumps(line.as_json(), allow_nan=False) + "\n" for line in lines)
+        write_text(self.output_dir / name, text, private=name == BAD_STEPS_FILE)
 
     def write_predictions(
         self,

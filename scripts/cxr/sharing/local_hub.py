@@ -28,6 +28,7 @@ from filelock import Timeout
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from cxr.errors import UserError
 from cxr.run_folder.files import new_folder
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import remove_folder
@@ -90,17 +91,17 @@ def model_ids(hub_dir: Path) -> list[str]:
 
 
 def check_is_known(hub_dir: Path, model_id: str) -> None:
-    """Raises ValueError for a model that was not pushed to `hub_dir`."""
+    """Raises UserError for a model that was not pushed to `hub_dir`."""
     known = model_ids(hub_dir)
     if model_id not in known:
-        raise ValueError(
+        raise UserError(
             f"--hub_dir {hub_dir}: found no model {model_id}; expected one of those in it: "
             + (", ".join(known) or "none")
         )
 
 
 def check_push(*, hub_dir: Path, model_id: str, tag: str | None) -> None:
-    """Finds out before a training what would stop the push after it. Raises ValueError."""
+    """Finds out before a training what would stop the push after it. Raises UserError."""
     with _locked(hub_dir, model_id) as repository:
         refs = read_refs(hub_dir, model_id)
         _head(repository, refs)
@@ -112,7 +113,7 @@ def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: st
     """Adds the files of `model_dir` as a new revision of `model_id`, unless it has them; returns its commit.
 
     The order is blobs, snapshot, record, main, tag, each of them whole: what a killed push leaves is no name
-    that means half a revision, and a repeated push completes it, or mends what was damaged. Raises ValueError
+    that means half a revision, and a repeated push completes it, or mends what was damaged. Raises UserError
     for a folder that holds anything but a model and for a tag of other files, and OSError.
     """
     files = files_to_share(model_dir)
@@ -144,7 +145,7 @@ def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: st
 
 
 def read_log(hub_dir: Path, model_id: str, revision: str = "main") -> list[Commit]:
-    """Returns a revision and all that it followed, newest first. Raises ValueError for an unknown one."""
+    """Returns a revision and all that it followed, newest first. Raises UserError for an unknown one."""
     repository = repository_dir(hub_dir, model_id)
     log, commit = [], resolve(hub_dir, model_id, revision)
     while commit is not None:
@@ -161,7 +162,7 @@ def read_refs(hub_dir: Path, model_id: str) -> dict[str, str]:
 
 
 def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
-    """Returns the commit that main, a tag or the first digits of a commit mean. Raises ValueError."""
+    """Returns the commit that main, a tag or the first digits of a commit mean. Raises UserError."""
     check_is_known(hub_dir, model_id)
     refs = read_refs(hub_dir, model_id)
     if revision in refs:
@@ -169,7 +170,7 @@ def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
     commits = sorted(path.stem for path in (repository_dir(hub_dir, model_id) / "commits").glob("[!.]*.json"))
     meant = [commit for commit in commits if len(revision) >= 4 and commit.startswith(revision)]
     if len(meant) != 1:
-        raise ValueError(
+        raise UserError(
             f"{model_id}: found {len(meant)} revisions {revision!r}; expected "
             + " or ".join([*refs, "the first digits of a commit in its log"])
         )
@@ -177,7 +178,7 @@ def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
 
 
 def set_tag(hub_dir: Path, model_id: str, tag: str, revision: str) -> str:
-    """Makes `tag` mean a revision, for good; returns its commit. Raises ValueError for one of another."""
+    """Makes `tag` mean a revision, for good; returns its commit. Raises UserError for one of another."""
     with _locked(hub_dir, model_id) as repository:
         commit = resolve(hub_dir, model_id, revision)
         refs = read_refs(hub_dir, model_id)
@@ -238,13 +239,13 @@ def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
 def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
     """Removes revisions that no ref leads to, and contents of no revision; returns their numbers.
 
-    Raises ValueError, before anything is removed, where a ref is missing or leads to what was not pushed.
+    Raises UserError, before anything is removed, where a ref is missing or leads to what was not pushed.
     """
     with _locked(hub_dir, model_id) as repository:
         kept: dict[str, Commit] = {}
         refs = read_refs(hub_dir, model_id)
         if "main" not in refs:
-            raise ValueError(
+            raise UserError(
                 f"{model_id}: found no main in {repository}, as a first push was killed or the file is lost; "
                 "expected it: push the model again"
             )
@@ -282,7 +283,7 @@ def _locked(hub_dir: Path, model_id: str) -> Iterator[Path]:
             logger.warning("Waiting for another process that is writing to %s.", repository)
             lock.acquire()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--hub_dir {hub_dir}: found no folder that can be written to ({error.strerror}), expected one"
         ) from error
     try:
@@ -297,8 +298,8 @@ def _blobs(repository: Path) -> list[Path]:
     return [path for path in sorted((repository / "blobs").glob("*")) if BLOB.fullmatch(path.name)]
 
 
-def tag_is_taken(tag: str, commit: str) -> ValueError:
-    return ValueError(f"found the tag {tag} at revision {commit[:8]}, expected a new one: no tag is moved")
+def tag_is_taken(tag: str, commit: str) -> UserError:
+    return UserError(f"found the tag {tag} at revision {commit[:8]}, expected a new one: no tag is moved")
 
 
 def _head(repository: Path, refs: dict[str, str]) -> Commit | None:
@@ -312,14 +313,12 @@ def _head(repository: Path, refs: dict[str, str]) -> Commit | None:
 def _read_commit(repository: Path, commit: str) -> Commit:
     path = repository / "commits" / f"{commit}.json"
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: is missing: a download from the Hub, or a damage, has led a name or a revision to "
             f"{commit[:8]}, which was not pushed here; name another --hub_dir, or restore the file"
         )
     if hashlib.sha1(path.read_bytes()).hexdigest() != commit:
-        raise ValueError(
-            f"{path}: its content has changed; restore it from a copy, or name another --hub_dir"
-        )
+        raise UserError(f"{path}: its content has changed; restore it from a copy, or name another --hub_dir")
     return Commit(commit=commit, **read_json(path))
 
 

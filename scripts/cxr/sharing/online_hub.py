@@ -6,12 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from cxr.errors import UserError
 from cxr.run_folder.privacy import files_to_share
 from cxr.sharing.local_hub import tag_is_taken
 
 
 def check_push(*, model_id: str, tag: str | None) -> None:
-    """Makes the model, which must be private, if there is none. Raises OSError or ValueError."""
+    """Makes the model, which must be private, if there is none. Raises UserError."""
     _, tags = _look(model_id)
     if tag in tags:
         raise tag_is_taken(tag, tags[tag])
@@ -20,7 +21,7 @@ def check_push(*, model_id: str, tag: str | None) -> None:
 def push(model_dir: Path, *, model_id: str, message: str, tag: str | None = None) -> str:
     """Adds the files of `model_dir`, and no others, as a revision of `model_id`; returns its commit.
 
-    Raises ValueError for a folder that holds anything but a model, for a public model and for a tag of other
+    Raises UserError for a folder that holds anything but a model, for a public model and for a tag of other
     files, and OSError.
     """
     names = [path.name for path in files_to_share(model_dir)]
@@ -39,7 +40,7 @@ def push(model_dir: Path, *, model_id: str, message: str, tag: str | None = None
         if tag and tag not in tags:
             api.create_tag(model_id, tag=tag, revision=commit)
     if tags.get(tag, commit) != commit:
-        raise ValueError(f"the model is pushed as revision {commit[:8]}, but {tag_is_taken(tag, tags[tag])}")
+        raise UserError(f"the model is pushed as revision {commit[:8]}, but {tag_is_taken(tag, tags[tag])}")
     return commit
 
 
@@ -51,7 +52,7 @@ def _look(model_id: str) -> tuple[str | None, dict[str, str]]:
         info = api.model_info(model_id)
         tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(model_id).tags}
     if not info.private:
-        raise ValueError(
+        raise UserError(
             f"{model_id}: found a public model on the Hugging Face Hub, expected a private one; make it "
             "private in its settings, or name another"
         )
@@ -64,7 +65,7 @@ def _asking_the_hub() -> Iterator[None]:
         yield
     except Exception as error:  # of the network, of the Hub, of the login: each has its own kinds
         reason = " ".join(str(error).split())[:300]
-        raise OSError(
+        raise UserError(
             f"--push_to_hub: the Hugging Face Hub could not be asked ({reason}); log in with hf auth login, "
             "or name a --hub_dir to push to a local directory"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import UndefinedError
 
+from cxr.errors import UserError
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_text
 from cxr.run_folder.privacy import files_to_share
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_push(*, hub_dir: Path | None, model_id: str, tag: str | None) -> None:
-    """Finds out before a training what would stop the push after it. Raises OSError or ValueError."""
+    """Finds out before a training what would stop the push after it. Raises UserError."""
     if hub_dir is None:
         online_hub.check_push(model_id=model_id, tag=tag)
     else:
@@ -48,14 +49,14 @@ def push(
 def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None) -> str:
     """Pushes a model's folder as it is or, of a finished run, model/ with a card that has the new name.
 
-    Nothing in the folder changes. Raises ValueError and OSError.
+    Nothing in the folder changes. Raises UserError.
     """
     options = {"hub_dir": hub_dir, "model_id": model_id, "message": message, "tag": tag}
     if not (folder / "args.json").is_file():
         return push(folder, **options)
     args, results, sample = (read_json(folder / f"{name}.json") for name in ("args", "results", "samples"))
     if not results:
-        raise ValueError(
+        raise UserError(
             f"{folder}: found no results.json, as the run is not finished; expected one that is; continue it "
             "with --resume_from_checkpoint latest"
         )
@@ -63,7 +64,7 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
     try:
         card = make_card(folder / "model", args, results, sample)
     except (LookupError, TypeError, UndefinedError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder}: found records that lack what the card says ({error}), expected args.json, "
             "samples.json and results.json as the run wrote them; restore them, or push "
             f"{folder / 'model'} with a card of its own"
@@ -78,7 +79,7 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
 def share_finished(record: RunRecord, results: dict[str, Any]) -> None:
     """Writes the model's card, pushes as the run's args.json says and, last of all, writes results.json.
 
-    That is written where the push fails, too: the run is done. Raises OSError or ValueError.
+    That is written where the push fails, too: the run is done. Raises UserError.
     """
     output_dir = record.output_dir
     args = read_json(output_dir / "args.json")
@@ -92,7 +93,7 @@ def share_finished(record: RunRecord, results: dict[str, Any]) -> None:
             command = ["python", "scripts/hub.py", "push", str(output_dir), args["hub_model_id"]]
             for flag, value in (("--hub_dir", args["hub_dir"]), ("--tag", args["hub_revision"])):
                 command += [flag, value] if value else []
-            raise ValueError(
+            raise UserError(
                 f"{error}; the run is finished but for the push: repeat it by {shlex.join(command)}"
             ) from error
     record.write("results.json", {**results, "hub_commit": commit})

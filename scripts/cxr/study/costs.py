@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from cxr.errors import UserError
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.architectures import estimate_gflop
 from cxr.models.architectures import family
@@ -28,7 +29,7 @@ class ImageCounts:
 
 
 def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
-    """Returns the images of each cell by run_id. Raises ValueError where a sample is too large."""
+    """Returns the images of each cell by run_id. Raises UserError where a sample is too large."""
     options = {
         "dataset_config_name": "finding",
         "labeler": "negbio",
@@ -48,7 +49,7 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
             )
         size = cell.flags.get("max_train_samples")
         if size is not None and size > of_options[key].train:
-            raise ValueError(
+            raise UserError(
                 f"--train_sizes {size}: found {of_options[key].train:,} training images for {cell.run_id}; "
                 "name smaller sizes, or all"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cxr.errors import UserError
 from cxr.models.architectures import RESNET_CONFIGS
 from cxr.models.architectures import VIT_MAE_CONFIGS
 from cxr.models.architectures import family
@@ -151,7 +152,7 @@ def unique(values) -> list:
 def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     """Returns the cells in the order of running: small sizes first, a pretraining before what needs it.
 
-    Raises ValueError when two different cells would have one name.
+    Raises UserError when two different cells would have one name.
     """
     arms = [
         (model, own, *arm)
@@ -162,7 +163,7 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
     for scope, _ in grid.settings:
         if scope.isdecimal() and int(scope) not in sizes:
-            raise ValueError(f"--set {scope}.: found no such training size; expected one of --train_sizes")
+            raise UserError(f"--set {scope}.: found no such training size; expected one of --train_sizes")
     axes = (sizes, grid.tasks, grid.training_modes, grid.views, grid.seeds, arms)
     cells: dict[str, Cell] = {}
     for size, task, mode, view, seed, (model, own, augmentation, share) in itertools.product(*axes):
@@ -184,7 +185,7 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             planned.insert(0, pretraining_cell(grid.settings, point, data_dir))
         for cell in planned:
             if cells.setdefault(cell.run_id, cell) != cell:
-                raise ValueError(
+                raise UserError(
                     f"two different cells would have the name {cell.run_id}; expected --models whose names "
                     "differ in their first 24 letters and --mask_ratios of three digits: rename a folder"
                 )
@@ -192,7 +193,7 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
 
 
 def read_plan(study_dir: Path) -> dict[str, Cell]:
-    """Returns the cells of a study's plan.json by run_id. Raises ValueError for what no study writes."""
+    """Returns the cells of a study's plan.json by run_id. Raises UserError for what no study writes."""
     cells = {}
     path = study_dir / "plan.json"
     try:
@@ -200,9 +201,9 @@ def read_plan(study_dir: Path) -> dict[str, Cell]:
             cells[name] = Cell(**fields)
             expected = run_id if cells[name].script == CLASSIFICATION else pretraining_id
             if expected(cells[name].point) != name or not isinstance(cells[name].flags, dict):
-                raise ValueError(f"{name} is another cell")
+                raise UserError(f"{name} is another cell")
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: found what run_study.py does not write ({error}); restore it") from error
+        raise UserError(f"{path}: found what run_study.py does not write ({error}); restore it") from error
     return cells
 
 
@@ -252,13 +253,13 @@ def add_settings(
 ) -> dict[str, Any]:
     """Returns `planned` and the settings whose scope holds; later ones replace earlier ones.
 
-    Raises ValueError for a setting of what the study plans itself: a run's name would not be true.
+    Raises UserError for a setting of what the study plans itself: a run's name would not be true.
     """
     flags = dict(planned)
     for scope, changes in settings:
         if scope in ("", family(model), size_name(size)) or SCOPES.get(scope) == script:
             if taken := changes.keys() & {*planned, "output_dir", "resume_from_checkpoint"}:
-                raise ValueError(
+                raise UserError(
                     f"--set {min(taken)}: found a flag that the study itself sets; use --models or another "
                     "axis, --data_dir or --output_dir instead"
                 )

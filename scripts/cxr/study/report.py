@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cxr.errors import UserError
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.run_folder.files import write_text
@@ -121,7 +122,7 @@ def epochs_of(row: Row) -> list[list[dict[str, float]]]:
             names = ("epoch", "train_loss", "eval_loss")
             found.append([{name: float(epoch[name]) for name in names} for epoch in epochs])
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{run.folder / 'metrics.jsonl'}: not what a run writes (at {error}); run it again"
             ) from error
     return found

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cxr.errors import UserError
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
@@ -179,13 +180,13 @@ class ResultTable:
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Returns the finished classification runs in `folders`. Raises FileNotFoundError when one holds none."""
+    """Returns the finished classification runs in `folders`. Raises UserError when one holds none."""
     runs = []
     for folder in folders:
         inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
         found = [run for run in inside if "validation" in read_json(run / "results.json")]
         if not found:
-            raise FileNotFoundError(
+            raise UserError(
                 f"{folder}: found no results.json of a classification run in it or one level below; "
                 "expected the --output_dir of run_classification.py or run_study.py, or a folder of such"
             )
@@ -216,9 +217,9 @@ def read_run(folder: Path) -> Run:
         predictions = pd.read_csv(path, dtype=text, keep_default_na=False)[list(PREDICTION_COLUMNS)]
         in_range = predictions["probability"].between(0, 1).all() and predictions["label"].isin((0, 1)).all()
         if not in_range or len(predictions) != results[split]["n"] or predictions.empty:
-            raise ValueError("labels, probabilities or their number are not those of the run")
+            raise UserError("labels, probabilities or their number are not those of the run")
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}, results.json: not what a run writes (at {error}); run it again") from error
+        raise UserError(f"{path}, results.json: not what a run writes (at {error}); run it again") from error
     return Run(
         folder=folder, seed=results["seed"], args=args, results=results, split=split, predictions=predictions
     )
@@ -334,7 +335,7 @@ def gather_rows(
             )
             row = row_name(point)
         except (KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: its results.json, or the plan.json above it, is not what is written there (at "
                 f"{error}); expected a run of run_classification.py"
             ) from error
@@ -373,7 +374,7 @@ def split_by_setup(
 
 
 def check_row(row: Row) -> None:
-    """Raises ValueError when runs that should differ in their seed only do not."""
+    """Raises UserError when runs that should differ in their seed only do not."""
     first = row.runs[0]
     for number, other in enumerate(row.runs):
         if other.seed in {run.seed for run in row.runs[:number]}:
@@ -382,20 +383,20 @@ def check_row(row: Row) -> None:
             found = "were measured on other images"
         else:
             continue
-        raise ValueError(
+        raise UserError(
             f"{first.folder} and {other.folder} would make up one row, but {found}; expected runs that "
             "differ in their seed only: report them apart"
         )
 
 
 def check_samples(rows: list[Row], table: TableName) -> None:
-    """Raises ValueError when runs of one seed and size were not trained on the same images."""
+    """Raises UserError when runs of one seed and size were not trained on the same images."""
     seen: dict[int, tuple[str, Path]] = {}
     for run in (run for row in rows for run in row.runs):
         sample = read_json(run.folder / "samples.json").get("sha256", "")
         expected, first = seen.setdefault(run.seed, (sample, run.folder))
         if sample != expected:
-            raise ValueError(
+            raise UserError(
                 f"{run.folder} and {first} are in one table ({table.title}) but were trained on other "
                 "images; expected the same sample: report them apart"
             )

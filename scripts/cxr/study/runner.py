@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cxr.data.sources import REPOSITORY
+from cxr.errors import UserError
 from cxr.run_folder.files import read_json
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.privacy import mask_ids
@@ -49,7 +50,7 @@ def state_on_disk(run: Path) -> str:
 def check_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
     """Returns the plan that `output_dir` has, with `cells` added to it.
 
-    Raises ValueError when the folder is no study, or a cell that was begun in it had other flags. One that
+    Raises UserError when the folder is no study, or a cell that was begun in it had other flags. One that
     ended before its first checkpoint starts anew, so its flags may change.
     """
     planned = {name: asdict(cell) for name, cell in read_plan(output_dir).items()}
@@ -59,7 +60,7 @@ def check_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
         and output_dir.is_dir()
         and any(not path.name.startswith(".") for path in output_dir.iterdir())
     ):
-        raise ValueError(
+        raise UserError(
             f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
             "that of an earlier study: name another"
         )
@@ -152,13 +153,13 @@ def stop_process(process: subprocess.Popen) -> None:
 def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], int | None]:
     """Returns cpu or gpu, the GPU of each slot (None: as accelerate chooses), and the threads of a cell.
 
-    Raises ValueError for a file that is no accelerate config, or one that does not go with --parallel.
+    Raises UserError for a file that is no accelerate config, or one that does not go with --parallel.
     """
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
         on_cpu, num_processes = bool(config["use_cpu"]), int(config["num_processes"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
+        raise UserError(
             f"--config_file {config_file}: found no accelerate config ({error}); expected one as in "
             "accelerate_configs/"
         ) from error
@@ -168,7 +169,7 @@ def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], in
         first = visible.split(",")[0] if visible and num_processes == 1 and not on_cpu else None
         return "cpu" if on_cpu else "gpu", [first], None
     if num_processes > 1:
-        raise ValueError(
+        raise UserError(
             f"--parallel {parallel} runs cells of one process each, but {config_file} has num_processes "
             f"{num_processes}; use single_gpu_fp16.yaml, or leave out --parallel"
         )
@@ -176,7 +177,7 @@ def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], in
         return "cpu", [None] * parallel, max(1, (os.cpu_count() or 1) // parallel)
     names = visible.split(",") if visible else [str(number) for number in range(count_gpus() or parallel)]
     if len(names) < parallel:
-        raise ValueError(f"--parallel {parallel}: found the GPUs {', '.join(names)}; expected one for each")
+        raise UserError(f"--parallel {parallel}: found the GPUs {', '.join(names)}; expected one for each")
     return "gpu", names[:parallel], None
 
 
@@ -217,7 +218,7 @@ class Study:
                 measured = results["eval_loss"] if is_pretraining else results["test"]["auroc"] or 0.0
                 math.isfinite(measured)
             except (KeyError, TypeError, OverflowError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{path}: not what a run writes (at {error}); remove its folder to run it again"
                 ) from error
             self.results[cell.run_id] = results

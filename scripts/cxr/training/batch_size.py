@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from cxr.errors import UserError
 from cxr.models.acceleration import speed_up
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def find_batch_size(
     """Returns the largest batch, the same on all processes, whose training step fits into the GPU's memory.
 
     Tries forward and backward passes on a copy of `model`, beside room for AdamW's two moments and the
-    buckets in which processes exchange gradients. Raises ValueError if not even one image fits.
+    buckets in which processes exchange gradients. Raises UserError if not even one image fits.
     """
     found = _try_batch_sizes(accelerator, model, synthetic_loss, limit=limit)
     gc.collect()  # the copy's modules refer to themselves
@@ -73,7 +74,7 @@ def find_batch_size(
     torch.cuda.reset_peak_memory_stats()
     batch_size = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
     if batch_size == 0:
-        raise ValueError(
+        raise UserError(
             "--per_device_train_batch_size auto: found no room for one image in the GPU's memory; take a "
             "smaller model or --image_size, or the FSDP configuration with a number"
         )

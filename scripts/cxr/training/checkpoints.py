@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from cxr.errors import UserError
 from cxr.run_folder.files import new_folder
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import remove_folder
@@ -76,7 +77,7 @@ def save_checkpoint(
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
     """Returns the folder that the flag means: `latest` or a path; None without the flag or a checkpoint.
 
-    A run that was stopped before its first checkpoint has none; it starts at step 0. Raises FileNotFoundError
+    A run that was stopped before its first checkpoint has none; it starts at step 0. Raises UserError
     for a path that is no checkpoint of this run.
     """
     if resume_from_checkpoint is None:
@@ -85,7 +86,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     if resume_from_checkpoint != "latest":
         path = Path(resume_from_checkpoint)
         if not (path / PROGRESS_FILE).is_file() or path.resolve().parent != checkpoints_dir.resolve():
-            raise FileNotFoundError(
+            raise UserError(
                 f"--resume_from_checkpoint {path}: not a complete checkpoint of this run; expected latest or "
                 f"a folder such as {checkpoints_dir / 'step_100'}"
             )
@@ -109,12 +110,12 @@ def resume(
 ) -> Progress:
     """Loads the checkpoint that the flag means into what was prepared; returns where the run stands.
 
-    Raises ValueError for a checkpoint that does not fit: damaged, of another model, or of other steps.
+    Raises UserError for a checkpoint that does not fit: damaged, of another model, or of other steps.
     """
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
     if checkpoint is None:
         if (output_dir / "results.json").exists():
-            raise ValueError(
+            raise UserError(
                 f"{output_dir}: found a finished run without a checkpoint, expected one to continue; use its "
                 "model/, or start anew in another --output_dir"
             )
@@ -129,12 +130,12 @@ def resume(
         accelerator.load_state(str(checkpoint))
         _check_moments(optimizer)
     except Exception as error:  # torch ends in many kinds where a file is damaged
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: does not load ({error}); expected a whole checkpoint of this model; "
             "resume from an older one, or start anew in another --output_dir"
         ) from error
     if progress.images_per_step != images_per_step:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} has {progress.images_per_step} images a step, found {images_per_step}; choose "
             "batch size, accumulation and number of processes so that their product is the same"
         )
@@ -164,21 +165,21 @@ def _checksums(checkpoint: Path) -> dict[str, str]:
 
 
 def _check_content(checkpoint: Path) -> None:
-    """Raises ValueError where a file has changed since it was written, which torch seldom notices."""
+    """Raises UserError where a file has changed since it was written, which torch seldom notices."""
     expected = read_json(checkpoint / CHECKSUMS_FILE)
     found = _checksums(checkpoint)
     changed = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
     changed = sorted(set(changed) - {CHECKSUMS_FILE, PROGRESS_FILE})
     if changed:
-        raise ValueError(f"{', '.join(changed)[:200]} changed since it was saved")
+        raise UserError(f"{', '.join(changed)[:200]} changed since it was saved")
 
 
 def _check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError for moments of other shapes than the parameters, which torch would find at a step."""
+    """Raises UserError for moments of other shapes than the parameters, which torch would find at a step."""
     for parameter, state in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             if state[name].shape != parameter.shape:
-                raise ValueError(f"a moment of shape {tuple(state[name].shape)} for {tuple(parameter.shape)}")
+                raise UserError(f"a moment of shape {tuple(state[name].shape)} for {tuple(parameter.shape)}")
 
 
 def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path) -> None:

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from cxr.errors import UserError
 from cxr.run_folder.record import BAD_STEPS_FILE
 from cxr.run_folder.record import RunRecord
 from cxr.training.optimization import total_norm
@@ -30,7 +31,7 @@ def check_steps(
 ) -> None:
     """Notes the images of `bad_steps`, which were left out; to be called where the losses are read.
 
-    Raises ValueError when the run has too many of them or an epoch no other, when a weight is infinite, and
+    Raises UserError when the run has too many of them or an epoch no other, when a weight is infinite, and
     when fp16's gradients overflow whatever they are scaled by.
     """
     for step in bad_steps:
@@ -51,7 +52,7 @@ def check_steps(
     else:
         return
     good = complete_checkpoints(record.output_dir / "checkpoints")
-    raise ValueError(
+    raise UserError(
         f"after step {progress.step}: {found}; lower the learning rate, or use bf16, not fp16; "
         f"last good checkpoint: {good[-1] if good else 'none'}"
     )
@@ -65,9 +66,9 @@ def _is_finite(model: nn.Module) -> bool:
 
 
 def check_evaluation(loss: float, split: str) -> float:
-    """Returns the loss. Raises ValueError where it is no finite number."""
+    """Returns the loss. Raises UserError where it is no finite number."""
     if not math.isfinite(loss):
-        raise ValueError(
+        raise UserError(
             f"the loss on {split} is {loss}, expected a finite number; lower the learning rate, or use bf16, "
             "not fp16; the last complete checkpoint is as it was"
         )

@@ -11,6 +11,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from cxr.errors import UserError
+
 
 def _constant(progress: float) -> float:
     return 1.0
@@ -69,9 +71,9 @@ def make_schedule(
     peak_learning_rate: float,
     kind: str,
 ) -> Schedule:
-    """Returns the schedule of a run over `num_images`. Raises ValueError when they do not fill one step."""
+    """Returns the schedule of a run over `num_images`. Raises UserError when they do not fill one step."""
     if num_images < images_per_step:
-        raise ValueError(
+        raise UserError(
             f"found {num_images} training images, expected at least the {images_per_step} of one optimizer "
             "step; lower --per_device_train_batch_size or --gradient_accumulation_steps"
         )

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from cxr.errors import UserError
 from cxr.run_folder.files import read_json
 from cxr.run_folder.record import PROGRESS_FILE
 
@@ -73,20 +74,20 @@ def read_progress(checkpoint: Path) -> Progress:
         content = read_json(path)
         progress = Progress(**content)
         if content.keys() != {one.name for one in fields(Progress)}:
-            raise ValueError("fields are missing")
+            raise UserError("fields are missing")
         counts = (progress.images_per_step, progress.step, progress.num_losses, progress.num_bad_steps)
         if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-            raise ValueError(f"found {counts!r:.100}, expected whole numbers")
+            raise UserError(f"found {counts!r:.100}, expected whole numbers")
         if not all(0 <= value < math.inf for value in (progress.loss_sum, progress.train_seconds)):
-            raise ValueError("found a sum that is infinite or negative")
+            raise UserError("found a sum that is infinite or negative")
         if progress.best:
             numbers = [progress.best[name] for name in ("epoch", "eval_loss", "train_loss")]
             numbers.append(progress.best["auroc"] or 0.0)
             if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-                raise ValueError("found a best epoch without its metrics")
+                raise UserError("found a best epoch without its metrics")
         return progress
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove {checkpoint}, or name an older one") from error
+        raise UserError(f"{path} is damaged ({error}); remove {checkpoint}, or name an older one") from error
 
 
 def has_checkpoint(output_dir: Path) -> bool:

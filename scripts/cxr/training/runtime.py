@@ -4,15 +4,11 @@ import argparse
 import contextlib
 import json
 import logging
-import os
-import re
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from typing import NoReturn
 
 import datasets
 import torch
@@ -21,14 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed
-from datasets.exceptions import DatasetsError
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cxr.data.sources import REPOSITORY
+from cxr.errors import UserError
 from cxr.run_folder.files import read_json
 from cxr.run_folder.lock import claim_output_dir
 from cxr.run_folder.privacy import MaskingFormatter
@@ -41,56 +36,6 @@ from cxr.training.optimization import Schedule
 from cxr.training.progress import has_checkpoint
 
 logger = logging.getLogger("cxr")
-# What to do about errors of torch and of the system that depend on the machine and the flags, not on our
-# code, by a part of their name or message.
-MEMORY = "OutOfMemoryError|allocate memory|MemoryError"
-DISK = "No space left|Disk quota|PytorchStreamWriter|inline_container"
-RIGHTS = "PermissionError|OSError: .*Read-only"
-TRAINING_ADVICE = {
-    "OSError: model .* could not be loaded": "or train from scratch: --config_name",
-    MEMORY: "lower --per_device_train_batch_size or --image_size",
-    "InductorError": "--torch_compile needs a C++ compiler, on a GPU Triton; install them or leave it out",
-    DISK: "the disk is full; make room and continue with --resume_from_checkpoint latest: the last complete "
-    "checkpoint is as it was",
-    RIGHTS: "name a folder that can be written to: --output_dir, --cache_dir or --hub_dir",
-    "DataLoader worker": "a process that loads images was killed, most often for want of memory; lower "
-    "--dataloader_num_workers and continue with --resume_from_checkpoint latest",
-    r"\b[Gg]loo\b|NCCL|Connection (?:closed|reset) by peer|DistNetworkError": "another process of this "
-    "run is gone; see its last lines, and continue all with --resume_from_checkpoint latest; if they "
-    "never met, set GLOO_SOCKET_IFNAME to the network interface that connects the machines",
-}
-# The same for scripts that use a model: their flags have other names.
-INFERENCE_ADVICE = {
-    MEMORY: "take fewer images at once, a smaller model or another device",
-    DISK: "the disk is full; make room and start again",
-    RIGHTS: "name files and folders that you may read and write",
-}
-
-
-def run_script(main: Callable[[], None], *, advice: dict[str, str] = TRAINING_ADVICE) -> None:
-    """Calls `main`; a user's error ends it with one line and exit status 2, the trace in train.log."""
-    try:
-        main()
-    except ValueError as error:
-        _end_with(str(error))
-    except (OSError, DatasetsError, SafetensorError, RuntimeError, MemoryError) as error:
-        text = f"{type(error).__name__}: {error}"
-        what_to_do = next((advice[part] for part in advice if re.search(part, text)), None)
-        if what_to_do is not None:
-            _end_with(f"{text.removeprefix('OSError: ').splitlines()[0]}; {what_to_do}")
-        if isinstance(error, RuntimeError | MemoryError):
-            raise
-        _end_with(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _end_with(message: str) -> NoReturn:
-    logger.debug("The run failed.", exc_info=True)
-    rank = os.environ.get("RANK", "0")
-    who = Path(sys.argv[0]).name + ("" if rank == "0" else f" [process {rank}]")
-    print(f"{who}: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Accelerator, RunRecord]:
@@ -106,17 +51,17 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))],
     )
     if tracker and not accelerator.log_with:
-        raise ValueError(
+        raise UserError(
             f"--report_to {tracker}: its package is not installed; pip install it, or use tensorboard"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError(
+        raise UserError(
             "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --mixed_precision bf16"
         )
     is_resumed = args.resume_from_checkpoint is not None and has_checkpoint(args.output_dir)
     wants_probing = getattr(args, "per_device_train_batch_size", None) == "auto" and not is_resumed
     if wants_probing and accelerator.device.type != "cuda":
-        raise ValueError(
+        raise UserError(
             "--per_device_train_batch_size auto needs a GPU, whose memory is the limit; found "
             f"{accelerator.device.type}; name a number"
         )
@@ -237,7 +182,7 @@ def _agree_on_output_dir(
             said[1] = str(error)
     output_dir, error = broadcast_object_list(said)
     if error and accelerator.is_main_process:
-        raise ValueError(error)
+        raise UserError(error)
     if error:
         sys.exit(2)  # the main process has said why
     return Path(output_dir), lock

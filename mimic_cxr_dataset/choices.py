@@ -1,0 +1,33 @@
+"""What a user can choose of the dataset, by name: constants only, so that any file may import them."""
+
+# The 13 findings of the paper (section "Data"): every label column but No Finding.
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+TASKS = {"finding": ("No Finding", "Finding"), "pleural_effusion": ("No Finding", "Pleural Effusion")}
+LABELERS = ("negbio", "chexpert")
+VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or none
+UNCERTAIN = ("negative", "positive", "exclude")
+ON_BAD_IMAGE = ("error", "skip")
+
+# The options of the builder, with the values that each may have; the first one is the default.
+CHOICES = {
+    "task": tuple(TASKS),
+    "labeler": LABELERS,
+    "view": tuple(VIEWS),
+    "uncertain": UNCERTAIN,
+    "on_bad_image": ON_BAD_IMAGE,
+}
+DEFAULTS = {name: values[0] for name, values in CHOICES.items()}
