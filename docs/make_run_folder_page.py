@@ -36,7 +36,7 @@ ls -A runs/demo/mae-vit    # what a finished run has left
 ```
 
 The run folder is the contract between the commands: run_study.py, report_study.py and hub.py read what a run
-has written, and nothing else. `results.json` is written last and atomically: where it is, the run is finished.
+has written, and nothing else. `results.json` is written last, atomically: where it is, the run is finished.
 
 | file | what it is | private |
 | --- | --- | --- |
@@ -44,7 +44,7 @@ has written, and nothing else. `results.json` is written last and atomically: wh
 | `train.log` | what was said, without ids; traces of errors | |
 | `samples.json` | the images that were trained on | yes |
 | `metrics.jsonl` | a line an epoch | |
-| `bad_steps.jsonl` | the images of steps that were skipped for a NaN or infinite loss, if there are any | yes |
+| `bad_steps.jsonl` | images of steps that were skipped for a NaN or infinite loss | yes |
 | `checkpoints/step_N/` | what a resume needs, whole or not there | |
 | `model/` | for `from_pretrained`: of the best epoch, or the last one of a pretraining | |
 | `predictions_SPLIT.csv` | label and probability of each image (classification) | yes |
@@ -56,8 +56,8 @@ has written, and nothing else. `results.json` is written last and atomically: wh
 
 A study's folder has a run folder for each of its cells, `plan.json`, `logs/` (private), and the report.
 
-The tables below are made from the declarations in the code. A file that does not fit its declaration is refused
-in one line; fields that are not declared are kept, so that folders of other versions can be read.
+The tables below are made from the declarations in the code. A file that does not fit is refused in
+one line; fields that are not declared are kept, so that folders of other versions can be read.
 """
 
 
@@ -72,14 +72,7 @@ def describe(kind: type[BaseModel]) -> Iterator[str]:
 
 def type_name(field: FieldInfo) -> str:
     text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
-    for noise in (
-        "typing.",
-        "cxr.run_folder.record.",
-        "cxr.study.grid.",
-        "cxr.training.progress.",
-        "cxr.models.configs.",
-    ):
-        text = text.replace(noise, "")
+    text = re.sub(r"\b(?:typing|cxr(?:\.\w+)+)\.", "", text)  # where a type is from
     return text.replace("|", "or").replace("NoneType", "null").replace("None", "null")
 
 
