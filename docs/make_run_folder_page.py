@@ -3,6 +3,7 @@
 python docs/make_run_folder_page.py
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
