@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic import model_validator
 from typing_extensions import Self
 
+from cxr.choices import LABEL_OPTIONS
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
@@ -90,6 +91,7 @@ class Record(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, validate_assignment=True)
+    writer: ClassVar[str] = "a run"
     advice: ClassVar[str] = "restore the file, or run it again"
 
     @classmethod
@@ -98,7 +100,9 @@ class Record(BaseModel):
         try:
             return cls.parse(path.read_bytes(), where=path)
         except FileNotFoundError:
-            raise UserError(f"{path}: found no such file, expected what a run writes; {cls.advice}") from None
+            raise UserError(
+                f"{path}: found no such file, expected what {cls.writer} writes; {cls.advice}"
+            ) from None
 
     @classmethod
     def parse(cls, text: str | bytes, *, where: object) -> Self:
@@ -112,7 +116,7 @@ class Record(BaseModel):
             found = f"found {field + ' = ' if field else ''}{first['input']!r:.50}, expected {expected}"
             if first["type"] == "missing":
                 found = f"found no {field}"
-            raise UserError(f"{where}: not what a run writes: {found}; {cls.advice}") from error
+            raise UserError(f"{where}: not what {cls.writer} writes: {found}; {cls.advice}") from error
 
     def as_json(self) -> dict[str, Any]:
         """What is written: the fields that were set; a default that nothing set is left out."""
@@ -134,6 +138,11 @@ class Arguments(Record):
 
     origin: Origin
     seed: Seed = 0
+    dataset_config_name: Word = LABEL_OPTIONS["dataset_config_name"]
+    labeler: Word = LABEL_OPTIONS["labeler"]
+    view: Word = LABEL_OPTIONS["view"]
+    uncertain: Word = LABEL_OPTIONS["uncertain"]
+    mask_ratio: Share | None = None
     num_train_epochs: Count | None = None
     push_to_hub: bool = False
     hub_model_id: str | None = None
@@ -205,18 +214,24 @@ class BadStep(Record):
     dicom_ids: list[str]
 
 
-class Results(Record):
+class Training(Record):
+    """What a model was trained by, at whatever step: what a card says of one that is not finished."""
+
+    task: Word
+    steps: Count
+    images_per_step: Annotated[int, Field(gt=0, le=10**9)]
+    versions: dict[str, str] = Field(description="of the libraries")
+
+
+class Results(Training):
     """`results.json`, which a run writes last of all: its presence means that the run is finished."""
 
     model: Name = Field(description="--config_name or --model_name_or_path")
     train_loss: float
     images_per_second: Annotated[float, Field(gt=0)] = Field(description="while training")
-    steps: Count
     bad_steps: Count = Field(description="skipped for a NaN or infinite loss or gradient")
-    images_per_step: Annotated[int, Field(gt=0, le=10**9)]
     num_train_images: Annotated[int, Field(gt=0, le=10**9)]
     seed: Seed
-    versions: dict[str, str] = Field(description="of the libraries")
     hub_commit: str | None = Field(default=None, description="of the revision that was pushed")
 
 
@@ -231,7 +246,6 @@ class PretrainingResults(Results):
 class ClassificationResults(Results):
     """`results.json` of run_classification.py."""
 
-    task: Word
     pretrained: bool
     labeler: Word
     view: Word
@@ -245,6 +259,15 @@ class ClassificationResults(Results):
     num_train_positive: Count
     validation: MeasuredSplit
     test: MeasuredSplit | None = None
+
+
+def read_results(run: Path) -> PretrainingResults | ClassificationResults | None:
+    """The results of a run, of its kind; None of one that is not finished. Raises UserError."""
+    path = run / "results.json"
+    if not path.is_file():
+        return None
+    is_pretraining = Results.read(path).task == "mae_pretraining"
+    return (PretrainingResults if is_pretraining else ClassificationResults).read(path)
 
 
 def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, where: Path) -> None:

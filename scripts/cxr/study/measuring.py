@@ -6,12 +6,12 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
+from cxr.choices import VIEWS
 from cxr.evaluation import intervals
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
 from cxr.study import paper
 from cxr.study.results import DEFAULT_LABELS
-from cxr.study.results import VIEWS
 from cxr.study.results import Comparison
 from cxr.study.results import ResultTable
 from cxr.study.results import Row
@@ -55,7 +55,7 @@ def arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def auroc_by_view(row: Row, resamples: "Resamples") -> dict[str, tuple[float, Interval | None, int]]:
     """AUROC of the AP and of the PA images, each where it has both classes."""
     found = {}
-    for view in VIEWS:
+    for view in VIEWS["frontal"]:
         values, resampled, count = [], [], 0
         for run in row.runs:
             in_view = (run.predictions["view_position"] == view).to_numpy()

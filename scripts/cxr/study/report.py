@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cxr.errors import UserError
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.run_folder.files import write_text
@@ -27,7 +26,7 @@ from cxr.study.results import ResultTable
 from cxr.study.results import Row
 from cxr.study.results import Run
 from cxr.study.results import TableName
-from cxr.study.results import number
+from cxr.study.results import format_number
 
 MOST_SAID = 4  # differences in a sentence; all are in a table
 TEMPLATES = Path(__file__).parent / "templates"
@@ -103,7 +102,7 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
         points: dict[str, list] = defaultdict(list)
         for row in (row for table in of_group for row in table.measured):
             if row.values["auroc"] is not None:
-                size = row.runs[0].results["num_train_images"]
+                size = row.runs[0].results.num_train_images
                 interval = row.over_seeds["auroc"] or row.over_patients["auroc"]
                 points[row.label].append((size, row.values["auroc"], interval))
         if len({size for of_row in points.values() for size, _, _ in of_row}) > 1:
@@ -114,18 +113,8 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
 
 
 def epochs_of(row: Row) -> list[list[dict[str, float]]]:
-    """The lines of metrics.jsonl of each run, as far as they are drawn."""
-    found = []
-    for run in row.runs:
-        try:
-            epochs = RunRecord(run.folder, enabled=False).epochs()
-            names = ("epoch", "train_loss", "eval_loss")
-            found.append([{name: float(epoch[name]) for name in names} for epoch in epochs])
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise UserError(
-                f"{run.folder / 'metrics.jsonl'}: not what a run writes (at {error}); run it again"
-            ) from error
-    return found
+    """The lines of metrics.jsonl of each run. Raises UserError."""
+    return [RunRecord(run.folder, enabled=False).epochs() for run in row.runs]
 
 
 def prediction_of(run: Run) -> plots.Predictions:
@@ -181,7 +170,7 @@ def write_report(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "signed": signed, "span": span, "embed": embed}
+    environment.filters |= {"number": format_number, "signed": signed, "span": span, "embed": embed}
     # A cell of a Markdown table, in which a name is text and no markup.
     environment.filters["cell"] = lambda text: str(text).replace("|", "/").replace("<", "&lt;")
     environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
@@ -216,7 +205,7 @@ def print_table(table: ResultTable, console: Console) -> None:
     for row in table.rows:
         seeds = f"{len(row.runs)} of {row.num_planned}" if len(row.runs) != row.num_planned else len(row.runs)
         cells = [
-            Text(number(row.values[metric]), style="underline" if table.is_best(row, metric) else "")
+            Text(format_number(row.values[metric]), style="underline" if table.is_best(row, metric) else "")
             if row.values
             else Text("not run", style="dim")
             for metric in metrics
