@@ -20,13 +20,14 @@ from pathlib import Path
 
 from cxr.cli.command_line import ArgumentParser
 from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.sharing import local_hub
 from cxr.sharing.push import push_folder
 from rich.console import Console
 from rich.table import Table
 
 
-def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespace]:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__, usage="COMMAND ... --hub_dir DIR")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -67,7 +68,7 @@ def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespa
         command.add_argument(
             "model_id", type=local_hub.parse_model_id, nargs="?", metavar="ORG/NAME", help="default: all"
         )
-    return parser, parser.parse_args(argv)
+    return parser.parse_args(argv)
 
 
 def push(args: argparse.Namespace) -> None:
@@ -85,7 +86,7 @@ def list_models(args: argparse.Namespace) -> None:
             log, refs = local_hub.read_log(args.hub_dir, name), local_hub.read_refs(args.hub_dir, name)
             blobs = local_hub.repository_dir(args.hub_dir, name) / "blobs"
             size = sum(path.stat().st_size for path in blobs.iterdir()) / 2**20
-        except (ValueError, OSError) as error:  # the others are listed all the same
+        except (UserError, OSError) as error:  # the others are listed all the same
             problems.append(str(error))
             continue
         tags = ", ".join(tag for tag in refs if tag != "main")
@@ -154,19 +155,12 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser, args = parse_args(argv)
+    args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        if args.command != "push" and not args.hub_dir.is_dir():
-            raise UserError(
-                f"--hub_dir {args.hub_dir}: found no such folder; expected one that was pushed to"
-            )
-        COMMANDS[args.command](args)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if args.command != "push" and not args.hub_dir.is_dir():
+        raise UserError(f"--hub_dir {args.hub_dir}: found no such folder; expected one that was pushed to")
+    COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
