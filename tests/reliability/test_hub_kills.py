@@ -67,7 +67,7 @@ def run(call: Callable[[Path], None], hub_dir: Path, kill_at: int | None, counte
 @pytest.fixture(scope="module")
 def processes():
     """Processes that start with everything imported."""
-    return start_forkserver("cxr.hub", "test_hub_kills")
+    return start_forkserver("cxr.sharing.local_hub", "test_hub_kills")
 
 
 @pytest.mark.parametrize("call", [push, collect_garbage, set_tag])
