@@ -1,26 +1,42 @@
-# `make demo` and `make test` work on a fresh machine with Python 3.10 to 3.13; both install what they need first.
+# `make demo` and `make test` work on a fresh machine with Python 3.10 to 3.14; both install what they need first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml
 DEMO := runs/demo
 
-.PHONY: install test test-slow test-page lint demo
+.PHONY: install test test-slow test-lowest test-page lint demo
 
 install: $(VENV)/installed
 $(VENV)/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else \
-		"found Python %d.%d, expected 3.10 to 3.13: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 15) else \
+		"found Python %d.%d, expected 3.10 to 3.14: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
+# A worker takes a core and about 1 GiB, and whole files, whose fixtures then run once; above four little is gained.
+WORKERS ?= logical
+PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadfile
+
+# What asserts seconds runs after the rest, alone.
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not timing"
+	$(BIN)/python -m pytest -m "timing and not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not timing"
+	$(BIN)/python -m pytest -m "slow and timing"
+
+# The quick suite with the lowest versions that requirements.txt names; they have wheels for Python 3.10 to 3.12.
+LOWEST := $(VENV)-lowest
+test-lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -r requirements.txt
+	touch $(LOWEST)/installed
+	$(MAKE) test VENV=$(LOWEST)
 
 # Last, as it changes what is installed: gradio holds back pillow.
 test-page: install

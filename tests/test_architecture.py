@@ -1,6 +1,7 @@
 """Which room may import which, read from the source, so that the scripts stay standalone and small."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -32,6 +33,7 @@ WITHOUT_TORCH = ("describe_dataset", "hub", "make_sample_data", "report_study", 
 LIBRARIES_WITH_TORCH = {"torch", "torchvision", "transformers", "accelerate", "captum"}
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """The modules that `path` imports anywhere in it, those of `from cxr.room import x` as "cxr.room.x"."""
     found = set()

@@ -102,6 +102,7 @@ def test_one_label_only_can_be_sampled():
     assert len(draw_sample([1, 1, 2, 3], [1, 1, 1, 1], num_samples=3, seed=0)) == 3
 
 
+@pytest.mark.timing
 def test_240_thousand_images_are_ordered_in_under_5_seconds():
     subject_ids, labels = make_table(240_000, seed=0)
     started = time.perf_counter()

@@ -120,6 +120,7 @@ def test_module_loads_through_evaluate_and_without_a_network(monkeypatch):
     assert result["recall"] == 0.5 and result["threshold"] == 0.5
 
 
+@pytest.mark.timing
 def test_a_quarter_of_a_million_predictions_take_under_4_seconds():
     labels, probabilities = made_up(250_000)
     measure(labels[:10], probabilities[:10])  # importing is not what is timed

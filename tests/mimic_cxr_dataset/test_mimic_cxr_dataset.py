@@ -203,6 +203,7 @@ def test_unpacked_and_newer_tables_index_alike(tmp_path, ext, version):
     pd.testing.assert_frame_equal(packed.drop(columns="path"), other.drop(columns="path"))
 
 
+@pytest.mark.timing
 def test_the_published_number_of_rows_indexes_in_15_seconds_and_2_gib(tmp_path):
     num_images, num_studies, num_patients = 377_110, 227_835, 65_379
     study = np.sort(np.concatenate([np.arange(num_studies), np.arange(num_images - num_studies)]))

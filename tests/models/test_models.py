@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from cxr.errors import UserError
 from cxr.models import configs
 from cxr.models.pretrained import check_image_size
 from cxr.models.pretrained import load_config
@@ -246,7 +247,7 @@ def test_truncated_weights_are_refused_in_one_line(mae_folder, tmp_path):
     folder = copy_folder(mae_folder, tmp_path / "model")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(OSError, match="could not be loaded") as error:
+    with pytest.raises(UserError, match="could not be loaded") as error:
         load_classifier(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
@@ -318,7 +319,7 @@ def test_unknown_kind_of_model_is_refused_with_the_expected_types(tmp_path):
 
 
 def test_folder_without_a_model_is_refused_in_one_line(tmp_path):
-    with pytest.raises(OSError, match=f"^model {tmp_path}: could not be loaded") as error:
+    with pytest.raises(UserError, match=f"^model {tmp_path}: could not be loaded") as error:
         load_config(str(tmp_path), expected=("vit_mae",), **LOCAL)
     assert "\n" not in str(error.value)
 
@@ -326,19 +327,19 @@ def test_folder_without_a_model_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model_type": 5}'])
 def test_broken_config_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(OSError, match="could not be loaded") as error:
+    with pytest.raises(UserError, match="could not be loaded") as error:
         load_config(str(tmp_path), expected=("vit_mae",), **LOCAL)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "../model", "no such name", "model", "a/b/c"])
 def test_what_is_neither_a_folder_nor_a_name_is_not_looked_for_on_the_hub(name):
-    with pytest.raises(OSError, match=f"^model {name}: found no such folder; expected one with a model"):
+    with pytest.raises(UserError, match=f"^model {name}: found no such folder; expected one with a model"):
         load_config(name, expected=("vit_mae",), **LOCAL)
 
 
 def test_name_that_cannot_be_reached_is_one_line_that_says_what_to_do():
-    with pytest.raises(OSError, match=r"could not be loaded .*--hub_dir DIR") as error:
+    with pytest.raises(UserError, match=r"could not be loaded .*--hub_dir DIR") as error:
         load_config("facebook/vit-mae-base", expected=("vit_mae",), **LOCAL)
     text = str(error.value)
     assert text.startswith("model facebook/vit-mae-base, revision main: ") and "\n" not in text

@@ -72,6 +72,7 @@ print(json.dumps({"seconds": seconds, "memory_gib": memory, "images": len(kept),
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
 def test_all_images_cost_seconds_and_little_memory_before_step_1_and_epochs_cost_the_same(tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(SCRIPTS), str(NUM_IMAGES)]

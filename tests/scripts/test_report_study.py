@@ -255,6 +255,7 @@ def test_rows_measured_on_other_images_are_not_compared(tmp_path):
     assert table.comparisons == [] and "not measured on the same images" in verdict(table)
 
 
+@pytest.mark.timing
 def test_six_rows_of_3403_predictions_take_2000_resamples_in_under_10_seconds(tmp_path):
     for number in range(6):
         write_run(tmp_path / str(number), model=str(number), pretrained=True, num_images=3403)

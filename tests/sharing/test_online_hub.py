@@ -202,11 +202,11 @@ def test_check_before_a_training_finds_what_would_stop_the_push_and_makes_nothin
     assert done.stderr.count("\n") == bool(said) and "created" not in server.state
 
 
-def test_training_that_could_not_be_pushed_ends_before_it_begins(server, tmp_path):
+def test_training_that_could_not_be_pushed_ends_before_it_begins(server, sample_root, tmp_path):
     server.state |= {"tags": {"v1": OLD_COMMIT}, "files": ["config.json"]}
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, str(SCRIPTS / "run_mae_pretrain.py"), "--output_dir", str(tmp_path / "run")]
-    command += ["--push_to_hub", "--hub_model_id", NAME, "--hub_revision", "v1"]
+    command += ["--push_to_hub", "--hub_model_id", NAME, "--hub_revision", "v1", f"--data_dir={sample_root}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "no tag is moved" in done.stderr and not (tmp_path / "run").exists()

@@ -80,6 +80,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 Word = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_printable)]
 Name = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
 
@@ -192,8 +193,8 @@ class Metrics(AtThreshold):
 
 class MeasuredSplit(Metrics):
     loss: float
-    intervals: dict[str, tuple[float, float] | None] = Field(
-        default={}, description="95 % intervals over patients, by metric"
+    intervals: dict[str, Interval | None] = Field(
+        default={}, description="low and high of the 95 % interval over patients, by metric"
     )
 
 
