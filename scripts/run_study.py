@@ -46,7 +46,6 @@ from cxr.study.costs import count_images
 from cxr.study.costs import estimate_seconds
 from cxr.study.grid import CONFIGS
 from cxr.study.grid import GRIDS
-from cxr.study.grid import SCOPES
 from cxr.study.grid import Grid
 from cxr.study.grid import change_grid
 from cxr.study.grid import plan_cells
@@ -67,7 +66,7 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
             f"found {text!r}, expected FLAG=VALUE or SCOPE.FLAG=VALUE, such as vit.learning_rate=1e-4"
         )
     scope, flag, value = match.groups()
-    if scope and scope not in SCOPES and not re.fullmatch(r"vit|resnet|all|\d+", scope):
+    if scope and not re.fullmatch(r"pretraining|classification|vit|resnet|all|\d+", scope):
         raise argparse.ArgumentTypeError(
             f"found the scope {scope!r}, expected pretraining, classification, vit, resnet or a training size"
         )
@@ -190,19 +189,13 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
 
 
 def chosen_grid(args: argparse.Namespace, preset: Grid) -> Grid:
+    names = ("models", "train_sizes", "tasks", "training_modes", "views", "seeds", "masking", "pretrain")
     return change_grid(
         preset,
         augmentations=args.augmentations,
         mask_ratios=args.mask_ratios,
         settings=tuple(args.set),
-        models=args.models,
-        train_sizes=args.train_sizes,
-        tasks=args.tasks,
-        training_modes=args.training_modes,
-        views=args.views,
-        seeds=args.seeds,
-        masking=args.masking,
-        pretrain=args.pretrain,
+        **{name: getattr(args, name) for name in names},
     )
 
 
@@ -229,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     check_study(output_dir, cells)
     seconds, basis = estimate_seconds(cells, images, output_dir, device)
     if args.dry_run:
-        print_plan(cells, images, seconds, output_dir=output_dir, parallel=parallel)
+        print_plan(cells, images, seconds, output_dir, parallel)
         print(f"The times are estimated {basis}.")
         return
 

@@ -13,10 +13,7 @@ from killing import watch_operations
 from safetensors.numpy import save_file
 
 NAME = "my-lab/cxr"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")]
 
 
 def make_model(folder: Path, number: int) -> Path:

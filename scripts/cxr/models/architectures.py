@@ -127,33 +127,21 @@ def estimate_gflop(
     sizes = {key: int(value) for key, _, value in pairs if value.isdecimal() and len(value) < 8}
     sizes = {key: size for key, size in sizes.items() if size and type(getattr(architecture, key, 0)) is int}
     model = architecture.model_copy(update=sizes)
-    macs = (
-        _resnet_macs(model, image_size)
-        if model.family == "resnet"
-        else _vit_macs(model, image_size, share_seen)
-    )
-    return 2 * macs / 1e9
-
-
-def _vit_macs(model: Architecture, image_size: int, share_seen: float) -> float:
-    """Multiply-adds of the encoder's layers, which are nearly all that there are."""
+    if model.family == "resnet":
+        return 2e-9 * _resnet_macs(model, image_size)
     width, tokens = model.hidden_size, 1 + share_seen * (image_size // model.patch_size) ** 2
     per_token = 4 * width**2 + 2 * width * model.intermediate_size + 2 * tokens * width
-    return model.num_hidden_layers * tokens * per_token
+    return 2e-9 * model.num_hidden_layers * tokens * per_token
 
 
 def _resnet_macs(model: Architecture, image_size: int) -> float:
-    """Multiply-adds of the convolutions (He et al. 2015, table 1), with strides in those of 3x3."""
+    """Multiply-adds of the convolutions (He et al. 2015, table 1): their weights times the pixels."""
     before, macs = model.embedding_size, 7**2 * 3 * model.embedding_size * (image_size / 2) ** 2
     for stage, (width, depth) in enumerate(zip(model.hidden_sizes, model.depths)):
-        if model.layer_type == "basic":
-            first, other = 9 * width * (before + width), 18 * width**2
-        else:
-            inner = width // 4
-            shrinks = 4 if stage else 1  # the first convolution still sees the larger image
-            first = shrinks * before * inner + 9 * inner**2 + inner * width
-            other = 2 * width * inner + 9 * inner**2
-        shortcut = before * width if before != width else 0
-        macs += (first + shortcut + (depth - 1) * other) * (image_size / 4 / 2**stage) ** 2
+        outer = before + (2 * depth - 1) * width  # channels into the first and out of the last of each block
+        is_basic, inner = model.layer_type == "basic", width // 4
+        weights = 9 * width * outer if is_basic else inner * outer + depth * 9 * inner**2
+        weights += before * width if before != width else 0  # the shortcut's
+        macs += weights * (image_size / 4 / 2**stage) ** 2
         before = width
     return macs

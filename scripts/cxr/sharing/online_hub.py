@@ -14,8 +14,6 @@ from cxr.sharing.local_hub import tag_is_taken
 
 def check_push(*, model_id: str, tag: str | None) -> None:
     """Finds out before a training what would stop the push after it, and makes nothing. Raises UserError."""
-    with _asking_the_hub():
-        HfApi().whoami()
     _, tags = _look(model_id)
     if tag in tags:
         raise tag_is_taken(tag, tags[tag])
@@ -53,6 +51,7 @@ def _look(model_id: str) -> tuple[str | None, dict[str, str]]:
     """Returns the commit of main and of each tag. Raises UserError for a public model."""
     with _asking_the_hub():
         api = HfApi()
+        api.whoami()  # without a login, a private model is as if there were none
         try:
             info = api.model_info(model_id)
         except RepositoryNotFoundError:

@@ -30,7 +30,6 @@ from cxr.run_folder.record import Share
 from cxr.run_folder.record import Word
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
-SCOPES = {"pretraining": PRETRAINING, "classification": CLASSIFICATION}
 CONFIGS = (*VIT_MAE_CONFIGS, *RESNET_CONFIGS)
 Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts), later ones count
 
@@ -75,13 +74,8 @@ PAPER = Grid(
 FUTURE = dataclasses.replace(
     PAPER,
     models=(
-        "facebook/vit-mae-base",
-        "facebook/vit-mae-large",
-        "facebook/vit-mae-huge",
-        "microsoft/resnet-18",
-        "microsoft/resnet-34",
-        "microsoft/resnet-50",
-        "microsoft/resnet-152",
+        *(f"facebook/vit-mae-{size}" for size in ("base", "large", "huge")),
+        *(f"microsoft/resnet-{depth}" for depth in (18, 34, 50, 152)),
     ),
     tasks=("finding",),
     training_modes=("full",),
@@ -185,8 +179,8 @@ def change_grid(
             kept = augmentations or unique(augmentation for augmentation, _ in old)
             shares = (mask_ratios or unique(share for _, share in old)) if name == "vit" else [0.0]
             arms[name] = tuple(itertools.product(kept, shares))
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in axes.items()}
-    changes = {name: value for name, value in lists.items() if value is not None}
+    given = {name: value for name, value in axes.items() if value is not None}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return dataclasses.replace(grid, arms=arms, settings=(*grid.settings, *settings), **changes)
 
 
@@ -261,12 +255,7 @@ def read_plan(study_dir: Path) -> dict[str, Cell]:
 def pretraining_cell(of: Point, settings: list[dict[str, Any]], data_dir: Path) -> Cell:
     """The pretraining on all training images that a point's classifier starts from."""
     point = Point(model=of.model, view=of.view, seed=of.seed)
-    planned = {
-        "data_dir": str(data_dir),
-        "view": point.view,
-        "seed": point.seed,
-        **model_flags(point.model),
-    }
+    planned = {"data_dir": str(data_dir), "view": point.view, "seed": point.seed, **model_flags(point.model)}
     flags = add_settings(planned, settings)
     return Cell(run_id=pretraining_id(point), script=PRETRAINING, point=point, flags=flags)
 

@@ -44,7 +44,7 @@ def measure_row(row: Row, resamples: "Resamples") -> None:
         )
     if row.values["auroc"] is not None:
         of_runs = zip(row.runs, by_seed["auroc"], resampled["auroc"])
-        row.aurocs = {run.seed: np.array([value, *redrawn]) for run, value, redrawn in of_runs}
+        row.aurocs = {run.results.seed: np.array([value, *redrawn]) for run, value, redrawn in of_runs}
     row.by_view = auroc_by_view(row, resamples)
 
 
@@ -96,9 +96,8 @@ def compare(rows: list[Row], noise: SeedNoise) -> list[Comparison]:
     for first, second in itertools.combinations(rows, 2):
         seeds = sorted(first.aurocs.keys() & second.aurocs.keys())
         if seeds and first.images == second.images:
-            difference = np.mean(
-                [first.aurocs[seed] - second.aurocs[seed] for seed in seeds], axis=0
-            )  # (1 + R,)
+            differences = [first.aurocs[seed] - second.aurocs[seed] for seed in seeds]
+            difference = np.mean(differences, axis=0)  # (1 + R,)
             if difference[0] < 0:
                 first, second, difference = second, first, -difference
             tested = intervals.paired_difference(

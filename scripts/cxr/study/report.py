@@ -23,8 +23,6 @@ from cxr.study.results import OUR_METRICS
 from cxr.study.results import PAPER_METRICS
 from cxr.study.results import SIGNIFICANT
 from cxr.study.results import ResultTable
-from cxr.study.results import Row
-from cxr.study.results import Run
 from cxr.study.results import TableName
 from cxr.study.results import format_number
 
@@ -73,22 +71,22 @@ def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
     """Draws each table's figures, and returns those that join several tables: caption -> file."""
     folder.mkdir(exist_ok=True)
     for table in tables:
-        rows = {row.label: row for row in table.measured}
-        losses = {label: epochs_of(row) for label, row in rows.items()}
-        losses = {label: runs for label, runs in losses.items() if all(runs)}
         title, slug = plots.as_label(table.name.title), table.name.slug
-        if losses:
-            table.figures["Mean loss by epoch; the band is the range over seeds"] = (
-                folder / f"loss-{slug}.png"
-            )
-            plots.plot_mean_losses(losses, folder / f"loss-{slug}.png", title=title)
-        both = {label: row for label, row in rows.items() if row.values["auroc"] is not None}
-        if both:
-            predictions = {label: [prediction_of(run) for run in row.runs] for label, row in both.items()}
-            table.figures["ROC curves, the mean over seeds"] = folder / f"roc-{slug}.png"
-            plots.plot_roc(predictions, folder / f"roc-{slug}.png", title=title)
-            table.figures["Reliability diagram"] = folder / f"calibration-{slug}.png"
-            plots.plot_calibration(predictions, folder / f"calibration-{slug}.png", title=title)
+        epochs = {
+            row.label: [RunRecord(run.folder, enabled=False).epochs() for run in row.runs]
+            for row in table.measured
+        }
+        epochs = {label: runs for label, runs in epochs.items() if all(runs)}
+        of_both_classes = [row for row in table.measured if row.values["auroc"] is not None]
+        predictions = {row.label: [arrays(run.predictions) for run in row.runs] for row in of_both_classes}
+        for kind, plot, rows, caption in (
+            ("loss", plots.plot_mean_losses, epochs, "Mean loss by epoch; the band is the range over seeds"),
+            ("roc", plots.plot_roc, predictions, "ROC curves, the mean over seeds"),
+            ("calibration", plots.plot_calibration, predictions, "Reliability diagram"),
+        ):
+            if rows:
+                table.figures[caption] = folder / f"{kind}-{slug}.png"
+                plot(rows, table.figures[caption], title=title)
     return draw_learning_curves(tables, folder)
 
 
@@ -110,16 +108,6 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
             plots.plot_learning_curves(dict(points), path, title=plots.as_label(group.title))
             figures[f"AUC against training images: {group.title}"] = path
     return figures
-
-
-def epochs_of(row: Row) -> list[list[dict[str, float]]]:
-    """The lines of metrics.jsonl of each run. Raises UserError."""
-    return [RunRecord(run.folder, enabled=False).epochs() for run in row.runs]
-
-
-def prediction_of(run: Run) -> plots.Predictions:
-    labels, probabilities = arrays(run.predictions)
-    return plots.Predictions(labels=labels, probabilities=probabilities)
 
 
 def signed(difference: Difference) -> str:

@@ -40,13 +40,7 @@ PAPER_METRICS = {
 }
 OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece": "ECE"}
 LOWER_IS_BETTER = ("brier", "ece")
-PREDICTION_COLUMNS = {
-    "dicom_id": str,
-    "subject_id": None,
-    "view_position": str,
-    "label": float,
-    "probability": float,
-}
+PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "probability")
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
 SIGNIFICANT = 0.05
 DEFAULT_LABELS = f"{LABEL_OPTIONS['labeler']}, uncertain {LABEL_OPTIONS['uncertain']}"
@@ -123,10 +117,6 @@ class Run:
     results: ClassificationResults
     split: str
     predictions: pd.DataFrame
-
-    @property
-    def seed(self) -> int:
-        return self.results.seed
 
     @property
     def measured(self) -> MeasuredSplit:
@@ -239,10 +229,10 @@ def read_run(folder: Path) -> Run:
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Returns what a run wrote for each image. Raises UserError."""
-    types = {name: kind for name, kind in PREDICTION_COLUMNS.items() if kind}
+    types = {"dicom_id": str, "view_position": str, "label": float, "probability": float}
     try:
         # "" is no view, and not a missing value.
-        predictions = pd.read_csv(path, dtype=types, usecols=list(PREDICTION_COLUMNS), keep_default_na=False)
+        predictions = pd.read_csv(path, dtype=types, usecols=PREDICTION_COLUMNS, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not what a run writes: {one_line(error)}; run it again") from error
     if not (predictions["label"].isin((0, 1)) & predictions["probability"].between(0, 1)).all():
@@ -338,8 +328,8 @@ def check_row(row: Row) -> None:
     """Raises UserError when runs that should differ in their seed only do not."""
     first = row.runs[0]
     for number, other in enumerate(row.runs):
-        if other.seed in {run.seed for run in row.runs[:number]}:
-            found = f"both have seed {other.seed}"
+        if other.results.seed in {run.results.seed for run in row.runs[:number]}:
+            found = f"both have seed {other.results.seed}"
         elif not other.predictions["dicom_id"].equals(first.predictions["dicom_id"]):
             found = "were measured on other images"
         else:
@@ -355,7 +345,7 @@ def check_samples(rows: list[Row], table: TableName) -> None:
     seen: dict[int, tuple[str, Path]] = {}
     for run in (run for row in rows for run in row.runs):
         sample = Sample.read(run.folder / "samples.json").sha256
-        expected, first = seen.setdefault(run.seed, (sample, run.folder))
+        expected, first = seen.setdefault(run.results.seed, (sample, run.folder))
         if sample != expected:
             raise UserError(
                 f"{run.folder} and {first} are in one table ({table.title}) but were trained on other "

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-from typing import NoReturn
 
 import psutil
 import yaml
@@ -82,7 +81,6 @@ def print_plan(
     cells: list[Cell],
     images: dict[str, ImageCounts],
     seconds: dict[str, float],
-    *,
     output_dir: Path,
     parallel: int,
 ) -> None:
@@ -355,13 +353,13 @@ class StudyRunner:
         return " ".join(words) or "-"
 
     def run(self, config_file: Path, gpus: list[str | None], num_threads: int | None) -> None:
-        """Runs what waits, a cell on each of `gpus` at a time, until nothing does.
-
-        A signal to stop ends the cells, which save their step, and then this process.
-        """
+        """Runs what waits, a cell on each of `gpus` at a time, until nothing does or a signal ends them."""
         slots: dict[int, tuple[Cell, subprocess.Popen, float]] = {}
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
-        with self.stopped_by_signals(), live if self.console.is_terminal else contextlib.nullcontext():
+        for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
+        with live if self.console.is_terminal else contextlib.nullcontext():
             try:
                 while slots or self.names_in("waiting"):
                     for slot in range(len(gpus)):
@@ -376,22 +374,9 @@ class StudyRunner:
                         if process.poll() is not None:
                             del slots[slot]
                             self.end_cell(cell, took=time.monotonic() - started)
+            except (KeyboardInterrupt, SystemExit):
+                print(f"Stopped. The same command continues {self.output_dir}.", file=sys.stderr)
+                raise
             finally:
                 for _, process, _ in slots.values():
                     stop_process(process)
-
-    @contextlib.contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """Says how to continue when a signal ends the study; the exit status is 143, of Ctrl-C 130."""
-
-        def stop(*_: object) -> NoReturn:
-            raise SystemExit(143)  # through the finally that ends the cells
-
-        for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), stop)
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit):
-            print(f"Stopped. The same command continues {self.output_dir}.", file=sys.stderr)
-            raise
