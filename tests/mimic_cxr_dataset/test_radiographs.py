@@ -177,7 +177,7 @@ def test_nothing_of_the_patient_is_read_or_said(gray, tmp_path, capfd, caplog, r
         read_radiograph(path, shortest_side=30)
     said = [*capfd.readouterr(), caplog.text, str(error.value), *(str(one.message) for one in recwarn)]
     assert not any("Doe" in text or "S3cret" in text or "tomorrow" in text for text in said)
-    header = reading._pydicom().dcmread(path, specific_tags=list(reading.TAGS))
+    header = reading._pydicom().dcmread(path, specific_tags=reading.TAGS.split())
     assert "PatientName" not in header and "Rows" in header
 
 

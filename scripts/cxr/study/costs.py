@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from cxr.choices import LABEL_OPTIONS
+from cxr.data.images import user_errors
 from cxr.errors import UserError
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.architectures import estimate_gflop
@@ -30,19 +32,14 @@ class ImageCounts:
 
 def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     """Returns the images of each cell by run_id. Raises UserError where a sample is too large."""
-    options = {
-        "dataset_config_name": "finding",
-        "labeler": "negbio",
-        "view": "frontal",
-        "uncertain": "negative",
-    }
     of_options: dict[tuple, ImageCounts] = {}
     images = {}
     for cell in cells:
-        key = tuple(cell.flags.get(name, default) for name, default in options.items())
+        key = tuple(cell.flags.get(name, default) for name, default in LABEL_OPTIONS.items())
         if key not in of_options:
             task, labeler, view, uncertain = key
-            kept, _ = index_images(data_dir, task=task, labeler=labeler, view=view, uncertain=uncertain)
+            with user_errors():
+                kept, _ = index_images(data_dir, task=task, labeler=labeler, view=view, uncertain=uncertain)
             splits = kept["split"].value_counts()
             of_options[key] = ImageCounts(
                 train=int(splits.get("train", 0)), validation=int(splits.get("validation", 0))
