@@ -14,7 +14,6 @@ import gzip
 import io
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import uuid
@@ -22,13 +21,16 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from cxr.choices import LABELERS
+from cxr.choices import LABELS
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
+from cxr.data.images import num_cores
 from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.synthetic.exposure import MAX_DRAWN_SIDE
 from cxr.synthetic.exposure import draw_image
-from cxr.synthetic.plan import LABELS
 from cxr.synthetic.plan import METADATA_COLUMNS
 from cxr.synthetic.plan import STUDY
 from cxr.synthetic.plan import VIEW_MEANINGS
@@ -85,7 +87,7 @@ def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
     write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", METADATA_COLUMNS, metadata)
     columns = ("dicom_id", "study_id", "subject_id", "split")
     write_table(root / "mimic-cxr-2.0.0-split.csv.gz", columns, splits)
-    for labeler in ("negbio", "chexpert"):
+    for labeler in LABELERS:
         rows = [
             (study.subject_id, study.study_id, *getattr(study, labeler).values())
             for study in studies.values()
@@ -127,7 +129,7 @@ def make_sample_data(
     if num_images < MIN_NUM_IMAGES or image_size < MIN_IMAGE_SIZE:
         found = f"num_images={num_images} and image_size={image_size}"
         raise UserError(f"{found}: at least {MIN_NUM_IMAGES} images of {MIN_IMAGE_SIZE} pixels are needed")
-    occupied = FileExistsError(f"{output_dir} is not an empty folder: name a new one, or remove it first")
+    occupied = UserError(f"{output_dir} is not an empty folder: name a new one, or remove it first")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise occupied
     images = plan_images(num_images, image_size=image_size, seed=seed)
@@ -135,6 +137,9 @@ def make_sample_data(
     root = output_dir.parent / f".{output_dir.name}.incomplete-{uuid.uuid4().hex[:8]}"
     try:
         root.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be made ({error.strerror}): name another folder") from error
+    try:
         boxes = write_images(root, images, seed=seed, num_proc=num_proc)
         write_tables(root, images, seed=seed)
         write_gzip(root / "sample-findings.json.gz", json.dumps(boxes, indent=1, sort_keys=True) + "\n")
@@ -145,7 +150,7 @@ def make_sample_data(
     return output_dir
 
 
-def publish(root: Path, output_dir: Path, *, occupied: FileExistsError) -> None:
+def publish(root: Path, output_dir: Path, *, occupied: UserError) -> None:
     """Gives a complete folder its final name, unless another process was quicker with the same sample."""
     try:
         if output_dir.exists():
@@ -159,21 +164,22 @@ def publish(root: Path, output_dir: Path, *, occupied: FileExistsError) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
-    parser.add_argument("output_dir", type=Path, help="a folder that is new or empty")
-    parser.add_argument("--num_images", type=positive_int, default=600)
-    parser.add_argument("--image_size", type=positive_int, default=256, help="shortest side in pixels")
-    parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="a folder that is new or empty")
+    parser.add_argument("--num_images", metavar="N", type=positive_int, default=600, help="images to draw")
     parser.add_argument(
-        "--num_proc", type=positive_int, default=os.cpu_count() or 1, help="all cores by default"
+        "--image_size", metavar="N", type=positive_int, default=256, help="shortest side in pixels"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=seed_number, default=0, help="another number draws other patients"
+    )
+    parser.add_argument(
+        "--num_proc", metavar="N", type=positive_int, help="processes that draw (default: one for each core)"
     )
     args = parser.parse_args(argv)
-    try:
-        root = make_sample_data(**vars(args))
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    root = make_sample_data(**vars(args) | {"num_proc": args.num_proc or num_cores()})
     print(f"Wrote {args.num_images} synthetic chest radiographs to {root}. Now try:")
     print(f"python {Path(__file__).parent / 'run_classification.py'} --data_dir {root}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cxr.errors import UserError
 from cxr.models.architectures import estimate_gflop
 from cxr.study import costs
 from cxr.study.grid import CLASSIFICATION
@@ -71,7 +72,7 @@ def test_sample_larger_than_the_data_is_refused_with_both_numbers(sample_root):
 
 
 def test_absent_data_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         costs.count_images([classification()], tmp_path / "nowhere")
 
 
