@@ -60,6 +60,7 @@ import transformers
 from cxr.cli import command_line
 from cxr.data import sources
 from cxr.errors import UserError
+from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
@@ -92,7 +93,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=command_line.positive_int,
         default=(1, 8, 32),
         metavar="N",
-        help="images at once, to measure the speed with",
+        help="how many images at once to measure the speed with",
     )
     args = parser.parse_args(argv)
     if args.out.suffix != ".onnx":
@@ -197,7 +198,7 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
     for path in found[:NUM_RADIOGRAPHS]:
         try:
             pixels = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side).pixels
-        except radiographs.BadRadiographError as error:
+        except UserError as error:
             raise UserError(f"--images {path}: {error}; leave it out") from error
         images.append(classifier.prepare(pixels))
     return torch.stack(images)
@@ -271,33 +272,36 @@ def print_table(speeds: dict[int, tuple[float, float]], *, num_threads: int) -> 
     Console().print(table)
 
 
+def export(classifier: Classifier, images: torch.Tensor, out: Path) -> tuple[list[Path], str]:
+    """Writes the checked file, or none. Returns what was written, and in words how far it is off."""
+    aside = out.with_name(f".{out.name}.tmp")  # a folder: weights beside the file know its name
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(convert(classifier), aside / out.name)
+        session = open_session(aside / out.name, num_threads=torch.get_num_threads())
+        differences = check(classifier, session, images)
+        sync_folder(aside)
+        written = [
+            path.replace(out.with_name(path.name))
+            for path in sorted(aside.iterdir(), reverse=True)  # weights beside the file first
+        ]
+    except OSError as error:
+        raise UserError(f"OUT {out}: could not be written ({one_line(error)}); name another") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return written, ", ".join(f"{value:.1g} on {name}" for name, value in differences.items())
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     classifier = load_classifier(args.model, hub_dir=args.hub_dir, revision=args.model_revision, device="cpu")
-    images = read_images(args.images, classifier)
-    num_threads = torch.get_num_threads()
-    aside = args.out.with_name(f".{args.out.name}.tmp")  # a folder: weights beside the file know its name
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write(convert(classifier), aside / args.out.name)
-        session = open_session(aside / args.out.name, num_threads=num_threads)
-        differences = check(classifier, session, images)
-        sync_folder(aside)
-        written = [
-            path.replace(args.out.with_name(path.name))
-            for path in sorted(aside.iterdir(), reverse=True)  # weights beside the file first
-        ]
-    except OSError as error:
-        raise UserError(
-            f"OUT {args.out}: could not be written ({error.strerror or error}); name another"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    written, difference = export(classifier, read_images(args.images, classifier), args.out)
     num_bytes = sum(path.stat().st_size for path in written)
-    found = ", ".join(f"{difference:.1g} on {name}" for name, difference in differences.items())
-    print(f"{args.out}: {num_bytes / 1e6:,.1f} MB; differs from torch by at most {found}")
+    print(f"{args.out}: {num_bytes / 1e6:,.1f} MB; differs from torch by at most {difference}")
+    num_threads = torch.get_num_threads()
+    session = open_session(args.out, num_threads=num_threads)
     speeds = {size: measure_speed(classifier, session, batch_size=size) for size in args.batch_sizes}
     print_table(speeds, num_threads=num_threads)
 
