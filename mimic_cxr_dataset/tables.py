@@ -57,26 +57,23 @@ def resolve_root(data_dir: str | Path | None) -> Path:
     return root
 
 
-def csv_names(table: str) -> list[str]:
-    # v2.1.0 kept the names of v2.0.0. An unpacked table goes first: a user may have edited it.
-    return [f"mimic-cxr-{v}-{table}{ext}" for v in ("2.0.0", "2.1.0") for ext in (".csv", ".csv.gz")]
-
-
-def has_csv(data_dir: str | Path, table: str) -> bool:
+def locate_csv(data_dir: str | Path, table: str) -> Path | None:
+    """The path of one published table: "metadata", "split", "negbio" or "chexpert"; None if it is absent."""
     root = resolve_root(data_dir)
-    return any((root / name).is_file() for name in csv_names(table))
+    # v2.1.0 kept the names of v2.0.0. An unpacked table goes first: a user may have edited it.
+    names = [f"mimic-cxr-{v}-{table}{ext}" for v in ("2.0.0", "2.1.0") for ext in (".csv", ".csv.gz")]
+    return next((root / name for name in names if (root / name).is_file()), None)
 
 
 def find_csv(data_dir: str | Path, table: str) -> Path:
-    """The path of one published table: "metadata", "split", "negbio" or "chexpert"."""
-    root, names = resolve_root(data_dir), csv_names(table)
-    for name in names:
-        if (root / name).is_file():
-            return root / name
-    raise DatasetError(
-        f"{root / names[1]} is missing, and so is {names[0]}: data_dir must hold the tables of MIMIC-CXR-JPG "
-        "(https://physionet.org/content/mimic-cxr-jpg/). Download it, or correct data_dir."
-    )
+    path = locate_csv(data_dir, table)
+    if path is None:
+        missing = resolve_root(data_dir) / f"mimic-cxr-2.0.0-{table}.csv.gz"
+        raise DatasetError(
+            f"{missing} is missing, and so is {missing.stem}: data_dir must hold the tables of MIMIC-CXR-JPG "
+            "(https://physionet.org/content/mimic-cxr-jpg/). Download it, or correct data_dir."
+        )
+    return path
 
 
 def read_bytes(path: Path) -> bytes:

@@ -43,8 +43,8 @@ from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.radiographs import shrink_jpeg
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import TABLE_REASONS
-from mimic_cxr_dataset.tables import has_csv
 from mimic_cxr_dataset.tables import index_images
+from mimic_cxr_dataset.tables import locate_csv
 from mimic_cxr_dataset.tables import read_images
 from mimic_cxr_dataset.tables import read_labels
 from mimic_cxr_dataset.tables import resolve_root
@@ -372,7 +372,7 @@ def count_and_compare(
     values = {
         labeler: read_labels(root, labeler, list(LABELS), images=images)
         for labeler in LABELERS
-        if has_csv(root, labeler)
+        if locate_csv(root, labeler)
     }
     views = count_views(images, values[args.labeler], kept)
     found = {

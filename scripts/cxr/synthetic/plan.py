@@ -6,20 +6,6 @@ import numpy as np
 
 from cxr.choices import LABELS
 
-METADATA_COLUMNS = (
-    "dicom_id",
-    "subject_id",
-    "study_id",
-    "PerformedProcedureStepDescription",
-    "ViewPosition",
-    "Rows",
-    "Columns",
-    "StudyDate",
-    "StudyTime",
-    "ProcedureCodeSequence_CodeMeaning",
-    "ViewCodeSequence_CodeMeaning",
-    "PatientOrientationCodeSequence_CodeMeaning",
-)
 # How often a finding is the main one of an abnormal study; effusion leads, as it is a task. In drawing order:
 # what replaces air comes before what lies over it.
 FINDING_WEIGHTS = {
