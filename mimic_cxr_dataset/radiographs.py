@@ -128,8 +128,7 @@ def shrink_jpeg(path: str, image_size: int) -> bytes:
     """
     content = Path(path).read_bytes()
     with open_jpeg(io.BytesIO(content)) as image:
-        scale = image_size / min(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
+        scale, size = _scale(image, image_size)
         drafted = None
         if scale < 1:
             # The decoder leaves out the frequencies that 1/2, 1/4 or 1/8 of the size does not need.
@@ -148,6 +147,11 @@ def shrink_jpeg(path: str, image_size: int) -> bytes:
     image.info = {}
     image.getexif()[ExifTags.Base.Orientation] = orientation
     return _encode(ImageOps.exif_transpose(image))
+
+
+def _scale(image: Image.Image, shortest_side: int) -> tuple[float, tuple[int, int]]:
+    scale = shortest_side / min(image.size)
+    return scale, tuple(max(1, round(side * scale)) for side in image.size)
 
 
 def _encode(gray: Image.Image) -> bytes:
@@ -183,9 +187,8 @@ def read_head(path: Path) -> bytes:
 
 def _shrink(image: Image.Image, shortest_side: int) -> bytes:
     """What the dataset script's `shrink_jpeg` makes of a JPEG, of a gray image that was none."""
-    scale = shortest_side / min(image.size)
+    scale, size = _scale(image, shortest_side)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in image.size)
         image = image.resize(size, Image.Resampling.LANCZOS)
     return _encode(image)
 
@@ -211,11 +214,13 @@ def read_dicom(path: Path, *, use_window: bool = True) -> tuple[np.ndarray, str]
     Raises DatasetError for what is not one gray image, or is packed in a way that needs a package.
     """
     try:
-        header = _pydicom().dcmread(path, specific_tags=TAGS.split())
+        pydicom = _pydicom()
+        header = pydicom.dcmread(path, specific_tags=TAGS.split())
         _check_header(header)
         values = header.pixel_array
         if use_window:
-            values = _apply_window(values, header)
+            values = pydicom.pixels.apply_modality_lut(values, header)
+            values = pydicom.pixels.apply_voi_lut(values, header)
         gray = scale_to_8_bits(values)
         if header.PhotometricInterpretation == "MONOCHROME1":
             gray = 255 - gray
@@ -229,7 +234,7 @@ def read_dicom(path: Path, *, use_window: bool = True) -> tuple[np.ndarray, str]
 @functools.cache
 def _pydicom() -> ModuleType:
     """pydicom, silenced: it would quote what it finds wrong in a header."""
-    import pydicom  # here, as only those with DICOM files need it
+    import pydicom.pixels  # here, as only those with DICOM files need it
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -243,27 +248,15 @@ def _check_header(header: "pydicom.Dataset") -> None:
     frames = int(header.get("NumberOfFrames") or 1)
     if frames != 1:
         raise DatasetError(f"DICOM with {frames} frames, expected one image")
-    if header.get("SamplesPerPixel", 1) != 1 or header.PhotometricInterpretation not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
-        raise DatasetError(f"DICOM in {header.PhotometricInterpretation}, expected a gray radiograph")
+    colours = header.PhotometricInterpretation
+    if header.get("SamplesPerPixel", 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
+        raise DatasetError(f"DICOM in {colours}, expected a gray radiograph")
     if header.Rows * header.Columns > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow does
         raise DatasetError(f"DICOM of {header.Rows:,} x {header.Columns:,} pixels, which is absurd")
     syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and syntax.is_encapsulated:
-        from pydicom.pixels import get_decoder
-
-        if not get_decoder(syntax).is_available:
-            raise DatasetError(f"DICOM packed as {syntax.name}, which needs more packages: {PACKAGES}")
-
-
-def _apply_window(values: np.ndarray, header: "pydicom.Dataset") -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut
-    from pydicom.pixels import apply_voi_lut
-
-    values = apply_modality_lut(values, header)
-    return apply_voi_lut(values, header)
+    is_packed = syntax.is_compressed and syntax.is_encapsulated
+    if is_packed and not _pydicom().pixels.get_decoder(syntax).is_available:
+        raise DatasetError(f"DICOM packed as {syntax.name}, which needs more packages: {PACKAGES}")
 
 
 def _view_position(header: "pydicom.Dataset") -> str:

@@ -39,7 +39,6 @@ from typing import TextIO
 
 import numpy as np
 import torch
-import transformers
 from cxr.cli import command_line
 from cxr.data.images import num_cores
 from cxr.errors import UserError
@@ -69,34 +68,18 @@ class Prediction:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__, usage="MODEL IMAGE [IMAGE ...] [flags]")
     command_line.add_classifier_arguments(parser)
-    parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="files, folders with all below them, or patterns in quotes"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help=".csv or .jsonl (default: CSV on the terminal)"
-    )
-    parser.add_argument(
-        "--heatmap", metavar="FOLDER", type=Path, help="write a PNG an image of what the model looked at"
-    )
-    parser.add_argument(
+    add, number = parser.add_argument, {"metavar": "N", "type": command_line.positive_int}
+    add("images", metavar="IMAGE", nargs="+", help="files, folders with all below them, or quoted patterns")
+    add("--output", metavar="FILE", type=Path, help=".csv or .jsonl (default: CSV on the terminal)")
+    add("--heatmap", metavar="FOLDER", type=Path, help="write a PNG an image of what the model looked at")
+    add(
         "--dicom_window",
         choices=WINDOWS,
         default="header",
         help="the window of a DICOM file: that of its header, or none, as MIMIC-CXR-JPG was made",
     )
-    parser.add_argument(
-        "--batch_size",
-        metavar="N",
-        type=command_line.positive_int,
-        default=32,
-        help="images that the model gets at once",
-    )
-    parser.add_argument(
-        "--num_workers",
-        metavar="N",
-        type=command_line.positive_int,
-        help="threads that read images (default: one for each core)",
-    )
+    add("--batch_size", **number, default=32, help="images that the model gets at once")
+    add("--num_workers", **number, help="threads that read images (default: one for each core)")
     command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
     if args.output is not None and args.output.suffix not in FORMATS:
@@ -273,18 +256,15 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Prediction]]:
             f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders with "
             "some, or patterns that fit some"
         )
-    return paths, [Prediction(path=name, error="no such file, or none that fits") for name in missing]
+    error = "no such file, or none that fits"
+    return paths, [Prediction(path=readable(Path(name)), error=error) for name in missing]
 
 
 def load_model(args: argparse.Namespace) -> Classifier:
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
-        say(
-            f"{args.model} has no decision_threshold in its config.json: it decides at {classifier.threshold}"
-        )
+        say(f"{args.model} has no decision_threshold of its own: it decides at {classifier.threshold}")
     return classifier
 
 

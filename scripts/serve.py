@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import transformers
 from cxr.cli import command_line
 from cxr.errors import UserError
 from cxr.errors import run_script
@@ -274,7 +273,6 @@ def end_by_signal(number: int, frame: object) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, end_by_signal)
-    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     card = read_card(find_file(args.model, "README.md", **source), classifier)

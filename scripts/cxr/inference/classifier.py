@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import PreTrainedModel
 from transformers import ResNetForImageClassification
 from transformers import ViTForImageClassification
@@ -76,6 +77,8 @@ def load_classifier(
     `device` is torch's name of one; "auto" is a GPU where there is one. Raises UserError, in one
     line, for a model that is no binary classifier of images, or is damaged.
     """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     chosen = choose_device(device)
     fields = read_config(name, hub_dir=hub_dir, revision=revision)
     _check_is_binary_classifier(fields, name)
