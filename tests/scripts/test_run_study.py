@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -61,7 +60,7 @@ SMALL = [
 ]
 SMALL += ["--train_sizes", "16", "--tasks", "finding"]
 
-PROGRESS = asdict(Progress(images_per_step=8, step=2))  # in a checkpoint that is complete
+PROGRESS = Progress(images_per_step=8, step=2).as_json()  # in a checkpoint that is complete
 
 # What stands in for a cell's process. It may finish, fail at once, break after a checkpoint, or hang there.
 RECORDS = {
@@ -466,7 +465,7 @@ def test_cells_that_need_a_failed_pretraining_are_left_out(study, cells, folder,
     assert study() == 1
     assert cells.launched == [PRETRAINED, RESNET] and not (folder / TUNED).exists()
     printed = capsys.readouterr().out
-    assert f"{TUNED} left out: it starts from {PRETRAINED}, which failed" in printed
+    assert f"{TUNED} skipped: it starts from {PRETRAINED}, which failed" in printed
     assert f"2 of 3 cells failed: {PRETRAINED}, {TUNED}." in printed
 
 
