@@ -17,6 +17,7 @@ import psutil
 import pytest
 import run_study
 from cxr.data.sources import REPOSITORY
+from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_json
@@ -48,17 +49,8 @@ PRETRAINED, TUNED, RESNET = (
 )
 ALL = [PRETRAINED, TUNED, RESNET]
 # Three cells: a pretraining, the classifier that needs it, and a ResNet.
-SMALL = [
-    "--preset=smoke",
-    "--models",
-    "vit-mae-tiny",
-    "resnet-18",
-    "--augmentations",
-    "none",
-    "--mask_ratios",
-    "0",
-]
-SMALL += ["--train_sizes", "16", "--tasks", "finding"]
+SMALL = ["--preset=smoke", "--models", "vit-mae-tiny", "resnet-18", "--augmentations", "none"]
+SMALL += ["--mask_ratios", "0", "--train_sizes", "16", "--tasks", "finding"]
 
 PROGRESS = Progress(images_per_step=8, step=2).as_json()  # in a checkpoint that is complete
 
@@ -209,15 +201,19 @@ def test_wrong_flag_is_one_line(argv, said, capsys):
 
 def test_every_axis_is_a_list_flag():
     args = parse(
-        *("--models", "a", "b", "--augmentations", "mae", "none", "--mask_ratios", "0", "0.5"),
-        *("--train_sizes", "5", "all", "--tasks", "finding", "pleural_effusion", "--seeds", "1", "2"),
-        *("--training_modes", "full", "last_layer", "--views", "frontal", "lateral"),
+        "--models=a", "--augmentations", "mae", "none", "--mask_ratios", "0", "0.5", "--seeds", "1", "2"
     )
     chosen = run_study.chosen_grid(args, GRIDS["paper"])
-    assert chosen.models == ("a", "b") and chosen.train_sizes == (5, None) and chosen.seeds == (1, 2)
-    assert chosen.views == ("frontal", "lateral") and chosen.training_modes == ("full", "last_layer")
+    assert chosen.models == ("a",) and chosen.seeds == (1, 2) and chosen.settings == GRIDS["paper"].settings
     assert chosen.arms["vit"] == (("mae", 0.0), ("mae", 0.5), ("none", 0.0), ("none", 0.5))
-    assert chosen.settings == GRIDS["paper"].settings
+    for axis, words, expected in (
+        ("train_sizes", ["5", "all"], (5, None)),
+        ("tasks", ["finding", "pleural_effusion"], None),
+        ("training_modes", ["full", "last_layer"], None),
+        ("views", ["frontal", "lateral"], None),
+    ):
+        chosen = run_study.chosen_grid(parse(f"--{axis}", *words), GRIDS["paper"])
+        assert getattr(chosen, axis) == (expected or tuple(words))
 
 
 def test_without_data_the_preset_is_smoke_and_with_data_paper(
@@ -319,17 +315,17 @@ def test_slots_are_the_visible_gpus_in_their_order(config, parallel, visible, ex
     assert devices(CONFIGS / config, parallel) == expected
 
 
-def test_more_slots_than_visible_gpus_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("single_gpu_fp16.yaml", "--parallel 2: found the GPUs 0; expected one for each"),
+        ("multi_gpu_fp16.yaml", r"--parallel 2 runs cells of one process.*use single_gpu_fp16\.yaml"),
+    ],
+)
+def test_more_slots_than_visible_gpus_and_cells_of_several_processes_are_refused(config, said, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(ValueError, match=r"--parallel 2: found the GPUs 0; expected one for each"):
-        devices(CONFIGS / "single_gpu_fp16.yaml", 2)
-
-
-def test_parallel_cells_of_several_processes_are_refused():
-    with pytest.raises(
-        ValueError, match=r"--parallel 2 runs cells of one process.*use single_gpu_fp16\.yaml"
-    ):
-        devices(CONFIGS / "multi_gpu_fp16.yaml", 2)
+    with pytest.raises(UserError, match=said):
+        devices(CONFIGS / config, 2)
 
 
 @pytest.mark.parametrize(
