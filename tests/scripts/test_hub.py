@@ -138,6 +138,16 @@ def test_interrupted_push_leaves_main_where_it_was_and_can_be_repeated(tmp_path,
     assert load_bias(hub_dir) == 2.0
 
 
+def test_names_of_blobs_are_on_the_disk_before_a_name_of_the_model_leads_to_them(tmp_path, monkeypatch):
+    done = []
+    for name in ("sync_file", "_write"):
+        real = getattr(local_hub, name)
+        noted = lambda path, *rest, real=real: (done.append(path.name), real(path, *rest))  # noqa: E731
+        monkeypatch.setattr(local_hub, name, noted)
+    push(make_model(tmp_path / "model", bias=1.0), tmp_path / "hub")
+    assert done.index("blobs") < done.index("main")
+
+
 def test_blob_whose_copy_was_interrupted_is_not_taken_for_whole(tmp_path, monkeypatch):
     hub_dir, model = tmp_path / "hub", make_model(tmp_path / "model", bias=1.0)
 
@@ -236,14 +246,11 @@ def test_tag_that_has_the_files_already_is_no_obstacle_though_another_push_was_b
     assert main_of(hub_dir) == commits[1] and snapshots(hub_dir) == set(commits)
 
 
-def test_verify_finds_nothing_where_nothing_changed(pushed):
-    assert local_hub.find_problems(pushed[0], NAME) == []
-
-
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_verify_finds_and_a_push_mends_what_was_damaged(damage, pushed):
     hub_dir, commits = pushed
     path = repository(hub_dir) / "snapshots" / commits[1] / "model.safetensors"
+    assert local_hub.find_problems(hub_dir, NAME) == []
     place = path.resolve().name if path.is_symlink() and damage == "flipped" else commits[1]
     if damage == "missing":
         path.unlink()

@@ -182,8 +182,7 @@ def test_runs_without_a_plan_make_up_rows_by_what_they_record(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f"a{seed}", seed=seed)
         write_run(tmp_path / f"b{seed}", seed=seed, random_erasing_prob=0.5, pretrained=True, model="my/vit")
-    gathered = gather_rows(find_runs([tmp_path]), {})
-    (rows,) = gathered.values()
+    (rows,) = gather_rows(find_runs([tmp_path]), {}).values()
     assert {name.label(rows): len(runs) for name, (runs, _) in rows.items()} == {
         "resnet-18, from scratch": 2,
         "my/vit, 50% erased": 2,
@@ -227,8 +226,7 @@ def test_the_sentence_says_when_no_difference_is_more_than_noise(tmp_path):
     for name, quality in (("a", 1.5), ("b", 1.51)):
         for seed in (0, 1, 2):
             write_run(tmp_path / f"{name}{seed}", seed=seed, quality=quality, model=name, pretrained=True)
-    gathered = gather_rows(find_runs([tmp_path]), {})
-    (table,) = measure_tables(gathered, Resamples(300, seed=0))
+    (table,) = measure_tables(gather_rows(find_runs([tmp_path]), {}), Resamples(300, seed=0))
     table.comparisons = [dataclasses.replace(table.comparisons[0], p=0.06)]
     assert verdict(table).startswith("The difference of AUC is not distinguishable from noise")
     table.comparisons *= 2
@@ -238,8 +236,7 @@ def test_the_sentence_says_when_no_difference_is_more_than_noise(tmp_path):
 def test_a_table_with_one_seed_says_what_its_differences_leave_out(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, model=name, pretrained=True)
-    gathered = gather_rows(find_runs([tmp_path]), {})
-    (table,) = measure_tables(gathered, Resamples(50, seed=0))
+    (table,) = measure_tables(gather_rows(find_runs([tmp_path]), {}), Resamples(50, seed=0))
     assert "what others would have given" in notes(table)[0]
 
 
@@ -250,8 +247,7 @@ def test_papers_figures_come_with_what_they_are_of(tables):
 def test_rows_measured_on_other_images_are_not_compared(tmp_path):
     write_run(tmp_path / "a", model="a", pretrained=True)
     write_run(tmp_path / "b", model="b", pretrained=True, num_images=100)
-    gathered = gather_rows(find_runs([tmp_path]), {})
-    (table,) = measure_tables(gathered, Resamples(50, seed=0))
+    (table,) = measure_tables(gather_rows(find_runs([tmp_path]), {}), Resamples(50, seed=0))
     assert table.comparisons == [] and "not measured on the same images" in verdict(table)
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 import run_study
+from cxr.choices import TASKS
+from cxr.choices import TRAINING_MODES
+from cxr.choices import VIEWS
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.errors import run_script
@@ -182,10 +185,7 @@ def test_setting_has_the_value_that_args_json_has(text, value):
     ("argv", "said"),
     [
         (["--set", "learning_rate"], "found 'learning_rate', expected FLAG=VALUE or SCOPE.FLAG=VALUE"),
-        (
-            ["--set", "vits.learning_rate=1"],
-            "found the scope 'vits', expected pretraining, classification, vit",
-        ),
+        (["--set", "vits.learning_rate=1"], "found the scope 'vits', expected pretraining, classification"),
         (["--train_sizes", "most"], "found 'most', expected a whole number from 1"),
         (["--mask_ratios", "1"], "found 1, expected a number in [0, 1)"),
         (["--tasks", "edema"], "'edema'"),
@@ -200,20 +200,15 @@ def test_wrong_flag_is_one_line(argv, said, capsys):
 
 
 def test_every_axis_is_a_list_flag():
-    args = parse(
-        "--models=a", "--augmentations", "mae", "none", "--mask_ratios", "0", "0.5", "--seeds", "1", "2"
-    )
-    chosen = run_study.chosen_grid(args, GRIDS["paper"])
-    assert chosen.models == ("a",) and chosen.seeds == (1, 2) and chosen.settings == GRIDS["paper"].settings
+    words = ["--models=a", "--augmentations", "mae", "none", "--mask_ratios", "0", "0.5", "--seeds", "1", "2"]
+    chosen = run_study.chosen_grid(parse(*words, "--train_sizes", "5", "all"), GRIDS["paper"])
+    assert chosen.models == ("a",) and chosen.seeds == (1, 2) and chosen.train_sizes == (5, None)
     assert chosen.arms["vit"] == (("mae", 0.0), ("mae", 0.5), ("none", 0.0), ("none", 0.5))
-    for axis, words, expected in (
-        ("train_sizes", ["5", "all"], (5, None)),
-        ("tasks", ["finding", "pleural_effusion"], None),
-        ("training_modes", ["full", "last_layer"], None),
-        ("views", ["frontal", "lateral"], None),
-    ):
-        chosen = run_study.chosen_grid(parse(f"--{axis}", *words), GRIDS["paper"])
-        assert getattr(chosen, axis) == (expected or tuple(words))
+    assert chosen.settings == GRIDS["paper"].settings
+    for axis, values in (("tasks", TASKS), ("training_modes", TRAINING_MODES), ("views", VIEWS)):
+        assert getattr(run_study.chosen_grid(parse(f"--{axis}", *values), GRIDS["paper"]), axis) == tuple(
+            values
+        )
 
 
 def test_without_data_the_preset_is_smoke_and_with_data_paper(
@@ -245,6 +240,8 @@ def cell_named(name: str, study_dir: Path, **changes):
 
 def test_cell_is_launched_by_accelerate_with_its_config_script_and_flags(tmp_path):
     cell = cell_named(RESNET, tmp_path)
+    words = command(cell, tmp_path / RESNET, CONFIGS / "cpu.yaml", "3")
+    assert words[words.index("--gpu_ids") + 1] == "3"  # the slot's
     words = command(cell, tmp_path / RESNET, CONFIGS / "cpu.yaml", None)
     script = words.index(str(REPOSITORY / "scripts" / "run_classification.py"))
     assert words[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
@@ -253,11 +250,6 @@ def test_cell_is_launched_by_accelerate_with_its_config_script_and_flags(tmp_pat
     assert "--evaluate_test" in words and not [
         word for word in words if "last_layer" in word or "resume" in word
     ]
-
-
-def test_cell_of_a_slot_has_its_gpu(tmp_path):
-    words = command(cell_named(RESNET, tmp_path), tmp_path / RESNET, CONFIGS / "cpu.yaml", "3")
-    assert words[words.index("--gpu_ids") + 1] == "3"
 
 
 def test_resume_flag_is_given_when_there_is_a_checkpoint(tmp_path):
@@ -657,24 +649,16 @@ def test_signal_ends_the_cells_and_all_that_they_started(number, status, sample_
 
 @contextlib.contextmanager
 def kill_afterwards(process: subprocess.Popen):
-    """Leaves no process of a study behind, whatever a test finds."""
+    """Kills a study and all its processes at once, as when a machine goes down, whatever a test finds."""
     try:
         yield
     finally:
-        kill_study(process)
-
-
-def kill_study(process: subprocess.Popen) -> None:
-    """Kills a study and all its processes at once, as a machine that goes down does."""
-    if process.poll() is not None:
-        return
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait()
-    psutil.wait_procs(children, timeout=30)
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for one in (process, *children):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+        psutil.wait_procs(children, timeout=30)
 
 
 # Real cells -------------------------------------------------------------------------------------------------

@@ -21,18 +21,15 @@ from cxr.study.grid import Grid
 from mimic_cxr_dataset.tables import index_images
 
 DATA, STUDY = Path("/data/cxr").absolute(), Path("/runs/study").absolute()
-AXES = dict.fromkeys(("augmentations", "mask_ratios"))  # unchanged
 RESERVED = {"con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
 }
 
 
-def change(preset: Grid, *, settings=(), **axes) -> Grid:
-    return grid.change_grid(preset, settings=tuple(settings), **{**AXES, **axes})
-
-
-def plan(preset: Grid, *, settings=(), **axes) -> list[Cell]:
-    return grid.plan_cells(change(preset, settings=settings, **axes), data_dir=DATA, output_dir=STUDY)
+def plan(preset: Grid, *, settings=(), augmentations=None, mask_ratios=None, **axes) -> list[Cell]:
+    arms = {"augmentations": augmentations, "mask_ratios": mask_ratios}
+    changed = grid.change_grid(preset, settings=tuple(settings), **arms, **axes)
+    return grid.plan_cells(changed, data_dir=DATA, output_dir=STUDY)
 
 
 def one_cell(model: str, *settings, **axes) -> list[Cell]:
@@ -214,9 +211,7 @@ def test_name_that_tells_no_family_is_refused_with_what_to_do(name):
 )
 def test_configuration_that_no_model_has_is_refused(content, said, tmp_path):
     (write_model(tmp_path / "mine", "vit") / "config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(
-        UserError, match=f"config.json: not what transformers writes: .*{said}.*another model"
-    ):
+    with pytest.raises(UserError, match=f"config.json: not what transformers writes: .*{said}.*another"):
         one_cell(str(tmp_path / "mine"))
 
 
@@ -350,10 +345,6 @@ def test_beside_keeps_the_cells_that_start_as_named_and_instead_does_not():
     assert plain < beside and instead < beside
     assert len(beside) == 216 + 144 + 3 and len(instead) == 216 + 3
     assert {name for name in plain & instead} == {name for name in plain if name.startswith("resnet")}
-
-
-def test_resnet_is_never_pretrained():
-    assert not [cell for cell in one_cell("microsoft/resnet-18", pretrain="instead") if cell.needs]
 
 
 def test_model_from_scratch_that_is_pretrained_here_is_fine_tuned_without_its_overrides():
