@@ -207,9 +207,8 @@ def test_shards_of_a_distributed_checkpoint_are_not_read_in_place_of_the_model(f
 
 
 def test_code_in_a_pickle_in_the_hub_directory_never_runs(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        local_hub, "files_to_share", lambda folder: sorted(folder.iterdir())
-    )  # as others push
+    # As others push.
+    monkeypatch.setattr(local_hub, "files_to_share", lambda folder: sorted(folder.iterdir()))
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Bomb(tmp_path / "marker")}))
     local_hub.push(folder, hub_dir=tmp_path / "hub", model_id="lab/model", message="")
