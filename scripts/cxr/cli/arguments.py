@@ -1,14 +1,19 @@
 """The command line that both main scripts share, in the vocabulary of the transformers examples."""
 
 import argparse
+import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from torch import nn
-
+from cxr.choices import DATASET_DEFAULTS
+from cxr.choices import DEFAULT_MODEL
+from cxr.choices import LABELERS
+from cxr.choices import ON_BAD_IMAGE
+from cxr.choices import SCHEDULES
+from cxr.choices import TASKS
+from cxr.choices import TRACKERS
+from cxr.choices import UNCERTAIN
+from cxr.choices import VIEWS
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import non_negative_float
 from cxr.cli.command_line import non_negative_int
@@ -18,22 +23,15 @@ from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_below_one
 from cxr.sharing.local_hub import parse_model_id
 from cxr.sharing.local_hub import parse_tag
-from cxr.training.batch_size import resolve_batch_size
-from cxr.training.checkpoints import resumed_images_per_step
-from cxr.training.optimization import SCHEDULES
-from cxr.training.optimization import Schedule
-from cxr.training.optimization import make_schedule
 
-VIEWS = ("frontal", "lateral", "all")
-LABELERS = ("negbio", "chexpert")
-UNCERTAIN = ("negative", "positive", "exclude")
-ON_BAD_IMAGE = ("error", "skip")
 # What trains when neither data nor a model is named: it learns the synthetic sample in minutes on a CPU.
 SAMPLE_MODEL = {
     "config_name": "vit-mae-tiny",
     "config_overrides": "hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8",
     "image_size": 64,
 }
+
+logger = logging.getLogger(__name__)
 
 
 def number_or_auto(text: str) -> str | int:
@@ -44,31 +42,32 @@ def epoch_or_steps(text: str) -> str | int:
     return text if text == "epoch" else positive_int(text)
 
 
-def add_model_arguments(
-    parser: argparse.ArgumentParser, *, default_model: str, config_names: list[str]
-) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[str]) -> None:
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--model_name_or_path",
         metavar="NAME|FOLDER",
-        help=f"pretrained model: a folder, or a name in --hub_dir or on the Hub (default: {default_model})",
+        help=f"start from this pretrained model: a folder, or a name in --hub_dir or on the Hugging Face Hub "
+        f"(default: {DEFAULT_MODEL})",
     )
     which.add_argument("--config_name", choices=config_names, help="train this model from scratch instead")
     group.add_argument(
-        "--config_overrides", metavar="KEY=VALUE,...", help="changes of the --config_name, e.g. patch_size=8"
+        "--config_overrides",
+        metavar="KEY=VALUE,...",
+        help="change values of the --config_name, such as patch_size=8",
     )
     group.add_argument(
         "--model_revision",
         metavar="REV",
         default="main",
-        help="branch, tag or commit of a model given by name",
+        help="branch, tag or commit of a model that is given by name",
     )
     group.add_argument(
         "--image_size",
         metavar="N",
         type=positive_int,
-        help="side of the model's square input in pixels (default: the pretrained model's, or 224)",
+        help="side of the model's square input, in pixels (default: that of the pretrained model, or 224)",
     )
 
 
@@ -80,54 +79,75 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)",
     )
+    add_label_arguments(group)
     group.add_argument(
-        "--dataset_config_name", choices=("finding", "pleural_effusion"), default="finding", help="task"
-    )
-    group.add_argument("--labeler", choices=LABELERS, default="negbio", help="whose labels")
-    group.add_argument(
-        "--view", choices=VIEWS, default="frontal", help="frontal: AP, PA; lateral: LATERAL, LL"
-    )
-    group.add_argument(
-        "--uncertain", choices=UNCERTAIN, default="negative", help="what a label of -1.0 counts as"
-    )
-    group.add_argument(
-        "--on_bad_image", choices=ON_BAD_IMAGE, default="error", help="missing or corrupt images"
+        "--on_bad_image",
+        choices=ON_BAD_IMAGE,
+        default=DATASET_DEFAULTS["on_bad_image"],
+        help="what to do about a missing or damaged image: stop, or skip it",
     )
     group.add_argument(
         "--cache_image_size",
         metavar="N",
         type=positive_int,
-        help="shortest side in pixels of the images in the cache (default: 8/7 of the image size)",
+        help="shortest side of the images in the cache, in pixels (default: 8/7 of the image size)",
     )
     group.add_argument(
         "--cache_dir",
         metavar="FOLDER",
         type=Path,
-        help="where the shrunk images are kept (default: that of datasets)",
+        help="keep the shrunk images here (default: the cache of `datasets`)",
     )
     group.add_argument(
         "--max_train_samples",
         metavar="N",
         type=positive_int,
-        help="train on this many images: nested between sizes, by patient, stratified, drawn by --seed",
+        help="train on N images: drawn by --seed, by patient, stratified by label, a smaller sample within a "
+        "larger one (default: all)",
     )
     group.add_argument(
         "--max_eval_samples",
         metavar="N",
         type=positive_int,
-        help="evaluate on the first images only; for trials",
+        help="evaluate on the first N images only, to try something out (default: all)",
     )
     group.add_argument(
         "--preprocessing_num_workers",
         metavar="N",
         type=positive_int,
-        help="processes that shrink images (default: all cores)",
+        help="number of processes that shrink images (default: one a core)",
     )
     group.add_argument(
         "--dataloader_num_workers",
         metavar="N",
         type=non_negative_int,
-        help="processes that load images (default: 0 on a CPU, else its share of the cores, at most 16)",
+        help="number of processes that load images (default: on a CPU 0, else this process's share of the "
+        "cores, at most 16)",
+    )
+
+
+def add_label_arguments(group: argparse._ActionsContainer) -> None:
+    """Adds the flags that decide which images have which label."""
+    group.add_argument(
+        "--dataset_config_name", choices=list(TASKS), default=DATASET_DEFAULTS["task"], help="the task"
+    )
+    group.add_argument(
+        "--labeler",
+        choices=LABELERS,
+        default=DATASET_DEFAULTS["labeler"],
+        help="use the labels of this labeler",
+    )
+    group.add_argument(
+        "--view",
+        choices=list(VIEWS),
+        default=DATASET_DEFAULTS["view"],
+        help="use images of these views; frontal: AP and PA, lateral: LATERAL and LL",
+    )
+    group.add_argument(
+        "--uncertain",
+        choices=UNCERTAIN,
+        default=DATASET_DEFAULTS["uncertain"],
+        help="count an uncertain label (-1.0) as this, or exclude the study",
     )
 
 
@@ -143,63 +163,79 @@ def add_training_arguments(
     """Adds the group "training" with a script's own defaults; returns it for what the script adds."""
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--num_train_epochs", type=positive_int, default=num_train_epochs, metavar="N", help="epochs"
+        "--num_train_epochs", type=positive_int, default=num_train_epochs, metavar="N", help="train N epochs"
     )
     group.add_argument(
-        "--max_train_steps", metavar="N", type=positive_int, help="so many steps, whatever --num_train_epochs"
+        "--max_train_steps",
+        metavar="N",
+        type=positive_int,
+        help="stop after N optimizer steps; overrides --num_train_epochs",
     )
     group.add_argument(
         "--per_device_train_batch_size",
         type=number_or_auto,
         default=per_device_train_batch_size,
-        metavar="B|auto",
-        help="images of one process in one forward pass; auto: as many as fit into the GPU",
+        metavar="N|auto",
+        help="images in one forward pass of one process; auto: as many as fit into the GPU's memory",
     )
     group.add_argument(
         "--per_device_eval_batch_size",
         type=positive_int,
         default=64,
-        metavar="B",
-        help="the same at evaluation",
+        metavar="N",
+        help="the same in an evaluation",
     )
     group.add_argument(
         "--gradient_accumulation_steps",
         type=positive_int,
         default=1,
         metavar="N",
-        help="forward passes a step",
+        help="number of forward and backward passes in an optimizer step",
     )
     group.add_argument(
-        "--weight_decay", type=non_negative_float, default=weight_decay, metavar="W", help="of AdamW"
+        "--weight_decay",
+        type=non_negative_float,
+        default=weight_decay,
+        metavar="X",
+        help="weight decay of AdamW; biases, norms and embeddings have none",
     )
     group.add_argument(
         "--max_grad_norm",
         metavar="X",
         type=positive_float,
-        help="clip the gradient's norm (default: no clipping)",
+        help="clip the norm of the gradient to X (default: no clipping)",
     )
     group.add_argument(
         "--max_bad_steps",
         metavar="N",
         type=non_negative_int,
         default=10,
-        help="leave out up to so many steps whose loss or gradient is no number, then stop",
+        help="skip at most N steps with a NaN or infinite loss or gradient, then stop",
     )
     group.add_argument(
-        "--lr_scheduler_type", choices=SCHEDULES, default=lr_scheduler_type, help="after the warm-up"
+        "--lr_scheduler_type",
+        choices=SCHEDULES,
+        default=lr_scheduler_type,
+        help="how the learning rate goes on after the warm-up",
     )
     group.add_argument(
-        "--warmup_ratio", metavar="R", type=share_below_one, default=warmup_ratio, help="share of all steps"
+        "--warmup_ratio",
+        metavar="R",
+        type=share_below_one,
+        default=warmup_ratio,
+        help="share of all steps in which the learning rate rises to its peak",
     )
     group.add_argument(
-        "--torch_compile", action="store_true", help="compile the model: a slow first step, faster later ones"
+        "--torch_compile",
+        action="store_true",
+        help="compile the model: the first step takes a minute, later ones are faster",
     )
     group.add_argument(
         "--seed",
         metavar="N",
         type=seed_number,
         default=0,
-        help="order, sample, augmentation, masks, weights",
+        help="seed of weights, sample, order, augmentation and masks",
     )
     return group
 
@@ -210,21 +246,21 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         "--output_dir",
         metavar="FOLDER",
         type=Path,
-        help=f"new folder of this run (default: {default_output_dir}-<date>-<time>)",
+        help=f"write this run to a new folder (default: {default_output_dir}-<date>-<time>)",
     )
     group.add_argument(
         "--checkpointing_steps",
         type=epoch_or_steps,
         default="epoch",
         metavar="N|epoch",
-        help="how often to save",
+        help="save a checkpoint every N steps, or after each epoch",
     )
     group.add_argument(
         "--checkpoints_total_limit",
         metavar="N",
         type=positive_int,
         default=1,
-        help="keep the newest ones only",
+        help="keep the newest N checkpoints",
     )
     group.add_argument(
         "--resume_from_checkpoint",
@@ -236,84 +272,48 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         metavar="N",
         type=positive_int,
         default=10,
-        help="steps between two readings of the loss",
+        help="read and log the loss every N steps",
     )
-    group.add_argument("--with_tracking", action="store_true", help="log to --report_to as well")
-    group.add_argument(
-        "--report_to",
-        choices=("tensorboard", "wandb", "mlflow", "all"),
-        default="tensorboard",
-        help="tracker",
-    )
+    group.add_argument("--with_tracking", action="store_true", help="log to a tracker as well: --report_to")
+    group.add_argument("--report_to", choices=TRACKERS, default=TRACKERS[0], help="the tracker")
 
     hub = parser.add_argument_group("hub")
     hub.add_argument(
         "--push_to_hub",
         action="store_true",
-        help="share the model: as a new revision in --hub_dir or, without it, privately on the Hub",
+        help="share the model: as a new revision in --hub_dir or, without it, as a private one on the Hub",
     )
-    hub.add_argument("--hub_model_id", type=parse_model_id, metavar="ORG/NAME", help="the name to push to")
+    hub.add_argument("--hub_model_id", type=parse_model_id, metavar="ORG/NAME", help="push under this name")
     hub.add_argument(
         "--hub_dir",
         metavar="FOLDER",
         type=Path,
-        help="Hub-like local directory to push to and to load names from",
+        help="local directory of models, to push to and to look names up in",
     )
     hub.add_argument(
-        "--hub_revision", type=parse_tag, metavar="TAG", help="a lasting name for the revision that is pushed"
+        "--hub_revision", type=parse_tag, metavar="TAG", help="give the pushed revision this lasting name"
     )
     hub.add_argument(
         "--hub_strategy",
         choices=("end", "every_save"),
         default="end",
-        help="push at the end, or with every checkpoint, too",
+        help="push at the end, or also with every checkpoint",
     )
 
 
 def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str) -> None:
     which = group.add_mutually_exclusive_group()
     which.add_argument(
-        "--learning_rate", type=positive_float, metavar="LR", help=f"peak (default: {default})"
+        "--learning_rate",
+        type=positive_float,
+        metavar="LR",
+        help=f"learning rate at its peak (default: {default})",
     )
     which.add_argument(
         "--base_learning_rate",
         type=positive_float,
         metavar="LR",
-        help="peak for 256 images a step; it is scaled",
-    )
-
-
-def plan_steps(
-    args: argparse.Namespace,
-    accelerator: Accelerator,
-    model: nn.Module,
-    synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
-    *,
-    num_images: int,
-    output_dir: Path,
-) -> Schedule:
-    """Returns the run's schedule, with the batch size that `auto` finds or a resumed run began with.
-
-    `--base_learning_rate` grows with the images of an optimizer step.
-    """
-    batch_size = resolve_batch_size(
-        args.per_device_train_batch_size,
-        accelerator,
-        model,
-        synthetic_loss,
-        num_images=num_images,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        resumed_images_per_step=resumed_images_per_step(output_dir, args.resume_from_checkpoint),
-    )
-    images_per_step = batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    return make_schedule(
-        num_images,
-        images_per_step=images_per_step,
-        num_epochs=args.num_train_epochs,
-        max_steps=args.max_train_steps,
-        warmup_ratio=args.warmup_ratio,
-        peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
-        kind=args.lr_scheduler_type,
+        help="learning rate at its peak for 256 images a step; scaled to the images of a step",
     )
 
 
@@ -321,20 +321,19 @@ def parse_with_defaults(
     parser: ArgumentParser,
     argv: list[str] | None,
     *,
-    default_model: str,
     default_learning_rate: dict[str, float],
     sample_defaults: dict[str, object],
 ) -> argparse.Namespace:
     """Parses `argv` with the defaults that fit it, and checks it.
 
     Neither data nor model named: `sample_defaults`, a model so small that a CPU trains it in minutes. Data
-    but no model: `default_model`. No learning rate: `default_learning_rate`, unless the sample's defaults
+    but no model: DEFAULT_MODEL. No learning rate: `default_learning_rate`, unless the sample's defaults
     have their own.
     """
     named = parser.parse_args(argv)
     defaults = {}
     if not named.model_name_or_path and not named.config_name:
-        defaults = {"model_name_or_path": default_model} if named.data_dir else dict(sample_defaults)
+        defaults = {"model_name_or_path": DEFAULT_MODEL} if named.data_dir else dict(sample_defaults)
     if not named.learning_rate and not named.base_learning_rate:
         defaults = {**default_learning_rate, **defaults}
     else:
@@ -371,14 +370,10 @@ def data_options(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def loader_options(args: argparse.Namespace) -> dict[str, object]:
-    """Returns the keywords of `cxr.data.make_loaders` that come straight from flags."""
-    return {
-        "eval_batch_size": args.per_device_eval_batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "seed": args.seed,
-        "num_workers": args.dataloader_num_workers,
-    }
+def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
+    """Of those that both scripts have."""
+    if args.report_to != TRACKERS[0] and not args.with_tracking:
+        logger.warning("--report_to %s has no effect without --with_tracking", args.report_to)
 
 
 def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -69,10 +69,10 @@ class ChestXrays(Dataset):
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """The micro-batches of one process from optimizer step `start_step` to the end of training.
+    """The micro-batches of one process in the optimizer steps `steps`, counted from 0.
 
     Every epoch has its own order of all images, a function of (seed, epoch). A step takes the next
-    `batch_size * gradient_accumulation_steps * num_processes` images of it, so the images of a step do not
+    `images_per_step` images of it, so the images of a step do not
     depend on how many processes share them; what is left of an epoch and does not fill a step is not used in
     that epoch.
     """
@@ -81,30 +81,25 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self,
         num_images: int,
         *,
-        batch_size: int,
+        images_per_step: int,
         gradient_accumulation_steps: int,
         num_processes: int,
         process_index: int,
         seed: int,
-        start_step: int,
-        num_steps: int,
+        steps: range,
     ):
         self.num_images = num_images
-        self.batch_size = batch_size
+        self.images_per_step = images_per_step
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.num_processes = num_processes
         self.process_index = process_index
+        self.batch_size = images_per_step // (gradient_accumulation_steps * num_processes)
         self.seed = seed
-        self.start_step = start_step
-        self.num_steps = num_steps
+        self.steps = steps
         self._ordered_epoch = None  # the epoch that `_order` is of
 
-    @property
-    def images_per_step(self) -> int:
-        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
-
     def __len__(self) -> int:
-        return (self.num_steps - self.start_step) * self.gradient_accumulation_steps
+        return len(self.steps) * self.gradient_accumulation_steps
 
     def images_of_step(self, step: int) -> tuple[int, list[int]]:
         """Returns the epoch of step `step` (from 0) and the indices of its images, of all processes."""
@@ -116,7 +111,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return epoch, self._order[first : first + self.images_per_step].tolist()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.start_step, self.num_steps):
+        for step in self.steps:
             epoch, indices = self.images_of_step(step)
             for micro_batch in range(self.gradient_accumulation_steps):
                 position = micro_batch * self.num_processes + self.process_index
@@ -145,34 +140,26 @@ class EvaluationBatches(Sampler[list[tuple[int, int]]]):
             yield self.keys[first : first + self.batch_size]
 
 
-def make_loaders(
+def make_training_loader(
     accelerator: Accelerator,
     train_set: ChestXrays,
-    eval_set: ChestXrays,
     *,
     images_per_step: int,
-    num_steps: int,
-    start_step: int,
-    eval_batch_size: int,
     gradient_accumulation_steps: int,
-    seed: int,
+    steps: range,
     num_workers: int | None,
-) -> tuple[DataLoader, DataLoader]:
-    """Returns this process's loaders: the training one runs from `start_step` to the end, over all epochs."""
+) -> DataLoader:
+    """Returns this process's loader of the optimizer steps `steps`, over all their epochs."""
     batches = TrainingBatches(
         len(train_set),
-        batch_size=images_per_step // (gradient_accumulation_steps * accelerator.num_processes),
+        images_per_step=images_per_step,
         gradient_accumulation_steps=gradient_accumulation_steps,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
-        seed=seed,
-        start_step=start_step,
-        num_steps=num_steps,
+        seed=train_set.seed,
+        steps=steps,
     )
-    return (
-        _make_loader(train_set, batches, accelerator, num_workers),
-        make_evaluation_loader(accelerator, eval_set, batch_size=eval_batch_size, num_workers=num_workers),
-    )
+    return _make_loader(train_set, batches, accelerator, num_workers)
 
 
 def make_evaluation_loader(

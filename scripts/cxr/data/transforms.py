@@ -10,6 +10,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from cxr.choices import AUGMENTATIONS
+
 # What is uncovered by a rotation or a shift gets this gray: the mean of MIMIC-CXR-JPG (0.4978 of 255).
 FILL = 127
 # Statistics of MIMIC-CXR-JPG, for models that start from scratch. Pretrained models keep those they were
@@ -236,15 +238,15 @@ def _mae(image_size, crop_scale):
     return [crop, RandomHorizontalFlip(), RandAugment()]
 
 
-# "classic" is the paper's "flipping, rotation, and distortion"; "mae" is that of MAE's fine-tuning.
-AUGMENTATIONS = {"none": _none, "classic": _classic, "mae": _mae}
+STEPS = {"none": _none, "classic": _classic, "mae": _mae}
+assert tuple(STEPS) == AUGMENTATIONS
 
 
 def training_transform(
     augmentation: str, image_size: int, *, crop_scale: tuple[float, float], random_erasing_prob: float
 ) -> v2.Transform:
     """The transform of a classification run; `crop_scale` is that of "mae"'s random resized crop."""
-    steps = AUGMENTATIONS[augmentation](image_size, crop_scale)
+    steps = STEPS[augmentation](image_size, crop_scale)
     return v2.Compose([*steps, RandomErasing(random_erasing_prob)] if random_erasing_prob else steps)
 
 

@@ -41,37 +41,50 @@ def remove_leftovers(output_dir: Path) -> None:
 def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     """Makes `output_dir` and returns the lock that keeps other runs out of it while this process lives.
 
-    Raises UserError when it holds something and the run does not continue it. What a run wrote that ended
-    before its first step, by a wrong flag or a missing file, is in nobody's way and is removed.
+    Raises UserError when it holds something and the run does not continue it; the folder is then as it was.
+    What a run wrote that ended before its first step is in nobody's way and is removed.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir} is a file; expected a folder: name another")
-    found = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
-    found = {name for name in found - {LOCK_FILE, OWNER_FILE} if not LEFTOVERS.fullmatch(name)}
-    # A run that was killed at its start may have left its lock only.
-    is_run = "args.json" in found or (not found - {"train.log"} and (output_dir / LOCK_FILE).is_file())
-    if resume and not is_run:
-        raise UserError(
-            f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
-        )
-    abandoned = "args.json" in found and found <= {"args.json", "samples.json", "train.log"}
-    if found and not resume and not abandoned:
-        raise UserError(
-            f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
-            "or continue the run in it with --resume_from_checkpoint latest"
-        )
+    was_there, was_run = output_dir.is_dir(), (output_dir / LOCK_FILE).is_file()
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(output_dir)
+        lock = lock_folder(output_dir)  # before the look: what is found cannot change any more
     except OSError as error:
         raise UserError(
             f"--output_dir {output_dir}: cannot be written to ({error.strerror}); name another folder"
         ) from error
+    found = {path.name for path in output_dir.iterdir()} - {LOCK_FILE, OWNER_FILE}
+    found = {name for name in found if not LEFTOVERS.fullmatch(name)}
+    # A run that was killed at its start may have left its lock only.
+    is_run = "args.json" in found or (was_run and not found - {"train.log"})
+    abandoned = "args.json" in found and found <= {"args.json", "samples.json", "train.log"}
+    refusal = None
+    if resume and not is_run:
+        refusal = f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
+    elif found and not resume and not abandoned:
+        refusal = (
+            f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
+            "or continue the run in it with --resume_from_checkpoint latest"
+        )
+    if refusal:
+        _give_back(output_dir, lock, was_run=was_run, was_there=was_there)
+        raise UserError(refusal)
     remove_leftovers(output_dir)
     if not resume:
         for name in found:
             (output_dir / name).unlink()
     return lock
+
+
+def _give_back(output_dir: Path, lock: FileLock, *, was_run: bool, was_there: bool) -> None:
+    """Leaves a folder as it was before it was claimed."""
+    lock.release()
+    if not was_run:
+        (output_dir / LOCK_FILE).unlink(missing_ok=True)
+        (output_dir / OWNER_FILE).unlink(missing_ok=True)
+    if not was_there:
+        output_dir.rmdir()
 
 
 def lock_folder(output_dir: Path) -> FileLock:

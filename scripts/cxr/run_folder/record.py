@@ -183,8 +183,8 @@ class Metrics(AtThreshold):
 
 class MeasuredSplit(Metrics):
     loss: float
-    intervals: dict[str, tuple[float, float] | None] = Field(
-        default={}, description="95 % intervals over patients, by metric"
+    intervals: dict[str, list[float] | None] = Field(
+        default={}, description="low and high of the 95 % interval over patients, by metric"
     )
 
 
@@ -208,6 +208,7 @@ class BadStep(Record):
 class Results(Record):
     """`results.json`, which a run writes last of all: its presence means that the run is finished."""
 
+    task: Word
     model: Name = Field(description="--config_name or --model_name_or_path")
     train_loss: float
     images_per_second: Annotated[float, Field(gt=0)] = Field(description="while training")
@@ -231,7 +232,6 @@ class PretrainingResults(Results):
 class ClassificationResults(Results):
     """`results.json` of run_classification.py."""
 
-    task: Word
     pretrained: bool
     labeler: Word
     view: Word

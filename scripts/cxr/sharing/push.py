@@ -12,6 +12,7 @@ from cxr.errors import UserError
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_text
 from cxr.run_folder.privacy import files_to_share
+from cxr.run_folder.record import Results
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import installed_versions
 from cxr.sharing import local_hub
@@ -76,12 +77,12 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
         return push(Path(temporary), **options)
 
 
-def share_finished(record: RunRecord, results: dict[str, Any]) -> None:
+def share_finished(record: RunRecord, finished: Results) -> None:
     """Writes the model's card, pushes as the run's args.json says and, last of all, writes results.json.
 
     That is written where the push fails, too: the run is done. Raises UserError.
     """
-    output_dir = record.output_dir
+    output_dir, results = record.output_dir, finished.as_json()
     args = read_json(output_dir / "args.json")
     _write_card(output_dir, args, results)
     commit = None
@@ -89,14 +90,14 @@ def share_finished(record: RunRecord, results: dict[str, Any]) -> None:
         try:
             commit = _push_model(output_dir, args, results, tag=args["hub_revision"])
         except (OSError, ValueError) as error:
-            record.write("results.json", {**results, "hub_commit": None})
+            record.write("results.json", finished.model_copy(update={"hub_commit": None}))
             command = ["python", "scripts/hub.py", "push", str(output_dir), args["hub_model_id"]]
             for flag, value in (("--hub_dir", args["hub_dir"]), ("--tag", args["hub_revision"])):
                 command += [flag, value] if value else []
             raise UserError(
                 f"{error}; the run is finished but for the push: repeat it by {shlex.join(command)}"
             ) from error
-    record.write("results.json", {**results, "hub_commit": commit})
+    record.write("results.json", finished.model_copy(update={"hub_commit": commit}))
 
 
 def share_unfinished(output_dir: Path, *, task: str, step: int, images_per_step: int) -> None:

@@ -1,14 +1,15 @@
 """Checkpoints: `checkpoints/step_N` folders that appear whole, and that a run goes on from."""
 
+import functools
 import logging
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from cxr.errors import UserError
+from cxr.errors import one_line
 from cxr.run_folder.files import new_folder
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import remove_folder
@@ -22,7 +23,7 @@ from cxr.run_folder.record import PROGRESS_FILE
 from cxr.training.optimization import Schedule
 from cxr.training.progress import Progress
 from cxr.training.progress import complete_checkpoints
-from cxr.training.progress import read_progress
+from cxr.training.runtime import on_main_process
 
 BEST_MODEL = "best_model"  # in a checkpoint
 CHECKSUMS_FILE = "sha256.json"
@@ -60,7 +61,7 @@ def save_checkpoint(
                 if (output_dir / name).is_file():
                     shutil.copy(output_dir / name, temporary / name)  # with its mode
             write_json(temporary / CHECKSUMS_FILE, _checksums(temporary))
-            write_json(temporary / PROGRESS_FILE, asdict(progress))
+            write_json(temporary / PROGRESS_FILE, progress.as_json())
             replace_folder(temporary, target)
     finally:
         if accelerator.is_main_process:
@@ -97,7 +98,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
 def resumed_images_per_step(output_dir: Path, resume_from_checkpoint: str | None) -> int | None:
     """Returns what a step means in the checkpoint that the flag means, None where there is none."""
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
-    return None if checkpoint is None else read_progress(checkpoint).images_per_step
+    return None if checkpoint is None else Progress.read(checkpoint / PROGRESS_FILE).images_per_step
 
 
 def resume(
@@ -124,14 +125,16 @@ def resume(
         if accelerator.is_main_process:
             restore_records(output_dir, None)
         return Progress(images_per_step=images_per_step)
+    progress = Progress.read(checkpoint / PROGRESS_FILE)
+    on_main_process(accelerator, functools.partial(_check_content, checkpoint))
     try:
-        progress = read_progress(checkpoint)
-        _check_content(checkpoint)
         accelerator.load_state(str(checkpoint))
         _check_moments(optimizer)
-    except Exception as error:  # torch ends in many kinds where a file is damaged
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+            raise  # no fault of the checkpoint: memory that ran out, a process that is gone
         raise UserError(
-            f"{checkpoint}: does not load ({error}); expected a whole checkpoint of this model; "
+            f"{checkpoint}: does not fit this run ({one_line(error)}); expected a checkpoint of this model; "
             "resume from an older one, or start anew in another --output_dir"
         ) from error
     if progress.images_per_step != images_per_step:
@@ -171,15 +174,18 @@ def _check_content(checkpoint: Path) -> None:
     changed = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
     changed = sorted(set(changed) - {CHECKSUMS_FILE, PROGRESS_FILE})
     if changed:
-        raise UserError(f"{', '.join(changed)[:200]} changed since it was saved")
+        raise UserError(
+            f"{checkpoint} is damaged: {', '.join(changed)[:200]} changed since it was saved; resume from an "
+            "older one, or start anew in another --output_dir"
+        )
 
 
 def _check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raises UserError for moments of other shapes than the parameters, which torch would find at a step."""
+    """Raises ValueError for moments of other shapes than the parameters, which torch would find at a step."""
     for parameter, state in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             if state[name].shape != parameter.shape:
-                raise UserError(f"a moment of shape {tuple(state[name].shape)} for {tuple(parameter.shape)}")
+                raise ValueError(f"a moment of shape {tuple(state[name].shape)} for {tuple(parameter.shape)}")
 
 
 def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path) -> None:

@@ -11,6 +11,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from cxr.choices import SCHEDULES
 from cxr.errors import UserError
 
 
@@ -28,7 +29,8 @@ def _cosine(progress: float) -> float:
 
 # Each maps the share of the steps after warm-up that are done, in [0, 1), to a share of the peak learning
 # rate.
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
+SHAPES: dict[str, Callable[[float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
+assert tuple(SHAPES) == SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +46,14 @@ class Schedule:
     num_steps: int
     num_warmup_steps: int
     peak_learning_rate: float
-    kind: str  # a key of SCHEDULES
+    kind: str  # one of SCHEDULES
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of step `step` (from 0): linear warm-up to the peak, then `kind`."""
         if step < self.num_warmup_steps:
             return self.peak_learning_rate * (step + 1) / self.num_warmup_steps
         progress = (step - self.num_warmup_steps) / (self.num_steps - self.num_warmup_steps)
-        return self.peak_learning_rate * SCHEDULES[self.kind](progress)
+        return self.peak_learning_rate * SHAPES[self.kind](progress)
 
     def epoch(self, num_done: int) -> int:
         """Returns the epoch, from 1, of the last of `num_done` steps."""

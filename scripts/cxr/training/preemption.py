@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import distributed
 
 from cxr.data.loading import SIGNALS
+from cxr.training.runtime import COLLECTIVE_TIMEOUT
 
 ECHO_SECONDS = 1.0  # Ctrl-C reaches a process twice: from the terminal and from its launcher
 logger = logging.getLogger(__name__)
@@ -33,7 +34,9 @@ class Preemption:
         self.noted_at = 0.0
         self.end_at_once: Callable[[], NoReturn] | None = None
         # On the CPU: the question must not make the host wait for the GPU.
-        self.group = distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.group = None
+        if accelerator.num_processes > 1:
+            self.group = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
     def __enter__(self) -> "Preemption":
         self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}

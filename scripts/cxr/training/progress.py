@@ -3,37 +3,51 @@
 import logging
 import math
 import re
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from typing import ClassVar
+
+from pydantic import Field
+from pydantic import field_validator
 
 from cxr.errors import UserError
-from cxr.run_folder.files import read_json
 from cxr.run_folder.record import PROGRESS_FILE
+from cxr.run_folder.record import Count
+from cxr.run_folder.record import Epoch
+from cxr.run_folder.record import Record
+from cxr.run_folder.record import Seconds
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
-class Progress:
-    """Where a run stands. With the model, the optimizer and the scaler it is all that a resume needs:
+class Progress(Record):
+    """`progress.json` in a checkpoint: where a run stands.
 
-    the images, augmentations and masks of a step, and its learning rate, are functions of the step and the
-    seed.
+    With the model, the optimizer and the scaler it is all that a resume needs: the images, augmentations and
+    masks of a step, and its learning rate, are functions of the step and the seed.
     """
 
-    images_per_step: int  # of all processes: what a step means
-    step: int = 0  # optimizer steps done
-    loss_sum: float = 0.0  # of the steps done in this epoch, as far as they are numbers
-    num_losses: int = 0  # their number
-    num_bad_steps: int = 0  # since the start of the run: those whose loss was no number
-    train_seconds: float = 0.0  # spent in training steps, without evaluation and saving
-    best: dict[str, Any] = field(default_factory=dict)  # the best epoch so far
+    advice: ClassVar[str] = "remove this checkpoint, or name an older one"
+
+    images_per_step: Count = Field(description="of all processes: what a step means")
+    step: Count = Field(default=0, description="optimizer steps done")
+    loss_sum: float = Field(default=0.0, description="of the finite losses of this epoch's steps so far")
+    num_losses: Count = Field(default=0, description="their number")
+    num_bad_steps: Count = Field(default=0, description="steps skipped since the start of the run")
+    train_seconds: Seconds = Field(default=0.0, description="in training steps; no evaluation, no saving")
+    best: Epoch | None = Field(default=None, description="the best epoch so far, of a classifier")
+
+    @field_validator("best", mode="before")
+    @classmethod
+    def _none_was_empty(cls, value: Any) -> Any:
+        return value or None  # as checkpoints of v0.1 have it
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields: a resume must not depend on defaults."""
+        return self.model_dump(mode="json")
 
     def add_losses(self, losses: list[float]) -> list[int]:
-        """Adds the losses of the last steps, up to `step`; returns the steps whose loss is no number."""
+        """Adds the losses of the last steps, up to `step`; returns those whose loss is NaN or infinite."""
         good = [loss for loss in losses if math.isfinite(loss)]
         for loss in good:  # one by one: the sum must not depend on how often the losses are read
             self.loss_sum += loss
@@ -54,7 +68,7 @@ class Progress:
 def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """Returns the checkpoint folders, oldest first, by the step in the file inside, not by the name.
 
-    One whose `progress.json` is damaged is left aside; so is what a user keeps there by another name.
+    One whose `progress.json` is damaged is skipped; so is what a user keeps there by another name.
     """
     if not checkpoints_dir.is_dir():
         return []
@@ -62,32 +76,10 @@ def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
     for path in checkpoints_dir.iterdir():
         if re.fullmatch(r"step_\d+", path.name) and (path / PROGRESS_FILE).is_file():
             try:
-                steps[path] = read_progress(path).step
-            except ValueError as error:
-                logger.warning("Left aside: %s", error)
+                steps[path] = Progress.read(path / PROGRESS_FILE).step
+            except UserError as error:
+                logger.warning("Skipped: %s", error)
     return sorted(steps, key=steps.get)
-
-
-def read_progress(checkpoint: Path) -> Progress:
-    path = checkpoint / PROGRESS_FILE
-    try:
-        content = read_json(path)
-        progress = Progress(**content)
-        if content.keys() != {one.name for one in fields(Progress)}:
-            raise UserError("fields are missing")
-        counts = (progress.images_per_step, progress.step, progress.num_losses, progress.num_bad_steps)
-        if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-            raise UserError(f"found {counts!r:.100}, expected whole numbers")
-        if not all(0 <= value < math.inf for value in (progress.loss_sum, progress.train_seconds)):
-            raise UserError("found a sum that is infinite or negative")
-        if progress.best:
-            numbers = [progress.best[name] for name in ("epoch", "eval_loss", "train_loss")]
-            numbers.append(progress.best["auroc"] or 0.0)
-            if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-                raise UserError("found a best epoch without its metrics")
-        return progress
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove {checkpoint}, or name an older one") from error
 
 
 def has_checkpoint(output_dir: Path) -> bool:

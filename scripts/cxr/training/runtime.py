@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,29 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed
-from torch import nn
+from filelock import FileLock
+from torch import distributed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
-from cxr.run_folder.files import read_json
 from cxr.run_folder.lock import claim_output_dir
 from cxr.run_folder.privacy import MaskingFormatter
 from cxr.run_folder.record import FREE_TO_CHANGE
+from cxr.run_folder.record import Arguments
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import check_unchanged
 from cxr.sharing.card import describe_origin
 from cxr.sharing.push import check_push
-from cxr.training.optimization import Schedule
 from cxr.training.progress import has_checkpoint
 
 logger = logging.getLogger("cxr")
+
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # after which a process whose peers are gone gives up
+POLLING_SECONDS = 0.2
 
 
 def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Accelerator, RunRecord]:
@@ -47,24 +53,9 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     accelerator = Accelerator(
         log_with=tracker,
         project_dir=".",  # trackers insist on a folder; it is set below
-        # The others wait for the process that shrinks the images; by default they give up in ten minutes.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
-    if tracker and not accelerator.log_with:
-        raise UserError(
-            f"--report_to {tracker}: its package is not installed; pip install it, or use tensorboard"
-        )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError(
-            "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --mixed_precision bf16"
-        )
-    is_resumed = args.resume_from_checkpoint is not None and has_checkpoint(args.output_dir)
-    wants_probing = getattr(args, "per_device_train_batch_size", None) == "auto" and not is_resumed
-    if wants_probing and accelerator.device.type != "cuda":
-        raise UserError(
-            "--per_device_train_batch_size auto needs a GPU, whose memory is the limit; found "
-            f"{accelerator.device.type}; name a number"
-        )
+    _check_machine(args, accelerator)
     output_dir, lock = _agree_on_output_dir(accelerator, args, default_output_dir)
     accelerator.project_configuration.logging_dir = str(output_dir)
     _start_logging(accelerator, output_dir)
@@ -74,36 +65,80 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
 
     record = RunRecord(output_dir, enabled=accelerator.is_main_process, lock=lock)
     plain_args = json.loads(json.dumps(vars(args), default=str))  # as they are read back: paths are text
-    before = read_json(output_dir / "args.json")
-    if before:  # a resumed run's
+    if (output_dir / "args.json").is_file():  # a resumed run's
+        before = Arguments.read(output_dir / "args.json").flags
         fixed = {name: value for name, value in plain_args.items() if name not in FREE_TO_CHANGE}
         check_unchanged(before, fixed, where=output_dir)
-    record.write("args.json", {**plain_args, "origin": describe_origin(args)})
+    record.write("args.json", Arguments(**plain_args, origin=describe_origin(args)))
     if args.with_tracking:
         scalars = {k: v for k, v in plain_args.items() if isinstance(v, int | float | str | bool)}
         accelerator.init_trackers("mae-chest-xrays", config=scalars)
     return accelerator, record
 
 
-def log_plan(accelerator: Accelerator, plan: dict[str, object]) -> None:
-    """Logs, before the first step, the numbers that follow from the flags and the data."""
-    processes = (
-        f"{accelerator.num_processes} on {accelerator.device}, mixed precision {accelerator.mixed_precision}"
-    )
-    for name, value in {"processes": processes, **plan}.items():
-        logger.info("  %-22s %s", name, f"{value:,}" if isinstance(value, int) else value)
+def _check_machine(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Raises UserError for flags that this machine or environment cannot do."""
+    device = accelerator.device.type
+    if args.with_tracking and not accelerator.log_with:
+        raise UserError(
+            f"--report_to {args.report_to}: its package is not installed; pip install it, or use tensorboard"
+        )
+    if accelerator.mixed_precision == "fp16" and device == "cpu":
+        raise UserError(
+            "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --mixed_precision bf16"
+        )
+    is_resumed = args.resume_from_checkpoint is not None and has_checkpoint(args.output_dir)
+    if args.per_device_train_batch_size == "auto" and not is_resumed and device != "cuda":
+        raise UserError(
+            "--per_device_train_batch_size auto needs a GPU, whose memory is the limit; found "
+            f"{device}; name a number"
+        )
+    if getattr(args, "sync_batchnorm", False) and device != "cuda":
+        raise UserError(f"--sync_batchnorm needs GPUs, found {device}; leave it out")
 
 
-def describe_training(model: nn.Module, schedule: Schedule) -> dict[str, object]:
-    """The part of the plan that both scripts have."""
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return {
-        "images per step": schedule.images_per_step,
-        "optimizer steps": f"{schedule.num_steps:,}, {schedule.steps_per_epoch:,} an epoch",
-        "learning rate": f"{schedule.peak_learning_rate:.3g} at its peak, {schedule.kind}, "
-        f"after {schedule.num_warmup_steps:,} steps of warm-up",
-        "trainable parameters": f"{trainable:,} of {sum(p.numel() for p in model.parameters()):,}",
-    }
+def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """Returns on all processes what `function` returns on the main one; its UserError ends them all there."""
+    said: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            said[0] = function()
+        except UserError as error:
+            said[1] = str(error)
+    result, error = broadcast_object_list(said)
+    if error and accelerator.is_main_process:
+        raise UserError(error)
+    if error:
+        sys.exit(2)  # the main process has said why
+    return result
+
+
+def wait_for_all(accelerator: Accelerator, what: str) -> None:
+    """Waits until all processes were here with the same `what`, however long that takes.
+
+    For work that one process does for the others, such as shrinking images or a push: they ask the store, as
+    a collective gives up after COLLECTIVE_TIMEOUT.
+    """
+    if accelerator.num_processes == 1:
+        return
+    store = distributed.distributed_c10d._get_default_store()
+    store.set(f"{what}/{accelerator.process_index}", "here")
+    keys = [f"{what}/{rank}" for rank in range(accelerator.num_processes)]
+    while not store.check(keys):
+        time.sleep(POLLING_SECONDS)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 without TF32 in products and convolutions, so that a GPU measures what a CPU would."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def progress_bar(accelerator: Accelerator, steps: range) -> tqdm:
@@ -164,28 +199,21 @@ def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -
 
 def _agree_on_output_dir(
     accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str
-) -> tuple:
-    """Claims the run folder on the main process and tells the others its name, or that there is none.
+) -> tuple[Path, FileLock | None]:
+    """Claims the run folder on the main process; returns it and, there, its lock."""
+    locks = []
 
-    Returns the folder and, on the main process, its lock.
-    """
-    said, lock = [None, None], None
-    if accelerator.is_main_process:
+    def claim() -> str:
         default = REPOSITORY / "runs" / f"{default_output_dir}-{time.strftime('%Y%m%d-%H%M%S')}"
-        said[0] = str(args.output_dir or default)
-        try:
-            if getattr(args, "push_to_hub", False):  # now, not after the training
-                tag = None if args.resume_from_checkpoint else args.hub_revision  # it may have it already
-                check_push(hub_dir=args.hub_dir, model_id=args.hub_model_id, tag=tag)
-            lock = claim_output_dir(Path(said[0]), resume=args.resume_from_checkpoint is not None)
-        except (ValueError, OSError) as error:
-            said[1] = str(error)
-    output_dir, error = broadcast_object_list(said)
-    if error and accelerator.is_main_process:
-        raise UserError(error)
-    if error:
-        sys.exit(2)  # the main process has said why
-    return Path(output_dir), lock
+        output_dir = Path(args.output_dir or default)
+        if args.push_to_hub:  # now, not after the training
+            tag = None if args.resume_from_checkpoint else args.hub_revision  # it may have it already
+            check_push(hub_dir=args.hub_dir, model_id=args.hub_model_id, tag=tag)
+        locks.append(claim_output_dir(output_dir, resume=args.resume_from_checkpoint is not None))
+        return str(output_dir)
+
+    output_dir = on_main_process(accelerator, claim)
+    return Path(output_dir), next(iter(locks), None)
 
 
 def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:

@@ -1,0 +1,328 @@
+"""A training run: what it consists of, in one object, and the steps of its loop that both scripts share.
+
+The scripts have the loop itself, its order, and everything that makes the experiment.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers import ViTImageProcessor
+
+from cxr.data.images import default_cache_image_size
+from cxr.data.images import draw_training_images
+from cxr.data.images import load_images
+from cxr.data.loading import ChestXrays
+from cxr.data.loading import make_evaluation_loader
+from cxr.data.loading import make_training_loader
+from cxr.data.transforms import Normalizer
+from cxr.models.acceleration import speed_up
+from cxr.run_folder.files import write_text
+from cxr.run_folder.record import Results
+from cxr.run_folder.record import RunRecord
+from cxr.run_folder.record import Sample
+from cxr.run_folder.record import installed_versions
+from cxr.sharing import push
+from cxr.training import checkpoints
+from cxr.training import nonfinite
+from cxr.training import optimization
+from cxr.training import runtime
+from cxr.training.batch_size import resolve_batch_size
+from cxr.training.preemption import Preemption
+from cxr.training.progress import Progress
+from cxr.training.throughput import Stopwatch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run consists of. `start`, `plan` and `prepare`, in this order, fill it in."""
+
+    args: argparse.Namespace
+    accelerator: Accelerator
+    record: RunRecord
+    losses: list[torch.Tensor] = field(default_factory=list)  # of the steps since the last reading
+    # Set by `plan`.
+    model: nn.Module = field(init=False)
+    image_processor: ViTImageProcessor = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    schedule: optimization.Schedule = field(init=False)
+    stopwatch: Stopwatch = field(init=False)
+    # Set by `prepare`.
+    progress: Progress = field(init=False)
+    train_loader: DataLoader = field(init=False)
+    eval_loader: DataLoader = field(init=False)
+    normalize: Normalizer = field(init=False)
+    preemption: Preemption = field(init=False)
+    # Set by `end_step`, about the step that has ended.
+    ends_epoch: bool = field(init=False)
+    saves: bool = field(init=False)
+    stops: bool = field(init=False)
+
+    @classmethod
+    def start(cls, args: argparse.Namespace, *, default_output_dir: str) -> "Run":
+        """Starts the processes and claims the run folder."""
+        accelerator, record = runtime.start_run(args, default_output_dir=default_output_dir)
+        return cls(args=args, accelerator=accelerator, record=record)
+
+    def load_images(self, *, image_size: int, **options: Any) -> datasets.DatasetDict:
+        """Returns the images by split, which one process of each machine shrinks on first use."""
+        splits = load_images(
+            self.accelerator,
+            self.args.data_dir,
+            shortest_side=self.args.cache_image_size or default_cache_image_size(image_size),
+            **options,
+        )
+        runtime.wait_for_all(self.accelerator, "images")  # a machine may take longer than others
+        return splits
+
+    def draw_training_images(self, images: datasets.Dataset) -> datasets.Dataset:
+        """Returns the images to train on, as the flags ask for them, and writes `samples.json`."""
+        args = self.args
+        images, sample = draw_training_images(images, num_samples=args.max_train_samples, seed=args.seed)
+        self.record.write_sample(Sample(**sample))
+        return images
+
+    def plan(
+        self,
+        model: nn.Module,
+        image_processor: ViTImageProcessor,
+        synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
+        *,
+        num_images: int,
+        betas: tuple[float, float],
+    ) -> None:
+        """Decides on the schedule and makes the optimizer.
+
+        `synthetic_loss` is a step's loss of a model and a number of empty images, to see what a step costs;
+        `num_images` is that of the training set, `betas` are AdamW's.
+        """
+        args, output_dir = self.args, self.record.output_dir
+        batch_size = resolve_batch_size(
+            args.per_device_train_batch_size,
+            self.accelerator,
+            model,
+            synthetic_loss,
+            num_images=num_images,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            resumed_images_per_step=checkpoints.resumed_images_per_step(
+                output_dir, args.resume_from_checkpoint
+            ),
+        )
+        images_per_step = batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        self.schedule = optimization.make_schedule(
+            num_images,
+            images_per_step=images_per_step,
+            num_epochs=args.num_train_epochs,
+            max_steps=args.max_train_steps,
+            warmup_ratio=args.warmup_ratio,
+            peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
+            kind=args.lr_scheduler_type,
+        )
+        self.model, self.image_processor = model, image_processor
+        self.optimizer = optimization.make_adamw(
+            model,
+            learning_rate=self.schedule.peak_learning_rate,
+            weight_decay=args.weight_decay,
+            betas=betas,
+        )
+        self.stopwatch = Stopwatch(self.accelerator, model, synthetic_loss, images_per_step=images_per_step)
+
+    def log_plan(self, plan: dict[str, object]) -> None:
+        """Logs, before the first step, the numbers that follow from the flags and the data."""
+        accelerator, schedule = self.accelerator, self.schedule
+        trainable = sum(one.numel() for one in self.model.parameters() if one.requires_grad)
+        plan = {
+            "processes": f"{accelerator.num_processes} on {accelerator.device}, "
+            f"mixed precision {accelerator.mixed_precision}",
+            **plan,
+            "images per step": schedule.images_per_step,
+            "optimizer steps": f"{schedule.num_steps:,}, {schedule.steps_per_epoch:,} an epoch",
+            "learning rate": f"{schedule.peak_learning_rate:.3g} at its peak, {schedule.kind}, "
+            f"after {schedule.num_warmup_steps:,} steps of warm-up",
+            "trainable parameters": f"{trainable:,} of {sum(p.numel() for p in self.model.parameters()):,}",
+        }
+        for name, value in plan.items():
+            logger.info("  %-22s %s", name, f"{value:,}" if isinstance(value, int) else value)
+
+    def prepare(self, train_set: ChestXrays, eval_set: ChestXrays) -> None:
+        """Puts everything on its device and goes to where the run stands. The order matters:
+
+        1. the model is rewired before Accelerate wraps it, since the wrapper keeps its forward;
+        2. a checkpoint is loaded into what Accelerate has prepared, so that each process gets its share;
+        3. the loader starts at the step after the checkpoint.
+        """
+        args = self.args
+        speed_up(self.model, torch_compile=args.torch_compile)
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.progress = checkpoints.resume(
+            self.accelerator,
+            self.optimizer,
+            self.record.output_dir,
+            args.resume_from_checkpoint,
+            images_per_step=self.schedule.images_per_step,
+        )
+        self.train_loader = make_training_loader(
+            self.accelerator,
+            train_set,
+            images_per_step=self.schedule.images_per_step,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            steps=range(self.progress.step, self.schedule.num_steps),
+            num_workers=args.dataloader_num_workers,
+        )
+        self.eval_loader = self.evaluation_loader(eval_set)
+        self.normalize = Normalizer(
+            self.image_processor.image_mean, self.image_processor.image_std, self.accelerator.device
+        )
+        self.preemption = Preemption(self.accelerator)
+
+    def evaluation_loader(self, eval_set: ChestXrays) -> DataLoader:
+        return make_evaluation_loader(
+            self.accelerator,
+            eval_set,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def steps(self) -> Iterator[int]:
+        """Yields the steps that are left, each with its learning rate set, under a progress bar."""
+        self.bar = runtime.progress_bar(self.accelerator, range(self.progress.step, self.schedule.num_steps))
+        self.stopwatch.start(self.progress.step)
+        for step in self.bar:
+            optimization.set_learning_rate(self.optimizer, self.schedule.learning_rate(step))
+            yield step
+
+    def update_weights(self, loss: torch.Tensor, *, buffers: Sequence[tuple] = ()) -> torch.Tensor:
+        """Takes the optimizer's step, unless it is to be skipped; see `optimization.update_weights`."""
+        return optimization.update_weights(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            loss,
+            max_grad_norm=self.args.max_grad_norm,
+            buffers=buffers,
+        )
+
+    def end_step(self, loss: torch.Tensor) -> bool:
+        """Notes a step's loss; returns whether anything but the next step is due.
+
+        That is seldom, since reading a loss makes the host wait for the device.
+        """
+        self.losses.append(loss)
+        self.progress.step += 1
+        step = self.progress.step
+        self.ends_epoch = self.schedule.ends_epoch(step)
+        self.stops = self.preemption.requested()
+        self.saves = self.stops or checkpoints.is_due(self.args.checkpointing_steps, self.schedule, step)
+        return self.ends_epoch or self.saves or step % self.args.logging_steps == 0
+
+    def read_losses(self) -> dict[str, float]:
+        """Reads the losses since the last reading, logs and returns their mean in this epoch and the speed.
+
+        Raises UserError where training has diverged.
+        """
+        progress = self.progress
+        bad_steps = progress.add_losses(torch.stack(self.losses).tolist())
+        self.losses.clear()
+        speed = self.stopwatch.read(progress.step)
+        progress.train_seconds += self.stopwatch.seconds
+        nonfinite.note_bad_steps(self.record, bad_steps, loader=self.train_loader)
+        nonfinite.check_training(
+            self.accelerator,
+            self.model,
+            progress,
+            output_dir=self.record.output_dir,
+            ends_epoch=self.ends_epoch,
+            max_bad_steps=self.args.max_bad_steps,
+        )
+        learning_rate = self.schedule.learning_rate(progress.step - 1)
+        reading = {"train_loss": progress.train_loss, "learning_rate": learning_rate, **speed}
+        runtime.log_reading(self.accelerator, self.bar, reading, step=progress.step)
+        return reading
+
+    def end_epoch(self, reading: dict[str, float], measured: dict[str, Any]) -> dict[str, Any]:
+        """Records an epoch from its last reading and its evaluation; returns the line of metrics.jsonl."""
+        step = self.progress.step
+        epoch = {"epoch": self.schedule.epoch(step), "step": step, **reading, **measured}
+        self.record.append_epoch(epoch)
+        runtime.log_epoch(self.accelerator, epoch)
+        self.progress.start_epoch()
+        return epoch
+
+    def end_training(self) -> None:
+        """From here on, when the last step is saved, a signal ends the run at once."""
+        self.preemption.nothing_left_to_save(self.record.output_dir, step=self.progress.step)
+
+    def load_saved(self, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+        """Returns the model in `model/` as a user loads it, to be measured: in float32, without autocast."""
+        model = model_class.from_pretrained(self.record.output_dir / "model", dtype=torch.float32)
+        return model.to(self.accelerator.device).eval()
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+
+    def save_model(self) -> None:
+        """Writes `model/`, for plain `from_pretrained`."""
+        model_dir = self.record.output_dir / "model"
+        checkpoints.save_model(self.accelerator, self.model, self.image_processor, model_dir)
+
+    def save_config(self, model: PreTrainedModel, **fields: Any) -> None:
+        """Adds our `fields` to the config.json of `model/`, which `model` was loaded from."""
+        if self.accelerator.is_main_process:
+            model.config.update(fields)
+            write_text(self.record.output_dir / "model" / "config.json", model.config.to_json_string())
+
+    def save_checkpoint(self) -> None:
+        limit = self.args.checkpoints_total_limit
+        checkpoints.save_checkpoint(
+            self.accelerator, self.record.output_dir, self.progress, total_limit=limit
+        )
+
+    @property
+    def pushes_now(self) -> bool:
+        """Whether the model is to be pushed with this checkpoint."""
+        return self.args.push_to_hub and self.args.hub_strategy == "every_save"
+
+    def share_unfinished(self, *, task: str, step: int) -> None:
+        """Pushes `model/`, which is that after `step`; the other processes wait, however long it takes."""
+        if self.accelerator.is_main_process:
+            push.share_unfinished(
+                self.record.output_dir, task=task, step=step, images_per_step=self.schedule.images_per_step
+            )
+        runtime.wait_for_all(self.accelerator, f"pushed after step {self.progress.step}")
+
+    def go_on(self) -> None:
+        """After all that was due: ends a run that was asked to stop, else times the next steps."""
+        if self.stops:
+            self.preemption.end_run(self.record.output_dir, step=self.progress.step)
+        self.stopwatch.start(self.progress.step)
+
+    def finished_results(self) -> dict[str, Any]:
+        """The fields of `results.json` that both scripts have."""
+        progress, args = self.progress, self.args
+        return {
+            "model": args.config_name or args.model_name_or_path,
+            "images_per_second": progress.step * self.schedule.images_per_step / progress.train_seconds,
+            "steps": progress.step,
+            "bad_steps": progress.num_bad_steps,
+            "images_per_step": self.schedule.images_per_step,
+            "num_train_images": len(self.train_loader.dataset),
+            "seed": args.seed,
+            "versions": installed_versions(),
+        }
+
+    def share_finished(self, results: Results) -> None:
+        """By the main process: the card, a push if asked for and, last of all, `results.json`."""
+        push.share_finished(self.record, results)
