@@ -19,9 +19,8 @@ import torch
 from accelerate import Accelerator
 from cxr.data import transforms
 from cxr.data.loading import ChestXrays
-from cxr.data.loading import make_loaders
+from cxr.data.loading import make_training_loader
 from cxr.errors import UserError
-from cxr.training import optimization
 from mae_example import example_transform
 from originals import BATCH_SIZE
 from originals import CACHED_SIZE
@@ -207,27 +206,14 @@ def iterate(contents: list[bytes], transform: torch.nn.Module) -> Callable[[], N
         "dicom_id": [f"{number:08x}" for number in range(len(contents))],
     }
     images = ChestXrays(datasets.Dataset.from_dict(rows, features), transform, seed=0, num_patches=196)
-    schedule = optimization.make_schedule(
-        len(images),
-        images_per_step=BATCH_SIZE,
-        num_epochs=1,
-        max_steps=None,
-        warmup_ratio=0.0,
-        peak_learning_rate=1.0,
-        kind="constant",
-    )
 
     def epoch() -> None:
-        loader, _ = make_loaders(
+        loader = make_training_loader(
             Accelerator(cpu=True),
             images,
-            images,
-            images_per_step=schedule.images_per_step,
-            num_steps=schedule.num_steps,
-            start_step=0,
-            eval_batch_size=BATCH_SIZE,
+            images_per_step=BATCH_SIZE,
             gradient_accumulation_steps=1,
-            seed=0,
+            steps=range(len(images) // BATCH_SIZE),
             num_workers=0,
         )
         for _ in loader:

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import run_classification
 import run_mae_pretrain
-from cxr.cli import arguments
+import torch
+from cxr.run_folder.record import RunRecord
+from cxr.training.run import Run
 
 
 def test_nothing_named_is_a_tiny_model_on_the_sample():
@@ -47,8 +49,10 @@ def test_model_named_for_the_sample_gets_the_learning_rate_of_pretrained_models(
 
 
 def plan_steps(args, *, num_processes):
-    accelerator = SimpleNamespace(num_processes=num_processes)
-    return arguments.plan_steps(args, accelerator, None, None, num_images=1000, output_dir=Path("unused"))
+    accelerator = SimpleNamespace(num_processes=num_processes, device=torch.device("cpu"))
+    run = Run(args=args, accelerator=accelerator, record=RunRecord(Path("unused"), enabled=False))
+    run.plan(torch.nn.Linear(2, 2), None, None, num_images=1000, betas=(0.9, 0.95))
+    return run.schedule
 
 
 def test_base_learning_rate_grows_with_the_images_of_a_step():

@@ -17,10 +17,10 @@ from cxr.data.loading import ChestXrays
 from cxr.data.loading import EvaluationBatches
 from cxr.data.loading import TrainingBatches
 from cxr.data.loading import gather_in_order
-from cxr.data.loading import make_loaders
+from cxr.data.loading import make_evaluation_loader
+from cxr.data.loading import make_training_loader
 from cxr.data.transforms import evaluation_transform
 from cxr.data.transforms import training_transform
-from cxr.training.optimization import make_schedule
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -115,7 +115,7 @@ def load_all(dataset: ChestXrays, batches, *, num_workers: int) -> list[dict]:
 
 
 def test_batches_are_the_same_with_and_without_workers(images):
-    batches = training_batches(NUM_IMAGES, batch_size=4, num_steps=10)
+    batches = training_batches(NUM_IMAGES, num_steps=10)
     alone = load_all(training_set(images), batches, num_workers=0)
     with_workers = load_all(training_set(images), batches, num_workers=2)
     assert len(alone) == 10
@@ -134,18 +134,12 @@ def test_evaluation_gets_the_same_images_and_noise_each_time(images):
 # Batches of training
 
 
-def training_batches(num_images: int = NUM_TRAIN, **changes) -> TrainingBatches:
-    options = {
-        "batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "num_processes": 1,
-        "process_index": 0,
-        "seed": 0,
-        "start_step": 0,
-        "num_steps": 10,
-        **changes,
-    }
-    return TrainingBatches(num_images, **options)
+def training_batches(
+    num_images: int = NUM_TRAIN, *, start_step: int = 0, num_steps: int = 10, **changes
+) -> TrainingBatches:
+    one = {"gradient_accumulation_steps": 1, "num_processes": 1, "process_index": 0, "seed": 0}
+    steps = range(start_step, num_steps)
+    return TrainingBatches(num_images, images_per_step=8, steps=steps, **one | changes)
 
 
 def global_steps(*, num_processes: int, accumulation: int = 1, **changes) -> list[list[tuple[int, int]]]:
@@ -165,19 +159,17 @@ def global_steps(*, num_processes: int, accumulation: int = 1, **changes) -> lis
     return steps
 
 
-@pytest.mark.parametrize(
-    ("num_processes", "batch_size", "accumulation"), [(2, 4, 1), (4, 2, 1), (1, 4, 2), (1, 2, 4), (2, 2, 2)]
-)
+@pytest.mark.parametrize(("num_processes", "accumulation"), [(2, 1), (4, 1), (1, 2), (1, 4), (2, 2)])
 def test_images_of_a_step_do_not_depend_on_how_processes_and_micro_batches_share_them(
-    num_processes, batch_size, accumulation
+    num_processes, accumulation
 ):
-    alone = global_steps(num_processes=1, batch_size=8)
-    shared = global_steps(num_processes=num_processes, batch_size=batch_size, accumulation=accumulation)
+    alone = global_steps(num_processes=1)
+    shared = global_steps(num_processes=num_processes, accumulation=accumulation)
     assert [sorted(step) for step in shared] == [sorted(step) for step in alone]
 
 
 def test_an_epoch_visits_no_image_twice_and_all_that_fill_a_step():
-    steps = global_steps(num_processes=2, batch_size=4, num_steps=12)  # 4 steps of 8 in 37 images
+    steps = global_steps(num_processes=2, num_steps=12)  # 4 steps of 8 in 37 images
     for epoch in range(3):
         visited = [index for step in steps for number, index in step if number == epoch]
         assert len(visited) == len(set(visited)) == 32
@@ -185,7 +177,7 @@ def test_an_epoch_visits_no_image_twice_and_all_that_fill_a_step():
 
 
 def test_every_image_is_visited_sooner_or_later():
-    steps = global_steps(num_processes=1, batch_size=8, num_steps=80)
+    steps = global_steps(num_processes=1, num_steps=80)
     assert {index for step in steps for _, index in step} == set(range(NUM_TRAIN))
 
 
@@ -201,7 +193,6 @@ def test_each_epoch_has_its_own_order_and_each_seed_too():
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_starting_later_gives_the_tail_of_the_whole_run(start_step, accumulation):
     options = {
-        "batch_size": 4,
         "gradient_accumulation_steps": accumulation,
         "num_processes": 2,
         "process_index": 1,
@@ -298,27 +289,15 @@ def test_first_images_are_at_most_all(splits):
 
 def test_loaders_give_every_step_and_draw_nothing_from_the_global_generator(images):
     dataset = training_set(images)
-    schedule = make_schedule(
-        NUM_IMAGES,
-        images_per_step=8,
-        num_epochs=3,
-        max_steps=None,
-        warmup_ratio=0.0,
-        peak_learning_rate=1.0,
-        kind="constant",
-    )
-    train_loader, eval_loader = make_loaders(
+    train_loader = make_training_loader(
         Accelerator(),
         dataset,
-        dataset,
-        images_per_step=schedule.images_per_step,
-        num_steps=schedule.num_steps,
-        start_step=1,
-        eval_batch_size=6,
+        images_per_step=8,
         gradient_accumulation_steps=2,
-        seed=0,
+        steps=range(1, 3 * (NUM_IMAGES // 8)),
         num_workers=None,
     )
+    eval_loader = make_evaluation_loader(Accelerator(), dataset, batch_size=6, num_workers=None)
     state = torch.get_rng_state()
     assert [tuple(batch["image"].shape) for batch in train_loader] == [(4, 1, 24, 24)] * 10
     assert [len(batch["label"]) for batch in eval_loader] == [6, 6, 6, 2]

@@ -143,7 +143,7 @@ def test_progress_cut_short_anywhere_is_left_aside(copy_saved, caplog):
         path.write_bytes(content[:length])
         caplog.clear()
         assert resume(folder).step == 0
-        assert f"Left aside: {path}" in caplog.text
+        assert f"Skipped: {path}" in caplog.text
 
 
 @pytest.mark.parametrize(

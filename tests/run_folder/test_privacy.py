@@ -15,8 +15,9 @@ import pytest
 import report_study
 import run_classification
 import run_mae_pretrain
+from cxr.errors import run_script
 from cxr.run_folder import privacy
-from cxr.training import runtime
+from cxr.training import run as run_module
 from poison import PoisonedNormalizer
 from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
@@ -68,8 +69,7 @@ def test_runs_and_their_report_write_ids_to_private_files_only(
     """Both scripts with all that writes: tracker, log, hub, bad steps, figures, predictions, a report."""
     monkeypatch.setattr(PoisonedNormalizer, "poisoned", (2,))
     monkeypatch.setattr(PoisonedNormalizer, "num_calls", 0)
-    for script in (run_mae_pretrain, run_classification):
-        monkeypatch.setattr(script.transforms, "Normalizer", PoisonedNormalizer)
+    monkeypatch.setattr(run_module, "Normalizer", PoisonedNormalizer)
     data = [f"--data_dir={sample_root}", "--with_tracking", "--logging_steps=1"]
     hub = ["--push_to_hub", "--hub_model_id=my-lab/mae", f"--hub_dir={tmp_path / 'hub'}"]
     run_main(run_mae_pretrain, tmp_path / "runs" / "mae", *TINY_VIT, *QUICK, *data, *hub)
@@ -92,7 +92,7 @@ def test_error_about_an_image_names_it_on_the_terminal_but_not_in_the_log(ids, s
     damaged = sorted(root.rglob("*.jpg"))[5]
     damaged.write_bytes(damaged.read_bytes()[:300])
     with pytest.raises(SystemExit):
-        runtime.run_script(
+        run_script(
             lambda: run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, *QUICK, f"--data_dir={root}")
         )
     assert damaged.name in capfd.readouterr().err.splitlines()[-1]

@@ -1,7 +1,6 @@
 """The run folder: whole files or none, and nothing that was there is lost."""
 
 import errno
-import json
 import os
 import socket
 import stat
@@ -25,9 +24,11 @@ from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.lock import lock_folder
 from cxr.run_folder.lock import remove_leftovers
 from cxr.run_folder.record import BAD_STEPS_FILE
+from cxr.run_folder.record import Epoch
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import check_unchanged
 from cxr.run_folder.record import installed_versions
+from pydantic import ValidationError
 
 
 def names(folder: Path) -> list[str]:
@@ -62,14 +63,14 @@ def test_interrupted_write_leaves_the_old_file_and_no_leftovers(tmp_path, monkey
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_results_refuse_nan_and_leave_the_old_file(tmp_path):
+def test_records_refuse_nan_and_leave_the_old_file(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
-    record.write("results.json", {"loss": 0.5})
+    record.write("line.json", Epoch(**epoch(1)))
     for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="JSON compliant"):
-            record.write("results.json", {"loss": value})
-    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == {"loss": 0.5}
-    assert names(tmp_path) == ["results.json"]
+        with pytest.raises(ValidationError, match="finite"):
+            record.write("line.json", Epoch(**epoch(1) | {"eval_loss": value}))
+    assert Epoch.read(tmp_path / "line.json").as_json() == epoch(1)
+    assert names(tmp_path) == ["line.json"]
 
 
 def test_new_folder_appears_only_when_it_is_filled(tmp_path):
@@ -173,8 +174,8 @@ def test_images_of_bad_steps_are_private(tmp_path):
 
 def test_epochs_refuse_nan(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
-    with pytest.raises(ValueError, match="JSON compliant"):
-        record.append_epoch({"loss": float("nan")})
+    with pytest.raises(ValidationError, match="finite"):
+        record.append_epoch(epoch(1) | {"train_loss": float("nan")})
     assert record.epochs() == []
 
 

@@ -26,7 +26,7 @@ def test_results_have_the_losses_the_speed_and_what_was_trained_on(finished_run)
     output_dir, results = finished_run
     last = read_epochs(output_dir)[-1]
     assert results["train_loss"] == last["train_loss"]
-    assert results["eval_loss"] == last["eval_loss"]
+    assert results["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-5)  # of the saved model
     assert results["images_per_second"] > 0
     assert results["steps"] == 2 * (results["num_train_images"] // 8)
     assert results["seed"] == 0

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from cxr.errors import UserError
 from cxr.models.pretrained import load_image_processor
+from cxr.run_folder.record import PROGRESS_FILE
+from cxr.run_folder.record import Epoch
 from cxr.training import checkpoints
-from cxr.training import progress
 from cxr.training.optimization import make_schedule
 from cxr.training.progress import Progress
 from transformers import ViTConfig
@@ -70,8 +72,10 @@ def test_latest_is_the_one_of_the_most_steps_whatever_the_folders_are_called(run
         save(run, step)
     (output_dir / "checkpoints" / "step_100").rename(output_dir / "checkpoints" / "step_1")
     found = checkpoints.find_checkpoint(output_dir, "latest")
-    assert found.name == "step_1" and checkpoints.read_progress(found).step == 100
-    steps = [checkpoints.read_progress(path).step for path in checkpoints.complete_checkpoints(found.parent)]
+    assert found.name == "step_1" and Progress.read(found / PROGRESS_FILE).step == 100
+    steps = [
+        Progress.read(path / PROGRESS_FILE).step for path in checkpoints.complete_checkpoints(found.parent)
+    ]
     assert steps == [9, 10, 100]
 
 
@@ -134,7 +138,7 @@ def test_saving_a_step_again_replaces_it(run):
         progress = Progress(**STEP, step=3, loss_sum=loss_sum)
         checkpoints.save_checkpoint(accelerator, output_dir, progress, total_limit=1)
     assert names(output_dir) == ["step_3"]
-    assert checkpoints.read_progress(output_dir / "checkpoints" / "step_3").loss_sum == 2.0
+    assert Progress.read(output_dir / "checkpoints" / "step_3" / PROGRESS_FILE).loss_sum == 2.0
 
 
 def test_resuming_from_an_older_checkpoint_leaves_no_newer_one_to_resume_from_later(run):
@@ -174,15 +178,6 @@ def test_resumed_run_has_the_records_of_its_checkpoint_whatever_came_later(run):
     assert metrics.read_text(encoding="utf-8") == "epochs up to 3"
 
 
-def test_saving_reads_the_record_of_each_checkpoint_once(run, monkeypatch):
-    for step in (1, 2):
-        save(run, step)
-    read, reading = [], progress.read_json
-    monkeypatch.setattr(progress, "read_json", lambda path: read.append(path.parent.name) or reading(path))
-    save(run, 3, total_limit=2)
-    assert sorted(read) == ["step_1", "step_2", "step_3"] and names(run[3]) == ["step_2", "step_3"]
-
-
 def test_what_a_user_keeps_beside_the_checkpoints_is_left_alone(run):
     output_dir = run[3]
     save(run, 1)
@@ -198,7 +193,7 @@ def test_older_checkpoint_that_is_damaged_is_left_aside_with_a_warning(run, capl
         save(run, step)
     (output_dir / "checkpoints" / "step_1" / "progress.json").write_text("{", encoding="utf-8")
     assert checkpoints.find_checkpoint(output_dir, "latest").name == "step_2"
-    assert "Left aside: " in caplog.text and "step_1" in caplog.text
+    assert "Skipped: " in caplog.text and "step_1" in caplog.text
     save(run, 3, total_limit=2)
 
 
@@ -215,11 +210,11 @@ def test_resumed_run_has_the_best_model_of_its_checkpoint(run):
     for step, content in ((1, "first"), (2, "second")):
         model_dir.mkdir(exist_ok=True)
         (model_dir / "config.json").write_text(content, encoding="utf-8")
-        best = {"epoch": step, "auroc": 0.5, "eval_loss": 0.5, "train_loss": 0.5}
+        best = Epoch(epoch=step, step=step, auroc=0.5, eval_loss=0.5, train_loss=0.5)
         progress = Progress(**STEP, step=step, best=best)
         checkpoints.save_checkpoint(accelerator, output_dir, progress, total_limit=2)
     first = output_dir / "checkpoints" / "step_1"
-    assert checkpoints.resume(accelerator, optimizer, output_dir, str(first), **STEP).best["epoch"] == 1
+    assert checkpoints.resume(accelerator, optimizer, output_dir, str(first), **STEP).best.epoch == 1
     assert (model_dir / "config.json").read_text(encoding="utf-8") == "first"
     shutil.rmtree(model_dir)  # as a kill between two renames may leave it
     checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP)
@@ -228,7 +223,7 @@ def test_resumed_run_has_the_best_model_of_its_checkpoint(run):
 
 def test_folder_that_is_no_checkpoint_is_an_error_that_names_one(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"--resume_from_checkpoint .*no.* complete checkpoint of this run.*step_100"
+        UserError, match=r"--resume_from_checkpoint .*no.* complete checkpoint of this run.*step_100"
     ):
         checkpoints.find_checkpoint(tmp_path, str(tmp_path))
 
@@ -236,7 +231,7 @@ def test_folder_that_is_no_checkpoint_is_an_error_that_names_one(tmp_path):
 def test_checkpoint_of_another_run_is_refused(run, tmp_path_factory):
     save(run, 3)
     other = tmp_path_factory.mktemp("other")
-    with pytest.raises(FileNotFoundError, match="complete checkpoint of this run"):
+    with pytest.raises(UserError, match="complete checkpoint of this run"):
         checkpoints.find_checkpoint(other, str(run[3] / "checkpoints" / "step_3"))
 
 

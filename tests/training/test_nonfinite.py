@@ -12,7 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from cxr.data.loading import ChestXrays
+from cxr.training import nonfinite
 from cxr.training import optimization
+from cxr.training import run as run_module
 from poison import PoisonedNormalizer
 from safetensors.torch import load_file
 from tiny_runs import QUICK
@@ -88,8 +90,7 @@ def poison(monkeypatch):
     def set_steps(*steps: int) -> None:
         monkeypatch.setattr(PoisonedNormalizer, "poisoned", steps)
         monkeypatch.setattr(PoisonedNormalizer, "num_calls", 0)
-        for script in (run_mae_pretrain, run_classification):
-            monkeypatch.setattr(script.transforms, "Normalizer", PoisonedNormalizer)
+        monkeypatch.setattr(run_module, "Normalizer", PoisonedNormalizer)
 
     return set_steps
 
@@ -99,7 +100,7 @@ def poison(monkeypatch):
     [(run_mae_pretrain, TINY_VIT), (run_classification, TINY_VIT), (run_classification, TINY_RESNET)],
     ids=["pretraining", "ViT", "ResNet"],
 )
-def test_run_goes_on_without_its_bad_steps_and_names_their_images_in_private(
+def test_run_skips_its_bad_steps_and_names_their_images_in_private(
     script, model, poison, sample_root, tmp_path
 ):
     poison(2, 4)
@@ -116,7 +117,7 @@ def test_run_goes_on_without_its_bad_steps_and_names_their_images_in_private(
     images = [name for line in lines for name in line["dicom_ids"]]
     assert len(set(images)) == 16 and set(images) < set(sample)
     log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
-    assert "Step 4 is left out: its loss or gradient is no number. Its images are in " in log
+    assert "Skipped step 4: its loss or gradient is NaN or infinite. Its images are in " in log
     assert not [name for name in sample if name in log]
     weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())  # batch normalisation's statistics, too
@@ -169,10 +170,10 @@ def test_first_step_of_an_epoch_may_be_bad_however_often_the_loss_is_read(
 
 def test_scale_of_fp16_that_keeps_falling_stops_the_run(sample_root, tmp_path, monkeypatch):
     scale = SimpleNamespace(get_scale=lambda: 2.0**-30)
-    check = run_mae_pretrain.nonfinite.check_steps
+    check = nonfinite.check_training
     monkeypatch.setattr(
-        run_mae_pretrain.nonfinite,
-        "check_steps",
+        nonfinite,
+        "check_training",
         lambda accelerator, *args, **options: check(SimpleNamespace(scaler=scale), *args, **options),
     )
     flags = [*TINY_VIT, *QUICK, f"--data_dir={sample_root}"]
@@ -180,7 +181,7 @@ def test_scale_of_fp16_that_keeps_falling_stops_the_run(sample_root, tmp_path, m
         run_main(run_mae_pretrain, tmp_path / "run", *flags)
 
 
-def test_loss_of_an_evaluation_that_is_no_number_stops_the_run(sample_root, tmp_path, monkeypatch):
+def test_nan_loss_of_an_evaluation_stops_the_run(sample_root, tmp_path, monkeypatch):
     def nan(model, pixel_values, outputs):
         return torch.full((len(pixel_values),), float("nan"))
 

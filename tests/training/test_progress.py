@@ -1,7 +1,6 @@
 """Where a run stands: the mean loss so far, and which folders are checkpoints to go on from."""
 
 import math
-from dataclasses import asdict
 
 from cxr.run_folder.files import write_json
 from cxr.run_folder.record import PROGRESS_FILE
@@ -12,7 +11,7 @@ from cxr.training.progress import has_checkpoint
 STEP = {"images_per_step": 8}
 
 
-def test_losses_that_are_no_numbers_are_counted_by_step_and_not_averaged():
+def test_nan_and_infinite_losses_are_counted_by_step_and_not_averaged():
     progress = Progress(**STEP, step=2)
     assert progress.add_losses([1.0, 2.0]) == []
     progress.step = 5
@@ -33,7 +32,7 @@ def test_sum_of_losses_does_not_depend_on_how_often_they_are_read():
 
 
 def test_only_a_complete_checkpoint_counts_and_all_who_ask_get_the_same_answer(tmp_path, caplog):
-    folder, sound = tmp_path / "checkpoints", asdict(Progress(**STEP, step=10))
+    folder, sound = tmp_path / "checkpoints", Progress(**STEP, step=10).as_json()
     contents = {".step_20.tmp": sound, "step_10_keep_this": sound, "step_10": {"step": 10}, "step_30": None}
     assert not has_checkpoint(tmp_path)
     for name, content in contents.items():
@@ -41,6 +40,6 @@ def test_only_a_complete_checkpoint_counts_and_all_who_ask_get_the_same_answer(t
         if content is not None:
             write_json(folder / name / PROGRESS_FILE, content)
         assert not has_checkpoint(tmp_path) and complete_checkpoints(folder) == []
-    assert "Left aside: " in caplog.text and "step_10" in caplog.text
+    assert "Skipped: " in caplog.text and "step_10" in caplog.text
     write_json(folder / "step_10" / PROGRESS_FILE, sound)
     assert has_checkpoint(tmp_path) and complete_checkpoints(folder) == [folder / "step_10"]

@@ -66,7 +66,7 @@ def test_the_peak_is_known_by_the_gpus_name_and_halved_for_tf32(monkeypatch):
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-40GB", 312e12),
         ("NVIDIA GeForce RTX 4090", 165.2e12),
-        ("NVIDIA RTX A4000", None),
+        ("NVIDIA RTX A5000", 111.1e12),
         ("NVIDIA A10G", None),
         ("Some GPU", None),
     ):

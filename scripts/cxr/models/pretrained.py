@@ -238,7 +238,7 @@ def load_image_processor(
                     name, trust_remote_code=False, **_source(name, hub_dir, revision)
                 )
                 mean, std = pretrained.image_mean, pretrained.image_std
-        except OSError:
+        except UserError:
             if find_file(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision):
                 raise  # damaged: other statistics than the model's would be fed to it
             logger.warning("%s has no image processor; it gets the statistics of MIMIC-CXR-JPG.", name)

@@ -49,7 +49,7 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     was_there, was_run = output_dir.is_dir(), (output_dir / LOCK_FILE).is_file()
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(output_dir)  # before the look: what is found cannot change any more
+        lock = _acquire(output_dir)  # before the look: what is found cannot change any more
     except OSError as error:
         raise UserError(
             f"--output_dir {output_dir}: cannot be written to ({error.strerror}); name another folder"
@@ -70,6 +70,7 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     if refusal:
         _give_back(output_dir, lock, was_run=was_run, was_there=was_there)
         raise UserError(refusal)
+    _note_owner(output_dir)
     remove_leftovers(output_dir)
     if not resume:
         for name in found:
@@ -82,24 +83,32 @@ def _give_back(output_dir: Path, lock: FileLock, *, was_run: bool, was_there: bo
     lock.release()
     if not was_run:
         (output_dir / LOCK_FILE).unlink(missing_ok=True)
-        (output_dir / OWNER_FILE).unlink(missing_ok=True)
     if not was_there:
         output_dir.rmdir()
 
 
 def lock_folder(output_dir: Path) -> FileLock:
-    """Returns the lock that is held as long as the object lives. Raises UserError when another has it.
+    """Returns the lock that is held as long as the object lives. Raises UserError when another has it."""
+    lock = _acquire(output_dir)
+    _note_owner(output_dir)
+    return lock
 
-    The system frees it when its holder ends, however that happens; with filelock 3, when the workers of the
-    holder have ended, too, which is seconds later: for that it waits.
+
+def _note_owner(output_dir: Path) -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    write_json(output_dir / OWNER_FILE, owner)
+
+
+def _acquire(output_dir: Path) -> FileLock:
+    """The system frees a lock when its holder ends, however that happens.
+
+    With filelock 3 that is when the workers of the holder have ended, too, seconds later: it waits for that.
     """
     lock = FileLock(output_dir / LOCK_FILE, blocking=False)
     for _ in range(ORPHANS_SECONDS):
         with contextlib.suppress(Timeout):
             lock.acquire()
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-            write_json(output_dir / OWNER_FILE, owner)
             return lock
         owner = read_json(output_dir / OWNER_FILE)
         here = owner.get("host") == socket.gethostname()

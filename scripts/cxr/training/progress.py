@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 from pydantic import field_validator
+from typing_extensions import Self
 
 from cxr.errors import UserError
 from cxr.run_folder.record import PROGRESS_FILE
@@ -42,8 +43,16 @@ class Progress(Record):
     def _none_was_empty(cls, value: Any) -> Any:
         return value or None  # as checkpoints of v0.1 have it
 
+    @classmethod
+    def parse(cls, text: str | bytes, *, where: object) -> Self:
+        """Raises UserError also where a field is missing: a resume must not depend on defaults."""
+        progress = super().parse(text, where=where)
+        missing = sorted(cls.model_fields.keys() - progress.model_fields_set)
+        if missing:
+            raise UserError(f"{where}: not what a run writes: found no {missing[0]}; {cls.advice}")
+        return progress
+
     def as_json(self) -> dict[str, Any]:
-        """All fields: a resume must not depend on defaults."""
         return self.model_dump(mode="json")
 
     def add_losses(self, losses: list[float]) -> list[int]:
