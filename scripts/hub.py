@@ -16,29 +16,34 @@ a problem, 2 where a command could not do its work.
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from cxr.cli.command_line import ArgumentParser
 from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.sharing import local_hub
 from cxr.sharing.push import push_folder
 from rich.console import Console
 from rich.table import Table
 
 
-def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespace]:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__, usage="COMMAND ... --hub_dir DIR")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, text: str) -> ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> ArgumentParser:
         command = commands.add_parser(name, prog=f"{parser.prog} {name}", description=text, help=text)
         command.usage = None  # argparse's own, with the positional arguments
+        command.set_defaults(run=run)
         command.add_argument(
             "--hub_dir", type=Path, required=name != "push", metavar="DIR", help="the directory of models"
         )
         return command
 
-    push = add("push", "add a model as a new revision; without --hub_dir, on the Hugging Face Hub")
+    push = add(
+        "push", push_model, "add a model as a new revision; without --hub_dir, on the Hugging Face Hub"
+    )
     push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a run's, or a model's as it is")
     push.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
     push.add_argument(
@@ -48,29 +53,28 @@ def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespa
         "--tag", type=local_hub.parse_tag, metavar="TAG", help="a lasting name for this revision"
     )
 
-    add("list", "the models, their revisions and their size")
+    add("list", list_models, "the models, their revisions and their size")
 
-    log = add("log", "the revisions of a model, newest first")
+    log = add("log", show_log, "the revisions of a model, newest first")
     log.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
     log.add_argument("--revision", default="main", metavar="REV", help="where to begin: tag or commit")
 
-    tag = add("tag", "give a revision a lasting name")
+    tag = add("tag", set_tag, "give a revision a lasting name")
     tag.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
     tag.add_argument("tag", type=local_hub.parse_tag, metavar="TAG")
     tag.add_argument("--revision", default="main", metavar="REV", help="tag or commit")
 
-    for name, text in (
-        ("verify", "read every byte and say what is not as it was pushed"),
-        ("gc", "remove the revisions that main and the tags do not lead to"),
+    for command in (
+        add("verify", verify, "read every byte and say what is not as it was pushed"),
+        add("gc", collect_garbage, "remove the revisions that main and the tags do not lead to"),
     ):
-        command = add(name, text)
         command.add_argument(
             "model_id", type=local_hub.parse_model_id, nargs="?", metavar="ORG/NAME", help="default: all"
         )
-    return parser, parser.parse_args(argv)
+    return parser.parse_args(argv)
 
 
-def push(args: argparse.Namespace) -> None:
+def push_model(args: argparse.Namespace) -> None:
     options = {"hub_dir": args.hub_dir, "model_id": args.model_id, "message": args.message, "tag": args.tag}
     print(push_folder(args.model_dir, **options))
 
@@ -85,12 +89,13 @@ def list_models(args: argparse.Namespace) -> None:
             log, refs = local_hub.read_log(args.hub_dir, name), local_hub.read_refs(args.hub_dir, name)
             blobs = local_hub.repository_dir(args.hub_dir, name) / "blobs"
             size = sum(path.stat().st_size for path in blobs.iterdir()) / 2**20
-        except (ValueError, OSError) as error:  # the others are listed all the same
+        except (UserError, OSError) as error:  # the others are listed all the same
             problems.append(str(error))
             continue
         tags = ", ".join(tag for tag in refs if tag != "main")
         table.add_row(name, log[0].commit[:8], log[0].time[:16], str(len(log)), f"{size:.1f}", tags)
-    console().print(table)
+    width = None if sys.stdout.isatty() else 1000  # as wide as the table is
+    Console(width=width).print(table)
     end_with(problems, args.hub_dir)
 
 
@@ -103,7 +108,7 @@ def show_log(args: argparse.Namespace) -> None:
         print(f"{commit.commit}{refs}\n    {commit.time[:19]}  {commit.message}")
 
 
-def tag(args: argparse.Namespace) -> None:
+def set_tag(args: argparse.Namespace) -> None:
     print(local_hub.set_tag(args.hub_dir, args.model_id, args.tag, args.revision))
 
 
@@ -139,34 +144,13 @@ def end_with(problems: list[str], hub_dir: Path) -> None:
         sys.exit(1)
 
 
-def console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 1000)  # as wide as the table is
-
-
-COMMANDS = {
-    "push": push,
-    "list": list_models,
-    "log": show_log,
-    "tag": tag,
-    "verify": verify,
-    "gc": collect_garbage,
-}
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser, args = parse_args(argv)
+    args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        if args.command != "push" and not args.hub_dir.is_dir():
-            raise UserError(
-                f"--hub_dir {args.hub_dir}: found no such folder; expected one that was pushed to"
-            )
-        COMMANDS[args.command](args)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if args.command != "push" and not args.hub_dir.is_dir():
+        raise UserError(f"--hub_dir {args.hub_dir}: found no such folder; expected one that was pushed to")
+    args.run(args)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

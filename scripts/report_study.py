@@ -6,14 +6,17 @@
 A run is a folder with results.json; a folder without one stands for the runs in it, and for those that its
 plan.json names. Writes report.html (one file, for any browser), report.md, report.csv and figures/*.png.
 Runs that differ only in their seed make up a row; rows that differ only in model, augmentation or masking, a
-table. Nothing here needs torch, and no image or id of a patient gets into what it writes.
+table. Nothing here needs torch, and no image or id of a patient gets into what it writes. Exit status:
+0 done, 2 a wrong flag, or records that no run wrote.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import positive_int
+from cxr.errors import run_script
 from cxr.evaluation import intervals
 from cxr.study.measuring import Resamples
 from cxr.study.measuring import measure_tables
@@ -26,37 +29,37 @@ from cxr.study.results import planned_runs
 from rich.console import Console
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__, usage="FOLDER [FOLDER ...] [flags]")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, or a folder of runs")
     parser.add_argument(
         "--output_dir",
         type=Path,
         metavar="FOLDER",
-        help="where to write the report (default: FOLDER, if it is one)",
+        help="the folder that the report is written into (default: FOLDER, if only one is given)",
     )
     parser.add_argument(
         "--num_resamples",
         type=positive_int,
         default=intervals.NUM_RESAMPLES,
         metavar="N",
-        help="of the patients, for intervals",
+        help="resample the patients N times for each interval over patients",
     )
     args = parser.parse_args(argv)
     if len(args.folders) > 1 and not args.output_dir:
         parser.error("several folders: found no --output_dir; name one for the report")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     output_dir = (args.output_dir or args.folders[0]).expanduser()
-    try:
-        runs = find_runs(args.folders)
-        tables = measure_tables(
-            gather_rows(runs, planned_runs(args.folders)), Resamples(args.num_resamples, seed=0)
-        )
-        output_dir.mkdir(parents=True, exist_ok=True)
-        figures = draw_figures(tables, output_dir / "figures")
-        title = f"Chest X-ray study: {args.folders[0].absolute().name}"
-        write_report(tables, figures, output_dir, title=title, num_resamples=args.num_resamples)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    rows = gather_rows(find_runs(args.folders), planned_runs(args.folders))
+    tables = measure_tables(rows, Resamples(args.num_resamples, seed=0))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    figures = draw_figures(tables, output_dir / "figures")
+    title = f"Chest X-ray study: {args.folders[0].absolute().name}"
+    write_report(tables, figures, output_dir, title=title, num_resamples=args.num_resamples)
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in tables:
         print_table(table, console)
@@ -64,4 +67,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -198,6 +198,10 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
     args = run.args
     splits = run.load_images(image_size=image_size, **arguments.data_options(args))
     train_images = run.draw_training_images(splits["train"])
+    if len(set(train_images["label"])) < 2:
+        logger.warning(
+            "All %d training images have the same label: there is nothing to learn", len(train_images)
+        )
     num_patches = (image_size // config.patch_size) ** 2 if args.mask_ratio else None
     train_transform = transforms.training_transform(
         args.augmentation,

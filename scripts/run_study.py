@@ -1,4 +1,4 @@
-"""Runs the study: plans its grid of cells, trains each in a process of its own, goes on where it was stopped.
+"""Runs the study: plans its grid of cells, trains each in a process of its own, continues a stopped one.
 
     # Minutes on a laptop: tiny models on a synthetic sample.
     python scripts/run_study.py --output_dir runs/smoke
@@ -12,54 +12,47 @@
         --tasks finding --training_modes full --train_sizes 1000 10000 --pretrain
 
 A cell is model x augmentation x masking x training size x task x training mode x view x seed. Each is a run
-folder in --output_dir. The same command again, or another with more cells, skips what is finished, goes on
-inside a cell that was stopped, and tries failed ones again; of a finished cell the model stays, and its
-checkpoints go. Exit status: 0 all done, 1 a cell failed, 2 wrong flags. report_study.py, which runs at the
-end, turns the folder into tables, plots and a page.
+folder in --output_dir. The same command again, or another with more cells, skips what is finished, continues
+inside a cell that was stopped, and tries failed ones again; of a finished cell the model is kept, and its
+checkpoints are removed. At the end report_study.py turns the folder into tables, plots and a page. Exit
+status: 0 all done, 1 a cell or the report failed, 2 wrong flags, 130 or 143 stopped by a signal.
 """
 
 import argparse
 import math
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from typing import NoReturn
 
+from cxr.choices import AUGMENTATIONS
+from cxr.choices import MASKINGS
+from cxr.choices import PRESETS
+from cxr.choices import PRETRAINING_STARTS
+from cxr.choices import TASKS
+from cxr.choices import TRAINING_MODES
+from cxr.choices import VIEWS
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_below_one
 from cxr.data.sources import REPOSITORY
 from cxr.data.sources import make_sample_data_once
+from cxr.errors import run_script
 from cxr.run_folder.files import write_json
 from cxr.run_folder.lock import lock_folder
-from cxr.study.costs import ImageCounts
 from cxr.study.costs import count_images
-from cxr.study.costs import duration
 from cxr.study.costs import estimate_seconds
-from cxr.study.grid import AUGMENTATIONS
-from cxr.study.grid import CLASSIFICATION
 from cxr.study.grid import CONFIGS
-from cxr.study.grid import MASKINGS
-from cxr.study.grid import PRESETS
-from cxr.study.grid import SCOPES
-from cxr.study.grid import STARTS
-from cxr.study.grid import TASKS
-from cxr.study.grid import TRAINING_MODES
-from cxr.study.grid import VIEWS
-from cxr.study.grid import Cell
+from cxr.study.grid import GRIDS
 from cxr.study.grid import Grid
 from cxr.study.grid import change_grid
 from cxr.study.grid import plan_cells
-from cxr.study.runner import Study
+from cxr.study.runner import StudyRunner
 from cxr.study.runner import check_study
 from cxr.study.runner import devices
-from cxr.study.runner import state_on_disk
-from rich.console import Console
-from rich.table import Table
+from cxr.study.runner import print_plan
 
 
 def train_size(text: str) -> int | None:
@@ -73,7 +66,7 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
             f"found {text!r}, expected FLAG=VALUE or SCOPE.FLAG=VALUE, such as vit.learning_rate=1e-4"
         )
     scope, flag, value = match.groups()
-    if scope and scope not in SCOPES and not re.fullmatch(r"vit|resnet|all|\d+", scope):
+    if scope and not re.fullmatch(r"pretraining|classification|vit|resnet|all|\d+", scope):
         raise argparse.ArgumentTypeError(
             f"found the scope {scope!r}, expected pretraining, classification, vit, resnet or a training size"
         )
@@ -116,16 +109,38 @@ def make_parser() -> ArgumentParser:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="the study's folder, new or to go on with",
+        help="the study's folder: a new one, or one to continue",
     )
+    add_axes(parser.add_argument_group("axes: each replaces the preset's"))
+    add_study_flags(parser.add_argument_group("study"))
 
-    axes = parser.add_argument_group("axes: each replaces the preset's")
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--dry_run", action="store_true", help="print the plan and its cost, and run nothing"
+    )
+    running.add_argument(
+        "--config_file",
+        type=Path,
+        metavar="FILE",
+        help="accelerate's configuration of the cells (default: the preset's in accelerate_configs/)",
+    )
+    running.add_argument(
+        "--parallel",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="run N cells at once, each on its own GPU",
+    )
+    return parser
+
+
+def add_axes(axes: argparse._ArgumentGroup) -> None:
     axes.add_argument(
         "--models",
         nargs="+",
         metavar="NAME",
-        help="pretrained: a folder, or a name in --set hub_dir=FOLDER or on the Hub; from scratch: "
-        + ", ".join(CONFIGS),
+        help="pretrained: a folder, or a name in --set hub_dir=FOLDER or that was downloaded from the Hub; "
+        f"from scratch: {', '.join(CONFIGS)}",
     )
     axes.add_argument("--augmentations", nargs="+", choices=AUGMENTATIONS, help="of training images")
     axes.add_argument(
@@ -134,15 +149,20 @@ def make_parser() -> ArgumentParser:
         action="extend",
         type=share_below_one,
         metavar="R",
-        help="share masked, for ViTs; 0: none",
+        help="share of a training image that a ViT does not see; 0: none",
     )
-    axes.add_argument("--train_sizes", nargs="+", type=train_size, metavar="N|all", help="training images")
-    axes.add_argument("--tasks", nargs="+", choices=TASKS)
-    axes.add_argument("--training_modes", nargs="+", choices=TRAINING_MODES)
-    axes.add_argument("--views", nargs="+", choices=VIEWS)
-    axes.add_argument("--seeds", nargs="+", type=seed_number, metavar="N", help="sample, order and weights")
+    axes.add_argument("--train_sizes", nargs="+", type=train_size, metavar="N", help="N images, or all")
+    axes.add_argument("--tasks", nargs="+", choices=TASKS, help="what the classifiers tell apart")
+    axes.add_argument(
+        "--training_modes", nargs="+", choices=TRAINING_MODES, help="train all layers, or the last one only"
+    )
+    axes.add_argument("--views", nargs="+", choices=VIEWS, help="the images' views")
+    axes.add_argument(
+        "--seeds", nargs="+", type=seed_number, metavar="N", help="of sample, order and weights"
+    )
 
-    study = parser.add_argument_group("study")
+
+def add_study_flags(study: argparse._ArgumentGroup) -> None:
     study.add_argument(
         "--masking",
         choices=MASKINGS,
@@ -153,7 +173,7 @@ def make_parser() -> ArgumentParser:
         "--pretrain",
         nargs="?",
         const="beside",
-        choices=[start for start in STARTS if start],
+        choices=[start for start in PRETRAINING_STARTS if start],
         help="pretrain each ViT as a masked autoencoder on all training images, once a seed and view, and "
         "train from there too (beside) or from there only (instead)",
     )
@@ -167,60 +187,16 @@ def make_parser() -> ArgumentParser:
         help="flags of the cells' scripts; SCOPE: pretraining, classification, vit, resnet, a training size",
     )
 
-    running = parser.add_argument_group("running")
-    running.add_argument(
-        "--dry_run", action="store_true", help="print the plan and its cost, and run nothing"
-    )
-    running.add_argument(
-        "--config_file",
-        type=Path,
-        metavar="FILE",
-        help="of accelerate (default: the preset's in accelerate_configs/)",
-    )
-    running.add_argument(
-        "--parallel", type=positive_int, default=1, metavar="N", help="cells at once, one on each of N GPUs"
-    )
-    return parser
-
 
 def chosen_grid(args: argparse.Namespace, preset: Grid) -> Grid:
+    names = ("models", "train_sizes", "tasks", "training_modes", "views", "seeds", "masking", "pretrain")
     return change_grid(
         preset,
         augmentations=args.augmentations,
         mask_ratios=args.mask_ratios,
         settings=tuple(args.set),
-        models=args.models,
-        train_sizes=args.train_sizes,
-        tasks=args.tasks,
-        training_modes=args.training_modes,
-        views=args.views,
-        seeds=args.seeds,
-        masking=args.masking,
-        pretrain=args.pretrain,
+        **{name: getattr(args, name) for name in names},
     )
-
-
-def print_plan(
-    cells: list[Cell],
-    images: dict[str, ImageCounts],
-    output_dir: Path,
-    seconds: dict[str, float],
-    basis: str,
-    parallel: int,
-) -> None:
-    table = Table(caption=f"estimates {basis}")
-    for name in ("run", "training images", "epochs", "time", "state"):
-        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name == "run")
-    remaining = 0.0
-    for cell in cells:
-        state = state_on_disk(output_dir / cell.run_id)
-        remaining += seconds[cell.run_id] * (state != "finished")
-        epochs = cell.flags.get("num_train_epochs", "")
-        table.add_row(
-            cell.run_id, f"{images[cell.run_id].train:,}", str(epochs), duration(seconds[cell.run_id]), state
-        )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    print(f"{len(cells)} cells; what is left takes about {duration(remaining / parallel)}.")
 
 
 def report(output_dir: Path) -> bool:
@@ -230,57 +206,37 @@ def report(output_dir: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    preset = PRESETS[args.preset or ("paper" if args.data_dir else "smoke")]
+    args = make_parser().parse_args(argv)
+    preset = GRIDS[args.preset or ("paper" if args.data_dir else "smoke")]
     config_file = args.config_file or REPOSITORY / "accelerate_configs" / preset.config_file
     output_dir = args.output_dir.expanduser().absolute()
-    try:
-        if args.data_dir is None:
-            print("No --data_dir given: using the synthetic sample.", file=sys.stderr)
-        data_dir = (args.data_dir or make_sample_data_once()).expanduser().absolute()
-        cells = plan_cells(chosen_grid(args, preset), data_dir=data_dir, output_dir=output_dir)
-        parallel = min(args.parallel, len(cells))
-        device, gpus, num_threads = devices(config_file, parallel)
-        images = count_images(cells, data_dir)
-        check_study(output_dir, cells)
-        seconds, basis = estimate_seconds(cells, images, output_dir, device)
-        if args.dry_run:
-            print_plan(cells, images, output_dir, seconds, basis, parallel)
-            return
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(output_dir)
-        write_json(output_dir / "plan.json", check_study(output_dir, cells))  # now that nobody else writes it
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    if args.data_dir is None:
+        print("No --data_dir given: using the synthetic sample.", file=sys.stderr)
+    data_dir = (args.data_dir or make_sample_data_once()).expanduser().absolute()
 
-    def stop(*_: object) -> NoReturn:
-        print(f"Stopped. The same command goes on with {output_dir}.", file=sys.stderr)
-        sys.exit(143)  # through the finally that ends the cells
+    # Nothing is written before all of it is known to be possible.
+    cells = plan_cells(chosen_grid(args, preset), data_dir=data_dir, output_dir=output_dir)
+    parallel = min(args.parallel, len(cells))
+    device, gpus, num_threads = devices(config_file, parallel)
+    images = count_images(cells, data_dir)
+    check_study(output_dir, cells)
+    seconds, basis = estimate_seconds(cells, images, output_dir, device)
+    if args.dry_run:
+        print_plan(cells, images, seconds, output_dir, parallel)
+        print(f"The times are estimated {basis}.")
+        return
 
-    for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop)
-    try:
-        study = Study(cells, output_dir, seconds=seconds, parallel=parallel)
-        study.run(config_file, gpus, num_threads)
-    except (OSError, ValueError) as error:
-        parser.error(f"{error}; the same command goes on with {output_dir}")
-    except KeyboardInterrupt:
-        print(f"Stopped. The same command goes on with {output_dir}.", file=sys.stderr)
-        sys.exit(130)
-    has_results = any(cell.script == CLASSIFICATION and cell.run_id in study.results for cell in cells)
-    reported = report(output_dir) if has_results else True
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(output_dir)
+    plan = check_study(output_dir, cells)  # again, now that nobody else writes it
+    write_json(output_dir / "plan.json", plan.as_json())
+    study = StudyRunner(cells, output_dir, seconds=seconds, parallel=parallel)
+    study.run(config_file, gpus, num_threads)
+    is_reported = report(output_dir) if study.has_classifier() else True
     lock.release()
-    failed = study.names_in("failed", "impossible")
-    if failed:
-        print(
-            f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}. "
-            "The same command tries them again."
-        )
-    if failed or not reported:
+    if study.print_failures() or not is_reported:
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,11 +1,78 @@
-"""Run folders as run_classification.py leaves them, made without a training."""
+"""Run folders as the main scripts leave them, made without a training."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from cxr.run_folder.files import write_json
+from cxr.run_folder.record import Arguments
+from cxr.run_folder.record import ClassificationResults
+from cxr.run_folder.record import Origin
+from cxr.run_folder.record import PretrainingResults
+from cxr.run_folder.record import Sample
 from sklearn.metrics import roc_auc_score
+
+ORIGIN = {
+    "git_commit": "0" * 40,
+    "is_synthetic": True,
+    "dataset": "synthetic-radiographs",
+    "base_model": None,
+    "base_model_revision": None,
+}
+_OF_BOTH = {
+    "model": "resnet-18",
+    "train_loss": 0.5,
+    "images_per_second": 50.0,
+    "steps": 3,
+    "bad_steps": 0,
+    "images_per_step": 32,
+    "num_train_images": 1000,
+    "seed": 0,
+    "versions": {"torch": "2.14"},
+}
+
+
+def arguments(**flags) -> Arguments:
+    return Arguments(**{"origin": Origin(**ORIGIN), "seed": 0, **flags})
+
+
+def measured(*, auroc: float | None = 0.75, n: int = 200) -> dict:
+    names = ("accuracy", "precision", "recall", "f1", "average_precision", "loss", "threshold")
+    return {**dict.fromkeys(names, 0.5), "n": n, "auroc": auroc}
+
+
+def classification_results(**changes) -> ClassificationResults:
+    content = {
+        **_OF_BOTH,
+        "task": "finding",
+        "pretrained": False,
+        "labeler": "negbio",
+        "view": "frontal",
+        "uncertain": "negative",
+        "augmentation": "none",
+        "mask_ratio": 0.0,
+        "random_erasing_prob": 0.0,
+        "train_last_layer_only": False,
+        "learning_rate": 1e-3,
+        "best_epoch": 1,
+        "num_train_positive": 500,
+        "validation": measured(),
+    }
+    return ClassificationResults(**(content | changes))
+
+
+def pretraining_results(**changes) -> PretrainingResults:
+    content = {**_OF_BOTH, "task": "mae_pretraining", "eval_loss": 0.25, "num_eval_images": 22}
+    return PretrainingResults(**(content | changes))
+
+
+def finish(folder: Path, results: ClassificationResults | PretrainingResults, **flags) -> Path:
+    """Writes the two records that a study asks of a finished run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "args.json", arguments(**flags).as_json())
+    write_json(folder / "results.json", results.as_json())
+    return folder
 
 
 def predict(num_images: int, *, quality: float, seed: int) -> pd.DataFrame:
@@ -31,39 +98,20 @@ def write_run(
     seed: int = 0,
     num_images: int = 200,
     split: str = "test",
+    flags: dict | None = None,
     **results,
 ) -> Path:
     """A finished classification run with three epochs."""
-    folder.mkdir(parents=True)
     predictions = predict(num_images, quality=quality, seed=seed)
-    auroc = roc_auc_score(predictions["label"], predictions["probability"])
-    measured = {name: 0.5 for name in ("accuracy", "precision", "recall", "f1", "average_precision")}
-    measured |= {"n": num_images, "auroc": auroc}
-    content = {
-        "task": "finding",
-        "model": "resnet-18",
-        "pretrained": False,
-        "labeler": "negbio",
-        "view": "frontal",
-        "uncertain": "negative",
-        "augmentation": "none",
-        "mask_ratio": 0.0,
-        "random_erasing_prob": 0.0,
-        "train_last_layer_only": False,
-        "validation": measured,
-        split: measured,
-        "num_train_images": 1000,
-        "images_per_step": 32,
-        "seed": seed,
-        **results,
-    }
-    (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    auroc = float(roc_auc_score(predictions["label"], predictions["probability"]))
+    of_split = measured(auroc=auroc, n=num_images)
+    finished = classification_results(**{"validation": of_split, split: of_split, "seed": seed, **results})
+    finish(folder, finished, **{"seed": seed, **(flags or {})})
     predictions.to_csv(folder / f"predictions_{split}.csv", index=False)
-    sample = {
-        "sha256": f"sample {content['num_train_images']} {content['seed']}",
-        "dicom_ids": ["deadbeef-0"],
-    }
-    (folder / "samples.json").write_text(json.dumps(sample), encoding="utf-8")
+    sample = Sample(
+        num_images=1, seed=seed, sha256=f"{finished.num_train_images} {seed}", dicom_ids=["deadbeef-0"]
+    )
+    write_json(folder / "samples.json", sample.as_json())
     epochs = [
         {"epoch": epoch, "step": epoch, "train_loss": 1 / epoch, "eval_loss": 1.1 / epoch}
         for epoch in (1, 2, 3)

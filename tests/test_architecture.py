@@ -150,3 +150,17 @@ def test_no_function_takes_more_than_7_parameters(path):
         arguments = function.args
         names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
         assert len([name for name in names if name not in ("self", "cls")]) <= 7, function.name
+
+
+def depth(node: ast.AST) -> int:
+    """How deep the blocks of a statement are nested."""
+    blocks = (ast.For, ast.While, ast.If, ast.With, ast.Try)
+    return max((depth(child) + isinstance(child, blocks) for child in ast.iter_child_nodes(node)), default=0)
+
+
+@of(sorted(SCRIPTS.glob("*.py")))
+def test_mains_and_loops_read_at_a_glance(path):
+    for function in functions(path):
+        if function.name in ("main", "train"):
+            assert function.end_lineno - function.lineno < 35, function.name
+            assert depth(function) <= 3, function.name

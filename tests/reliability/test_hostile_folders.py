@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import report_study
 import torch
+from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.models import configs
 from cxr.models.architectures import estimate_gflop
+from cxr.models.architectures import find_architecture
 from cxr.models.pretrained import load_config
 from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
@@ -524,11 +527,12 @@ def test_model_that_the_machine_cannot_hold_is_refused_before_it_is_made(overrid
 
 def test_size_without_end_does_not_overflow_an_estimate():
     options = {"image_size": 224, "share_seen": 0.5}
-    usual = estimate_gflop("vit-mae-tiny", overrides=None, **options)
-    assert estimate_gflop("vit-mae-tiny", overrides=f"hidden_size={HUGE}", **options) == usual
+    tiny = find_architecture("vit-mae-tiny")
+    usual = estimate_gflop(tiny, overrides=None, **options)
+    assert estimate_gflop(tiny, overrides=f"hidden_size={HUGE}", **options) == usual
     for image_size in (0, 1e300, HUGE):
         with pytest.raises(ValueError, match=r"image_size: found .*, expected a number from 1 to 1,000,000"):
-            estimate_gflop("vit-mae-tiny", overrides=None, image_size=image_size, share_seen=0.5)
+            estimate_gflop(tiny, overrides=None, image_size=image_size, share_seen=0.5)
 
 
 @pytest.mark.slow
@@ -564,9 +568,7 @@ def run(tmp_path) -> Path:
 
 def new_run(folder: Path, *, seed: int = 0) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
-    write_run(folder, num_images=12, seed=seed)
-    (folder / "args.json").write_text('{"seed": 0, "weight_decay": 0.1}', encoding="utf-8")
-    return folder
+    return write_run(folder, num_images=12, seed=seed, flags={"seed": 0, "weight_decay": 0.1})
 
 
 def report_or_refuse(folder: Path, capsys, *, root: Path) -> str | None:
@@ -574,7 +576,8 @@ def report_or_refuse(folder: Path, capsys, *, root: Path) -> str | None:
     outside = {path for path in root.rglob("*") if not path.is_relative_to(folder / "report")}
     capsys.readouterr()
     try:
-        report_study.main([str(folder), "--output_dir", str(folder / "report"), "--num_resamples", "2"])
+        argv = [str(folder), "--output_dir", str(folder / "report"), "--num_resamples", "2"]
+        run_script(lambda: report_study.main(argv))
     except SystemExit as ended:
         message = capsys.readouterr().err
         assert ended.code == 2 and message.count("\n") == 1 and str(folder) in message, message
@@ -609,10 +612,12 @@ def report_or_refuse(folder: Path, capsys, *, root: Path) -> str | None:
 )
 def test_results_of_other_kinds_are_refused_by_their_name(run, tmp_path, capsys, change):
     edit_json(run / "results.json", **change)
-    with pytest.raises(SystemExit):
+    (name,) = change
+    with pytest.raises(
+        UserError, match=rf"results\.json: not what a run writes: found ({name} = |b'|')"
+    ) as error:
         report_study.main([str(run)])
-    message = capsys.readouterr().err
-    assert f"results.json: not what a run writes (at {next(iter(change))} " in message and len(message) < 600
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("value", [HUGE, math.nan, 1.5, "0.5", True])
@@ -632,23 +637,6 @@ def test_epochs_that_no_run_wrote_are_refused(run, capsys, tmp_path, line):
 def test_flag_that_cannot_name_a_row_is_refused(run, capsys, tmp_path, value):
     edit_json(run / "args.json", weight_decay=value)
     assert report_or_refuse(run, capsys, root=tmp_path) is None
-
-
-def test_kind_of_masking_that_no_plan_has_is_refused(tmp_path, capsys):
-    point = {
-        **{"model": "resnet-18", "augmentation": "none", "masking": 0.0, "masking_kind": "pigs"},
-        **{"own_pretraining": False, "from_scratch": True, "train_size": 1000, "task": "finding"},
-        **{"training_mode": "full", "view": "frontal", "seed": 0},
-    }
-    run_id = "resnet-18-scratch_none_1000_finding_s0"
-    cell = {"run_id": run_id, "script": "run_classification.py", "point": point, "flags": {}}
-    new_run(tmp_path / run_id)
-    (tmp_path / "plan.json").write_text(json.dumps({"cells": {run_id: cell}}), encoding="utf-8")
-    with pytest.raises(SystemExit):
-        report_study.main([str(tmp_path)])
-    assert (
-        "plan.json above it, is not what is written there (at masking_kind 'pigs')" in capsys.readouterr().err
-    )
 
 
 MARKUP = ["<script>alert(1)</script>", "$x_{", "[/red]", "<img src=x>", "../../../x", "{{7*7}}", "a|b`c`"]
@@ -673,7 +661,8 @@ def test_edited_records_give_a_report_or_a_line(tmp_path, capsys, data):
     name = data.draw(
         st.sampled_from(["results.json", "results.json", "args.json", "samples.json", "metrics.jsonl"])
     )
-    lines = (run / name).read_text(encoding="utf-8").splitlines()
+    whole = (run / name).read_text(encoding="utf-8")
+    lines = whole.splitlines() if name.endswith("jsonl") else [whole]
     content = json.loads(lines[0])
     part = content["test"] if "test" in content and data.draw(st.booleans()) else content
     key = data.draw(st.sampled_from(sorted(part)))

@@ -13,10 +13,7 @@ from killing import watch_operations
 from safetensors.numpy import save_file
 
 NAME = "my-lab/cxr"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")]
 
 
 def make_model(folder: Path, number: int) -> Path:
@@ -67,7 +64,7 @@ def run(call: Callable[[Path], None], hub_dir: Path, kill_at: int | None, counte
 @pytest.fixture(scope="module")
 def processes():
     """Processes that start with everything imported."""
-    return start_forkserver("cxr.hub", "test_hub_kills")
+    return start_forkserver("cxr.sharing.local_hub", "test_hub_kills")
 
 
 @pytest.mark.parametrize("call", [push, collect_garbage, set_tag])

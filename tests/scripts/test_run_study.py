@@ -1,7 +1,6 @@
 """The study's runner: what is launched, skipped, refused, resumed and reported; most cells do not train."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -19,21 +18,27 @@ import psutil
 import pytest
 import run_study
 from cxr.data.sources import REPOSITORY
+from cxr.errors import run_script
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_json
 from cxr.run_folder.lock import OWNER_FILE
 from cxr.run_folder.lock import lock_folder
 from cxr.run_folder.record import check_unchanged
 from cxr.study import runner
-from cxr.study.grid import PRESETS
+from cxr.study.grid import GRIDS
 from cxr.study.grid import plan_cells
-from cxr.study.runner import Study
+from cxr.study.runner import StudyRunner
 from cxr.study.runner import command
 from cxr.study.runner import devices
 from cxr.study.runner import tail
 from cxr.study.runner import to_words
 from cxr.training.progress import Progress
 from cxr.training.progress import has_checkpoint
+from finished_runs import arguments
+from finished_runs import classification_results
+from finished_runs import finish
+from finished_runs import measured
+from finished_runs import pretraining_results
 from rich.console import Console
 
 CONFIGS = REPOSITORY / "accelerate_configs"
@@ -59,22 +64,28 @@ SMALL += ["--train_sizes", "16", "--tasks", "finding"]
 PROGRESS = asdict(Progress(images_per_step=8, step=2))  # in a checkpoint that is complete
 
 # What stands in for a cell's process. It may finish, fail at once, break after a checkpoint, or hang there.
+RECORDS = {
+    "progress": PROGRESS,
+    "args": arguments(weight_decay=0.01, cache_dir=None).as_json(),
+    "pretraining": pretraining_results().as_json(),
+    "classification": classification_results(test=measured()).as_json(),
+}
 CELL = (
-    f"progress = {json.dumps(PROGRESS)!r}"
+    f"records = {json.dumps(json.dumps(RECORDS))}"
     + """
 import json, pathlib, sys, time
+records = json.loads(records)
 run, flags, end = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 resumed = (run / "checkpoints").is_dir()
 print("resumed" if resumed else "new", flush=True)
 run.mkdir(parents=True, exist_ok=True)
-defaults = {"weight_decay": 0.01, "cache_dir": None}
-(run / "args.json").write_text(json.dumps({**defaults, **flags}))
+(run / "args.json").write_text(json.dumps({**records["args"], **flags}))
 if end == "fail":
     print("\\n".join(f"line {number}" for number in range(30)), flush=True)
     sys.exit("error: found no GPU")
 checkpoint = run / "checkpoints" / "step_2"
 checkpoint.mkdir(parents=True, exist_ok=True)
-(checkpoint / "progress.json").write_text(progress)
+(checkpoint / "progress.json").write_text(json.dumps(records["progress"]))
 with (run / "metrics.jsonl").open("a") as file:
     file.write('{"epoch": 2}\\n' if resumed else '{"epoch": 1}\\n')
 if end == "hang":
@@ -82,7 +93,7 @@ if end == "hang":
     time.sleep(60)
 if end == "break":
     sys.exit("error: the loss is nan")
-results = {"images_per_second": 50.0, "eval_loss": 0.25, "validation": {}, "test": {"auroc": 0.75}}
+results = records["pretraining" if "_pretrain_" in run.name else "classification"]
 (run / "results.json").write_text(json.dumps(results))
 """
 )
@@ -125,9 +136,8 @@ def study(cells, sample_root, tmp_path):
 
     def study(*flags: object) -> int:
         try:
-            run_study.main(
-                [*SMALL, f"--data_dir={sample_root}", f"--output_dir={tmp_path / 'study'}", *map(str, flags)]
-            )
+            folders = [f"--data_dir={sample_root}", f"--output_dir={tmp_path / 'study'}"]
+            run_script(lambda: run_study.main([*SMALL, *folders, *map(str, flags)]))
         except SystemExit as ended:
             return ended.code
         return 0
@@ -204,11 +214,11 @@ def test_every_axis_is_a_list_flag():
         *("--train_sizes", "5", "all", "--tasks", "finding", "pleural_effusion", "--seeds", "1", "2"),
         *("--training_modes", "full", "last_layer", "--views", "frontal", "lateral"),
     )
-    chosen = run_study.chosen_grid(args, PRESETS["paper"])
+    chosen = run_study.chosen_grid(args, GRIDS["paper"])
     assert chosen.models == ("a", "b") and chosen.train_sizes == (5, None) and chosen.seeds == (1, 2)
     assert chosen.views == ("frontal", "lateral") and chosen.training_modes == ("full", "last_layer")
     assert chosen.arms["vit"] == (("mae", 0.0), ("mae", 0.5), ("none", 0.0), ("none", 0.5))
-    assert chosen.settings == PRESETS["paper"].settings
+    assert chosen.settings == GRIDS["paper"].settings
 
 
 def test_without_data_the_preset_is_smoke_and_with_data_paper(
@@ -233,9 +243,9 @@ def test_folder_of_a_setting_is_absolute_and_a_revision_stays_text(tmp_path, mon
 
 def cell_named(name: str, study_dir: Path, **changes):
     args = parse(*SMALL)
-    grid = run_study.chosen_grid(args, PRESETS["smoke"])
+    grid = run_study.chosen_grid(args, GRIDS["smoke"])
     planned = {cell.run_id: cell for cell in plan_cells(grid, data_dir=Path("/data"), output_dir=study_dir)}
-    return dataclasses.replace(planned[name], **changes)
+    return planned[name].model_copy(update=changes)
 
 
 def test_cell_is_launched_by_accelerate_with_its_config_script_and_flags(tmp_path):
@@ -272,7 +282,7 @@ def test_flags_become_words_as_argparse_takes_them():
     assert words == ["--seed=0", "--b", "--crop_scale", "0.5", "1.0", "--no-norm_pix_loss"]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", GRIDS)
 def test_scripts_take_every_planned_command_line_and_note_what_was_planned(preset, sample_root, tmp_path):
     import run_classification
     import run_mae_pretrain
@@ -284,7 +294,7 @@ def test_scripts_take_every_planned_command_line_and_note_what_was_planned(prese
     settings += ["vit.base_learning_rate=1e-3", "classification.torch_compile=true"]
     settings += ["cache_dir=some/cache/", "model_revision=1234567"]
     args = parse("--pretrain", "--seeds", "0", "--set", *settings)
-    grid = run_study.chosen_grid(args, PRESETS[preset])
+    grid = run_study.chosen_grid(args, GRIDS[preset])
     for cell in plan_cells(grid, data_dir=sample_root, output_dir=tmp_path):
         noted = json.loads(json.dumps(vars(parse_args[cell.script](list(to_words(cell.flags)))), default=str))
         check_unchanged(noted, cell.flags, where=Path(cell.run_id))
@@ -562,7 +572,7 @@ def test_cell_that_a_killed_study_left_running_is_waited_for(study, cells, folde
     def sleep(seconds):
         turns.append(seconds)
         if len(turns) == 3:
-            write_json(run / "results.json", {"images_per_second": 1, "test": {"auroc": None}})
+            finish(run, classification_results(test=measured(auroc=None)))
             lock.release()
 
     monkeypatch.setattr(runner.time, "sleep", sleep)
@@ -573,16 +583,15 @@ def test_cell_that_a_killed_study_left_running_is_waited_for(study, cells, folde
 
 def test_table_shows_results_so_far_progress_and_time_left(sample_root, folder):
     args = parse(*SMALL, "--seeds", "0", "1", "--train_sizes", "16", "all")
-    grid = run_study.chosen_grid(args, PRESETS["smoke"])
+    grid = run_study.chosen_grid(args, GRIDS["smoke"])
     cells = plan_cells(grid, data_dir=sample_root, output_dir=folder)
     for seed, auroc in ((0, 0.7), (1, 0.8)):
-        (folder / f"resnet-18-scratch_none_16_finding_s{seed}").mkdir(parents=True)
-        results = {"images_per_second": 1.0, "test": {"auroc": auroc}}
-        write_json(folder / f"resnet-18-scratch_none_16_finding_s{seed}" / "results.json", results)
-    study = Study(cells, folder, seconds={cell.run_id: 600 for cell in cells}, parallel=1)
+        results = classification_results(test=measured(auroc=auroc))
+        finish(folder / f"resnet-18-scratch_none_16_finding_s{seed}", results)
+    study = StudyRunner(cells, folder, seconds={cell.run_id: 600 for cell in cells}, parallel=1)
     study.states[PRETRAINED] = "running"
     (folder / PRETRAINED).mkdir()
-    write_json(folder / PRETRAINED / "args.json", {"num_train_epochs": 4})
+    write_json(folder / PRETRAINED / "args.json", arguments(num_train_epochs=4).as_json())
     (folder / PRETRAINED / "metrics.jsonl").write_text("{}\n{}\n{}\n", encoding="utf-8")
     text = io.StringIO()
     Console(file=text, width=100).print(study.render())
@@ -596,9 +605,9 @@ def test_table_shows_results_so_far_progress_and_time_left(sample_root, folder):
 
 def test_time_left_follows_how_the_estimates_held(folder, monkeypatch):
     cells = [cell_named(RESNET, folder, run_id=name, needs=None) for name in "abcd"]
-    study = Study(cells, folder, seconds=dict.fromkeys("abcd", 100.0), parallel=1)
+    study = StudyRunner(cells, folder, seconds=dict.fromkeys("abcd", 100.0), parallel=1)
     assert study.seconds_left() == 400
-    study.results["a"], study.states["a"] = {}, "done"
+    study.results["a"], study.states["a"] = pretraining_results(), "done"
     monkeypatch.setattr(runner.time, "monotonic", lambda: study.started + 50)  # twice as fast as estimated
     assert study.seconds_left() == pytest.approx(150)
 
@@ -619,7 +628,8 @@ from cxr.study.costs import ImageCounts
 runner.command = command
 counts = ImageCounts(train=16, validation=7)  # a quick start
 run_study.count_images = lambda cells, _: {{cell.run_id: counts for cell in cells}}
-run_study.main(sys.argv[1:])
+from cxr.errors import run_script
+run_script(run_study.main)
 """
 
 

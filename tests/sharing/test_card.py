@@ -15,9 +15,12 @@ import pytest
 import run_classification
 import run_mae_pretrain
 from cxr.run_folder.privacy import mask_ids
+from cxr.run_folder.record import Sample
+from cxr.run_folder.record import Training
 from cxr.sharing import card
 from cxr.sharing import local_hub
 from cxr.sharing.push import push_folder
+from finished_runs import arguments
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from PIL import Image
@@ -132,7 +135,10 @@ def test_run_that_was_not_pushed_gets_the_card_of_its_name_when_it_is(runs, samp
     pushed = local_hub.repository_dir(tmp_path / "hub", "my-lab/late") / "snapshots" / commit
     assert read_card(pushed).text.startswith("\n# my-lab/late\n")
     assert "From a local directory of models" in read_card(pushed).text
-    for name, said in (("samples.json", "records that lack"), ("results.json", "the run is not finished")):
+    for name, said in (
+        ("samples.json", "samples.json: found no"),
+        ("results.json", "the run is not finished"),
+    ):
         (run_dir / name).unlink()
         with pytest.raises(ValueError, match=said):
             push_folder(run_dir, **options)
@@ -190,20 +196,19 @@ def test_run_whose_last_push_is_interrupted_is_not_finished(sample_root, tmp_pat
 def make_card(*, task: str = "pleural_effusion", **changes) -> str:
     args = {
         "dataset_config_name": "pleural_effusion",
-        "hub_model_id": None,
         "hub_dir": None,
         "data_dir": Path("/mnt/patients of 2020/MIMIC-CXR JPG"),
         "model_name_or_path": "facebook/vit-mae-base",
         "model_revision": "main",
-        "view": "frontal",
         "labeler": "chexpert",
         "uncertain": "exclude",
         "mask_ratio": 0.5,
         "seed": 10000032,
     } | changes
-    args["origin"] = card.describe_origin(argparse.Namespace(**args))
-    results = {"task": task, "steps": 7, "images_per_step": 32, "versions": {"torch": "2.14"}}
-    return card.make_card(Path("no-figures"), args, results, {"num_images": 1000, "sha256": "0" * 64})
+    origin = card.describe_origin(argparse.Namespace(**args))
+    training = Training(task=task, steps=7, images_per_step=32, versions={"torch": "2.14"})
+    sample = Sample(num_images=1000, seed=0, sha256="0" * 64, dicom_ids=[])
+    return card.make_card(Path("no-figures"), arguments(**args, origin=origin), training, sample)
 
 
 def test_numbers_of_a_card_are_not_taken_for_ids():

@@ -26,7 +26,12 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         state, path = self.server.state, self.path.partition("?")[0]
+        if path == "/api/whoami-v2":
+            is_known = "Bearer hf_secret" in self.headers.get("authorization", "")
+            return self.answer(200 if is_known else 401, {"name": "me", "error": "Invalid credentials"})
         if path == f"/api/models/{NAME}":
+            if not state["files"] and "created" not in state:
+                return self.answer(404, {}, reason="RepoNotFound")
             return self.answer(200, {"id": NAME, "sha": state["main"], "private": state["is_private"]})
         if path == f"/api/models/{NAME}/refs":
             tags = [
@@ -80,9 +85,10 @@ class Hub(BaseHTTPRequestHandler):
         )
         self.answer(200, {})
 
-    def answer(self, status: int, content: object) -> None:
+    def answer(self, status: int, content: object, *, reason: str = "") -> None:
         text = json.dumps(content).encode()
         self.send_response(status)
+        self.send_header("X-Error-Code", reason)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -166,6 +172,34 @@ def test_tag_is_not_moved_but_a_push_can_be_repeated(tagged, server, tmp_path):
         assert done.returncode == 2 and "found the tag v1 at revision eeeeeeee" in done.stderr
         assert "commit" not in server.state and not server.state["uploads"]
     assert server.state["tags"] == {"v1": tagged}
+
+
+CHECK = f"""
+from cxr.errors import run_script
+from cxr.sharing.online_hub import check_push
+run_script(lambda: check_push(model_id={NAME!r}, tag="v1"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "token", "said"),
+    [
+        ({}, "hf_secret", ""),
+        ({"files": ["config.json"]}, "hf_secret", ""),
+        ({}, "hf_wrong", "log in with hf auth login"),
+        ({"files": ["config.json"], "is_private": False}, "hf_secret", "expected a private one"),
+        ({"files": ["config.json"], "tags": {"v1": OLD_COMMIT}}, "hf_secret", "no tag is moved"),
+    ],
+    ids=["no such model", "private model", "wrong token", "public model", "tag is taken"],
+)
+def test_check_before_a_training_finds_what_would_stop_the_push_and_makes_nothing(state, token, said, server):
+    server.state |= state
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK], env=environment, cwd=SCRIPTS, capture_output=True, text=True
+    )
+    assert done.returncode == (2 if said else 0) and said in done.stderr, done.stderr[-2000:]
+    assert done.stderr.count("\n") == bool(said) and "created" not in server.state
 
 
 def test_training_that_could_not_be_pushed_ends_before_it_begins(server, sample_root, tmp_path):

@@ -1,30 +1,35 @@
 """What a study takes: images counted as the scripts count them, and time from the speed of finished cells."""
 
-import json
 from pathlib import Path
 
 import pytest
+from cxr.errors import UserError
 from cxr.models.architectures import estimate_gflop
+from cxr.models.architectures import find_architecture
 from cxr.study import costs
 from cxr.study.grid import CLASSIFICATION
 from cxr.study.grid import PRETRAINING
 from cxr.study.grid import Cell
+from cxr.study.grid import ClassificationCell
+from cxr.study.grid import Point
+from cxr.study.results import point_of
+from finished_runs import classification_results
+from finished_runs import finish
 
 
-def classification(run_id: str = "a", *, model: str = "microsoft/resnet-18", **flags) -> Cell:
+def classification(run_id: str = "a", *, model: str = "microsoft/resnet-18", **flags) -> ClassificationCell:
     flags = {"train_last_layer_only": False, "num_train_epochs": 20, **flags}
-    return Cell(run_id=run_id, script=CLASSIFICATION, point={"model": model}, flags=flags)
+    point = point_of(classification_results(model=model))
+    return ClassificationCell(run_id=run_id, script=CLASSIFICATION, point=point, flags=flags)
 
 
 def pretraining(run_id: str = "p", *, model: str = "facebook/vit-mae-base", **flags) -> Cell:
-    return Cell(run_id=run_id, script=PRETRAINING, point={"model": model}, flags=flags)
+    point = Point(model=model, view="frontal", seed=0)
+    return Cell(run_id=run_id, script=PRETRAINING, point=point, flags=flags)
 
 
-def finish(cell: Cell, output_dir: Path, *, images_per_second: float) -> None:
-    run = output_dir / cell.run_id
-    run.mkdir(parents=True)
-    results = {"images_per_second": images_per_second}
-    (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+def finish_cell(cell: Cell, output_dir: Path, *, images_per_second: float) -> None:
+    finish(output_dir / cell.run_id, classification_results(images_per_second=images_per_second))
 
 
 def counted(train: int, validation: int = 0) -> costs.ImageCounts:
@@ -71,7 +76,7 @@ def test_sample_larger_than_the_data_is_refused_with_both_numbers(sample_root):
 
 
 def test_absent_data_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         costs.count_images([classification()], tmp_path / "nowhere")
 
 
@@ -90,15 +95,15 @@ def test_absent_data_are_refused(tmp_path):
     ],
 )
 def test_forward_pass_takes_about_what_is_published(model, gflop):
-    assert estimate_gflop(model, image_size=224, overrides=None, share_seen=1) == pytest.approx(
-        gflop, rel=0.1
-    )
+    assert cost(model) == pytest.approx(gflop, rel=0.1)
+
+
+def cost(model, *, image_size=224, overrides=None, share_seen=1.0):
+    architecture = find_architecture(model)
+    return estimate_gflop(architecture, image_size=image_size, overrides=overrides, share_seen=share_seen)
 
 
 def test_smaller_images_fewer_patches_and_overrides_cost_less():
-    def cost(model, *, image_size=224, overrides=None, share_seen=1.0):
-        return estimate_gflop(model, image_size=image_size, overrides=overrides, share_seen=share_seen)
-
     assert cost("resnet-18", image_size=112) == pytest.approx(cost("resnet-18") / 4)
     assert cost("vit-mae-base", share_seen=0.25) < cost("vit-mae-base") / 3.5
     assert cost("vit-mae-base", overrides="num_hidden_layers=6,unknown=x") == pytest.approx(
@@ -135,7 +140,7 @@ def test_without_a_finished_cell_the_estimate_is_an_assumption_and_says_so(tmp_p
     cell = classification()
     seconds, basis = costs.estimate_seconds([cell], {"a": counted(1000)}, tmp_path, "gpu")
     assert basis.startswith("assuming 20 TFLOP/s") and "no cell has finished" in basis
-    assert seconds["a"] == pytest.approx(costs.START_SECONDS + 20 * 1000 * 10.8 / 20e3)
+    assert seconds["a"] == pytest.approx(costs.START_SECONDS + 20 * 1000 * 3 * cost("resnet-18") / 20e3)
     on_cpu, _ = costs.estimate_seconds([cell], {"a": counted(1000)}, tmp_path, "cpu")
     assert on_cpu["a"] > 100 * seconds["a"] / 2
 
@@ -146,7 +151,7 @@ def test_estimate_follows_from_the_speed_of_finished_cells(tmp_path):
         classification("b"),
         classification("c", train_last_layer_only=True),
     )
-    finish(done, tmp_path, images_per_second=500)
+    finish_cell(done, tmp_path, images_per_second=500.0)
     _, of_same, of_head = training_seconds([done, same, head], 10_000, tmp_path)
     assert of_same == pytest.approx(10_000 * 20 / 500)
     assert of_head == pytest.approx(of_same / 3)
@@ -157,15 +162,15 @@ def test_estimate_follows_from_the_speed_of_finished_cells(tmp_path):
 def test_speed_of_a_resnet_says_nothing_about_a_vit(tmp_path):
     resnet, vit = classification("a"), classification("b", model="facebook/vit-mae-base")
     before = training_seconds([resnet, vit], 100, tmp_path)
-    finish(resnet, tmp_path, images_per_second=1)
+    finish_cell(resnet, tmp_path, images_per_second=1.0)
     after = training_seconds([resnet, vit], 100, tmp_path)
     assert after[0] != before[0] and after[1] == before[1]
 
 
 def test_one_slow_cell_of_many_does_not_move_the_estimate(tmp_path):
     cells = [classification(name) for name in "abcd"]
-    for cell, speed in zip(cells, (100, 100, 1)):
-        finish(cell, tmp_path, images_per_second=speed)
+    for cell, speed in zip(cells, (100.0, 100.0, 1.0)):
+        finish_cell(cell, tmp_path, images_per_second=speed)
     assert training_seconds(cells, 100, tmp_path)[3] == pytest.approx(100 * 20 / 100)
 
 
@@ -174,7 +179,7 @@ def test_evaluating_every_epoch_is_counted(tmp_path):
     for validation in (0, 3000):
         counts = {"a": counted(1000, validation)}
         seconds, _ = costs.estimate_seconds([head], counts, tmp_path, "gpu")
-        expected = 20 * (1000 + validation) * 3.6 / 20e3
+        expected = 20 * (1000 + validation) * cost("resnet-18") / 20e3
         assert seconds["a"] == pytest.approx(costs.START_SECONDS + expected)
 
 

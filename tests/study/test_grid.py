@@ -6,11 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from cxr.choices import MASKINGS
+from cxr.choices import TASKS
 from cxr.data.subsets import draw_sample
+from cxr.errors import UserError
 from cxr.study import grid
 from cxr.study.grid import CLASSIFICATION
+from cxr.study.grid import GRIDS
 from cxr.study.grid import PAPER
-from cxr.study.grid import PRESETS
 from cxr.study.grid import PRETRAINING
 from cxr.study.grid import Cell
 from cxr.study.grid import Grid
@@ -58,14 +61,15 @@ def write_model(folder: Path, model_type: str) -> Path:
 def test_paper_is_72_arms_a_seed_and_three_seeds():
     cells = plan(PAPER)
     assert len(cells) == len(set(ids(cells))) == 216
-    assert Counter(cell.point["seed"] for cell in cells) == {0: 72, 1: 72, 2: 72}
+    assert Counter(cell.point.seed for cell in cells) == {0: 72, 1: 72, 2: 72}
     assert {cell.script for cell in cells} == {CLASSIFICATION}
-    assert not [cell for cell in cells if cell.needs or cell.point["own_pretraining"]]
+    assert not [cell for cell in cells if cell.needs or cell.point.own_pretraining]
 
 
 def test_paper_has_exactly_the_papers_arms_at_each_size_task_and_mode():
     found = Counter(
-        tuple(cell.point[name] for name in ("model", "augmentation", "masking")) for cell in plan(PAPER)
+        tuple(getattr(cell.point, name) for name in ("model", "augmentation", "masking"))
+        for cell in plan(PAPER)
     )
     times = 3 * 2 * 2 * 3  # sizes, tasks, training modes, seeds
     assert found == {
@@ -77,7 +81,7 @@ def test_paper_has_exactly_the_papers_arms_at_each_size_task_and_mode():
         ("microsoft/resnet-18", "none", 0.0): times,
     }
     others = {
-        name: {cell.point[name] for cell in plan(PAPER)}
+        name: {getattr(cell.point, name) for cell in plan(PAPER)}
         for name in ("train_size", "task", "training_mode", "view")
     }
     assert others == {
@@ -110,18 +114,18 @@ def test_cell_of_the_paper_has_its_flags_and_hyperparameters():
 def test_every_axis_reaches_the_flags_of_its_cells():
     for cell in plan(PAPER, views=["frontal", "lateral"]):
         point, flags = cell.point, cell.flags
-        assert flags["max_train_samples"] == point["train_size"]
-        assert flags["dataset_config_name"] == point["task"]
-        assert flags["train_last_layer_only"] == (point["training_mode"] == "last_layer")
+        assert flags["max_train_samples"] == point.train_size
+        assert flags["dataset_config_name"] == point.task
+        assert flags["train_last_layer_only"] == (point.training_mode == "last_layer")
         same = {"augmentation": "augmentation", "masking": "mask_ratio", "view": "view", "seed": "seed"}
-        assert all(flags[flag] == point[axis] for axis, flag in same.items())
+        assert all(flags[flag] == getattr(point, axis) for axis, flag in same.items())
 
 
 def test_future_has_the_larger_models_and_lateral_views_and_shares_its_first_cells_with_the_paper():
-    cells = plan(PRESETS["future"])
-    names = {cell.point["model"] for cell in cells}
+    cells = plan(GRIDS["future"])
+    names = {cell.point.model for cell in cells}
     assert {name.rpartition("-")[2] for name in names} == {"base", "large", "huge", "18", "34", "50", "152"}
-    assert {cell.point["view"] for cell in cells} == {"frontal", "lateral"}
+    assert {cell.point.view for cell in cells} == {"frontal", "lateral"}
     assert len(cells) == (3 * 4 + 4 * 2) * 3 * 2 * 3  # arms, sizes, views, seeds
     of_paper = {cell.run_id: cell for cell in plan(PAPER)}
     shared = [cell for cell in cells if cell.run_id in of_paper]
@@ -129,7 +133,7 @@ def test_future_has_the_larger_models_and_lateral_views_and_shares_its_first_cel
 
 
 def test_smoke_is_a_grid_of_tiny_models_from_scratch_on_the_cpu():
-    smoke = PRESETS["smoke"]
+    smoke = GRIDS["smoke"]
     cells = plan(smoke)
     assert smoke.config_file == "cpu.yaml" and len(cells) == 13
     starts = {cell.flags.get("config_name") for cell in cells if not cell.needs}
@@ -141,10 +145,10 @@ def test_smoke_is_a_grid_of_tiny_models_from_scratch_on_the_cpu():
 
 
 @pytest.mark.parametrize("pretrain", [None, "beside", "instead"])
-@pytest.mark.parametrize("masking", grid.MASKINGS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("preset", GRIDS)
 def test_run_ids_are_unique_short_and_safe_on_windows(preset, masking, pretrain):
-    cells = plan(PRESETS[preset], masking=masking, pretrain=pretrain)
+    cells = plan(GRIDS[preset], masking=masking, pretrain=pretrain)
     names = ids(cells)
     assert len({name.lower() for name in names}) == len(names)
     for name in names:
@@ -174,18 +178,63 @@ def test_folder_is_a_pretrained_model_of_the_family_that_its_configuration_says(
     folder = write_model(tmp_path / "mine" / "model", "resnet")
     cells = plan(PAPER, models=[str(folder)])
     assert {cell.flags["model_name_or_path"] for cell in cells} == {str(folder)}
-    assert {(cell.point["augmentation"], cell.point["masking"]) for cell in cells} == {
+    assert {(cell.point.augmentation, cell.point.masking) for cell in cells} == {
         ("classic", 0.0),
         ("none", 0.0),
     }
     assert all(cell.run_id.startswith("mine_") for cell in cells)
 
 
+def cached(cache: Path, name: str, model_type: str) -> None:
+    """A model as huggingface_hub keeps it."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    write_model(repository / "snapshots" / ("a" * 40), model_type)
+    for revision in ("main", "v1"):
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text("a" * 40, encoding="utf-8")
+
+
+@pytest.mark.parametrize("settings", [{"hub_dir": "HUB"}, {"hub_dir": "HUB", "model_revision": "v1"}, {}])
+def test_family_of_a_name_is_what_its_configuration_here_says_and_no_part_of_the_name(
+    settings, tmp_path, monkeypatch
+):
+    cached(tmp_path, "my-lab/resnet-like", "vit")
+    if settings:
+        settings = settings | {"hub_dir": str(tmp_path)}
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (cell,) = one_cell("my-lab/resnet-like", ("", settings), ("vit", {"weight_decay": 0.3}))
+    assert cell.flags["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize("name", ["my-lab/resnet-18", "facebook/vit-large", "vit", "/no/such/folder"])
+def test_name_that_tells_no_family_is_refused_with_what_to_do(name):
+    with pytest.raises(UserError, match=f"model {name}: found no folder .*name a folder, or download it"):
+        one_cell(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"model_type": "bert"}', "model_type = 'bert', expected 'vit', 'vit_mae' or 'resnet'"),
+        ('{"model_type": "vit", "hidden_size": 0}', "hidden_size = 0, expected greater than 0"),
+        ("{}", "found no model_type"),
+        ("[", "Invalid JSON"),
+    ],
+)
+def test_configuration_that_no_model_has_is_refused(content, said, tmp_path):
+    (write_model(tmp_path / "mine", "vit") / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=f"config.json: not what transformers writes: .*{said}.*another model"
+    ):
+        one_cell(str(tmp_path / "mine"))
+
+
 def test_model_is_from_scratch_when_it_is_a_configurations_name():
     cells = plan(PAPER, models=["vit-mae-tiny", "facebook/vit-mae-base", "resnet-18"], seeds=[0])
-    found = {(cell.point["model"], cell.point["from_scratch"]) for cell in cells}
+    found = {(cell.point.model, cell.point.from_scratch) for cell in cells}
     assert found == {("vit-mae-tiny", True), ("facebook/vit-mae-base", False), ("resnet-18", True)}
-    assert all(("config_name" in cell.flags) == cell.point["from_scratch"] for cell in cells)
+    assert all(("config_name" in cell.flags) == cell.point.from_scratch for cell in cells)
 
 
 def test_relative_folder_becomes_absolute_so_that_a_cell_finds_it(tmp_path, monkeypatch):
@@ -222,20 +271,22 @@ def test_two_shares_of_one_name_are_refused():
 )
 def test_axis_replaces_that_of_the_preset_and_no_other(axis, values, field):
     before, after = plan(PAPER), plan(PAPER, **{axis: values})
-    assert {cell.point[field] for cell in after} == set(values)
-    for name in before[0].point.keys() - {field}:
-        assert {cell.point[name] for cell in after} == {cell.point[name] for cell in before}, name
+    assert {getattr(cell.point, field) for cell in after} == set(values)
+    for name in before[0].point.as_json().keys() - {field}:
+        assert {getattr(cell.point, name) for cell in after} == {
+            getattr(cell.point, name) for cell in before
+        }, name
 
 
 def test_augmentations_and_mask_ratios_are_crossed_and_a_resnet_is_not_masked():
     cells = plan(PAPER, augmentations=["mae", "classic"], mask_ratios=[0.0, 0.6], seeds=[0])
-    arms = {(grid.family(cell.point["model"]), *arm_of(cell)) for cell in cells}
+    arms = {(grid.family(cell.point.model), *arm_of(cell)) for cell in cells}
     crossed = {("vit", augmentation, share) for augmentation in ("mae", "classic") for share in (0.0, 0.6)}
     assert arms == crossed | {("resnet", "mae", 0.0), ("resnet", "classic", 0.0)}
 
 
 def arm_of(cell: Cell) -> tuple[str, float]:
-    return cell.point["augmentation"], cell.point["masking"]
+    return cell.point.augmentation, cell.point.masking
 
 
 def test_mask_ratios_alone_keep_the_augmentations_of_the_preset():
@@ -260,14 +311,14 @@ def test_masking_is_by_patches_or_by_erasing():
 
 
 def test_cells_without_masking_are_the_same_for_both_kinds_of_it():
-    patches, erasing = ({cell.run_id: cell for cell in plan(PAPER, masking=kind)} for kind in grid.MASKINGS)
+    patches, erasing = ({cell.run_id: cell for cell in plan(PAPER, masking=kind)} for kind in MASKINGS)
     shared = patches.keys() & erasing.keys()
     assert len(shared) == 216 // 2
     assert all(patches[name] == erasing[name] for name in shared)
 
 
 def test_small_samples_run_first():
-    sizes = [cell.point["train_size"] for cell in one_cell("resnet-18", train_sizes=[None, 500, 20])]
+    sizes = [cell.point.train_size for cell in one_cell("resnet-18", train_sizes=[None, 500, 20])]
     assert sizes == [20, 500, None]
 
 
@@ -291,8 +342,8 @@ def test_pretrained_cell_starts_from_the_pretraining_of_its_own_seed_and_view():
     for cell in plan(PAPER, pretrain="instead", views=["frontal", "lateral"]):
         if cell.needs:
             assert cell.flags["model_name_or_path"] == str(STUDY / cell.needs / "model")
-            assert cell.needs.endswith(f"_s{cell.point['seed']}")
-            assert ("lateral" in cell.needs) == (cell.point["view"] == "lateral")
+            assert cell.needs.endswith(f"_s{cell.point.seed}")
+            assert ("lateral" in cell.needs) == (cell.point.view == "lateral")
 
 
 def test_pretraining_starts_from_the_named_model_on_all_training_images():
@@ -347,7 +398,7 @@ def test_setting_reaches_the_cells_of_its_scope(scope, reached):
         setting = (scope, {"weight_decay": 0.3})
         for cell in one_cell(model, setting, train_sizes=[20, None], pretrain="instead"):
             if cell.flags.get("weight_decay") == 0.3:
-                size = cell.point.get("train_size", 0)
+                size = getattr(cell.point, "train_size", 0)
                 what = "pretrain" if cell.script == PRETRAINING else grid.size_name(size)
                 found.add(f"{grid.family(model)}-{what}")
     assert found == reached
@@ -393,7 +444,7 @@ def test_planned_samples_are_the_same_for_all_models_nested_and_of_the_seed(samp
         pretrain="beside",
     )
     train_images = {}
-    for task in grid.TASKS:
+    for task in TASKS:
         images, _ = index_images(sample_root, task=task)
         train_images[task] = images[images["split"] == "train"]
     drawn: dict[tuple, set[frozenset]] = {}
@@ -409,7 +460,7 @@ def test_planned_samples_are_the_same_for_all_models_nested_and_of_the_seed(samp
         drawn.setdefault(key, set()).add(frozenset(train["dicom_id"].iloc[chosen]))
     assert len(drawn) == 2 * 3 * 3
     assert {len(samples) for samples in drawn.values()} == {1}  # one sample, whatever the model
-    for task in grid.TASKS:
+    for task in TASKS:
         small, middle, whole = (
             [next(iter(drawn[task, seed, size])) for seed in range(3)] for size in (8, 20, None)
         )

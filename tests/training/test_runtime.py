@@ -3,7 +3,9 @@
 import argparse
 import json
 import logging
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,3 +115,20 @@ def test_measuring_is_in_full_precision_and_training_as_before():
         assert not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision("highest")
+
+
+def test_processes_wait_for_the_slowest_through_the_store(monkeypatch):
+    store, order = torch.distributed.HashStore(), []
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+
+    def arrive(rank: int) -> None:
+        runtime.wait_for_all(SimpleNamespace(num_processes=2, process_index=rank), "images")
+        order.append(rank)
+
+    first = threading.Thread(target=arrive, args=(0,))
+    first.start()
+    first.join(3 * runtime.POLLING_SECONDS)
+    assert order == []
+    arrive(1)
+    first.join()
+    assert sorted(order) == [0, 1]

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import re
-from pathlib import Path
 
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import DEFAULT_MODEL
@@ -15,6 +14,8 @@ from cxr.choices import TRACKERS
 from cxr.choices import UNCERTAIN
 from cxr.choices import VIEWS
 from cxr.cli.command_line import ArgumentParser
+from cxr.cli.command_line import add_folder
+from cxr.cli.command_line import add_number
 from cxr.cli.command_line import non_negative_float
 from cxr.cli.command_line import non_negative_int
 from cxr.cli.command_line import positive_float
@@ -63,21 +64,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
         default="main",
         help="branch, tag or commit of a model that is given by name",
     )
-    group.add_argument(
+    add_number(
+        group,
         "--image_size",
-        metavar="N",
-        type=positive_int,
-        help="side of the model's square input, in pixels (default: that of the pretrained model, or 224)",
+        positive_int,
+        "side of the model's square input, in pixels (default: that of the pretrained model, or 224)",
     )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data_dir",
-        metavar="FOLDER",
-        type=Path,
-        help="the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)",
+    add_folder(
+        group, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
     )
     add_label_arguments(group)
     group.add_argument(
@@ -86,42 +84,37 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default=DATASET_DEFAULTS["on_bad_image"],
         help="what to do about a missing or damaged image: stop, or skip it",
     )
-    group.add_argument(
+    add_number(
+        group,
         "--cache_image_size",
-        metavar="N",
-        type=positive_int,
-        help="shortest side of the images in the cache, in pixels (default: 8/7 of the image size)",
+        positive_int,
+        "shortest side of the images in the cache, in pixels (default: 8/7 of the image size)",
     )
-    group.add_argument(
-        "--cache_dir",
-        metavar="FOLDER",
-        type=Path,
-        help="keep the shrunk images here (default: the cache of `datasets`)",
-    )
-    group.add_argument(
+    add_folder(group, "--cache_dir", "keep the shrunk images here (default: the cache of `datasets`)")
+    add_number(
+        group,
         "--max_train_samples",
-        metavar="N",
-        type=positive_int,
-        help="train on N images: drawn by --seed, by patient, stratified by label, a smaller sample within a "
+        positive_int,
+        "train on N images: drawn by --seed, by patient, stratified by label, a smaller sample within a "
         "larger one (default: all)",
     )
-    group.add_argument(
+    add_number(
+        group,
         "--max_eval_samples",
-        metavar="N",
-        type=positive_int,
-        help="evaluate on the first N images only, to try something out (default: all)",
+        positive_int,
+        "evaluate on the first N images only, to try something out (default: all)",
     )
-    group.add_argument(
+    add_number(
+        group,
         "--preprocessing_num_workers",
-        metavar="N",
-        type=positive_int,
-        help="number of processes that shrink images (default: one a core)",
+        positive_int,
+        "number of processes that shrink images (default: one a core)",
     )
-    group.add_argument(
+    add_number(
+        group,
         "--dataloader_num_workers",
-        metavar="N",
-        type=non_negative_int,
-        help="number of processes that load images (default: on a CPU 0, else this process's share of the "
+        non_negative_int,
+        "number of processes that load images (default: on a CPU 0, else this process's share of the "
         "cores, at most 16)",
     )
 
@@ -162,14 +155,9 @@ def add_training_arguments(
 ) -> argparse._ArgumentGroup:
     """Adds the group "training" with a script's own defaults; returns it for what the script adds."""
     group = parser.add_argument_group("training")
-    group.add_argument(
-        "--num_train_epochs", type=positive_int, default=num_train_epochs, metavar="N", help="train N epochs"
-    )
-    group.add_argument(
-        "--max_train_steps",
-        metavar="N",
-        type=positive_int,
-        help="stop after N optimizer steps; overrides --num_train_epochs",
+    add_number(group, "--num_train_epochs", positive_int, "train N epochs", default=num_train_epochs)
+    add_number(
+        group, "--max_train_steps", positive_int, "stop after N optimizer steps; overrides --num_train_epochs"
     )
     group.add_argument(
         "--per_device_train_batch_size",
@@ -178,39 +166,30 @@ def add_training_arguments(
         metavar="N|auto",
         help="images in one forward pass of one process; auto: as many as fit into the GPU's memory",
     )
-    group.add_argument(
-        "--per_device_eval_batch_size",
-        type=positive_int,
-        default=64,
-        metavar="N",
-        help="the same in an evaluation",
-    )
-    group.add_argument(
+    add_number(group, "--per_device_eval_batch_size", positive_int, "the same in an evaluation", default=64)
+    add_number(
+        group,
         "--gradient_accumulation_steps",
-        type=positive_int,
+        positive_int,
+        "number of forward and backward passes in an optimizer step",
         default=1,
-        metavar="N",
-        help="number of forward and backward passes in an optimizer step",
     )
-    group.add_argument(
+    add_number(
+        group,
         "--weight_decay",
-        type=non_negative_float,
+        non_negative_float,
+        "weight decay of AdamW; biases, norms and embeddings have none",
         default=weight_decay,
-        metavar="X",
-        help="weight decay of AdamW; biases, norms and embeddings have none",
     )
-    group.add_argument(
-        "--max_grad_norm",
-        metavar="X",
-        type=positive_float,
-        help="clip the norm of the gradient to X (default: no clipping)",
+    add_number(
+        group, "--max_grad_norm", positive_float, "clip the norm of the gradient to X (default: no clipping)"
     )
-    group.add_argument(
+    add_number(
+        group,
         "--max_bad_steps",
-        metavar="N",
-        type=non_negative_int,
+        non_negative_int,
+        "skip at most N steps with a NaN or infinite loss or gradient, then stop",
         default=10,
-        help="skip at most N steps with a NaN or infinite loss or gradient, then stop",
     )
     group.add_argument(
         "--lr_scheduler_type",
@@ -218,35 +197,28 @@ def add_training_arguments(
         default=lr_scheduler_type,
         help="how the learning rate goes on after the warm-up",
     )
-    group.add_argument(
+    add_number(
+        group,
         "--warmup_ratio",
-        metavar="R",
-        type=share_below_one,
+        share_below_one,
+        "share of all steps in which the learning rate rises to its peak",
         default=warmup_ratio,
-        help="share of all steps in which the learning rate rises to its peak",
     )
     group.add_argument(
         "--torch_compile",
         action="store_true",
         help="compile the model: the first step takes a minute, later ones are faster",
     )
-    group.add_argument(
-        "--seed",
-        metavar="N",
-        type=seed_number,
-        default=0,
-        help="seed of weights, sample, order, augmentation and masks",
+    add_number(
+        group, "--seed", seed_number, "seed of weights, sample, order, augmentation and masks", default=0
     )
     return group
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir: str) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output_dir",
-        metavar="FOLDER",
-        type=Path,
-        help=f"write this run to a new folder (default: {default_output_dir}-<date>-<time>)",
+    add_folder(
+        group, "--output_dir", f"write this run to a new folder (default: {default_output_dir}-<date>-<time>)"
     )
     group.add_argument(
         "--checkpointing_steps",
@@ -255,25 +227,13 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         metavar="N|epoch",
         help="save a checkpoint every N steps, or after each epoch",
     )
-    group.add_argument(
-        "--checkpoints_total_limit",
-        metavar="N",
-        type=positive_int,
-        default=1,
-        help="keep the newest N checkpoints",
-    )
+    add_number(group, "--checkpoints_total_limit", positive_int, "keep the newest N checkpoints", default=1)
     group.add_argument(
         "--resume_from_checkpoint",
         metavar="latest|FOLDER",
         help="continue the run in --output_dir, from its newest complete checkpoint or the one named",
     )
-    group.add_argument(
-        "--logging_steps",
-        metavar="N",
-        type=positive_int,
-        default=10,
-        help="read and log the loss every N steps",
-    )
+    add_number(group, "--logging_steps", positive_int, "read and log the loss every N steps", default=10)
     group.add_argument("--with_tracking", action="store_true", help="log to a tracker as well: --report_to")
     group.add_argument("--report_to", choices=TRACKERS, default=TRACKERS[0], help="the tracker")
 
@@ -284,12 +244,7 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         help="share the model: as a new revision in --hub_dir or, without it, as a private one on the Hub",
     )
     hub.add_argument("--hub_model_id", type=parse_model_id, metavar="ORG/NAME", help="push under this name")
-    hub.add_argument(
-        "--hub_dir",
-        metavar="FOLDER",
-        type=Path,
-        help="local directory of models, to push to and to look names up in",
-    )
+    add_folder(hub, "--hub_dir", "local directory of models, to push to and to look names up in")
     hub.add_argument(
         "--hub_revision", type=parse_tag, metavar="TAG", help="give the pushed revision this lasting name"
     )
@@ -303,17 +258,12 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
 
 def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str) -> None:
     which = group.add_mutually_exclusive_group()
-    which.add_argument(
-        "--learning_rate",
-        type=positive_float,
-        metavar="LR",
-        help=f"learning rate at its peak (default: {default})",
-    )
-    which.add_argument(
+    add_number(which, "--learning_rate", positive_float, f"learning rate at its peak (default: {default})")
+    add_number(
+        which,
         "--base_learning_rate",
-        type=positive_float,
-        metavar="LR",
-        help="learning rate at its peak for 256 images a step; scaled to the images of a step",
+        positive_float,
+        "learning rate at its peak for 256 images a step; scaled to the images of a step",
     )
 
 

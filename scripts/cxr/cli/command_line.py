@@ -54,6 +54,17 @@ def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_number(
+    group: argparse._ActionsContainer, flag: str, kind: Callable[[str], float], help: str, **options
+) -> None:
+    """Adds a flag for a number of one of the kinds below, shown as N where it is whole, else as X."""
+    group.add_argument(flag, type=kind, metavar=kind.metavar, help=help, **options)
+
+
+def add_folder(group: argparse._ActionsContainer, flag: str, help: str, **options) -> None:
+    group.add_argument(flag, type=Path, metavar="FOLDER", help=help, **options)
+
+
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ...; auto is a GPU if any")
 
@@ -70,6 +81,7 @@ def number(kind: type, expected: str, valid: Callable[[float], bool]) -> Callabl
             raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
         return value
 
+    parse.metavar = "N" if kind is int else "X"
     return parse
 
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic import model_validator
 from typing_extensions import Self
 
+from cxr.choices import LABEL_OPTIONS
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
@@ -79,6 +80,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 Word = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_printable)]
 Name = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
 
@@ -90,6 +92,7 @@ class Record(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, validate_assignment=True)
+    writer: ClassVar[str] = "a run"
     advice: ClassVar[str] = "restore the file, or run it again"
 
     @classmethod
@@ -98,7 +101,9 @@ class Record(BaseModel):
         try:
             return cls.parse(path.read_bytes(), where=path)
         except FileNotFoundError:
-            raise UserError(f"{path}: found no such file, expected what a run writes; {cls.advice}") from None
+            raise UserError(
+                f"{path}: found no such file, expected what {cls.writer} writes; {cls.advice}"
+            ) from None
 
     @classmethod
     def parse(cls, text: str | bytes, *, where: object) -> Self:
@@ -112,7 +117,7 @@ class Record(BaseModel):
             found = f"found {field + ' = ' if field else ''}{first['input']!r:.50}, expected {expected}"
             if first["type"] == "missing":
                 found = f"found no {field}"
-            raise UserError(f"{where}: not what a run writes: {found}; {cls.advice}") from error
+            raise UserError(f"{where}: not what {cls.writer} writes: {found}; {cls.advice}") from error
 
     def as_json(self) -> dict[str, Any]:
         """What is written: the fields that were set; a default that nothing set is left out."""
@@ -134,6 +139,11 @@ class Arguments(Record):
 
     origin: Origin
     seed: Seed = 0
+    dataset_config_name: Word = LABEL_OPTIONS["dataset_config_name"]
+    labeler: Word = LABEL_OPTIONS["labeler"]
+    view: Word = LABEL_OPTIONS["view"]
+    uncertain: Word = LABEL_OPTIONS["uncertain"]
+    mask_ratio: Share | None = None
     num_train_epochs: Count | None = None
     push_to_hub: bool = False
     hub_model_id: str | None = None
@@ -183,7 +193,7 @@ class Metrics(AtThreshold):
 
 class MeasuredSplit(Metrics):
     loss: float
-    intervals: dict[str, list[float] | None] = Field(
+    intervals: dict[str, Interval | None] = Field(
         default={}, description="low and high of the 95 % interval over patients, by metric"
     )
 
@@ -205,19 +215,24 @@ class BadStep(Record):
     dicom_ids: list[str]
 
 
-class Results(Record):
-    """`results.json`, which a run writes last of all: its presence means that the run is finished."""
+class Training(Record):
+    """What a model was trained by, at whatever step: what a card says of one that is not finished."""
 
     task: Word
+    steps: Count
+    images_per_step: Annotated[int, Field(gt=0, le=10**9)]
+    versions: dict[str, str] = Field(description="of the libraries")
+
+
+class Results(Training):
+    """`results.json`, which a run writes last of all: its presence means that the run is finished."""
+
     model: Name = Field(description="--config_name or --model_name_or_path")
     train_loss: float
     images_per_second: Annotated[float, Field(gt=0)] = Field(description="while training")
-    steps: Count
     bad_steps: Count = Field(description="skipped for a NaN or infinite loss or gradient")
-    images_per_step: Annotated[int, Field(gt=0, le=10**9)]
     num_train_images: Annotated[int, Field(gt=0, le=10**9)]
     seed: Seed
-    versions: dict[str, str] = Field(description="of the libraries")
     hub_commit: str | None = Field(default=None, description="of the revision that was pushed")
 
 
@@ -245,6 +260,15 @@ class ClassificationResults(Results):
     num_train_positive: Count
     validation: MeasuredSplit
     test: MeasuredSplit | None = None
+
+
+def read_results(run: Path) -> PretrainingResults | ClassificationResults | None:
+    """The results of a run, of its kind; None of one that is not finished. Raises UserError."""
+    path = run / "results.json"
+    if not path.is_file():
+        return None
+    is_pretraining = Results.read(path).task == "mae_pretraining"
+    return (PretrainingResults if is_pretraining else ClassificationResults).read(path)
 
 
 def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, where: Path) -> None:

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult
@@ -17,6 +16,12 @@ from cxr.data.sources import is_synthetic
 from cxr.data.sources import source_revision
 from cxr.run_folder.files import write_text
 from cxr.run_folder.privacy import mask_ids
+from cxr.run_folder.record import Arguments
+from cxr.run_folder.record import MeasuredSplit
+from cxr.run_folder.record import Origin
+from cxr.run_folder.record import Results
+from cxr.run_folder.record import Sample
+from cxr.run_folder.record import Training
 from cxr.sharing.local_hub import MODEL_ID
 from cxr.sharing.local_hub import read_refs
 
@@ -66,7 +71,7 @@ LICENSE = {
 }
 
 
-def describe_origin(args: argparse.Namespace) -> dict[str, Any]:
+def describe_origin(args: argparse.Namespace) -> Origin:
     """Returns what a card will say of where a run comes from, without a path of the machine.
 
     It is for the start of the run: code, data and the base model's name may have moved by its end.
@@ -74,53 +79,49 @@ def describe_origin(args: argparse.Namespace) -> dict[str, Any]:
     base_model = args.model_name_or_path
     is_by_name = base_model is not None and not Path(base_model).exists() and MODEL_ID.fullmatch(base_model)
     refs = read_refs(args.hub_dir, base_model) if is_by_name and args.hub_dir else {}
-    return {
-        "git_commit": source_revision(),
-        "is_synthetic": is_synthetic(args.data_dir),
-        "dataset": "synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir),
-        "base_model": base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
-        "base_model_revision": refs.get(args.model_revision, args.model_revision) if is_by_name else None,
-    }
+    return Origin(
+        git_commit=source_revision(),
+        is_synthetic=is_synthetic(args.data_dir),
+        dataset="synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir),
+        base_model=base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
+        base_model_revision=refs.get(args.model_revision, args.model_revision) if is_by_name else None,
+    )
 
 
-def write_card(
-    output_dir: Path, *, args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any]
-) -> None:
-    """Writes README.md of the run and of its model/, with copies of the figures that may be shared.
-
-    For the arguments see `make_card`.
-    """
+def write_card(output_dir: Path, args: Arguments, training: Training) -> None:
+    """Writes README.md of the run and of its model/, with copies of the figures that may be shared."""
     model_dir = output_dir / "model"
     for name in FIGURES:
         if (output_dir / name).is_file():
             temporary = model_dir / f".{name}.tmp"
             shutil.copyfile(output_dir / name, temporary)
             temporary.replace(model_dir / name)
-    text = make_card(model_dir, args, results, sample)
+    text = make_card(model_dir, args, training, Sample.read(output_dir / "samples.json"))
     for folder in (model_dir, output_dir):
         write_text(folder / "README.md", text)
 
 
-def make_card(model_dir: Path, args: dict[str, Any], results: dict[str, Any], sample: dict[str, Any]) -> str:
+def make_card(model_dir: Path, args: Arguments, training: Training, sample: Sample) -> str:
     """Returns the card of a model, with those figures that are in its folder.
 
-    `args`, `results` and `sample` are what the run's records hold; of an unfinished run, `results` has no
-    metrics. Nothing else is asked, nor when or how fast the run was: the same run has the same card.
+    `training` is the results of a finished run, less of another. Nothing but the run's records is asked, nor
+    when or how fast the run was: the same run has the same card.
     """
-    is_pretraining = results["task"] == "mae_pretraining"
-    name = args["hub_model_id"] or "model"
-    origin = args["origin"]
-    data, is_mimic = origin["dataset"], "mimic" in origin["dataset"]
+    is_pretraining = training.task == "mae_pretraining"
+    name, origin = args.hub_model_id or "model", args.origin
+    is_mimic = "mimic" in origin.dataset
+    splits = {split: getattr(training, split, None) for split in ("validation", "test")}
+    splits = {split: measured for split, measured in splits.items() if measured}
     metadata = ModelCardData(
-        **(LICENSE if is_mimic else {"license": "mit" if origin["is_synthetic"] else "other"}),
+        **(LICENSE if is_mimic else {"license": "mit" if origin.is_synthetic else "other"}),
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
-        base_model=origin["base_model"] if origin["base_model_revision"] else None,
-        datasets=[data],
+        base_model=origin.base_model if origin.base_model_revision else None,
+        datasets=[origin.dataset],
         metrics=None if is_pretraining else [metric for metric, _ in METRICS.values()],
         model_name=name.rpartition("/")[2],
-        eval_results=list(measured(results, data)) or None,
+        eval_results=list(evaluations(splits, training.task, origin.dataset)) or None,
         language=None,
     )
     template = jinja2.Environment(
@@ -130,16 +131,18 @@ def make_card(model_dir: Path, args: dict[str, Any], results: dict[str, Any], sa
         metadata=metadata.to_yaml(),
         name=name,
         is_pretraining=is_pretraining,
-        is_finished="train_loss" in results,
+        is_finished=isinstance(training, Results),
         origin=origin,
         is_mimic=is_mimic,
         args=args,
-        results=results,
+        results=training,
         sample=sample,
         figures={name: caption for name, caption in FIGURES.items() if (model_dir / name).is_file()},
         metrics=METRICS,
-        splits=[split for split in ("validation", "test") if split in results],
-        hyperparameters={flag: args[flag] for flag in HYPERPARAMETERS if args.get(flag) is not None},
+        splits=splits,
+        hyperparameters={
+            flag: args.flags[flag] for flag in HYPERPARAMETERS if args.flags.get(flag) is not None
+        },
     )
     return str(ModelCard(body))
 
@@ -151,20 +154,18 @@ def dataset_name(data_dir: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
 
 
-def measured(results: dict[str, Any], data: str) -> Iterator[EvalResult]:
+def evaluations(splits: dict[str, MeasuredSplit], task: str, data: str) -> Iterator[EvalResult]:
     """The metrics of the best split measured, in the form of the Hub's model-index."""
-    split = next((split for split in ("test", "validation") if split in results), None)
-    if split is None:
-        return
-    for ours, (metric, name) in METRICS.items():
-        if results[split][ours] is not None:
-            yield EvalResult(
-                task_type="image-classification",
-                dataset_type=data,
-                dataset_name=data,
-                dataset_config=results["task"],
-                dataset_split=split,
-                metric_type=metric,
-                metric_name=name,
-                metric_value=round(results[split][ours], 4),
-            )
+    for split, measured in list(splits.items())[-1:]:
+        for ours, (metric, name) in METRICS.items():
+            if (value := getattr(measured, ours)) is not None:
+                yield EvalResult(
+                    task_type="image-classification",
+                    dataset_type=data,
+                    dataset_name=data,
+                    dataset_config=task,
+                    dataset_split=split,
+                    metric_type=metric,
+                    metric_name=name,
+                    metric_value=round(value, 4),
+                )

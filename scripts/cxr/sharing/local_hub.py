@@ -119,6 +119,7 @@ def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: st
     files = files_to_share(model_dir)
     with _locked(hub_dir, model_id) as repository:
         blobs = {path.name: _store_blob(path, repository / "blobs") for path in files}
+        sync_file(repository / "blobs")  # their names, before anything leads to them
         refs = read_refs(hub_dir, model_id)
         head = _head(repository, refs)
         tagged = _read_commit(repository, refs[tag]) if tag in refs else None
@@ -215,7 +216,7 @@ def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
     for commit in sorted(commits):
         try:
             found = _read_commit(repository, commit)
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error))
             continue
         if found.parent and found.parent not in commits:
@@ -325,6 +326,7 @@ def _read_commit(repository: Path, commit: str) -> Commit:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     write_text(path, text)
+    sync_file(path.parent)
 
 
 def _store_blob(path: Path, blobs_dir: Path) -> str:

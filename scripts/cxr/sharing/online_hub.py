@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from cxr.errors import UserError
 from cxr.run_folder.privacy import files_to_share
@@ -12,7 +13,7 @@ from cxr.sharing.local_hub import tag_is_taken
 
 
 def check_push(*, model_id: str, tag: str | None) -> None:
-    """Makes the model, which must be private, if there is none. Raises UserError."""
+    """Finds out before a training what would stop the push after it, and makes nothing. Raises UserError."""
     _, tags = _look(model_id)
     if tag in tags:
         raise tag_is_taken(tag, tags[tag])
@@ -25,6 +26,8 @@ def push(model_dir: Path, *, model_id: str, message: str, tag: str | None = None
     files, and OSError.
     """
     names = [path.name for path in files_to_share(model_dir)]
+    with _asking_the_hub():
+        HfApi().create_repo(model_id, private=True, exist_ok=True)
     main, tags = _look(model_id)
     if tags.get(tag, main) != main:
         raise tag_is_taken(tag, tags[tag])
@@ -45,11 +48,14 @@ def push(model_dir: Path, *, model_id: str, message: str, tag: str | None = None
 
 
 def _look(model_id: str) -> tuple[str | None, dict[str, str]]:
-    """Returns the commit of main and of each tag, of a model that is made if there is none."""
+    """Returns the commit of main and of each tag. Raises UserError for a public model."""
     with _asking_the_hub():
         api = HfApi()
-        api.create_repo(model_id, private=True, exist_ok=True)
-        info = api.model_info(model_id)
+        api.whoami()  # without a login, a private model is as if there were none
+        try:
+            info = api.model_info(model_id)
+        except RepositoryNotFoundError:
+            return None, {}
         tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(model_id).tags}
     if not info.private:
         raise UserError(

@@ -4,17 +4,17 @@ import logging
 import shlex
 import tempfile
 from pathlib import Path
-from typing import Any
-
-from jinja2 import UndefinedError
 
 from cxr.errors import UserError
-from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_text
 from cxr.run_folder.privacy import files_to_share
+from cxr.run_folder.record import Arguments
 from cxr.run_folder.record import Results
 from cxr.run_folder.record import RunRecord
+from cxr.run_folder.record import Sample
+from cxr.run_folder.record import Training
 from cxr.run_folder.record import installed_versions
+from cxr.run_folder.record import read_results
 from cxr.sharing import local_hub
 from cxr.sharing import online_hub
 from cxr.sharing.card import make_card
@@ -55,21 +55,14 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
     options = {"hub_dir": hub_dir, "model_id": model_id, "message": message, "tag": tag}
     if not (folder / "args.json").is_file():
         return push(folder, **options)
-    args, results, sample = (read_json(folder / f"{name}.json") for name in ("args", "results", "samples"))
-    if not results:
+    args, results = Arguments.read(folder / "args.json"), read_results(folder)
+    if results is None:
         raise UserError(
             f"{folder}: found no results.json, as the run is not finished; expected one that is; continue it "
             "with --resume_from_checkpoint latest"
         )
-    args |= {"hub_model_id": model_id, "hub_dir": hub_dir and str(hub_dir)}
-    try:
-        card = make_card(folder / "model", args, results, sample)
-    except (LookupError, TypeError, UndefinedError) as error:
-        raise UserError(
-            f"{folder}: found records that lack what the card says ({error}), expected args.json, "
-            "samples.json and results.json as the run wrote them; restore them, or push "
-            f"{folder / 'model'} with a card of its own"
-        ) from error
+    args = args.model_copy(update={"hub_model_id": model_id, "hub_dir": hub_dir and str(hub_dir)})
+    card = make_card(folder / "model", args, results, Sample.read(folder / "samples.json"))
     with tempfile.TemporaryDirectory() as temporary:
         for path in files_to_share(folder / "model"):
             link_or_copy(path.absolute(), Path(temporary) / path.name)
@@ -77,50 +70,48 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
         return push(Path(temporary), **options)
 
 
-def share_finished(record: RunRecord, finished: Results) -> None:
+def share_finished(record: RunRecord, results: Results) -> None:
     """Writes the model's card, pushes as the run's args.json says and, last of all, writes results.json.
 
     That is written where the push fails, too: the run is done. Raises UserError.
     """
-    output_dir, results = record.output_dir, finished.as_json()
-    args = read_json(output_dir / "args.json")
-    _write_card(output_dir, args, results)
-    commit = None
-    if args["push_to_hub"]:
+    output_dir = record.output_dir
+    args = Arguments.read(output_dir / "args.json")
+    write_card(output_dir, args, results)
+    commit, failure = None, None
+    if args.push_to_hub:
         try:
-            commit = _push_model(output_dir, args, results, tag=args["hub_revision"])
-        except (OSError, ValueError) as error:
-            record.write("results.json", finished.model_copy(update={"hub_commit": None}))
-            command = ["python", "scripts/hub.py", "push", str(output_dir), args["hub_model_id"]]
-            for flag, value in (("--hub_dir", args["hub_dir"]), ("--tag", args["hub_revision"])):
-                command += [flag, value] if value else []
-            raise UserError(
-                f"{error}; the run is finished but for the push: repeat it by {shlex.join(command)}"
-            ) from error
-    record.write("results.json", finished.model_copy(update={"hub_commit": commit}))
+            commit = _push_model(output_dir, args, results, tag=args.hub_revision)
+        except Exception as error:
+            failure = error
+    record.write("results.json", results.model_copy(update={"hub_commit": commit}))
+    if isinstance(failure, OSError | UserError):
+        command = ["python", "scripts/hub.py", "push", str(output_dir), args.hub_model_id]
+        for flag, value in (("--hub_dir", args.hub_dir), ("--tag", args.hub_revision)):
+            command += [flag, value] if value else []
+        raise UserError(
+            f"{failure}; the run is finished but for the push: repeat it by {shlex.join(command)}"
+        ) from failure
+    if failure:
+        raise failure
 
 
 def share_unfinished(output_dir: Path, *, task: str, step: int, images_per_step: int) -> None:
     """Shares the model of a training after `step` steps. If that fails, the training goes on."""
-    args = read_json(output_dir / "args.json")
-    results = {"task": task, "steps": step, "images_per_step": images_per_step}
-    results["versions"] = installed_versions()
+    training = Training(task=task, steps=step, images_per_step=images_per_step, versions=installed_versions())
+    args = Arguments.read(output_dir / "args.json")
     try:
-        _write_card(output_dir, args, results)
-        _push_model(output_dir, args, results, tag=None)
-    except (OSError, ValueError) as error:
+        write_card(output_dir, args, training)
+        _push_model(output_dir, args, training, tag=None)
+    except (OSError, UserError) as error:
         logger.warning("The model of this checkpoint was not pushed: %s", error)
 
 
-def _push_model(output_dir: Path, args: dict[str, Any], results: dict[str, Any], *, tag: str | None) -> str:
+def _push_model(output_dir: Path, args: Arguments, training: Training, *, tag: str | None) -> str:
     return push(
         output_dir / "model",
-        hub_dir=Path(args["hub_dir"]) if args["hub_dir"] else None,
-        model_id=args["hub_model_id"],
-        message=f"{results['task']}, {results['steps']:,} steps",
+        hub_dir=Path(args.hub_dir) if args.hub_dir else None,
+        model_id=args.hub_model_id,
+        message=f"{training.task}, {training.steps:,} steps",
         tag=tag,
     )
-
-
-def _write_card(output_dir: Path, args: dict[str, Any], results: dict[str, Any]) -> None:
-    write_card(output_dir, args=args, results=results, sample=read_json(output_dir / "samples.json"))

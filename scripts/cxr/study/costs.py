@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from cxr.choices import DEFAULT_IMAGE_SIZE
+from cxr.choices import LABEL_OPTIONS
 from cxr.errors import UserError
-from cxr.models.architectures import DEFAULT_IMAGE_SIZE
+from cxr.models.architectures import Architecture
 from cxr.models.architectures import estimate_gflop
-from cxr.models.architectures import family
-from cxr.run_folder.files import read_json
-from cxr.study.grid import CLASSIFICATION
+from cxr.models.architectures import find_architecture
+from cxr.run_folder.record import read_results
 from cxr.study.grid import PRETRAINING
 from cxr.study.grid import Cell
+from cxr.study.grid import where_to_look
 from mimic_cxr_dataset.tables import index_images
 
 START_SECONDS = 20  # of a cell: imports, tables, the first batch
@@ -30,23 +32,12 @@ class ImageCounts:
 
 def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     """Returns the images of each cell by run_id. Raises UserError where a sample is too large."""
-    options = {
-        "dataset_config_name": "finding",
-        "labeler": "negbio",
-        "view": "frontal",
-        "uncertain": "negative",
-    }
     of_options: dict[tuple, ImageCounts] = {}
     images = {}
     for cell in cells:
-        key = tuple(cell.flags.get(name, default) for name, default in options.items())
+        key = tuple(str(cell.flags.get(name, default)) for name, default in LABEL_OPTIONS.items())
         if key not in of_options:
-            task, labeler, view, uncertain = key
-            kept, _ = index_images(data_dir, task=task, labeler=labeler, view=view, uncertain=uncertain)
-            splits = kept["split"].value_counts()
-            of_options[key] = ImageCounts(
-                train=int(splits.get("train", 0)), validation=int(splits.get("validation", 0))
-            )
+            of_options[key] = count_splits(data_dir, *key)
         size = cell.flags.get("max_train_samples")
         if size is not None and size > of_options[key].train:
             raise UserError(
@@ -57,25 +48,39 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     return images
 
 
+def count_splits(data_dir: Path, task: str, labeler: str, view: str, uncertain: str) -> ImageCounts:
+    try:
+        kept, _ = index_images(data_dir, task=task, labeler=labeler, view=view, uncertain=uncertain)
+    except (OSError, ValueError) as error:  # the dataset's, which knows no UserError
+        raise UserError(str(error)) from error
+    splits = kept["split"].value_counts()
+    return ImageCounts(train=int(splits.get("train", 0)), validation=int(splits.get("validation", 0)))
+
+
+def architecture_of(cell: Cell) -> Architecture:
+    return find_architecture(cell.point.model, **where_to_look(cell.flags))
+
+
 def gflop_per_image(cell: Cell) -> tuple[float, float]:
     """Roughly what training on one image once takes, and evaluating it."""
-    masked = number(cell, "mask_ratio", 0) if cell.script == CLASSIFICATION else 0.0
+    is_pretraining = cell.script == PRETRAINING
+    masked = 0.0 if is_pretraining else flag_number(cell, "mask_ratio", 0)
     evaluated, trained = (
         estimate_gflop(
-            cell.point["model"],
-            image_size=number(cell, "image_size", DEFAULT_IMAGE_SIZE),
+            architecture_of(cell),
+            image_size=flag_number(cell, "image_size", DEFAULT_IMAGE_SIZE),
             overrides=cell.flags.get("config_overrides"),
             share_seen=share,
         )
         for share in (1.0, 1 - masked)
     )
-    if cell.script == PRETRAINING:
+    if is_pretraining:
         forward = 0.56 * evaluated  # a quarter of the patches, and the decoder: counted for ViT-MAE-base
         return 3 * forward, forward
     return trained if cell.flags["train_last_layer_only"] else 3 * trained, evaluated
 
 
-def number(cell: Cell, flag: str, default: int) -> float:
+def flag_number(cell: Cell, flag: str, default: int) -> float:
     """A flag's value; the default for one that is not known yet, such as a batch size of auto."""
     value = cell.flags.get(flag)
     return value if isinstance(value, int | float) else default
@@ -83,23 +88,22 @@ def number(cell: Cell, flag: str, default: int) -> float:
 
 def estimate_seconds(
     cells: list[Cell], images: dict[str, ImageCounts], output_dir: Path, device: str
-) -> tuple[dict, str]:
+) -> tuple[dict[str, float], str]:
     """Returns the seconds that each cell takes, by run_id, and in words what that rests on."""
     measured: dict[str, list[float]] = {}  # family -> TFLOP/s
     for cell in cells:
-        speed = read_json(output_dir / cell.run_id / "results.json").get("images_per_second")
-        if isinstance(speed, int | float) and 0 < speed < float("inf"):
-            rate = speed * gflop_per_image(cell)[0] / 1e3
-            measured.setdefault(family(cell.point["model"]), []).append(rate)
+        if results := read_results(output_dir / cell.run_id):
+            rate = results.images_per_second * gflop_per_image(cell)[0] / 1e3
+            measured.setdefault(architecture_of(cell).family, []).append(rate)
     rates = {name: median(of_family) for name, of_family in measured.items()}
     seconds = {}
     for cell in cells:
         counts, (training, evaluation) = images[cell.run_id], gflop_per_image(cell)
-        epochs = number(cell, "num_train_epochs", 1)
-        if steps := number(cell, "max_train_steps", 0):
-            epochs = steps * number(cell, "per_device_train_batch_size", 32) / counts.train
+        epochs = flag_number(cell, "num_train_epochs", 1)
+        if steps := flag_number(cell, "max_train_steps", 0):
+            epochs = steps * flag_number(cell, "per_device_train_batch_size", 32) / counts.train
         gflop = epochs * (counts.train * training + counts.validation * evaluation)
-        rate = rates.get(family(cell.point["model"]), ASSUMED_TFLOPS[device])
+        rate = rates.get(architecture_of(cell).family, ASSUMED_TFLOPS[device])
         seconds[cell.run_id] = START_SECONDS + gflop / 1e3 / rate
     if rates:
         shown = ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())

@@ -5,25 +5,32 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from typing import Any
+from typing import ClassVar
+from typing import Literal
 
+from pydantic import Field
+from pydantic import model_validator
+from typing_extensions import Self
+
+from cxr.choices import MASKINGS
+from cxr.choices import PRESETS
+from cxr.choices import PRETRAINING_STARTS
+from cxr.choices import TASKS
+from cxr.choices import TRAINING_MODES
 from cxr.errors import UserError
 from cxr.models.architectures import RESNET_CONFIGS
 from cxr.models.architectures import VIT_MAE_CONFIGS
 from cxr.models.architectures import family
-from cxr.run_folder.files import read_json
+from cxr.run_folder.record import Name
+from cxr.run_folder.record import Record
+from cxr.run_folder.record import Seed
+from cxr.run_folder.record import Share
+from cxr.run_folder.record import Word
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
-SCOPES = {"pretraining": PRETRAINING, "classification": CLASSIFICATION}
 CONFIGS = (*VIT_MAE_CONFIGS, *RESNET_CONFIGS)
-TASKS = ("finding", "pleural_effusion")
-VIEWS = ("frontal", "lateral", "all")
-AUGMENTATIONS = ("none", "classic", "mae")
-TRAINING_MODES = ("full", "last_layer")
-# What a share of masking means (the paper's text says patches, its code erases): the flag that it sets.
-MASKINGS = {"patches": "mask_ratio", "erasing": "random_erasing_prob"}
-# Whether a ViT starts as it is named, from the study's own pretraining, or once from each.
-STARTS = {None: (False,), "beside": (False, True), "instead": (True,)}
 Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts), later ones count
 
 
@@ -51,73 +58,105 @@ PAPER = Grid(
         "resnet": (("classic", 0.0), ("none", 0.0)),
     },
     train_sizes=(1_000, 10_000, None),
-    tasks=("finding", "pleural_effusion"),
-    training_modes=("full", "last_layer"),
+    tasks=tuple(TASKS),
+    training_modes=TRAINING_MODES,
     views=("frontal",),
     seeds=(0, 1, 2),
     # Section 5 of the paper, which also names AdamW.
     settings=(
-        (
-            "classification",
-            {"num_train_epochs": 20, "learning_rate": 1e-6, "per_device_train_batch_size": 32},
-        ),
+        ("classification", {"num_train_epochs": 20, "learning_rate": 1e-6}),
+        ("classification", {"per_device_train_batch_size": 32}),
         ("pretraining", {"num_train_epochs": 100}),
     ),
     config_file="single_gpu_fp16.yaml",
 )
-PRESETS = {
-    "paper": PAPER,
-    # Section 8: larger models and lateral views. It shares its first cells with the paper's grid.
-    "future": dataclasses.replace(
-        PAPER,
-        models=(
-            *(
-                "facebook/vit-mae-base",
-                "facebook/vit-mae-large",
-                "facebook/vit-mae-huge",
-                "microsoft/resnet-18",
-            ),
-            *("microsoft/resnet-34", "microsoft/resnet-50", "microsoft/resnet-152"),
-        ),
-        tasks=("finding",),
-        training_modes=("full",),
-        views=("frontal", "lateral"),
+# Section 8: larger models and lateral views. It shares its first cells with the paper's grid.
+FUTURE = dataclasses.replace(
+    PAPER,
+    models=(
+        *(f"facebook/vit-mae-{size}" for size in ("base", "large", "huge")),
+        *(f"microsoft/resnet-{depth}" for depth in (18, 34, 50, 152)),
     ),
-    "smoke": Grid(
-        models=("vit-mae-tiny", "resnet-18"),
-        arms={"vit": (("mae", 0.5), ("none", 0.0)), "resnet": (("classic", 0.0),)},
-        train_sizes=(64, None),
-        tasks=("finding", "pleural_effusion"),
-        training_modes=("full",),
-        views=("frontal",),
-        seeds=(0,),
-        settings=(
-            ("", {"image_size": 32, "learning_rate": 1e-3, "warmup_ratio": 0.1}),
-            (
-                "vit",
-                {
-                    "config_overrides": "hidden_size=64,intermediate_size=256,num_hidden_layers=4,"
-                    "num_attention_heads=4,patch_size=4,decoder_hidden_size=64,decoder_intermediate_size=256"
-                },
-            ),
-            ("classification", {"num_train_epochs": 6, "lr_scheduler_type": "cosine"}),
-            ("pretraining", {"num_train_epochs": 10}),
+    tasks=("finding",),
+    training_modes=("full",),
+    views=("frontal", "lateral"),
+)
+SMOKE = Grid(
+    models=("vit-mae-tiny", "resnet-18"),
+    arms={"vit": (("mae", 0.5), ("none", 0.0)), "resnet": (("classic", 0.0),)},
+    train_sizes=(64, None),
+    tasks=tuple(TASKS),
+    training_modes=("full",),
+    views=("frontal",),
+    seeds=(0,),
+    settings=(
+        ("", {"image_size": 32, "learning_rate": 1e-3, "warmup_ratio": 0.1}),
+        (
+            "vit",
+            {
+                "config_overrides": "hidden_size=64,intermediate_size=256,num_hidden_layers=4,"
+                "num_attention_heads=4,patch_size=4,decoder_hidden_size=64,decoder_intermediate_size=256"
+            },
         ),
-        config_file="cpu.yaml",
-        pretrain="instead",
+        ("classification", {"num_train_epochs": 6, "lr_scheduler_type": "cosine"}),
+        ("pretraining", {"num_train_epochs": 10}),
     ),
-}
+    config_file="cpu.yaml",
+    pretrain="instead",
+)
+GRIDS = dict(zip(PRESETS, (PAPER, FUTURE, SMOKE)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run: a point of the grid, or a pretraining that several of them start from."""
+class Point(Record):
+    """Where in the grid a pretraining is."""
 
-    run_id: str
-    script: str
-    point: dict[str, Any]  # where in the grid it is
-    flags: dict[str, Any]  # what `args.json` must hold
-    needs: str | None = None  # the run_id of the pretraining whose model it starts from
+    model: Name
+    view: Word
+    seed: Seed
+
+
+class ClassificationPoint(Point):
+    """Where in the grid a classifier is."""
+
+    from_scratch: bool
+    own_pretraining: bool
+    augmentation: Word
+    masking: Share
+    masking_kind: Literal[tuple(MASKINGS)]
+    train_size: Annotated[int, Field(gt=0, le=10**9)] | None  # None: all images
+    task: Word
+    training_mode: Literal[TRAINING_MODES]
+
+
+class Cell(Record):
+    """One run: a pretraining that several classifiers start from."""
+
+    run_id: Name
+    script: Literal[PRETRAINING]
+    point: Point
+    flags: dict[str, Any] = Field(description="what args.json must hold")
+    needs: Name | None = Field(default=None, description="the pretraining whose model it starts from")
+
+
+class ClassificationCell(Cell):
+    script: Literal[CLASSIFICATION]
+    point: ClassificationPoint
+
+
+class Plan(Record):
+    """`plan.json`: the cells of all calls of a study, by name."""
+
+    writer: ClassVar[str] = "run_study.py"
+    advice: ClassVar[str] = "restore it"
+    cells: dict[str, Annotated[ClassificationCell | Cell, Field(discriminator="script")]]
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name, cell in self.cells.items():  # they are names of folders
+            expected = run_id if isinstance(cell, ClassificationCell) else pretraining_id
+            if not name == cell.run_id == expected(cell.point):
+                raise ValueError("each cell under the name of its point")
+        return self
 
 
 def change_grid(
@@ -140,8 +179,8 @@ def change_grid(
             kept = augmentations or unique(augmentation for augmentation, _ in old)
             shares = (mask_ratios or unique(share for _, share in old)) if name == "vit" else [0.0]
             arms[name] = tuple(itertools.product(kept, shares))
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in axes.items()}
-    changes = {name: value for name, value in lists.items() if value is not None}
+    given = {name: value for name, value in axes.items() if value is not None}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return dataclasses.replace(grid, arms=arms, settings=(*grid.settings, *settings), **changes)
 
 
@@ -152,13 +191,15 @@ def unique(values) -> list:
 def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     """Returns the cells in the order of running: small sizes first, a pretraining before what needs it.
 
-    Raises UserError when two different cells would have one name.
+    Raises UserError when two different cells would have one name, and for a model of unknown family.
     """
+    flags = {name: value for _, changes in grid.settings for name, value in changes.items()}
+    families = {model: family(model, **where_to_look(flags)) for model in grid.models}
     arms = [
         (model, own, *arm)
         for model in grid.models
-        for own in STARTS[grid.pretrain if family(model) == "vit" else None]
-        for arm in grid.arms[family(model)]
+        for own in PRETRAINING_STARTS[grid.pretrain if families[model] == "vit" else None]
+        for arm in grid.arms[families[model]]
     ]
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
     for scope, _ in grid.settings:
@@ -167,22 +208,24 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     axes = (sizes, grid.tasks, grid.training_modes, grid.views, grid.seeds, arms)
     cells: dict[str, Cell] = {}
     for size, task, mode, view, seed, (model, own, augmentation, share) in itertools.product(*axes):
-        point = {
-            "model": model,
-            "from_scratch": model in CONFIGS,
-            "own_pretraining": own,
-            "augmentation": augmentation,
-            "masking": share,
-            "masking_kind": grid.masking if share else "patches",  # none of either is one cell
-            "train_size": size,
-            "task": task,
-            "training_mode": mode,
-            "view": view,
-            "seed": seed,
-        }
-        planned = [classification_cell(grid.settings, point, data_dir, output_dir)]
+        point = ClassificationPoint(
+            model=model,
+            from_scratch=model in CONFIGS,
+            own_pretraining=own,
+            augmentation=augmentation,
+            masking=share,
+            masking_kind=grid.masking if share else "patches",  # none of either is one cell
+            train_size=size,
+            task=task,
+            training_mode=mode,
+            view=view,
+            seed=seed,
+        )
+        scopes = ["classification", families[model], size_name(size)]
+        planned = [classification_cell(point, settings_of(grid, scopes), data_dir, output_dir)]
         if own:
-            planned.insert(0, pretraining_cell(grid.settings, point, data_dir))
+            changes = settings_of(grid, ["pretraining", families[model]])
+            planned.insert(0, pretraining_cell(point, changes, data_dir))
         for cell in planned:
             if cells.setdefault(cell.run_id, cell) != cell:
                 raise UserError(
@@ -192,53 +235,54 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     return list(cells.values())
 
 
+def where_to_look(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options of `find_architecture` that the flags of a cell mean."""
+    hub_dir = flags.get("hub_dir")
+    return {"hub_dir": Path(hub_dir) if hub_dir else None, "revision": flags.get("model_revision", "main")}
+
+
+def settings_of(grid: Grid, scopes: list[str]) -> list[dict[str, Any]]:
+    """The settings that reach the cells of these scopes; later ones replace earlier ones."""
+    return [changes for scope, changes in grid.settings if scope in ("", *scopes)]
+
+
 def read_plan(study_dir: Path) -> dict[str, Cell]:
-    """Returns the cells of a study's plan.json by run_id. Raises UserError for what no study writes."""
-    cells = {}
+    """Returns the cells of a study by run_id, none of what is no study. Raises UserError as `Plan.read`."""
     path = study_dir / "plan.json"
-    try:
-        for name, fields in read_json(path).get("cells", {}).items():
-            cells[name] = Cell(**fields)
-            expected = run_id if cells[name].script == CLASSIFICATION else pretraining_id
-            if expected(cells[name].point) != name or not isinstance(cells[name].flags, dict):
-                raise UserError(f"{name} is another cell")
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: found what run_study.py does not write ({error}); restore it") from error
-    return cells
+    return Plan.read(path).cells if path.is_file() else {}
 
 
-def pretraining_cell(settings: Settings, point: dict[str, Any], data_dir: Path) -> Cell:
-    """The pretraining on all training images that the point's classifier starts from."""
-    point = {name: point[name] for name in ("model", "view", "seed")}
-    planned = {
-        "data_dir": str(data_dir),
-        "view": point["view"],
-        "seed": point["seed"],
-        **model_flags(point["model"]),
-    }
-    flags = add_settings(planned, settings, PRETRAINING, point["model"])
+def pretraining_cell(of: Point, settings: list[dict[str, Any]], data_dir: Path) -> Cell:
+    """The pretraining on all training images that a point's classifier starts from."""
+    point = Point(model=of.model, view=of.view, seed=of.seed)
+    planned = {"data_dir": str(data_dir), "view": point.view, "seed": point.seed, **model_flags(point.model)}
+    flags = add_settings(planned, settings)
     return Cell(run_id=pretraining_id(point), script=PRETRAINING, point=point, flags=flags)
 
 
-def classification_cell(settings: Settings, point: dict[str, Any], data_dir: Path, output_dir: Path) -> Cell:
-    needs, start = None, model_flags(point["model"])
-    if point["own_pretraining"]:
+def classification_cell(
+    point: ClassificationPoint, settings: list[dict[str, Any]], data_dir: Path, output_dir: Path
+) -> ClassificationCell:
+    needs, start = None, model_flags(point.model)
+    if point.own_pretraining:
         needs = pretraining_id(point)
         start = {"model_name_or_path": str(output_dir / needs / "model")}
     planned = {
         "data_dir": str(data_dir),
-        "dataset_config_name": point["task"],
-        "view": point["view"],
-        "seed": point["seed"],
-        "max_train_samples": point["train_size"],
-        "augmentation": point["augmentation"],
-        MASKINGS[point["masking_kind"]]: point["masking"],
-        "train_last_layer_only": point["training_mode"] == "last_layer",
+        "dataset_config_name": point.task,
+        "view": point.view,
+        "seed": point.seed,
+        "max_train_samples": point.train_size,
+        "augmentation": point.augmentation,
+        MASKINGS[point.masking_kind]: point.masking,
+        "train_last_layer_only": point.training_mode == "last_layer",
         "evaluate_test": True,
         **start,
     }
-    flags = add_settings(planned, settings, CLASSIFICATION, point["model"], size=point["train_size"])
-    return Cell(run_id=run_id(point), script=CLASSIFICATION, point=point, flags=flags, needs=needs)
+    flags = add_settings(planned, settings)
+    return ClassificationCell(
+        run_id=run_id(point), script=CLASSIFICATION, point=point, flags=flags, needs=needs
+    )
 
 
 def model_flags(model: str) -> dict[str, str]:
@@ -248,25 +292,22 @@ def model_flags(model: str) -> dict[str, str]:
     return {"model_name_or_path": str(Path(model).absolute()) if Path(model).is_dir() else model}
 
 
-def add_settings(
-    planned: dict[str, Any], settings: Settings, script: str, model: str, *, size: int | None = 0
-) -> dict[str, Any]:
-    """Returns `planned` and the settings whose scope holds; later ones replace earlier ones.
+def add_settings(planned: dict[str, Any], settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns `planned` and the settings of a cell.
 
     Raises UserError for a setting of what the study plans itself: a run's name would not be true.
     """
     flags = dict(planned)
-    for scope, changes in settings:
-        if scope in ("", family(model), size_name(size)) or SCOPES.get(scope) == script:
-            if taken := changes.keys() & {*planned, "output_dir", "resume_from_checkpoint"}:
-                raise UserError(
-                    f"--set {min(taken)}: found a flag that the study itself sets; use --models or another "
-                    "axis, --data_dir or --output_dir instead"
-                )
-            for one, other in itertools.permutations(("learning_rate", "base_learning_rate")):
-                if one in changes:
-                    flags.pop(other, None)  # a script takes one of them
-            flags |= changes
+    for changes in settings:
+        if taken := changes.keys() & {*planned, "output_dir", "resume_from_checkpoint"}:
+            raise UserError(
+                f"--set {min(taken)}: found a flag that the study itself sets; use --models or another "
+                "axis, --data_dir or --output_dir instead"
+            )
+        for one, other in itertools.permutations(("learning_rate", "base_learning_rate")):
+            if one in changes:
+                flags.pop(other, None)  # a script takes one of them
+        flags |= changes
     if "config_name" not in flags:
         flags.pop("config_overrides", None)  # a pretrained model has its own configuration
     return flags
@@ -285,22 +326,23 @@ def size_name(size: int | None) -> str:
     return "all" if size is None else str(size)
 
 
-def pretraining_id(point: dict[str, Any]) -> str:
-    view = [] if point["view"] == "frontal" else [point["view"]]
-    return "_".join([slug(point["model"]), "pretrain", *view, f"s{point['seed']}"])
+def pretraining_id(point: Point) -> str:
+    """The name of a pretraining's folder, such as vit-mae-base_pretrain_s0."""
+    view = [] if point.view == "frontal" else [point.view]
+    return "_".join([slug(point.model), "pretrain", *view, f"s{point.seed}"])
 
 
-def run_id(point: dict[str, Any]) -> str:
-    """The name of a cell's folder, such as vit-mae-base_mae_p25_1000_finding_s0."""
-    return f"{arm_name(point, size_name(point['train_size']))}_s{point['seed']}"
+def run_id(point: ClassificationPoint) -> str:
+    """The name of a classifier's folder, such as vit-mae-base_mae_p25_1000_finding_s0."""
+    return f"{arm_name(point, size_name(point.train_size))}_s{point.seed}"
 
 
-def arm_name(point: dict[str, Any], *size: str) -> str:
+def arm_name(point: ClassificationPoint, *size: str) -> str:
     """A run_id without the seed and, unless it is given, without the training size."""
-    parts = [slug(point["model"]) + "-pre" * point["own_pretraining"], point["augmentation"]]
-    if point["masking"]:
-        parts.append(f"{point['masking_kind'][0]}{100 * point['masking']:.3g}".replace(".", "-"))
-    parts += [*size, point["task"].removeprefix("pleural_")]
-    parts += ["head"] * (point["training_mode"] == "last_layer")
-    parts += [point["view"]] * (point["view"] != "frontal")
+    parts = [slug(point.model) + "-pre" * point.own_pretraining, point.augmentation]
+    if point.masking:
+        parts.append(f"{point.masking_kind[0]}{100 * point.masking:.3g}".replace(".", "-"))
+    parts += [*size, point.task.removeprefix("pleural_")]
+    parts += ["head"] * (point.training_mode == "last_layer")
+    parts += [point.view] * (point.view != "frontal")
     return "_".join(parts)

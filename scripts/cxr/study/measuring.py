@@ -6,12 +6,12 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
+from cxr.choices import VIEWS
 from cxr.evaluation import intervals
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
 from cxr.study import paper
 from cxr.study.results import DEFAULT_LABELS
-from cxr.study.results import VIEWS
 from cxr.study.results import Comparison
 from cxr.study.results import ResultTable
 from cxr.study.results import Row
@@ -44,7 +44,7 @@ def measure_row(row: Row, resamples: "Resamples") -> None:
         )
     if row.values["auroc"] is not None:
         of_runs = zip(row.runs, by_seed["auroc"], resampled["auroc"])
-        row.aurocs = {run.seed: np.array([value, *redrawn]) for run, value, redrawn in of_runs}
+        row.aurocs = {run.results.seed: np.array([value, *redrawn]) for run, value, redrawn in of_runs}
     row.by_view = auroc_by_view(row, resamples)
 
 
@@ -55,7 +55,7 @@ def arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def auroc_by_view(row: Row, resamples: "Resamples") -> dict[str, tuple[float, Interval | None, int]]:
     """AUROC of the AP and of the PA images, each where it has both classes."""
     found = {}
-    for view in VIEWS:
+    for view in VIEWS["frontal"]:
         values, resampled, count = [], [], 0
         for run in row.runs:
             in_view = (run.predictions["view_position"] == view).to_numpy()
@@ -96,9 +96,8 @@ def compare(rows: list[Row], noise: SeedNoise) -> list[Comparison]:
     for first, second in itertools.combinations(rows, 2):
         seeds = sorted(first.aurocs.keys() & second.aurocs.keys())
         if seeds and first.images == second.images:
-            difference = np.mean(
-                [first.aurocs[seed] - second.aurocs[seed] for seed in seeds], axis=0
-            )  # (1 + R,)
+            differences = [first.aurocs[seed] - second.aurocs[seed] for seed in seeds]
+            difference = np.mean(differences, axis=0)  # (1 + R,)
             if difference[0] < 0:
                 first, second, difference = second, first, -difference
             tested = intervals.paired_difference(

@@ -1,6 +1,5 @@
 """The figures of a study: losses, learning curves, ROC and calibration, with their spread."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -16,14 +15,7 @@ from cxr.evaluation.plots import save_figure
 COLORS = matplotlib.colormaps["tab20"].colors
 COLORS = (*COLORS[::2], *COLORS[1::2])  # the ten strong ones first
 MARKERS = "osD^vP*Xph"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """What one run said of a split: labels (N,) in {0, 1} and probabilities (N,)."""
-
-    labels: np.ndarray
-    probabilities: np.ndarray
+Predictions = tuple[np.ndarray, np.ndarray]  # of a run: labels (N,) in {0, 1} and probabilities (N,)
 
 
 def plot_mean_losses(rows: dict[str, list[list[dict]]], path: Path, *, title: str) -> None:
@@ -37,9 +29,8 @@ def plot_mean_losses(rows: dict[str, list[list[dict]]], path: Path, *, title: st
         for number, (row, runs) in enumerate(rows.items()):
             length = min(len(epochs) for epochs in runs)
             numbers = [record["epoch"] for record in runs[0][:length]]
-            losses = np.array(
-                [[record[key] for record in epochs[:length]] for epochs in runs]
-            )  # (seeds, epochs)
+            # (seeds, epochs)
+            losses = np.array([[record[key] for record in epochs[:length]] for epochs in runs])
             color = COLORS[number % len(COLORS)]
             axes.plot(numbers, losses.mean(axis=0), color=color, label=as_label(row))
             axes.fill_between(numbers, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.15, lw=0)
@@ -80,11 +71,10 @@ def plot_roc(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> N
     grid = np.linspace(0, 1, 501)
     axes.plot([0, 1], [0, 1], color="gray", lw=0.8, ls=":", label="chance")
     for number, (row, runs) in enumerate(rows.items()):
-        curves = [roc_curve(run.labels, run.probabilities)[:2] for run in runs]
+        curves = [roc_curve(*run)[:2] for run in runs]
         mean = np.mean([np.interp(grid, false, true) for false, true in curves], axis=0)
-        axes.plot(
-            [0, *grid], [0, *mean], color=COLORS[number % len(COLORS)], label=as_label(row), lw=1.4
-        )  # a curve starts at 0
+        color = COLORS[number % len(COLORS)]
+        axes.plot([0, *grid], [0, *mean], color=color, label=as_label(row), lw=1.4)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
     axes.grid(alpha=0.3)
     finish(figure, axes, path, title=title)
@@ -96,8 +86,8 @@ def plot_calibration(rows: dict[str, list[Predictions]], path: Path, *, title: s
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", lw=0.8, ls=":", label="calibrated")
     for number, (row, runs) in enumerate(rows.items()):
-        labels = np.concatenate([run.labels for run in runs])
-        said, was, counts = zip(*reliability(labels, np.concatenate([run.probabilities for run in runs])))
+        labels, probabilities = map(np.concatenate, zip(*runs))
+        said, was, counts = zip(*reliability(labels, probabilities))
         color = COLORS[number % len(COLORS)]
         axes.plot(said, was, color=color, label=as_label(row), lw=1.2)
         areas = 200 * np.array(counts) / len(labels)
@@ -118,14 +108,7 @@ def finish(figure: Figure, axes: Axes, path: Path, *, title: str) -> None:
     handles, names = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, names)) > 45 else 2
     figure.suptitle(title, fontsize="medium")
-    figure.legend(
-        handles,
-        names,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        ncols=columns,
-        fontsize="small",
-        frameon=False,
-    )
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False}
+    figure.legend(handles, names, ncols=columns, fontsize="small", **below)
     figure.tight_layout()
     save_figure(figure, path)

@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cxr.errors import UserError
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.run_folder.files import write_text
@@ -24,10 +23,8 @@ from cxr.study.results import OUR_METRICS
 from cxr.study.results import PAPER_METRICS
 from cxr.study.results import SIGNIFICANT
 from cxr.study.results import ResultTable
-from cxr.study.results import Row
-from cxr.study.results import Run
 from cxr.study.results import TableName
-from cxr.study.results import number
+from cxr.study.results import format_number
 
 MOST_SAID = 4  # differences in a sentence; all are in a table
 TEMPLATES = Path(__file__).parent / "templates"
@@ -74,22 +71,22 @@ def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
     """Draws each table's figures, and returns those that join several tables: caption -> file."""
     folder.mkdir(exist_ok=True)
     for table in tables:
-        rows = {row.label: row for row in table.measured}
-        losses = {label: epochs_of(row) for label, row in rows.items()}
-        losses = {label: runs for label, runs in losses.items() if all(runs)}
         title, slug = plots.as_label(table.name.title), table.name.slug
-        if losses:
-            table.figures["Mean loss by epoch; the band is the range over seeds"] = (
-                folder / f"loss-{slug}.png"
-            )
-            plots.plot_mean_losses(losses, folder / f"loss-{slug}.png", title=title)
-        both = {label: row for label, row in rows.items() if row.values["auroc"] is not None}
-        if both:
-            predictions = {label: [prediction_of(run) for run in row.runs] for label, row in both.items()}
-            table.figures["ROC curves, the mean over seeds"] = folder / f"roc-{slug}.png"
-            plots.plot_roc(predictions, folder / f"roc-{slug}.png", title=title)
-            table.figures["Reliability diagram"] = folder / f"calibration-{slug}.png"
-            plots.plot_calibration(predictions, folder / f"calibration-{slug}.png", title=title)
+        epochs = {
+            row.label: [RunRecord(run.folder, enabled=False).epochs() for run in row.runs]
+            for row in table.measured
+        }
+        epochs = {label: runs for label, runs in epochs.items() if all(runs)}
+        of_both_classes = [row for row in table.measured if row.values["auroc"] is not None]
+        predictions = {row.label: [arrays(run.predictions) for run in row.runs] for row in of_both_classes}
+        for kind, plot, rows, caption in (
+            ("loss", plots.plot_mean_losses, epochs, "Mean loss by epoch; the band is the range over seeds"),
+            ("roc", plots.plot_roc, predictions, "ROC curves, the mean over seeds"),
+            ("calibration", plots.plot_calibration, predictions, "Reliability diagram"),
+        ):
+            if rows:
+                table.figures[caption] = folder / f"{kind}-{slug}.png"
+                plot(rows, table.figures[caption], title=title)
     return draw_learning_curves(tables, folder)
 
 
@@ -103,7 +100,7 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
         points: dict[str, list] = defaultdict(list)
         for row in (row for table in of_group for row in table.measured):
             if row.values["auroc"] is not None:
-                size = row.runs[0].results["num_train_images"]
+                size = row.runs[0].results.num_train_images
                 interval = row.over_seeds["auroc"] or row.over_patients["auroc"]
                 points[row.label].append((size, row.values["auroc"], interval))
         if len({size for of_row in points.values() for size, _, _ in of_row}) > 1:
@@ -111,26 +108,6 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
             plots.plot_learning_curves(dict(points), path, title=plots.as_label(group.title))
             figures[f"AUC against training images: {group.title}"] = path
     return figures
-
-
-def epochs_of(row: Row) -> list[list[dict[str, float]]]:
-    """The lines of metrics.jsonl of each run, as far as they are drawn."""
-    found = []
-    for run in row.runs:
-        try:
-            epochs = RunRecord(run.folder, enabled=False).epochs()
-            names = ("epoch", "train_loss", "eval_loss")
-            found.append([{name: float(epoch[name]) for name in names} for epoch in epochs])
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise UserError(
-                f"{run.folder / 'metrics.jsonl'}: not what a run writes (at {error}); run it again"
-            ) from error
-    return found
-
-
-def prediction_of(run: Run) -> plots.Predictions:
-    labels, probabilities = arrays(run.predictions)
-    return plots.Predictions(labels=labels, probabilities=probabilities)
 
 
 def signed(difference: Difference) -> str:
@@ -181,7 +158,7 @@ def write_report(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "signed": signed, "span": span, "embed": embed}
+    environment.filters |= {"number": format_number, "signed": signed, "span": span, "embed": embed}
     # A cell of a Markdown table, in which a name is text and no markup.
     environment.filters["cell"] = lambda text: str(text).replace("|", "/").replace("<", "&lt;")
     environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
@@ -216,7 +193,7 @@ def print_table(table: ResultTable, console: Console) -> None:
     for row in table.rows:
         seeds = f"{len(row.runs)} of {row.num_planned}" if len(row.runs) != row.num_planned else len(row.runs)
         cells = [
-            Text(number(row.values[metric]), style="underline" if table.is_best(row, metric) else "")
+            Text(format_number(row.values[metric]), style="underline" if table.is_best(row, metric) else "")
             if row.values
             else Text("not run", style="dim")
             for metric in metrics

@@ -3,24 +3,30 @@
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from cxr.choices import LABEL_OPTIONS
+from cxr.choices import TASKS
+from cxr.choices import VIEWS
 from cxr.errors import UserError
+from cxr.errors import one_line
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
-from cxr.run_folder.files import read_json
 from cxr.run_folder.record import FREE_TO_CHANGE
-from cxr.study.grid import CLASSIFICATION
-from cxr.study.grid import Cell
+from cxr.run_folder.record import Arguments
+from cxr.run_folder.record import ClassificationResults
+from cxr.run_folder.record import MeasuredSplit
+from cxr.run_folder.record import Sample
+from cxr.run_folder.record import read_results
+from cxr.study.grid import ClassificationCell
+from cxr.study.grid import ClassificationPoint
 from cxr.study.grid import read_plan
 from cxr.study.grid import size_name
 
@@ -34,15 +40,10 @@ PAPER_METRICS = {
 }
 OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece": "ECE"}
 LOWER_IS_BETTER = ("brier", "ece")
-RUN_METRICS = ("n", "accuracy", "precision", "recall", "f1", "auroc", "average_precision")
-VIEWS = ("AP", "PA")
 PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "probability")
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
-TASKS = {"finding": "Finding vs No Finding", "pleural_effusion": "Pleural Effusion vs No Finding"}
 SIGNIFICANT = 0.05
-LONGEST = 1000  # characters of a flag: it may become the name of a row
-DEFAULT_LABEL_OPTIONS = {"labeler": "negbio", "uncertain": "negative"}
-DEFAULT_LABELS = ", uncertain ".join(DEFAULT_LABEL_OPTIONS.values())
+DEFAULT_LABELS = f"{LABEL_OPTIONS['labeler']}, uncertain {LABEL_OPTIONS['uncertain']}"
 
 
 @dataclass(frozen=True, order=True)
@@ -64,7 +65,7 @@ class TableName:
     @property
     def title(self) -> str:
         sizes = {"": [], "all": ["all training images"]}
-        parts = [TASKS.get(self.task, self.task)]
+        parts = [" vs ".join(reversed(TASKS.get(self.task, (self.task,))))]
         parts += sizes[self.size] if self.size in sizes else [f"{int(self.size):,} training images"]
         return ", ".join([*parts, f"{self.view} views", *self.unusual(), f"{self.split} split"])
 
@@ -112,11 +113,14 @@ class Run:
     """A finished run: its records, and its predictions for the split that is reported."""
 
     folder: Path
-    seed: int
-    args: dict[str, Any]
-    results: dict[str, Any]
+    args: Arguments
+    results: ClassificationResults
     split: str
     predictions: pd.DataFrame
+
+    @property
+    def measured(self) -> MeasuredSplit:
+        return getattr(self.results, self.split)
 
 
 @dataclass(kw_only=True)
@@ -169,7 +173,7 @@ class ResultTable:
     @property
     def views(self) -> list[str]:
         """The views of which at least one row has both classes."""
-        return [view for view in VIEWS if any(view in row.by_view for row in self.measured)]
+        return [view for view in VIEWS["frontal"] if any(view in row.by_view for row in self.measured)]
 
     def is_best(self, row: Row, metric: str) -> bool:
         """Whether a row has the best value of a column, as the paper underlines."""
@@ -184,7 +188,7 @@ def find_runs(folders: list[Path]) -> list[Path]:
     runs = []
     for folder in folders:
         inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-        found = [run for run in inside if "validation" in read_json(run / "results.json")]
+        found = [run for run in inside if isinstance(read_results(run), ClassificationResults)]
         if not found:
             raise UserError(
                 f"{folder}: found no results.json of a classification run in it or one level below; "
@@ -194,124 +198,80 @@ def find_runs(folders: list[Path]) -> list[Path]:
     return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]  # once, where FOLDERs overlap
 
 
-def planned_runs(folders: list[Path]) -> dict[Path, Cell]:
+def planned_runs(folders: list[Path]) -> dict[Path, ClassificationCell]:
     """Returns the classification cells of studies: run folder -> cell."""
     return {
         folder / name: cell
         for folder in folders
         for name, cell in read_plan(folder).items()
-        if cell.script == CLASSIFICATION
+        if isinstance(cell, ClassificationCell)
     }
 
 
 def read_run(folder: Path) -> Run:
-    """Reads a finished run: the test split where it was evaluated, else validation."""
-    results, args = read_json(folder / "results.json"), read_json(folder / "args.json")
-    split = "test" if "test" in results else "validation"
-    path = folder / f"predictions_{split}.csv"
+    """Reads a finished run: the test split where it was evaluated, else validation. Raises UserError."""
+    results = ClassificationResults.read(folder / "results.json")
+    split = "test" if results.test else "validation"
+    run = Run(
+        folder=folder,
+        args=Arguments.read(folder / "args.json"),
+        results=results,
+        split=split,
+        predictions=read_predictions(folder / f"predictions_{split}.csv"),
+    )
+    if len(run.predictions) != run.measured.n:
+        raise UserError(
+            f"{folder}: found predictions for {len(run.predictions)} images of the {split} split, expected "
+            f"the {run.measured.n} of results.json; run it again"
+        )
+    return run
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Returns what a run wrote for each image. Raises UserError."""
+    types = {"dicom_id": str, "view_position": str, "label": float, "probability": float}
     try:
-        check_fields(results, RESULT_FIELDS)
-        check_fields(results[split], METRIC_FIELDS)
-        check_flags(args)
-        text = {"dicom_id": str, "view_position": str}  # "" is no view, and not a missing value
-        predictions = pd.read_csv(path, dtype=text, keep_default_na=False)[list(PREDICTION_COLUMNS)]
-        in_range = predictions["probability"].between(0, 1).all() and predictions["label"].isin((0, 1)).all()
-        if not in_range or len(predictions) != results[split]["n"] or predictions.empty:
-            raise UserError("labels, probabilities or their number are not those of the run")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}, results.json: not what a run writes (at {error}); run it again") from error
-    return Run(
-        folder=folder, seed=results["seed"], args=args, results=results, split=split, predictions=predictions
+        # "" is no view, and not a missing value.
+        predictions = pd.read_csv(path, dtype=types, usecols=PREDICTION_COLUMNS, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not what a run writes: {one_line(error)}; run it again") from error
+    if not (predictions["label"].isin((0, 1)) & predictions["probability"].between(0, 1)).all():
+        raise UserError(
+            f"{path}: not what a run writes: expected labels of 0 or 1 and probabilities from 0 to 1; run it "
+            "again"
+        )
+    return predictions.astype({"label": int})
+
+
+def point_of(results: ClassificationResults) -> ClassificationPoint:
+    """Where in a grid a run is that no plan names."""
+    erasing = results.random_erasing_prob
+    return ClassificationPoint(
+        model=results.model,
+        from_scratch=not results.pretrained,
+        own_pretraining=False,
+        augmentation=results.augmentation,
+        masking=results.mask_ratio or erasing,
+        masking_kind="patches" if results.mask_ratio or not erasing else "erasing",
+        train_size=results.num_train_images,
+        task=results.task,
+        training_mode="last_layer" if results.train_last_layer_only else "full",
+        view=results.view,
+        seed=results.seed,
     )
 
 
-def is_word(value: Any) -> bool:
-    """Whether a value can be part of a title and of a figure's file name."""
-    return isinstance(value, str) and 0 < len(value) <= 40 and value.isprintable()
-
-
-def is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable()
-
-
-def is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value <= 10**9
-
-
-def is_share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
-
-
-# What a run writes, and what a cell of a plan has, as far as the report uses it.
-RESULT_FIELDS = {
-    **dict.fromkeys(("task", "labeler", "uncertain", "view", "augmentation"), is_word),
-    **dict.fromkeys(("num_train_images", "images_per_step"), is_count),
-    **dict.fromkeys(("pretrained", "train_last_layer_only"), is_flag),
-    **dict.fromkeys(("mask_ratio", "random_erasing_prob"), is_share),
-    "model": is_name,
-    "seed": lambda value: type(value) is int and 0 <= value < 2**32,
-}
-METRIC_FIELDS = {name: lambda value: value is None or is_share(value) for name in RUN_METRICS} | {
-    "n": is_count
-}
-POINT_FIELDS = {
-    **dict.fromkeys(("task", "view", "augmentation"), is_word),
-    **dict.fromkeys(("from_scratch", "own_pretraining"), is_flag),
-    "model": is_name,
-    "masking": is_share,
-    "masking_kind": lambda value: value in ("patches", "erasing"),
-    "train_size": lambda value: value is None or is_count(value),
-    "training_mode": lambda value: value in ("full", "last_layer"),
-}
-
-
-def check_fields(values: dict[str, Any], fields: dict[str, Callable[[Any], bool]]) -> None:
-    """Raises KeyError or TypeError for values that no run wrote."""
-    for name, is_valid in fields.items():
-        if not is_valid(values[name]):
-            raise TypeError(f"{name} {values[name]!r:.50}")
-
-
-def check_flags(args: dict[str, Any]) -> None:
-    """Raises TypeError for flags that cannot name a row."""
-    for name, value in args.items():
-        text = f"{name} {value}"
-        if len(text) > LONGEST or not text.isprintable():
-            raise TypeError(f"args.json, {text!r:.50}")
-
-
-def point_of(results: dict[str, Any]) -> dict[str, Any]:
-    """Where in a grid a run is that no plan names, as a plan's cells have it."""
-    erasing = results["random_erasing_prob"]
-    return {
-        "model": results["model"],
-        "from_scratch": not results["pretrained"],
-        "own_pretraining": False,
-        "augmentation": results["augmentation"],
-        "masking": results["mask_ratio"] or erasing,
-        "masking_kind": "patches" if results["mask_ratio"] or not erasing else "erasing",
-        "train_size": results["num_train_images"],
-        "task": results["task"],
-        "training_mode": "last_layer" if results["train_last_layer_only"] else "full",
-        "view": results["view"],
-    }
-
-
-def row_name(point: dict[str, Any]) -> RowName:
-    model = PAPER_NAMES.get(point["model"], point["model"])
-    if point["own_pretraining"]:
+def row_name(point: ClassificationPoint) -> RowName:
+    model = PAPER_NAMES.get(point.model, point.model)
+    if point.own_pretraining:
         model += ", pretrained here"
-    elif point["from_scratch"]:
+    elif point.from_scratch:
         model += ", from scratch"
-    return RowName(model, point["augmentation"], point["masking"], point["masking_kind"])
+    return RowName(model, point.augmentation, point.masking, point.masking_kind)
 
 
 def gather_rows(
-    runs: list[Path], plan: dict[Path, Cell]
+    runs: list[Path], plan: dict[Path, ClassificationCell]
 ) -> dict[TableName, dict[RowName, tuple[list[Run], int]]]:
     """Groups finished and planned runs: table -> row -> (finished runs, number planned)."""
     tables: dict[TableName, dict[RowName, tuple[list[Run], int]]] = defaultdict(dict)
@@ -319,26 +279,17 @@ def gather_rows(
     for folder in [*plan, *(run for run in runs if run not in plan)]:
         run = read_run(folder) if folder in finished else None
         cell = plan.get(folder)
-        try:
-            options = run.results if run else cell.flags
-            point = cell.point if cell else point_of(run.results)
-            check_fields(point, POINT_FIELDS)
-            table = TableName(
-                task=point["task"],
-                view=point["view"],
-                training_mode=point["training_mode"],
-                labels=", uncertain ".join(
-                    options.get(name, default) for name, default in DEFAULT_LABEL_OPTIONS.items()
-                ),
-                split=run.split if run else "test",
-                size=size_name(point["train_size"]),
-            )
-            row = row_name(point)
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder}: its results.json, or the plan.json above it, is not what is written there (at "
-                f"{error}); expected a run of run_classification.py"
-            ) from error
+        point = cell.point if cell else point_of(run.results)
+        labels = run.results.as_json() if run else LABEL_OPTIONS | cell.flags
+        table = TableName(
+            task=point.task,
+            view=point.view,
+            training_mode=point.training_mode,
+            labels=f"{labels['labeler']}, uncertain {labels['uncertain']}",
+            split=run.split if run else "test",
+            size=size_name(point.train_size),
+        )
+        row = row_name(point)
         known, num_planned = tables[table].get(row, ([], 0))
         tables[table][row] = ([*known, run] if run else known, num_planned + 1)
     return {
@@ -354,8 +305,8 @@ def split_by_setup(
     # The model of a study's own pretraining has the seed in its name; any other is in the row's.
     free = {*FREE_TO_CHANGE, "seed", "model_name_or_path"}
     setups = [
-        {name: value for name, value in run.args.items() if name not in free}
-        | {"images_per_step": run.results["images_per_step"]}
+        {name: value for name, value in run.args.flags.items() if name not in free}
+        | {"images_per_step": run.results.images_per_step}
         for run in runs
     ]
     names = sorted({name for setup in setups for name in setup})
@@ -377,8 +328,8 @@ def check_row(row: Row) -> None:
     """Raises UserError when runs that should differ in their seed only do not."""
     first = row.runs[0]
     for number, other in enumerate(row.runs):
-        if other.seed in {run.seed for run in row.runs[:number]}:
-            found = f"both have seed {other.seed}"
+        if other.results.seed in {run.results.seed for run in row.runs[:number]}:
+            found = f"both have seed {other.results.seed}"
         elif not other.predictions["dicom_id"].equals(first.predictions["dicom_id"]):
             found = "were measured on other images"
         else:
@@ -393,8 +344,8 @@ def check_samples(rows: list[Row], table: TableName) -> None:
     """Raises UserError when runs of one seed and size were not trained on the same images."""
     seen: dict[int, tuple[str, Path]] = {}
     for run in (run for row in rows for run in row.runs):
-        sample = read_json(run.folder / "samples.json").get("sha256", "")
-        expected, first = seen.setdefault(run.seed, (sample, run.folder))
+        sample = Sample.read(run.folder / "samples.json").sha256
+        expected, first = seen.setdefault(run.results.seed, (sample, run.folder))
         if sample != expected:
             raise UserError(
                 f"{run.folder} and {first} are in one table ({table.title}) but were trained on other "
@@ -402,5 +353,5 @@ def check_samples(rows: list[Row], table: TableName) -> None:
             )
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"

@@ -1,14 +1,13 @@
 """Runs the cells of a study, each in a process of its own, and follows them."""
 
 import contextlib
-import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,14 +22,19 @@ from rich.table import Table
 
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
-from cxr.run_folder.files import read_json
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.privacy import mask_ids
+from cxr.run_folder.record import METRICS_FILE
+from cxr.run_folder.record import Arguments
+from cxr.run_folder.record import ClassificationResults
+from cxr.run_folder.record import PretrainingResults
+from cxr.run_folder.record import Results
 from cxr.run_folder.record import check_unchanged
+from cxr.study.costs import ImageCounts
 from cxr.study.costs import duration
-from cxr.study.grid import CLASSIFICATION
-from cxr.study.grid import PRETRAINING
 from cxr.study.grid import Cell
+from cxr.study.grid import ClassificationCell
+from cxr.study.grid import Plan
 from cxr.study.grid import arm_name
 from cxr.study.grid import read_plan
 from cxr.study.grid import size_name
@@ -47,33 +51,51 @@ def state_on_disk(run: Path) -> str:
     return "to resume" if has_checkpoint(run) else "to run"
 
 
-def check_study(output_dir: Path, cells: list[Cell]) -> dict[str, Any]:
+def check_study(output_dir: Path, cells: list[Cell]) -> Plan:
     """Returns the plan that `output_dir` has, with `cells` added to it.
 
     Raises UserError when the folder is no study, or a cell that was begun in it had other flags. One that
     ended before its first checkpoint starts anew, so its flags may change.
     """
-    planned = {name: asdict(cell) for name, cell in read_plan(output_dir).items()}
-    is_study = (output_dir / "plan.json").is_file()
-    if (
-        not is_study
-        and output_dir.is_dir()
-        and any(not path.name.startswith(".") for path in output_dir.iterdir())
-    ):
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output_dir {output_dir} is a file; expected a folder: name another")
+    found = {path.name for path in output_dir.glob("[!.]*")}
+    if found and "plan.json" not in found:
         raise UserError(
             f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
             "that of an earlier study: name another"
         )
+    planned = read_plan(output_dir)
     for cell in cells:
         run = output_dir / cell.run_id
-        begun = read_json(run / "args.json")
-        if begun and (state_on_disk(run) != "to run" or is_in_use(run)):
-            check_unchanged(begun, cell.flags, where=run)
+        has_begun = state_on_disk(run) != "to run" or is_in_use(run)
+        if has_begun and (run / "args.json").is_file():
+            check_unchanged(Arguments.read(run / "args.json").flags, cell.flags, where=run)
             # args.json has the defaults too; which flags were named is in the old plan.
-            before = planned.get(cell.run_id, asdict(cell))["flags"]
+            before = planned.get(cell.run_id, cell).flags
             check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
-        planned[cell.run_id] = asdict(cell)
-    return {"cells": planned}
+    return Plan(cells=planned | {cell.run_id: cell for cell in cells})
+
+
+def print_plan(
+    cells: list[Cell],
+    images: dict[str, ImageCounts],
+    seconds: dict[str, float],
+    output_dir: Path,
+    parallel: int,
+) -> None:
+    """Prints what there is to do, and what is left of it."""
+    table = Table()
+    for name in ("run", "training images", "epochs", "time", "state"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name == "run")
+    remaining = 0.0
+    for cell in cells:
+        name, state = cell.run_id, state_on_disk(output_dir / cell.run_id)
+        remaining += seconds[name] * (state != "finished")
+        epochs = str(cell.flags.get("num_train_epochs", ""))
+        table.add_row(name, f"{images[name].train:,}", epochs, duration(seconds[name]), state)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print(f"{len(cells)} cells; what is left takes about {duration(remaining / parallel)}.")
 
 
 def command(cell: Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
@@ -189,7 +211,7 @@ def count_gpus() -> int:
     return len(listed.stdout.splitlines())
 
 
-class Study:
+class StudyRunner:
     """The cells of this call and what becomes of them: waiting, running, done, failed or impossible."""
 
     def __init__(self, cells: list[Cell], output_dir: Path, *, seconds: dict[str, float], parallel: int):
@@ -198,32 +220,24 @@ class Study:
         self.seconds = seconds  # estimates by run_id
         self.parallel = parallel
         self.states = {cell.run_id: "waiting" for cell in cells}
-        self.results: dict[str, dict] = {}
+        self.results: dict[str, Results] = {}
         self.started = time.monotonic()
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         for cell in cells:
             if self.note_results(cell):
                 discard_checkpoints(output_dir / cell.run_id)  # a killed study could not
             elif is_in_use(output_dir / cell.run_id):
-                self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
+                self.say_it_still_runs(cell)
         self.finished_before = set(self.results)
 
     def note_results(self, cell: Cell) -> bool:
-        """Whether a cell is finished; its results are kept for the table."""
+        """Whether a cell is finished; its results are kept for the table. Raises UserError."""
+        kind = ClassificationResults if isinstance(cell, ClassificationCell) else PretrainingResults
         path = self.output_dir / cell.run_id / "results.json"
-        results = read_json(path)
-        if results:
-            try:
-                is_pretraining = cell.script == PRETRAINING
-                measured = results["eval_loss"] if is_pretraining else results["test"]["auroc"] or 0.0
-                math.isfinite(measured)
-            except (KeyError, TypeError, OverflowError) as error:
-                raise UserError(
-                    f"{path}: not what a run writes (at {error}); remove its folder to run it again"
-                ) from error
-            self.results[cell.run_id] = results
+        if path.is_file():
+            self.results[cell.run_id] = kind.read(path)
             self.states[cell.run_id] = "done"
-        return bool(results)
+        return path.is_file()
 
     def next_cell(self) -> Cell | None:
         """The first cell that waits for nothing. One that a killed study left running is waited for."""
@@ -243,7 +257,7 @@ class Study:
         log = log_of(cell, self.output_dir)
         if is_in_use(self.output_dir / cell.run_id):  # what a killed study left was quicker to claim it
             self.states[cell.run_id] = "waiting"
-            self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
+            self.say_it_still_runs(cell)
             return
         if not self.note_results(cell):
             self.states[cell.run_id] = "failed"
@@ -254,12 +268,18 @@ class Study:
         left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
         self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {self.headline(cell)}, {took:.0f} s; {left}")
 
+    def say_it_still_runs(self, cell: Cell) -> None:
+        self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
+
     def headline(self, cell: Cell) -> str:
-        results = self.results[cell.run_id]
-        if cell.script == PRETRAINING:
-            return f"validation loss {results['eval_loss']:.3f}"
-        auroc = results["test"]["auroc"]
+        if not isinstance(cell, ClassificationCell):
+            return f"validation loss {self.results[cell.run_id].eval_loss:.3f}"
+        auroc = self.test_auroc(cell)
         return "test AUROC undefined" if auroc is None else f"test AUROC {auroc:.3f}"
+
+    def test_auroc(self, cell: ClassificationCell) -> float | None:
+        results = self.results.get(cell.run_id)
+        return results.test.auroc if results and results.test else None
 
     def seconds_left(self) -> float:
         """What is left by the estimates, corrected by how they held so far in this call."""
@@ -270,6 +290,20 @@ class Study:
         here += sum(self.seconds[name] * self.share_done(name) for name in self.names_in("running"))
         return left * (time.monotonic() - self.started) / here if here else left / self.parallel
 
+    def print_failures(self) -> bool:
+        """Whether cells failed; says which."""
+        failed = self.names_in("failed", "impossible")
+        if failed:
+            print(
+                f"{len(failed)} of {len(self.cells)} cells failed: {', '.join(failed)}. "
+                "The same command tries them again."
+            )
+        return bool(failed)
+
+    def has_classifier(self) -> bool:
+        """Whether there is something to report."""
+        return any(isinstance(results, ClassificationResults) for results in self.results.values())
+
     def names_in(self, *states: str) -> list[str]:
         return [name for name, state in self.states.items() if state in states]
 
@@ -278,9 +312,11 @@ class Study:
         if self.states[name] != "running":
             return 0.0
         run = self.output_dir / name
-        num_epochs = read_json(run / "args.json").get("num_train_epochs") or 1
-        metrics = run / "metrics.jsonl"
-        return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs) if metrics.is_file() else 0.0
+        metrics = run / METRICS_FILE
+        if not metrics.is_file():
+            return 0.0
+        num_epochs = Arguments.read(run / "args.json").num_train_epochs or 1
+        return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs)
 
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError, SystemExit):  # whoever read this is gone; the study goes on
@@ -288,14 +324,12 @@ class Study:
 
     def render(self) -> Group:
         """The table that follows the study: a row an arm, a column a training size."""
-        columns = unique(
-            size_name(cell.point["train_size"]) for cell in self.cells if cell.script == CLASSIFICATION
-        )
-        rows: dict[str, dict[str, list[Cell]]] = {}
-        for cell in self.cells:
-            if cell.script == CLASSIFICATION:
-                by_size = rows.setdefault(arm_name(cell.point), {})
-                by_size.setdefault(size_name(cell.point["train_size"]), []).append(cell)
+        cells = [cell for cell in self.cells if isinstance(cell, ClassificationCell)]
+        columns = unique(size_name(cell.point.train_size) for cell in cells)
+        rows: dict[str, dict[str, list[ClassificationCell]]] = {}
+        for cell in cells:
+            by_size = rows.setdefault(arm_name(cell.point), {})
+            by_size.setdefault(size_name(cell.point.train_size), []).append(cell)
         table = Table(title="test AUROC, mean over the seeds that are done")
         for name in ("", *columns):
             table.add_column(name, justify="right" if name else "left")
@@ -310,9 +344,8 @@ class Study:
         # A table that is longer than the terminal is cut at its end.
         return Group(f"{shown}; about {duration(self.seconds_left())} left", *running, table)
 
-    def summary(self, cells: list[Cell]) -> str:
-        aurocs = [self.results[cell.run_id]["test"]["auroc"] for cell in cells if cell.run_id in self.results]
-        aurocs = [auroc for auroc in aurocs if auroc is not None]
+    def summary(self, cells: list[ClassificationCell]) -> str:
+        aurocs = [auroc for auroc in map(self.test_auroc, cells) if auroc is not None]
         words = [f"{fmean(aurocs):.3f}"] if aurocs else []
         words += [f"{len(aurocs)}/{len(cells)}"] * (len(aurocs) < len(cells) and len(cells) > 1)
         states = {self.states[cell.run_id] for cell in cells}
@@ -320,9 +353,12 @@ class Study:
         return " ".join(words) or "-"
 
     def run(self, config_file: Path, gpus: list[str | None], num_threads: int | None) -> None:
-        """Runs what waits, a cell on each of `gpus` at a time, until nothing does."""
+        """Runs what waits, a cell on each of `gpus` at a time, until nothing does or a signal ends them."""
         slots: dict[int, tuple[Cell, subprocess.Popen, float]] = {}
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
+        for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
         with live if self.console.is_terminal else contextlib.nullcontext():
             try:
                 while slots or self.names_in("waiting"):
@@ -338,6 +374,9 @@ class Study:
                         if process.poll() is not None:
                             del slots[slot]
                             self.end_cell(cell, took=time.monotonic() - started)
+            except (KeyboardInterrupt, SystemExit):
+                print(f"Stopped. The same command continues {self.output_dir}.", file=sys.stderr)
+                raise
             finally:
                 for _, process, _ in slots.values():
                     stop_process(process)

@@ -1,0 +1,99 @@
+"""Writes docs/run-folder.md from the declarations of the records, so that the page cannot differ from them.
+
+python docs/make_run_folder_page.py
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # for cxr
+
+from cxr.models.configs import ModelFields
+from cxr.run_folder import record
+from cxr.study.grid import Plan
+from cxr.training.progress import Progress
+
+PAGE = Path(__file__).with_name("run-folder.md")
+RECORDS = (
+    record.Arguments,
+    record.Sample,
+    record.Epoch,
+    record.BadStep,
+    record.PretrainingResults,
+    record.ClassificationResults,
+    Progress,
+    ModelFields,
+    Plan,
+)
+HEAD = """# The run folder
+
+```bash
+ls -A runs/demo/mae-vit    # what a finished run has left
+```
+
+The run folder is the contract between the commands: run_study.py, report_study.py and hub.py read what a run
+has written, and nothing else. `results.json` is written last, atomically: where it is, the run is finished.
+
+| file | what it is | private |
+| --- | --- | --- |
+| `args.json` | every flag, and where the run comes from | |
+| `train.log` | what was said, without ids; traces of errors | |
+| `samples.json` | the images that were trained on | yes |
+| `metrics.jsonl` | a line an epoch | |
+| `bad_steps.jsonl` | images of steps that were skipped for a NaN or infinite loss | yes |
+| `checkpoints/step_N/` | what a resume needs, whole or not there | |
+| `model/` | for `from_pretrained`: of the best epoch, or the last one of a pretraining | |
+| `predictions_SPLIT.csv` | label and probability of each image (classification) | yes |
+| `loss.png`, `roc_pr_SPLIT.png`, `confusion_matrix_SPLIT.png` | figures | |
+| `reconstructions.png` | what the autoencoder draws (pretraining); it shows images of patients | |
+| `README.md` | the model card | |
+| `results.json` | what was measured | |
+| `.lock`, `.owner.json` | keep a second run out | |
+
+A study's folder has a run folder for each of its cells, `plan.json`, `logs/` (private), and the report.
+
+The tables below are made from the declarations in the code. A file that does not fit is refused in
+one line; fields that are not declared are kept, so that folders of other versions can be read.
+"""
+
+
+def describe(kind: type[BaseModel]) -> Iterator[str]:
+    """The title, what it is, and a table of the fields; then the same of records inside it, once each."""
+    yield f"\n## {kind.__name__}\n\n{' '.join(kind.__doc__.split())}\n"
+    yield "| field | type | what it is |\n| --- | --- | --- |"
+    for name, field in kind.model_fields.items():
+        required = "" if field.is_required() else " May be absent."
+        yield f"| `{name}` | {type_name(field)} | {field.description or ''}{required} |"
+
+
+def type_name(field: FieldInfo) -> str:
+    text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
+    text = re.sub(r"\b(?:typing|cxr(?:\.\w+)+)\.", "", text)  # where a type is from
+    return text.replace("|", "or").replace("NoneType", "null").replace("None", "null")
+
+
+def page() -> str:
+    kinds = dict.fromkeys(RECORDS)
+    for kind in RECORDS:  # what stands inside them
+        for field in kind.model_fields.values():
+            kinds |= dict.fromkeys(found for found in inside(field.annotation))
+    return HEAD + "\n".join(line for kind in kinds for line in describe(kind)) + "\n"
+
+
+def inside(annotation: object) -> Iterator[type[BaseModel]]:
+    """The records that a type is made of, and those that they are made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from inside(field.annotation)
+    for part in getattr(annotation, "__args__", ()):
+        yield from inside(part)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8", newline="\n")
