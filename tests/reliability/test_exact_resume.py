@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import run_classification
 import run_mae_pretrain
+from cxr.training import run as training_run
 from cxr.training.preemption import Preemption
 from equal_runs import assert_equal
 from equal_runs import without_times
@@ -46,7 +47,7 @@ def stop_after(script, output_dir: Path, step: int, *flags: object) -> None:
             return super().requested()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "Preemption", Asked)
+        patch.setattr(training_run, "Preemption", Asked)
         try:
             run_main(script, output_dir, *flags)
         except SystemExit as ended:  # pytest.raises would keep the run's frames, and with them its lock
