@@ -16,6 +16,8 @@ FINDINGS = (
     "Pneumothorax",
     "Support Devices",
 )
+# The columns of the label tables.
+LABELS = tuple(sorted((*FINDINGS, "No Finding")))
 TASKS = {"finding": ("No Finding", "Finding"), "pleural_effusion": ("No Finding", "Pleural Effusion")}
 LABELERS = ("negbio", "chexpert")
 VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or none

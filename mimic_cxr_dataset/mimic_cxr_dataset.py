@@ -30,25 +30,23 @@ import numpy as np
 import pandas as pd
 from datasets.exceptions import DatasetGenerationError
 
-from .radiographs import IMAGE_ERRORS
+from .choices import CHOICES
+from .choices import DEFAULTS
+from .choices import TASKS
+from .errors import DatasetError
 from .radiographs import check_jpeg
 from .radiographs import shrink_jpeg
-from .tables import CHOICES
 from .tables import REASONS
 from .tables import SPLITS
-from .tables import TASKS
 from .tables import check_options
 from .tables import find_csv
 from .tables import format_exclusions
 from .tables import index_images
+from .tables import read_bytes
 from .tables import resolve_root
 
 # A fixed name: `datasets` imports this file under a name with a hash in it.
 logger = logging.getLogger("mimic_cxr_dataset")
-
-
-class BadImageError(DatasetGenerationError, ValueError):
-    """An image file cannot be used; the message names it."""
 
 
 def find_missing(paths: pd.Series) -> np.ndarray:
@@ -62,30 +60,29 @@ def find_missing(paths: pd.Series) -> np.ndarray:
 class MimicCxrConfig(datasets.BuilderConfig):
     """The config's name is the task; README.md explains the options."""
 
-    labeler: str = "negbio"
-    view: str = "frontal"
-    uncertain: str = "negative"
+    labeler: str = DEFAULTS["labeler"]
+    view: str = DEFAULTS["view"]
+    uncertain: str = DEFAULTS["uncertain"]
     image_size: int | None = None
-    on_bad_image: str = "error"
+    on_bad_image: str = DEFAULTS["on_bad_image"]
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Names the cache folder: equal options on equal tables share one, however they were given.
 
         `datasets` by itself looks at the text of data_dir only: a table that changed under the same path
-        would go unnoticed, and so would a change of this file where the class is used directly.
+        would go unnoticed, and so would a change of this package where the class is used directly.
         """
         size = self.image_size
         options = {name: getattr(self, name) for name in CHOICES if name != "task"}
         check_options(**options)  # not in __post_init__: `datasets` sets options after the config is made
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError(f"image_size={size!r} is not a size: expected whole pixels from 1, or None.")
-        parts = [
-            repr((self.name, options, size, custom_features)).encode("utf-8"),
-            Path(__file__).read_bytes(),
-        ]
+            raise DatasetError(f"image_size={size!r} is not a size: expected whole pixels from 1, or None.")
+        parts = [repr((self.name, options, size, custom_features)).encode("utf-8")]
+        parts += [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
         if self.data_dir is not None:
             parts.append(str(resolve_root(self.data_dir)).encode("utf-8"))
-            parts += [find_csv(self.data_dir, t).read_bytes() for t in ("metadata", "split", self.labeler)]
+            tables = ("metadata", "split", self.labeler)
+            parts += [read_bytes(find_csv(self.data_dir, table)) for table in tables]
         digests = b"".join(hashlib.blake2b(part).digest() for part in parts)
         return f"{self.name}-{hashlib.blake2b(digests, digest_size=8).hexdigest()}"
 
@@ -95,7 +92,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
 
     BUILDER_CONFIG_CLASS = MimicCxrConfig
     BUILDER_CONFIGS = [MimicCxrConfig(name=task, version=datasets.Version("1.0.0")) for task in TASKS]
-    DEFAULT_CONFIG_NAME = "finding"
+    DEFAULT_CONFIG_NAME = DEFAULTS["task"]
 
     def _info(self) -> datasets.DatasetInfo:
         features = {
@@ -124,7 +121,9 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         logger.warning(self.info.description)
         if rows.empty:
             left_out = ", ".join(f"{self._exclusions[reason].sum():,} {reason}" for reason in REASONS)
-            raise ValueError(f"{config.data_dir}: no image is left ({self._title()}); left out: {left_out}.")
+            raise DatasetError(
+                f"{config.data_dir}: no image is left ({self._title()}); left out: {left_out}."
+            )
         generators = []
         for split in SPLITS.values():
             of_split = rows[rows["split"] == split]
@@ -141,15 +140,14 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         for row in (row for chunk in chunks for row in chunk.itertuples()):
             try:
                 image = self._load_image(row.path)
-            except IMAGE_ERRORS as error:
-                reason = f"{type(error).__name__}: {error}"
+            except DatasetError as error:
                 if self.config.on_bad_image == "error":
                     advice = 'replace it, or leave such images out: on_bad_image="skip" (--on_bad_image skip)'
-                    raise BadImageError(f"{row.path} is a bad image ({reason}): {advice}.") from error
+                    raise DatasetError(f"{row.path} is a bad image ({error}): {advice}.") from error
                 if streaming:
-                    logger.warning(f"{row.path} is a bad image ({reason}): left out.")
+                    logger.warning(f"{row.path} is a bad image ({error}): skipped.")
                 else:
-                    self._note_bad_images(split, [(row.Index, row.dicom_id, row.path, reason)])
+                    self._note_bad_images(split, [(row.Index, row.dicom_id, row.path, error)])
                 continue
             columns = ("label", "dicom_id", "subject_id", "study_id", "view_position")
             yield row.dicom_id, {"image": image, **{column: getattr(row, column) for column in columns}}
@@ -173,7 +171,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         missing = find_missing(rows["path"])
         lost = rows[missing]
         if len(lost) and self.config.on_bad_image == "error":
-            raise FileNotFoundError(
+            raise DatasetError(
                 f"{len(lost):,} of {len(rows):,} images are missing, first {lost['path'].iloc[0]}: "
                 'download them, or leave them out with on_bad_image="skip" (--on_bad_image skip).'
             )
@@ -216,29 +214,30 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
     # What follows wraps methods of `datasets` (tried with 3.6 and 5.2) where there is no other way.
 
     def _download_and_prepare(self, *args, **kwargs):
-        output_dir = Path(self._output_dir)
-        if output_dir.suffix == ".incomplete":  # a killed run left files in it that are not ours
-            shutil.rmtree(output_dir)
-            output_dir.mkdir()
+        output_dir = Path(self._output_dir)  # which gets its name when it is complete
+        shutil.rmtree(output_dir)  # a killed run left files in it that are not ours
+        output_dir.mkdir(mode=0o700)  # images and ids are for their owner's eyes
         # A forced rebuild would be compared with the old counts, and fail where images were repaired.
         self.info.splits = None
         super()._download_and_prepare(*args, **kwargs)
+        for path in output_dir.iterdir():
+            path.chmod(0o600)
 
     def _prepare_split(self, split_generator, *args, **kwargs):
         try:
             super()._prepare_split(split_generator, *args, **kwargs)
-        except BadImageError as error:
+        except DatasetError as error:
             raise error from None  # without the traceback of a worker process
         split = split_generator.name
         self._list_bad_images(split)
         if split_generator.split_info.num_examples == 0:
-            raise BadImageError(f"{self.config.data_dir}: every image of the {split} split is corrupt.")
+            raise DatasetError(f"{self.config.data_dir}: every image of the {split} split is corrupt.")
 
     def _prepare_split_single(self, *args, **kwargs):
         try:
             yield from super()._prepare_split_single(*args, **kwargs)
         except DatasetGenerationError as error:
             # `datasets` hides every error behind "An error occurred while generating the dataset".
-            if isinstance(error.__cause__, BadImageError):
+            if isinstance(error.__cause__, DatasetError):
                 raise error.__cause__ from None
             raise

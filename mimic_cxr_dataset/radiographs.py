@@ -13,6 +13,7 @@ first, as other collections need them; `use_window=False` is the published proce
 Of a header nothing is read that names a patient: only the few tags that the pixels need, and the view.
 """
 
+import contextlib
 import functools
 import io
 import logging
@@ -20,6 +21,7 @@ import os
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -31,6 +33,11 @@ from PIL import Image
 from PIL import ImageOps
 from PIL import UnidentifiedImageError
 
+from .errors import DatasetError
+
+if TYPE_CHECKING:
+    import pydicom
+
 # The JPEG decoder may halve a side only while it stays this much above the final one: 2544 pixels are decoded
 # at an eighth for 256. On 120 radiographs of NIH ChestX-ray14 that agrees with full decoding and Lanczos to
 # 46 to 49 dB in the mean, before compression; twice as much gains 6 dB, at 0.8 of the speed.
@@ -38,8 +45,35 @@ DRAFT_OVERSAMPLING = 1.2
 # The start of a segment of a JPEG. Among the pixels, 0xff stands before a stuffed zero or a restart marker.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 END_OF_IMAGE = b"\xff\xd9"
-# What Pillow raises for a file that is no JPEG, is cut off, or claims an absurd size.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
+JPEG_MAGIC, PNG_MAGIC, DICOM_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"DICM"
+DICOM_PREAMBLE = 128  # bytes before the magic
+JPEG_QUALITY = 95  # of shrunk images, and of MIMIC-CXR-JPG
+# Packed pixels that pydicom unpacks only with a package beside it.
+PACKAGES = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+# What is read of a DICOM header.
+TAGS = (
+    "Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration BitsAllocated BitsStored "
+    "HighBit PixelRepresentation NumberOfFrames RescaleSlope RescaleIntercept ModalityLUTSequence "
+    "VOILUTSequence WindowCenter WindowWidth VOILUTFunction PixelData FloatPixelData DoubleFloatPixelData "
+    "ExtendedOffsetTable ExtendedOffsetTableLengths ViewPosition ViewCodeSequence CodeMeaning"
+)
+
+
+@contextlib.contextmanager
+def refuse_bad_files() -> Iterator[None]:
+    """Turns what Pillow and the system raise for a file into a DatasetError of one line, without its name."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DatasetError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def open_jpeg(file: BinaryIO) -> Image.Image:
@@ -49,8 +83,9 @@ def open_jpeg(file: BinaryIO) -> Image.Image:
         raise OSError("no JPEG image of 8 bits a channel") from error
 
 
+@refuse_bad_files()
 def check_jpeg(path: str) -> None:
-    """Raises one of IMAGE_ERRORS if the file does not begin or end as a JPEG does."""
+    """Raises DatasetError if the file does not begin or end as a JPEG does."""
     with Path(path).open("rb") as file:
         with open_jpeg(file) as image:
             try:  # as datasets does where it decodes the file
@@ -85,12 +120,15 @@ def leads_to_end(content: bytes) -> bool:
     return False
 
 
+@refuse_bad_files()
 def shrink_jpeg(path: str, image_size: int) -> bytes:
-    """The file as a gray JPEG with shortest side `image_size`; one that is not larger keeps its size."""
+    """The file as a gray JPEG with shortest side `image_size`; one that is not larger keeps its size.
+
+    Raises DatasetError, which does not name the file, for one that is no JPEG, is damaged or too large.
+    """
     content = Path(path).read_bytes()
     with open_jpeg(io.BytesIO(content)) as image:
-        scale = image_size / min(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
+        scale, size = _scale(image, image_size)
         drafted = None
         if scale < 1:
             # The decoder leaves out the frequencies that 1/2, 1/4 or 1/8 of the size does not need.
@@ -108,58 +146,38 @@ def shrink_jpeg(path: str, image_size: int) -> bytes:
     # As datasets does where it reads the original. Of the EXIF, only this is kept: other tags may be garbage.
     image.info = {}
     image.getexif()[ExifTags.Base.Orientation] = orientation
-    image = ImageOps.exif_transpose(image)
+    return _encode(ImageOps.exif_transpose(image))
+
+
+def _scale(image: Image.Image, shortest_side: int) -> tuple[float, tuple[int, int]]:
+    scale = shortest_side / min(image.size)
+    return scale, tuple(max(1, round(side * scale)) for side in image.size)
+
+
+def _encode(gray: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=95)
+    gray.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-if TYPE_CHECKING:
-    import pydicom
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
-JPEG_MAGIC, PNG_MAGIC, DICOM_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"DICM"
-DICOM_PREAMBLE = 128  # bytes before the magic
-JPEG_QUALITY = 95  # the dataset script's, and that of MIMIC-CXR-JPG
-# Packed pixels that pydicom unpacks only with a package beside it.
-PACKAGES = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-TAGS = (
-    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames"),
-    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
-    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
-    *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
-    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-    *("ViewPosition", "ViewCodeSequence", "CodeMeaning"),
-)
-
-
-class BadRadiographError(ValueError):
-    """A file cannot be read as one gray image; the message says why, in one line, without the file's name."""
-
-
+@refuse_bad_files()
 def shrink_radiograph(path: str | Path, shortest_side: int, *, use_window: bool = True) -> tuple[bytes, str]:
     """Returns a JPEG, PNG or DICOM file, which its content tells, as a gray JPEG, and the view it names.
 
     Its shortest side is at most `shortest_side` pixels; the view is that of a DICOM header, such as PA, AP or
-    LL, "" where the file says nothing. `use_window` is about DICOM: see above. Raises BadRadiographError for
-    a file that is none of these, is damaged, or holds several images or colour.
+    LL, "" where the file says nothing. `use_window` is about DICOM: see above. Raises DatasetError, which
+    does not name the file, for one that is none of these, is damaged, or holds several images or colour.
     """
     path = Path(path)
-    try:
-        head = read_head(path)
-        if head.startswith(JPEG_MAGIC):
-            return shrink_jpeg(str(path), shortest_side), ""
-        if head.startswith(PNG_MAGIC):
-            return _shrink(_read_png(path), shortest_side), ""
-        if head[DICOM_PREAMBLE:] == DICOM_MAGIC:
-            gray, view_position = read_dicom(path, use_window=use_window)
-            return _shrink(Image.fromarray(gray), shortest_side), view_position
-        raise BadRadiographError("neither JPEG, PNG nor DICOM" if head else "empty")
-    except BadRadiographError:
-        raise
-    except IMAGE_ERRORS as error:
-        raise BadRadiographError(one_line(error)) from error
+    head = read_head(path)
+    if head.startswith(JPEG_MAGIC):
+        return shrink_jpeg(str(path), shortest_side), ""
+    if head.startswith(PNG_MAGIC):
+        return _shrink(_read_png(path), shortest_side), ""
+    if head[DICOM_PREAMBLE:] == DICOM_MAGIC:
+        gray, view_position = read_dicom(path, use_window=use_window)
+        return _shrink(Image.fromarray(gray), shortest_side), view_position
+    raise DatasetError("neither JPEG, PNG nor DICOM" if head else "empty")
 
 
 def read_head(path: Path) -> bytes:
@@ -167,20 +185,12 @@ def read_head(path: Path) -> bytes:
         return file.read(DICOM_PREAMBLE + len(DICOM_MAGIC))
 
 
-def one_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:300] or type(error).__name__
-
-
 def _shrink(image: Image.Image, shortest_side: int) -> bytes:
     """What the dataset script's `shrink_jpeg` makes of a JPEG, of a gray image that was none."""
-    scale = shortest_side / min(image.size)
+    scale, size = _scale(image, shortest_side)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in image.size)
         image = image.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    return _encode(image)
 
 
 def _read_png(path: Path) -> Image.Image:
@@ -188,7 +198,7 @@ def _read_png(path: Path) -> Image.Image:
     try:
         image = Image.open(path, formats=["PNG"])
     except UnidentifiedImageError as error:  # whose message is the path
-        raise BadRadiographError("damaged PNG") from error
+        raise DatasetError("damaged PNG") from error
     with image:
         image.load()
         if image.mode.startswith(("I", "F")):
@@ -201,28 +211,30 @@ def _read_png(path: Path) -> Image.Image:
 def read_dicom(path: Path, *, use_window: bool = True) -> tuple[np.ndarray, str]:
     """Returns the equalised pixels (H, W) uint8 at full size, and the view position, "" where unknown.
 
-    Raises BadRadiographError for what is not one gray image, or is packed in a way that needs a package.
+    Raises DatasetError for what is not one gray image, or is packed in a way that needs a package.
     """
     try:
-        header = _pydicom().dcmread(path, specific_tags=list(TAGS))
+        pydicom = _pydicom()
+        header = pydicom.dcmread(path, specific_tags=TAGS.split())
         _check_header(header)
         values = header.pixel_array
         if use_window:
-            values = _apply_window(values, header)
+            values = pydicom.pixels.apply_modality_lut(values, header)
+            values = pydicom.pixels.apply_voi_lut(values, header)
         gray = scale_to_8_bits(values)
         if header.PhotometricInterpretation == "MONOCHROME1":
             gray = 255 - gray
         return equalize(gray), _view_position(header)
-    except (BadRadiographError, MemoryError):
+    except (DatasetError, MemoryError):
         raise
     except Exception as error:  # of any kind: pydicom takes a header as sound
-        raise BadRadiographError(f"unreadable DICOM ({one_line(error)})") from error
+        raise DatasetError(f"unreadable DICOM ({_one_line(error)})") from error
 
 
 @functools.cache
 def _pydicom() -> ModuleType:
     """pydicom, silenced: it would quote what it finds wrong in a header."""
-    import pydicom  # here, as only those with DICOM files need it
+    import pydicom.pixels  # here, as only those with DICOM files need it
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -232,31 +244,19 @@ def _pydicom() -> ModuleType:
 
 def _check_header(header: "pydicom.Dataset") -> None:
     if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise BadRadiographError("DICOM without an image")
+        raise DatasetError("DICOM without an image")
     frames = int(header.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise BadRadiographError(f"DICOM with {frames} frames, expected one image")
-    if header.get("SamplesPerPixel", 1) != 1 or header.PhotometricInterpretation not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
-        raise BadRadiographError(f"DICOM in {header.PhotometricInterpretation}, expected a gray radiograph")
+        raise DatasetError(f"DICOM with {frames} frames, expected one image")
+    colours = header.PhotometricInterpretation
+    if header.get("SamplesPerPixel", 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
+        raise DatasetError(f"DICOM in {colours}, expected a gray radiograph")
     if header.Rows * header.Columns > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow does
-        raise BadRadiographError(f"DICOM of {header.Rows:,} x {header.Columns:,} pixels, which is absurd")
+        raise DatasetError(f"DICOM of {header.Rows:,} x {header.Columns:,} pixels, which is absurd")
     syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and syntax.is_encapsulated:
-        from pydicom.pixels import get_decoder
-
-        if not get_decoder(syntax).is_available:
-            raise BadRadiographError(f"DICOM packed as {syntax.name}, which needs more packages: {PACKAGES}")
-
-
-def _apply_window(values: np.ndarray, header: "pydicom.Dataset") -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut
-    from pydicom.pixels import apply_voi_lut
-
-    values = apply_modality_lut(values, header)
-    return apply_voi_lut(values, header)
+    is_packed = syntax.is_compressed and syntax.is_encapsulated
+    if is_packed and not _pydicom().pixels.get_decoder(syntax).is_available:
+        raise DatasetError(f"DICOM packed as {syntax.name}, which needs more packages: {PACKAGES}")
 
 
 def _view_position(header: "pydicom.Dataset") -> str:
@@ -270,15 +270,15 @@ def _view_position(header: "pydicom.Dataset") -> str:
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     """Returns `values` (H, W) as uint8: less the lowest, divided by the highest that is left, truncated.
 
-    Raises BadRadiographError where all are the same, or some are no numbers.
+    Raises DatasetError where all are the same, or some are NaN or infinite.
     """
     values = values.astype(np.float64)
     values -= values.min()
     peak = values.max()
     if not np.isfinite(peak):
-        raise BadRadiographError("pixels that are no finite numbers")
+        raise DatasetError("NaN or infinite pixels")
     if peak == 0:
-        raise BadRadiographError("all pixels are the same")
+        raise DatasetError("all pixels are the same")
     values *= 255
     values /= peak
     return values.astype(np.uint8)

@@ -15,34 +15,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from .choices import CHOICES
+from .choices import DEFAULTS
+from .choices import FINDINGS
+from .choices import VIEWS
+from .errors import DatasetError
+
 # A fixed name: `datasets` imports this file under a name with a hash in it.
 logger = logging.getLogger("mimic_cxr_dataset")
 
-# The 13 findings of the paper (section "Data"): every label column but No Finding.
-FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-TASKS = {"finding": ("No Finding", "Finding"), "pleural_effusion": ("No Finding", "Pleural Effusion")}
-VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or none
-CHOICES = {
-    "task": tuple(TASKS),
-    "labeler": ("negbio", "chexpert"),
-    "view": tuple(VIEWS),
-    "uncertain": ("negative", "positive", "exclude"),
-    "on_bad_image": ("error", "skip"),
-}
 PATIENT_IDS = ("subject_id", "study_id")
 MAX_UNPACKED_BYTES = 2**28  # of a table, four times the largest one: a .csv.gz of 1 MB may unpack to 1 GB
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
@@ -59,35 +40,47 @@ def resolve_root(data_dir: str | Path | None) -> Path:
         "expected the MIMIC-CXR-JPG folder, which holds files/ and the mimic-cxr-2.0.0-*.csv[.gz] tables"
     )
     if not data_dir:
-        raise ValueError(f"No data_dir given: {expected}.")
+        raise DatasetError(f"No data_dir given: {expected}.")
     # Not Path.resolve(): image paths go into the cache, and a link outlives the disk that it points to.
     # Nor Path.expanduser(): where ~name is nobody's home, it raises a RuntimeError.
     path = os.path.abspath(os.path.expanduser(data_dir))  # noqa: PTH100, PTH111
     if "::" in path:  # `datasets` puts its own class in place of Path here
-        raise ValueError(
+        raise DatasetError(
             f"data_dir {path} has '::' in it, at which `datasets` cuts a path in two: rename the folder, or "
             "name a link to it."
         )
     root = Path(path)
     if not root.is_dir():
-        raise FileNotFoundError(
+        raise DatasetError(
             f"data_dir {root} is {'not a folder' if root.exists() else 'missing'}: {expected}."
         )
     return root
 
 
-def find_csv(data_dir: str | Path, table: str) -> Path:
-    """The path of one published table: "metadata", "split", "negbio" or "chexpert"."""
+def locate_csv(data_dir: str | Path, table: str) -> Path | None:
+    """The path of one published table: "metadata", "split", "negbio" or "chexpert"; None if it is absent."""
     root = resolve_root(data_dir)
     # v2.1.0 kept the names of v2.0.0. An unpacked table goes first: a user may have edited it.
     names = [f"mimic-cxr-{v}-{table}{ext}" for v in ("2.0.0", "2.1.0") for ext in (".csv", ".csv.gz")]
-    for name in names:
-        if (root / name).is_file():
-            return root / name
-    raise FileNotFoundError(
-        f"{root / names[1]} is missing, and so is {names[0]}: data_dir must hold the tables of MIMIC-CXR-JPG "
-        "(https://physionet.org/content/mimic-cxr-jpg/). Download it, or correct data_dir."
-    )
+    return next((root / name for name in names if (root / name).is_file()), None)
+
+
+def find_csv(data_dir: str | Path, table: str) -> Path:
+    path = locate_csv(data_dir, table)
+    if path is None:
+        missing = resolve_root(data_dir) / f"mimic-cxr-2.0.0-{table}.csv.gz"
+        raise DatasetError(
+            f"{missing} is missing, and so is {missing.stem}: data_dir must hold the tables of MIMIC-CXR-JPG "
+            "(https://physionet.org/content/mimic-cxr-jpg/). Download it, or correct data_dir."
+        )
+    return path
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
 
 
 def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -101,8 +94,8 @@ def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) 
         ragged.append(row)
         return "skip"  # else the error would quote the line, which has ids
 
+    content = read_bytes(path)
     try:
-        content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):  # by content: browsers unpack a .csv.gz and keep its name
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
                 content = unpacked.read(MAX_UNPACKED_BYTES + 1)
@@ -133,26 +126,26 @@ def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) 
                 raise ValueError("a value goes over several lines: a quote is not closed")
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is unreadable or cut off ({reason}): download it again.") from error
+        raise DatasetError(f"{path} is unreadable or cut off ({reason}): download it again.") from error
     if wrong:
         count = header.count(wrong[0])
         # A first line that is no header has ids.
         names = [name for name in header[:20] if not any(map(str.isdigit, name))]
         found = ", ".join(map(reprlib.repr, names)) or "no names of columns"
-        raise ValueError(
+        raise DatasetError(
             f"{path} has {f'{count} columns' if count else 'no column'} {wrong[0]!r}; found {found}."
         )
     return table.to_pandas().set_axis(lines[1:])
 
 
 def reject(bad, path: Path, values: pd.Series, expected: str) -> None:
-    """Raises a ValueError that names the first line where `bad` holds, and its value unless that is an id."""
+    """Raises a DatasetError with the first line where `bad` holds, and its value unless that is an id."""
     bad = np.asarray(bad, dtype=bool)
     if bad.any():
         row = int(np.argmax(bad))
         is_id = values.name in ("dicom_id", *PATIENT_IDS)
         found = f"wrong {values.name}" if is_id else f"{values.name} is {reprlib.repr(str(values.iloc[row]))}"
-        raise ValueError(
+        raise DatasetError(
             f"{path}, line {values.index[row]}: {found}; expected {expected} ({int(bad.sum()):,} such lines)."
         )
 
@@ -227,13 +220,13 @@ def read_images(data_dir: str | Path) -> pd.DataFrame:
     position = pd.Index(table["dicom_id"]).get_indexer(images["dicom_id"])
     lost = images.index[position == -1]
     if len(lost):
-        raise ValueError(
+        raise DatasetError(
             f"{split_path} lacks {len(lost):,} images of {path.name}, first that of line {lost[0]}: "
             "download both tables again."
         )
     if len(table) > len(images):
         # No error, since a user may keep only some lines of the metadata; but it may have been cut off, too.
-        logger.warning(f"{path} lacks {len(table) - len(images):,} images of {split_path.name}: left aside.")
+        logger.warning(f"{path} lacks {len(table) - len(images):,} images of {split_path.name}: not used.")
     table = table.iloc[position]  # one row an image, in their order
     for column in table.columns.intersection(PATIENT_IDS):
         is_other = table[column].to_numpy() != images[column].to_numpy()
@@ -248,10 +241,10 @@ def read_images(data_dir: str | Path) -> pd.DataFrame:
 def index_images(
     data_dir: str | Path,
     *,
-    task: str = "finding",
-    labeler: str = "negbio",
-    view: str = "frontal",
-    uncertain: str = "negative",
+    task: str = DEFAULTS["task"],
+    labeler: str = DEFAULTS["labeler"],
+    view: str = DEFAULTS["view"],
+    uncertain: str = DEFAULTS["uncertain"],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Labels every image from the tables alone; no image file is looked at.
 
@@ -288,10 +281,8 @@ def format_exclusions(exclusions: pd.DataFrame) -> str:
     return table.map("{:,}".format).to_string(col_space=8)
 
 
-def check_options(**options) -> None:
-    """Raises a ValueError for a value that is not among the CHOICES of its option."""
+def check_options(**options: str) -> None:
     for name, value in options.items():
         if value not in CHOICES[name]:
-            raise ValueError(
-                f"{name}={value!r} is unknown: expected {' or '.join(map(repr, CHOICES[name]))}."
-            )
+            expected = " or ".join(map(repr, CHOICES[name]))
+            raise DatasetError(f"{name}={value!r} is unknown: expected {expected}.")

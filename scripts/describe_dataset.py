@@ -17,13 +17,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from cxr.choices import DATASET_CHOICES
+from cxr.choices import DATASET_DEFAULTS
+from cxr.choices import LABEL_OPTIONS
+from cxr.choices import LABELERS
+from cxr.choices import LABELS
+from cxr.choices import TASKS
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
+from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.evaluation.plots import plot_examples
 from cxr.run_folder.files import write_text
 from cxr.study import paper
@@ -31,21 +39,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from mimic_cxr_dataset.radiographs import IMAGE_ERRORS
+from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.radiographs import shrink_jpeg
-from mimic_cxr_dataset.tables import CHOICES
-from mimic_cxr_dataset.tables import FINDINGS
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import TABLE_REASONS
-from mimic_cxr_dataset.tables import TASKS
 from mimic_cxr_dataset.tables import index_images
+from mimic_cxr_dataset.tables import locate_csv
 from mimic_cxr_dataset.tables import read_images
 from mimic_cxr_dataset.tables import read_labels
 from mimic_cxr_dataset.tables import resolve_root
 
 STUDY = ["subject_id", "study_id"]
 CSV_COLUMNS = ("dicom_id", "subject_id", "study_id", "view", "split", "label", "path")
-STUDY_OPTIONS = ("finding", "negbio", "frontal", "negative")  # the label rule of the study's table
+STUDY_OPTIONS = tuple(LABEL_OPTIONS.values())  # the label rule of the study's table
 EXAMPLE_SIZE = 320  # shortest side in pixels
 Counts = dict[str, dict[str, int]]  # what was counted -> name -> number
 
@@ -72,19 +78,6 @@ class Comparison:
 
 
 # Counting ---------------------------------------------------------------------------------------------------
-
-
-def label_names() -> list[str]:
-    """The 14 columns of the label tables."""
-    return sorted([*FINDINGS, "No Finding"])
-
-
-def read_label_values(root: Path, labeler: str, images: pd.DataFrame) -> pd.DataFrame | None:
-    """A row a study: subject_id, study_id and 14 columns of 1, 0, -1 or NaN; None without such a table."""
-    try:
-        return read_labels(root, labeler, label_names(), images=images)
-    except FileNotFoundError:
-        return None
 
 
 def count_images(images: pd.DataFrame) -> Counts:
@@ -127,21 +120,21 @@ def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) 
 def count_values(values: pd.DataFrame) -> Counts:
     """Studies by label and value, "1.0", "0.0", "-1.0" or "blank"."""
     counts = {}
-    for name in label_names():
+    for name in LABELS:
         numbers = values[name].to_numpy()
         by_value = {f"{value:.1f}": int((numbers == value).sum()) for value in (1, 0, -1)}
         counts[name] = {**by_value, "blank": int(np.isnan(numbers).sum())}
     return counts
 
 
-def count_agreement(values: dict[str, pd.DataFrame | None], images: pd.DataFrame) -> Counts:
-    """Studies of `images` by label, as `published.AGREEMENT_COUNTS` has them; {} with only one labeler."""
-    if any(table is None for table in values.values()):
+def count_agreement(values: dict[str, pd.DataFrame], images: pd.DataFrame) -> Counts:
+    """Studies of `images` by label, as `paper.AGREEMENT_COUNTS` has them; {} with only one labeler."""
+    if len(values) < 2:
         return {}
     both = values["negbio"].merge(images[STUDY].drop_duplicates(), on=STUDY)
     both = both.merge(values["chexpert"], how="left", on=STUDY, suffixes=("", " (chexpert)"))
     counts = {}
-    for name in label_names():
+    for name in LABELS:
         first, second = both[name].to_numpy(), both[f"{name} (chexpert)"].to_numpy()
         agreed = [int(((first == value) & (second == value)).sum()) for value in (1, 0, -1)]
         mentioned = int((~np.isnan(first) | ~np.isnan(second)).sum())
@@ -228,20 +221,20 @@ def label_table(
     ours = (full, count_labels(sub_sample, args.dataset_config_name))
     theirs = (paper.STUDY_COUNTS, paper.STUDY_SUB_SAMPLE_COUNTS) if with_published else ()
     columns = ("split", "label", "full data", "fraction", "sub-sample", "fraction")
+    if with_published:
+        columns += ("published full data", "published sub-sample")
     rows = []
     for split in full:
         for label, name in enumerate(full[split]):
             cells = [text for of in ours for text in (f"{of[split][name]:,}", share(of[split], name))]
-            rows.append(
-                (split, f"{label} {name}", *cells, *(published_cell(of, split, name) for of in theirs))
-            )
+            published = [published_cell(of, split, name) for of in theirs]
+            rows.append((split, f"{label} {name}", *cells, *published))
     both = [sum(sum(of[split].values()) for split in ("train", "validation")) for of in (*ours, *theirs)]
-    rows.append(
-        ("train + validation", "", f"{both[0]:,}", "", f"{both[1]:,}", "", *(f"{n:,}" for n in both[2:]))
-    )
+    full_count, sub_sample_count, *published = [f"{count:,}" for count in both]
+    rows.append(("train + validation", "", full_count, "", sub_sample_count, "", *published))
     return CountTable(
         title="Data labels size and distribution",
-        columns=(*columns, *(("published full data", "published sub-sample") if with_published else ())),
+        columns=columns,
         rows=rows,
         num_names=2,
         note=sub_sample_note(sum(full["train"].values()), args, with_published=with_published),
@@ -303,7 +296,7 @@ def index_csv(kept: pd.DataFrame, root: Path) -> str:
 
 
 def find_examples(rows: pd.DataFrame, *, num_examples: int, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Pairs of view and gray image, uint8 (H, W), of different patients; unreadable files are passed over."""
+    """Pairs of view and gray image, uint8 (H, W), of different patients; bad files are skipped."""
     order = np.random.default_rng(derive_seed(seed, "examples")).permutation(len(rows))
     examples = []
     for row in rows.iloc[order].drop_duplicates("subject_id").itertuples():
@@ -311,7 +304,7 @@ def find_examples(rows: pd.DataFrame, *, num_examples: int, seed: int) -> list[t
             break
         try:
             content = shrink_jpeg(row.path, EXAMPLE_SIZE)
-        except IMAGE_ERRORS:
+        except DatasetError:
             continue
         with Image.open(io.BytesIO(content)) as image:
             examples.append((row.view_position, np.asarray(image)))
@@ -338,38 +331,28 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
 # The script -------------------------------------------------------------------------------------------------
 
 
-def parse_args(argv: list[str] | None) -> tuple[ArgumentParser, argparse.Namespace]:
-    choices = CHOICES
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--data_dir",
         metavar="FOLDER",
         type=Path,
         help="the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)",
     )
-    parser.add_argument(
-        "--output_dir", metavar="FOLDER", type=Path, default=Path("runs/dataset"), help="where to write"
-    )
-    parser.add_argument("--dataset_config_name", choices=choices["task"], default="finding", help="task")
-    parser.add_argument("--labeler", choices=choices["labeler"], default="negbio", help="whose labels")
-    parser.add_argument(
-        "--view", choices=choices["view"], default="frontal", help="frontal: AP, PA; lateral: LATERAL, LL"
-    )
-    parser.add_argument(
-        "--uncertain", choices=choices["uncertain"], default="negative", help="what a label of -1.0 counts as"
-    )
-    parser.add_argument(
-        "--num_samples",
-        metavar="N",
-        type=positive_int,
-        default=10_000,
-        help="training images of the sub-sample",
-    )
-    parser.add_argument(
-        "--num_examples", metavar="N", type=positive_int, default=4, help="images of each label in the figure"
-    )
-    parser.add_argument("--seed", metavar="N", type=seed_number, default=0, help="sub-sample and examples")
-    return parser, parser.parse_args(argv)
+    add("--output_dir", metavar="FOLDER", type=Path, default=Path("runs/dataset"), help="where to write")
+    for flag, option, text in (
+        ("--dataset_config_name", "task", "which label the images get"),
+        ("--labeler", "labeler", "the program whose labels are used"),
+        ("--view", "view", "frontal: AP and PA; lateral: LATERAL and LL; all: any view"),
+        ("--uncertain", "uncertain", "what a label of -1.0 counts as; exclude: such images are left out"),
+    ):
+        add(flag, choices=DATASET_CHOICES[option], default=DATASET_DEFAULTS[option], help=text)
+    number = {"metavar": "N", "type": positive_int}
+    add("--num_samples", **number, default=10_000, help="training images of the sub-sample")
+    add("--num_examples", **number, default=4, help="images of each label in the figure")
+    add("--seed", metavar="N", type=seed_number, default=0, help="draws the sub-sample and the examples")
+    return parser.parse_args(argv)
 
 
 def make_output_dir(output_dir: Path) -> None:
@@ -386,8 +369,11 @@ def count_and_compare(
 ) -> tuple[list[CountTable], list[str]]:
     """Returns the tables, the last one with the differences if there are any, and the verdicts."""
     images = read_images(root)
-    labelers = CHOICES["labeler"]
-    values = {labeler: read_label_values(root, labeler, images) for labeler in labelers}
+    values = {
+        labeler: read_labels(root, labeler, list(LABELS), images=images)
+        for labeler in LABELERS
+        if locate_csv(root, labeler)
+    }
     views = count_views(images, values[args.labeler], kept)
     found = {
         "images": count_images(images),
@@ -442,12 +428,10 @@ def describe(root: Path, args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser, args = parse_args(argv)
-    try:
+    args = parse_args(argv)
+    with user_errors():
         describe(args.data_dir or make_sample_data_once(), args)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

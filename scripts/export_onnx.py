@@ -56,10 +56,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-import transformers
 from cxr.cli import command_line
 from cxr.data import sources
 from cxr.errors import UserError
+from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
@@ -70,8 +70,7 @@ from rich.table import Table
 
 TOLERANCE = 1e-4  # of a probability and, where it is above 1, relative to a logit
 NUM_RADIOGRAPHS = 8  # to compare on
-MIN_TURNS, MAX_TURNS = 3, 9  # that each side gets at a batch size, after one more; the median counts
-ENOUGH_SECONDS = 20  # after which there are no more turns than needed
+NUM_TURNS = 5  # that each side gets at a batch size, after one more; the median counts
 MAX_BYTES = 2**31 - 2**20  # of weights in one file: protobuf's limit, with room for the graph
 OPSET = 20  # of 2024: runtimes in use know it, and GELU is one operation since
 
@@ -84,16 +83,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--images",
         nargs="+",
         metavar="FILE",
-        help=f"radiographs, or folders of them, to compare on: the first {NUM_RADIOGRAPHS}",
+        help=f"radiographs, or folders of them, to compare on: the first {NUM_RADIOGRAPHS} "
+        "(default: those of the synthetic sample)",
     )
-    parser.add_argument(
-        "--batch_sizes",
-        nargs="+",
-        type=command_line.positive_int,
-        default=(1, 8, 32),
-        metavar="N",
-        help="images at once, to measure the speed with",
-    )
+    sizes = {"nargs": "+", "type": command_line.positive_int, "metavar": "N", "default": (1, 8, 32)}
+    parser.add_argument("--batch_sizes", **sizes, help="how many images at once to measure the speed with")
     args = parser.parse_args(argv)
     if args.out.suffix != ".onnx":
         parser.error(f"OUT {args.out}: expected a file that ends in .onnx")
@@ -197,7 +191,7 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
     for path in found[:NUM_RADIOGRAPHS]:
         try:
             pixels = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side).pixels
-        except radiographs.BadRadiographError as error:
+        except UserError as error:
             raise UserError(f"--images {path}: {error}; leave it out") from error
         images.append(classifier.prepare(pixels))
     return torch.stack(images)
@@ -241,13 +235,8 @@ def measure_speed(
     """Returns the images/s of torch and of onnxruntime, which take turns."""
     images = torch.zeros(batch_size, 1, classifier.image_size, classifier.image_size, dtype=torch.uint8)
     inputs = {"images": images.numpy()}
-    turns = []
-    start = time.perf_counter()
-    while len(turns) <= MIN_TURNS or (
-        len(turns) <= MAX_TURNS and time.perf_counter() - start < ENOUGH_SECONDS
-    ):
-        of_torch = seconds(lambda: classifier.probabilities(images))
-        turns.append((of_torch, seconds(lambda: session.run(["probability"], inputs))))
+    calls = (lambda: classifier.probabilities(images), lambda: session.run(["probability"], inputs))
+    turns = [[seconds(call) for call in calls] for _ in range(1 + NUM_TURNS)]
     of_torch, of_onnxruntime = (statistics.median(side) for side in zip(*turns[1:]))
     return batch_size / of_torch, batch_size / of_onnxruntime
 
@@ -271,33 +260,35 @@ def print_table(speeds: dict[int, tuple[float, float]], *, num_threads: int) -> 
     Console().print(table)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
-    classifier = load_classifier(args.model, hub_dir=args.hub_dir, revision=args.model_revision, device="cpu")
-    images = read_images(args.images, classifier)
-    num_threads = torch.get_num_threads()
-    aside = args.out.with_name(f".{args.out.name}.tmp")  # a folder: weights beside the file know its name
+def export(classifier: Classifier, images: torch.Tensor, out: Path) -> tuple[list[Path], str]:
+    """Writes the checked file, or none. Returns what was written, and in words how far it is off."""
+    aside = out.with_name(f".{out.name}.tmp")  # a folder: weights beside the file know its name
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        write(convert(classifier), aside / args.out.name)
-        session = open_session(aside / args.out.name, num_threads=num_threads)
+        write(convert(classifier), aside / out.name)
+        session = open_session(aside / out.name, num_threads=torch.get_num_threads())
         differences = check(classifier, session, images)
         sync_folder(aside)
         written = [
-            path.replace(args.out.with_name(path.name))
+            path.replace(out.with_name(path.name))
             for path in sorted(aside.iterdir(), reverse=True)  # weights beside the file first
         ]
     except OSError as error:
-        raise UserError(
-            f"OUT {args.out}: could not be written ({error.strerror or error}); name another"
-        ) from error
+        raise UserError(f"OUT {out}: could not be written ({one_line(error)}); name another") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    return written, ", ".join(f"{value:.1g} on {name}" for name, value in differences.items())
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    classifier = load_classifier(args.model, hub_dir=args.hub_dir, revision=args.model_revision, device="cpu")
+    written, difference = export(classifier, read_images(args.images, classifier), args.out)
     num_bytes = sum(path.stat().st_size for path in written)
-    found = ", ".join(f"{difference:.1g} on {name}" for name, difference in differences.items())
-    print(f"{args.out}: {num_bytes / 1e6:,.1f} MB; differs from torch by at most {found}")
+    print(f"{args.out}: {num_bytes / 1e6:,.1f} MB; differs from torch by at most {difference}")
+    num_threads = torch.get_num_threads()
+    session = open_session(args.out, num_threads=num_threads)
     speeds = {size: measure_speed(classifier, session, batch_size=size) for size in args.batch_sizes}
     print_table(speeds, num_threads=num_threads)
 

@@ -14,7 +14,6 @@ import gzip
 import io
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import uuid
@@ -22,14 +21,16 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from cxr.choices import LABELERS
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
+from cxr.data.images import num_cores
 from cxr.errors import UserError
+from cxr.errors import one_line
+from cxr.errors import run_script
 from cxr.synthetic.exposure import MAX_DRAWN_SIDE
 from cxr.synthetic.exposure import draw_image
-from cxr.synthetic.plan import LABELS
-from cxr.synthetic.plan import METADATA_COLUMNS
 from cxr.synthetic.plan import STUDY
 from cxr.synthetic.plan import VIEW_MEANINGS
 from cxr.synthetic.plan import PlannedImage
@@ -59,10 +60,11 @@ def write_gzip(path: Path, text: str) -> None:
         compressed.write(text.encode("utf-8"))
 
 
-def write_table(path: Path, columns: tuple[str, ...], rows: list[tuple]) -> None:
+def write_table(path: Path, rows: list[dict[str, object]]) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *rows])
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_gzip(path, text.getvalue())
 
 
@@ -73,25 +75,34 @@ def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
     for image in order:
         study = image.study
         studies[study.study_id] = study
+        ids = {"subject_id": study.subject_id, "study_id": study.study_id}
         procedure = "CHEST (PORTABLE AP)" if image.view == "AP" else "CHEST (PA AND LAT)"
         rng = random_generator(seed, STUDY, study.number, 99)
         date = f"{rng.integers(2110, 2200)}{rng.integers(1, 13):02}{rng.integers(1, 29):02}"
         time = f"{rng.integers(24):02}{rng.integers(60):02}{rng.integers(60):02}.{rng.integers(1, 999):03}"
-        meaning, position = VIEW_MEANINGS.get(image.view, ""), "Erect" if image.view else ""
-        key = (image.dicom_id, study.subject_id, study.study_id)
-        shape = (image.height, image.width)
-        metadata.append((*key, procedure, image.view, *shape, date, time, procedure, meaning, position))
-        splits.append((image.dicom_id, study.study_id, study.subject_id, study.split))
-    write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", METADATA_COLUMNS, metadata)
-    columns = ("dicom_id", "study_id", "subject_id", "split")
-    write_table(root / "mimic-cxr-2.0.0-split.csv.gz", columns, splits)
-    for labeler in ("negbio", "chexpert"):
+        row = {
+            "PerformedProcedureStepDescription": procedure,
+            "ViewPosition": image.view,
+            "Rows": image.height,
+            "Columns": image.width,
+            "StudyDate": date,
+            "StudyTime": time,
+            "ProcedureCodeSequence_CodeMeaning": procedure,
+            "ViewCodeSequence_CodeMeaning": VIEW_MEANINGS.get(image.view, ""),
+            "PatientOrientationCodeSequence_CodeMeaning": "Erect" if image.view else "",
+        }
+        metadata.append({"dicom_id": image.dicom_id, **ids, **row})
+        split = {"study_id": study.study_id, "subject_id": study.subject_id, "split": study.split}
+        splits.append({"dicom_id": image.dicom_id, **split})
+    write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata)
+    write_table(root / "mimic-cxr-2.0.0-split.csv.gz", splits)
+    for labeler in LABELERS:
         rows = [
-            (study.subject_id, study.study_id, *getattr(study, labeler).values())
+            {"subject_id": study.subject_id, "study_id": study.study_id, **labels}
             for study in studies.values()
-            if getattr(study, labeler)
+            if (labels := getattr(study, labeler))
         ]
-        write_table(root / f"mimic-cxr-2.0.0-{labeler}.csv.gz", ("subject_id", "study_id", *LABELS), rows)
+        write_table(root / f"mimic-cxr-2.0.0-{labeler}.csv.gz", rows)
 
 
 def ignore_interrupts() -> None:
@@ -119,17 +130,15 @@ def make_sample_data(
 ) -> Path:
     """Writes the tree and returns its folder, which appears only once it is complete.
 
-    `image_size` is the shortest side in pixels. Raises UserError for a folder with something in it,
-    unless another process puts the very same sample there while this one draws. With `num_proc` > 1,
-    processes are spawned, so the calling script needs its `if __name__ == "__main__":`.
+    `image_size` is the shortest side in pixels. Raises UserError for a folder with something in it. With
+    `num_proc` > 1, processes are spawned, so the calling script needs its `if __name__ == "__main__":`.
     """
     output_dir = Path(output_dir).absolute()
     if num_images < MIN_NUM_IMAGES or image_size < MIN_IMAGE_SIZE:
         found = f"num_images={num_images} and image_size={image_size}"
         raise UserError(f"{found}: at least {MIN_NUM_IMAGES} images of {MIN_IMAGE_SIZE} pixels are needed")
-    occupied = FileExistsError(f"{output_dir} is not an empty folder: name a new one, or remove it first")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise occupied
+        raise UserError(f"{output_dir} is not an empty folder: name a new one, or remove it first")
     images = plan_images(num_images, image_size=image_size, seed=seed)
     readme = README.format(num_images=num_images, image_size=image_size, seed=seed)
     root = output_dir.parent / f".{output_dir.name}.incomplete-{uuid.uuid4().hex[:8]}"
@@ -139,41 +148,34 @@ def make_sample_data(
         write_tables(root, images, seed=seed)
         write_gzip(root / "sample-findings.json.gz", json.dumps(boxes, indent=1, sort_keys=True) + "\n")
         (root / "README.txt").write_text(readme, encoding="utf-8")
-        publish(root, output_dir, occupied=occupied)
+        if output_dir.exists():
+            output_dir.rmdir()
+        root.rename(output_dir)
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be written ({one_line(error)}): name another") from error
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return output_dir
 
 
-def publish(root: Path, output_dir: Path, *, occupied: FileExistsError) -> None:
-    """Gives a complete folder its final name, unless another process was quicker with the same sample."""
-    try:
-        if output_dir.exists():
-            output_dir.rmdir()
-        root.rename(output_dir)
-    except OSError as error:
-        theirs, ours = output_dir / "README.txt", root / "README.txt"
-        if not theirs.is_file() or theirs.read_bytes() != ours.read_bytes():
-            raise occupied from error
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
-    parser.add_argument("output_dir", type=Path, help="a folder that is new or empty")
-    parser.add_argument("--num_images", type=positive_int, default=600)
-    parser.add_argument("--image_size", type=positive_int, default=256, help="shortest side in pixels")
-    parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="a folder that is new or empty")
+    parser.add_argument("--num_images", metavar="N", type=positive_int, default=600, help="images to draw")
     parser.add_argument(
-        "--num_proc", type=positive_int, default=os.cpu_count() or 1, help="all cores by default"
+        "--image_size", metavar="N", type=positive_int, default=256, help="shortest side in pixels"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=seed_number, default=0, help="another number draws other patients"
+    )
+    parser.add_argument(
+        "--num_proc", metavar="N", type=positive_int, help="processes that draw (default: one for each core)"
     )
     args = parser.parse_args(argv)
-    try:
-        root = make_sample_data(**vars(args))
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    root = make_sample_data(**vars(args) | {"num_proc": args.num_proc or num_cores()})
     print(f"Wrote {args.num_images} synthetic chest radiographs to {root}. Now try:")
     print(f"python {Path(__file__).parent / 'run_classification.py'} --data_dir {root}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,47 +8,50 @@
     python scripts/predict.py runs/vit-1k/model "/data/study/**/*.dcm" --output study.csv --heatmap study-maps
 
     # A model by name, pushed with --push_to_hub --hub_dir.
-    python scripts/predict.py my-lab/cxr chest.png --hub_dir /data/hub --output chest.json
+    python scripts/predict.py my-lab/cxr chest.png --hub_dir /data/hub --output chest.jsonl
 
-JPEG, PNG and DICOM files give what `run_classification.py` would have measured on them; cxr/radiographs.py
-says how. Columns are path, probability (of the positive label), decision (at the model's threshold) and
-error. A file that cannot be used is listed, the rest goes on, and the exit status is 1. Not for clinical use.
+JPEG, PNG and DICOM files give what `run_classification.py` would have measured on them;
+mimic_cxr_dataset/radiographs.py says how. Columns are path, probability (of the positive label), decision (at
+the model's threshold) and error. Rows are written as they come, to .NAME.partial beside the output, which is
+renamed to NAME when it is complete. A bad file has a row with its error, the others continue, and the exit
+status is 1. Not for clinical use.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
-import io
+import json
 import os
 import sys
+from collections import Counter
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from dataclasses import dataclass
-from functools import partial
+from dataclasses import field
+from dataclasses import replace
+from itertools import chain
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
+import numpy as np
 import torch
-import transformers
 from cxr.cli import command_line
 from cxr.data.images import num_cores
 from cxr.errors import UserError
+from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
-from cxr.inference.radiographs import Radiograph
-from cxr.run_folder.files import write_json
-from cxr.run_folder.files import write_text
 from tqdm import tqdm
 
-from mimic_cxr_dataset.radiographs import BadRadiographError
-
 COLUMNS = ("path", "probability", "decision", "error")
-FORMATS = (".csv", ".json")
+FORMATS = (".csv", ".jsonl")
 WINDOWS = ("header", "none")
 
 
@@ -59,39 +62,30 @@ class Prediction:
     decision: str = ""
     error: str = ""
     heat_map: str | None = None  # the picture's path, where one was asked for
+    warning: str | None = None  # about the view; not a column
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__, usage="MODEL IMAGE [IMAGE ...] [flags]")
     command_line.add_classifier_arguments(parser)
-    parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="files, folders with all below them, or patterns in quotes"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help=".csv or .json (default: CSV on the terminal)"
-    )
-    parser.add_argument(
-        "--heatmap", metavar="FOLDER", type=Path, help="write a PNG an image of what the model looked at"
-    )
-    parser.add_argument(
+    add, number = parser.add_argument, {"metavar": "N", "type": command_line.positive_int}
+    add("images", metavar="IMAGE", nargs="+", help="files, folders with all below them, or quoted patterns")
+    add("--output", metavar="FILE", type=Path, help=".csv or .jsonl (default: CSV on the terminal)")
+    add("--heatmap", metavar="FOLDER", type=Path, help="write a PNG an image of what the model looked at")
+    add(
         "--dicom_window",
         choices=WINDOWS,
         default="header",
         help="the window of a DICOM file: that of its header, or none, as MIMIC-CXR-JPG was made",
     )
-    parser.add_argument(
-        "--batch_size", metavar="N", type=command_line.positive_int, default=32, help="images at once"
-    )
-    parser.add_argument(
-        "--num_workers",
-        metavar="N",
-        type=command_line.positive_int,
-        help="threads that read images (default: all cores)",
-    )
+    add("--batch_size", **number, default=32, help="images that the model gets at once")
+    add("--num_workers", **number, help="threads that read images (default: one for each core)")
     command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
     if args.output is not None and args.output.suffix not in FORMATS:
         parser.error(f"--output: found {args.output}, expected a name that ends in {' or '.join(FORMATS)}")
+    if args.output is not None and args.output.is_dir():
+        parser.error(f"--output {args.output}: found a folder, expected a file; name another")
     if args.output is not None and not args.output.absolute().parent.is_dir():
         parser.error(f"--output {args.output}: found no such folder; make it first, or name another")
     if args.heatmap is not None and args.heatmap.exists() and not args.heatmap.is_dir():
@@ -104,69 +98,77 @@ def say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def read(path: Path, *, shortest_side: int, use_window: bool) -> Radiograph | BadRadiographError:
-    try:
-        return radiographs.read_radiograph(path, shortest_side=shortest_side, use_window=use_window)
-    except BadRadiographError as error:
-        return error
+# Predicting -------------------------------------------------------------------------------------------------
 
 
-def read_all(
-    paths: list[Path], *, shortest_side: int, use_window: bool, num_workers: int, ahead: int
-) -> Iterator[Radiograph | BadRadiographError]:
-    """Reads files in their order, on threads: decoding and shrinking leave Python's lock to the others.
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A classifier, how it is given files, and where the heat maps go."""
 
-    No more than `ahead` wait for the model.
-    """
-    task = partial(read, shortest_side=shortest_side, use_window=use_window)
-    remaining, waiting = iter(paths), deque()
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting.extend(pool.submit(task, path) for path in islice(remaining, ahead))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(task, path) for path in islice(remaining, 1))
+    classifier: Classifier
+    use_window: bool
+    heatmap_dir: Path | None
 
+    def predict_all(self, paths: list[Path], *, batch_size: int, num_workers: int) -> Iterator[Prediction]:
+        """A prediction a file, in their order. Threads read: decoding and shrinking free Python's lock."""
+        if self.heatmap_dir is not None:
+            self.heatmap_dir.mkdir(parents=True, exist_ok=True)
+        remaining, waiting = iter(paths), deque()
+        with ThreadPoolExecutor(num_workers) as pool:
+            count = 2 * batch_size  # that wait for the model at most
+            while True:
+                waiting.extend((path, pool.submit(self._read, path)) for path in islice(remaining, count))
+                if not waiting:
+                    return
+                count = min(batch_size, len(waiting))
+                yield from self._predict_batch([waiting.popleft() for _ in range(count)])
 
-def predict_batch(
-    classifier: Classifier,
-    paths: list[Path],
-    contents: list[Radiograph | BadRadiographError],
-    *,
-    heatmap_dir: Path | None,
-    use_window: bool,
-) -> list[Prediction]:
-    """Returns a prediction a file, in their order, and writes the heat maps of those that can be used."""
-    usable = [content for content in contents if isinstance(content, Radiograph)]
-    answers = iter(())
-    if usable:
-        images = torch.stack([classifier.prepare(one.pixels) for one in usable])
-        probabilities = classifier.probabilities(images).tolist()
-        heats = [None] * len(usable) if heatmap_dir is None else heatmaps.heat_maps(classifier, images)
-        answers = iter(zip(probabilities, heats))
-    predictions = []
-    for path, content in zip(paths, contents):
-        name = readable(path)
-        if isinstance(content, BadRadiographError):
-            predictions.append(Prediction(path=name, error=str(content)))
-            continue
-        probability, heat = next(answers)
-        decision, picture = classifier.decide(probability), None
-        if heatmap_dir is not None:
-            picture = heatmap_dir / heat_map_name(path)
-            title = f"{Path(name).name[:60]}\n{classifier.labels[1]}: {probability:.3f}, decision {decision}"
+    def _read(self, path: Path) -> tuple[torch.Tensor, str]:
+        """The model's view of a file (1, S, S), and the view that its header names."""
+        shortest_side = self.classifier.shortest_side
+        read = radiographs.read_radiograph(path, shortest_side=shortest_side, use_window=self.use_window)
+        return self.classifier.prepare(read.pixels), read.view_position
+
+    def _predict_batch(self, batch: list[tuple[Path, Future]]) -> Iterator[Prediction]:
+        usable = [future.result()[0] for _, future in batch if future.exception() is None]
+        answers = iter(())
+        if usable:
+            images = torch.stack(usable)
+            probabilities = self.classifier.probabilities(images).tolist()
+            heats = heatmaps.heat_maps(self.classifier, images) if self.heatmap_dir else [None] * len(usable)
+            answers = iter(zip(probabilities, heats))
+        for path, future in batch:
+            if error := future.exception():
+                yield Prediction(path=readable(path), error=reason(error))
+                continue
+            probability, heat = next(answers)
+            prediction = Prediction(
+                path=readable(path),
+                probability=probability,
+                decision=self.classifier.decide(probability),
+                warning=radiographs.describe_view(
+                    future.result()[1], trained_view=self.classifier.trained_view
+                ),
+            )
+            yield prediction if heat is None else self._draw(path, heat, prediction)
+
+    def _draw(self, path: Path, heat: np.ndarray, prediction: Prediction) -> Prediction:
+        picture = self.heatmap_dir / heat_map_name(path)
+        name, label = Path(prediction.path).name[:60], self.classifier.labels[1]
+        title = f"{name}\n{label}: {prediction.probability:.3f}, decision {prediction.decision}"
+        try:
             shown = radiographs.read_radiograph(
-                path, shortest_side=heatmaps.SHOWN_SIDE, use_window=use_window
+                path, shortest_side=heatmaps.SHOWN_SIDE, use_window=self.use_window
             )
             heatmaps.plot_heat_map(shown.pixels, heat, picture, title=title)
-        predictions.append(
-            Prediction(
-                path=name,
-                probability=probability,
-                decision=decision,
-                heat_map=picture and readable(picture),
-            )
-        )
-    return predictions
+        except Exception as error:  # of any kind: the other files continue
+            return replace(prediction, error=f"no heat map: {reason(error)}")
+        return replace(prediction, heat_map=readable(picture))
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be used. What is not about the file may be a fault of ours: it names its kind."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def readable(path: Path) -> str:
@@ -181,101 +183,114 @@ def heat_map_name(path: Path) -> str:
     return f"{stem[:80]}-{digest}.png"
 
 
-def predict(
-    classifier: Classifier, paths: list[Path], args: argparse.Namespace
-) -> tuple[list[Prediction], list[str]]:
-    """Returns a prediction a file, in their order, and warnings about views."""
-    predictions, warnings = [], []
-    use_window = args.dicom_window == "header"
-    contents = read_all(
-        paths,
-        shortest_side=classifier.shortest_side,
-        use_window=use_window,
-        num_workers=args.num_workers or num_cores(),
-        ahead=2 * args.batch_size,
-    )
-    with tqdm(total=len(paths), unit="image", disable=None) as bar:
-        for first in range(0, len(paths), args.batch_size):
-            batch = paths[first : first + args.batch_size]
-            read_now = list(islice(contents, len(batch)))
-            predictions += predict_batch(
-                classifier, batch, read_now, heatmap_dir=args.heatmap, use_window=use_window
-            )
-            for path, content in zip(batch, read_now):
-                position = content.view_position if isinstance(content, Radiograph) else ""
-                warning = radiographs.describe_view(position, trained_view=classifier.trained_view)
-                if warning:
-                    warnings.append(f"{readable(path)}: {warning}")
-            bar.update(len(batch))
-    return predictions, warnings
+# Writing ----------------------------------------------------------------------------------------------------
 
 
-def write(classifier: Classifier, predictions: list[Prediction], args: argparse.Namespace) -> None:
-    """Writes the table, readable by its owner alone where it is a file."""
-    columns = [*COLUMNS, "heat_map"] if args.heatmap else COLUMNS
-    rows = [{name: asdict(prediction)[name] for name in columns} for prediction in predictions]
-    if args.output is not None and args.output.suffix == ".json":
-        content = {
-            "model": classifier.name,
-            "labels": classifier.labels,
-            "threshold": classifier.threshold,
-            "predictions": rows,
-        }
-        write_json(args.output, content, private=True)
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    if args.output is not None:
-        write_text(args.output, text.getvalue(), private=True)
+def write_row(file: TextIO, row: dict[str, object], *, is_json: bool) -> None:
+    if is_json:
+        file.write(json.dumps(row) + "\n")
     else:
-        print(text.getvalue(), end="", flush=True)
+        csv.writer(file, lineterminator="\n").writerow(row.values())
+    file.flush()
 
 
-def report(
-    classifier: Classifier, predictions: list[Prediction], warnings: list[str], output: Path | None
-) -> None:
-    """Says what was decided, and lists what may be wrong."""
-    decisions = [prediction.decision for prediction in predictions if not prediction.error]
-    counts = ", ".join(f"{decisions.count(label):,} {label}" for label in classifier.labels[::-1])
-    where = f" in {output}" if output else ""
-    say(f"{len(decisions):,} images{where}: {counts} (threshold {classifier.threshold:.4g})")
-    if warnings:
-        say(f"{len(warnings):,} images may not be of a view that the model knows:")
-        for warning in warnings:
-            say(f"  {warning}")
-    bad = [prediction for prediction in predictions if prediction.error]
-    if bad:
-        say(f"{len(bad):,} of {len(predictions):,} files could not be used:")
-        for prediction in bad:
-            say(f"  {prediction.path}: {prediction.error}")
+@contextlib.contextmanager
+def open_output(output: Path | None) -> Iterator[TextIO]:
+    """The terminal, or `.NAME.partial`, for its owner alone, which is renamed to `output` at the end."""
+    if output is None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know a name's letters
+        yield sys.stdout
+        return
+    unfinished = output.with_name(f".{output.name}.partial")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    try:
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+            os.fsync(file.fileno())
+        unfinished.replace(output)
+    except BaseException:
+        say(f"{unfinished} has the rows up to here")
+        raise
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
-    paths, missing = radiographs.find_radiographs(args.images)
+@dataclass
+class Summary:
+    """What there is to say at the end."""
+
+    decisions: Counter = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    num_files: int = 0
+
+    def add(self, prediction: Prediction) -> None:
+        self.num_files += 1
+        if prediction.probability is not None:
+            self.decisions[prediction.decision] += 1
+        if prediction.warning:
+            self.warnings.append(f"  {prediction.path}: {prediction.warning}")
+        if prediction.error:
+            self.errors.append(f"  {prediction.path}: {prediction.error}")
+
+    def tell(self, classifier: Classifier, output: Path | None) -> None:
+        counts = ", ".join(f"{self.decisions[label]:,} {label}" for label in classifier.labels[::-1])
+        where = f" in {output}" if output else ""
+        threshold = f"(threshold {classifier.threshold:.4g})"
+        say(f"{sum(self.decisions.values()):,} images{where}: {counts} {threshold}")
+        if self.warnings:
+            say(f"{len(self.warnings):,} images may not be of a view that the model knows:")
+            say("\n".join(self.warnings))
+        if self.errors:
+            say(f"{len(self.errors):,} of {self.num_files:,} files could not be used:")
+            say("\n".join(self.errors))
+
+
+# The script -------------------------------------------------------------------------------------------------
+
+
+def find_images(names: list[str]) -> tuple[list[Path], list[Prediction]]:
+    """The files, and a row for each name that stands for none. Raises UserError where there is no file."""
+    paths, missing = radiographs.find_radiographs(names)
     if not paths:
         raise UserError(
             f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders with "
             "some, or patterns that fit some"
         )
-    classifier = load_classifier(
-        args.model, hub_dir=args.hub_dir, revision=args.model_revision, device=args.device
-    )
+    error = "no such file, or none that fits"
+    return paths, [Prediction(path=readable(Path(name)), error=error) for name in missing]
+
+
+def load_model(args: argparse.Namespace) -> Classifier:
+    source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
+    classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
-        say(
-            f"{args.model} has no decision_threshold in its config.json: it decides at {classifier.threshold}"
-        )
-    if args.heatmap is not None:
-        args.heatmap.mkdir(parents=True, exist_ok=True)
-    predictions, warnings = predict(classifier, paths, args)
-    predictions += [Prediction(path=name, error="no such file, or none that fits") for name in missing]
-    write(classifier, predictions, args)
-    report(classifier, predictions, warnings, args.output)
-    if any(prediction.error for prediction in predictions):
+        say(f"{args.model} has no decision_threshold of its own: it decides at {classifier.threshold}")
+    return classifier
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    paths, missing = find_images(args.images)
+    classifier = load_model(args)
+    predictor = Predictor(
+        classifier=classifier, use_window=args.dicom_window == "header", heatmap_dir=args.heatmap
+    )
+    predictions = predictor.predict_all(
+        paths, batch_size=args.batch_size, num_workers=args.num_workers or num_cores()
+    )
+    columns = (*COLUMNS, "heat_map") if args.heatmap else COLUMNS
+    is_json = args.output is not None and args.output.suffix == ".jsonl"
+    shows_bar = args.output is not None or not sys.stdout.isatty()  # else the rows come there
+    summary = Summary()
+    with open_output(args.output) as file:
+        if not is_json:
+            write_row(file, dict(zip(columns, columns)), is_json=False)
+        bar = tqdm(predictions, total=len(paths), unit="image", disable=None if shows_bar else True)
+        for prediction in chain(bar, missing):
+            write_row(file, {name: getattr(prediction, name) for name in columns}, is_json=is_json)
+            summary.add(prediction)
+    summary.tell(classifier, args.output)
+    if summary.errors:
         sys.exit(1)
 
 

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import transformers
 from cxr.cli import command_line
 from cxr.errors import UserError
 from cxr.errors import run_script
@@ -137,7 +136,7 @@ def head_html(classifier: Classifier, *, is_local: bool) -> str:
 
 
 def answer_html(classifier: Classifier, path: Path) -> str:
-    """Returns what the model makes of a radiograph. Raises BadRadiographError for what is none."""
+    """Returns what the model makes of a radiograph. Raises UserError for what is none."""
     radiograph = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side)
     shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE).pixels
     images = classifier.prepare(radiograph.pixels)[None]  # (1, 1, S, S)
@@ -181,7 +180,7 @@ def make_page(classifier: Classifier, card: str, *, is_local: bool) -> "gradio.B
         yield None, '<p class="note">One moment ...</p>'  # room for the next file; another's answer goes
         try:
             yield None, answer_html(classifier, path)
-        except radiographs.BadRadiographError as error:
+        except UserError as error:
             reason = f"{html.escape(path.name)} was not used: {html.escape(str(error))}. {EXPECTED}"
             yield None, f'<p class="warning">{reason}</p>'
             raise gr.Error(reason, print_exception=False) from None
@@ -274,7 +273,6 @@ def end_by_signal(number: int, frame: object) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, end_by_signal)
-    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     card = read_card(find_file(args.model, "README.md", **source), classifier)

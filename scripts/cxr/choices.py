@@ -4,6 +4,7 @@ from mimic_cxr_dataset.choices import CHOICES as DATASET_CHOICES
 from mimic_cxr_dataset.choices import DEFAULTS as DATASET_DEFAULTS
 from mimic_cxr_dataset.choices import FINDINGS
 from mimic_cxr_dataset.choices import LABELERS
+from mimic_cxr_dataset.choices import LABELS
 from mimic_cxr_dataset.choices import ON_BAD_IMAGE
 from mimic_cxr_dataset.choices import TASKS
 from mimic_cxr_dataset.choices import UNCERTAIN
@@ -17,6 +18,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "FINDINGS",
     "LABELERS",
+    "LABELS",
     "LABEL_OPTIONS",
     "MASKINGS",
     "ON_BAD_IMAGE",

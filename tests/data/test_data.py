@@ -2,6 +2,9 @@
 
 import io
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -21,9 +24,11 @@ from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_training_loader
 from cxr.data.transforms import evaluation_transform
 from cxr.data.transforms import training_transform
+from cxr.errors import UserError
 from PIL import Image
 from torch.utils.data import DataLoader
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 NUM_IMAGES = 20
 NUM_TRAIN = 37  # divisible by no batch size
 
@@ -242,19 +247,52 @@ def test_rows_stay_whole_when_they_are_gathered():
     assert gathered.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-# The dataset script and the loaders
+# The dataset and the loaders
 
 
 @pytest.fixture(scope="module")
 def splits(sample_root, tmp_path_factory):
     return load_images(
-        Accelerator(),
         sample_root,
         config_name="finding",
         shortest_side=48,
         cache_dir=tmp_path_factory.mktemp("cache"),
         num_proc=1,
+        shows_progress=True,
     )
+
+
+# Workers are spawned, as from Python 3.14 on: they import the builder by its name.
+PROCESS = """
+import sys
+from pathlib import Path
+import multiprocess
+from cxr.data.images import load_images
+multiprocess.set_start_method("forkserver")
+root, cache, rank = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+options = {"config_name": "finding", "shortest_side": 40, "num_proc": 2, "shows_progress": rank == "0"}
+print(load_images(root, cache_dir=cache, **options)["train"]["dicom_id"][:])
+"""
+
+
+def test_of_several_processes_the_one_that_shows_progress_shrinks_and_the_others_wait(sample_root, tmp_path):
+    command = [sys.executable, "-c", PROCESS, str(sample_root), str(tmp_path)]
+    pipes = {"cwd": SCRIPTS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*command, rank], **pipes) for rank in "10"]
+    (waited, said_nothing), (shrunk, said) = (process.communicate(timeout=120) for process in started)
+    assert [process.returncode for process in started] == [0, 0], said + said_nothing
+    assert waited == shrunk != ""
+    assert "missing file" in said and "missing file" not in said_nothing  # the table of what was left out
+
+
+def test_bad_options_and_tables_are_the_users_to_mend(sample_root, tmp_path):
+    options = {"config_name": "finding", "shortest_side": 40, "num_proc": 1, "shows_progress": True}
+    for data_dir, view, said in (
+        (tmp_path, "all", "metadata.csv.gz is missing"),
+        (sample_root, "AP", "view='AP'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_images(data_dir, cache_dir=tmp_path, view=view, **options)
 
 
 def test_splits_have_shrunk_encoded_images(splits):

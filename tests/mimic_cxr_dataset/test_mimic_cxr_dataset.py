@@ -16,16 +16,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mimic_cxr_dataset import choices
 from mimic_cxr_dataset import mimic_cxr_dataset as mimic
 from mimic_cxr_dataset import radiographs
 from mimic_cxr_dataset import tables
+from mimic_cxr_dataset.errors import DatasetError
 
 FOLDER = Path(__file__).parents[2] / "mimic_cxr_dataset"
 NIH_ROOT = Path(__file__).parents[3] / "shared" / "data" / "nih-cxr"
 HAS_SCRIPTS = int(datasets.__version__.split(".")[0]) < 4  # later releases use the class, not load_dataset
 
 
-LABELS = [*tables.FINDINGS, "No Finding"]
+LABELS = [*choices.FINDINGS, "No Finding"]
 NO_ROW = None  # a study without a row in the label table
 
 
@@ -154,10 +156,10 @@ def test_every_label_rule_gives_the_label_or_the_reason_of_the_table(tmp_path, t
 
 def test_each_of_the_13_findings_alone_is_a_finding(tmp_path):
     images = patients(13)
-    labels = {image["study"]: {name: 1.0} for image, name in zip(images, tables.FINDINGS, strict=True)}
+    labels = {image["study"]: {name: 1.0} for image, name in zip(images, choices.FINDINGS, strict=True)}
     rows, _ = tables.index_images(write_root(tmp_path, images, labels=labels, draw=False))
     assert rows["label"].tolist() == [1] * 13
-    assert "No Finding" not in tables.FINDINGS
+    assert "No Finding" not in choices.FINDINGS
 
 
 def test_view_keeps_its_codes_and_all_keeps_missing_and_rare_ones(tmp_path):
@@ -299,7 +301,7 @@ def test_absent_and_emptied_splits_are_left_out(tmp_path):
 
 def test_no_image_left_is_one_line_that_counts_the_reasons(tmp_path):
     root = write_root(tmp_path / "root", patients(3))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DatasetError) as error:
         build(root, tmp_path, view="lateral")
     assert_one_line(error, root, "no image is left", "3 view")
 
@@ -384,13 +386,13 @@ def test_what_a_killed_run_left_behind_does_not_get_into_the_next(root, tmp_path
 
 def test_absent_data_dir_says_what_is_expected(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(DatasetError) as error:
         mimic.MimicCxr(data_dir=str(tmp_path / "nowhere"))
     assert_one_line(error, tmp_path / "nowhere", "missing", "files/")
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(DatasetError) as error:
         tables.index_images(tmp_path / "file")
     assert_one_line(error, tmp_path / "file", "not a folder")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DatasetError) as error:
         build("", tmp_path)
     assert_one_line(error, "No data_dir given", "MIMIC-CXR-JPG folder")
 
@@ -408,7 +410,7 @@ def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_
 def test_absent_table_is_named(root, tmp_path, table):
     path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
     path.unlink()
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(DatasetError) as error:
         build(root, tmp_path)
     assert_one_line(error, path, "physionet.org")
 
@@ -426,7 +428,7 @@ def test_absent_table_is_named(root, tmp_path, table):
     ],
 )
 def test_unknown_option_value_lists_the_valid_ones(root, tmp_path, name, value, valid):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DatasetError) as error:
         build(root, tmp_path, **{name: value})
     assert_one_line(error, f"{name}={value!r}", valid)
 
@@ -460,7 +462,7 @@ def unpack_and_cut_in_a_line(content):
 def test_unreadable_table_is_named(root, tmp_path, table, damage):
     path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DatasetError) as error:
         tables.index_images(root)
     assert_one_line(error, path)
 
@@ -504,7 +506,7 @@ def edit(root, table, change):
 )
 def test_wrong_content_of_a_table_is_one_line_with_the_file(root, table, change, parts):
     path = edit(root, table, change)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DatasetError) as error:
         tables.index_images(root)
     assert_one_line(error, path, *parts)
 
@@ -519,7 +521,7 @@ def test_missing_images_are_counted_in_one_line_before_anything_is_shrunk(root, 
     paths = image_paths(root)
     paths[4].unlink()
     paths[9].unlink()
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(DatasetError) as error:
         build(root, tmp_path)
     assert_one_line(error, "2 of 25 images are missing", paths[4], 'on_bad_image="skip"')
 
@@ -537,7 +539,7 @@ def damage_jpeg(path, how):
 def test_corrupt_image_is_one_line_with_its_path(root, tmp_path, how, image_size, num_proc):
     path = image_paths(root)[13]
     damage_jpeg(path, how)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DatasetError) as error:
         build(root, tmp_path, image_size=image_size, num_proc=num_proc)
     assert_one_line(error, path, 'on_bad_image="skip"')
     assert error.value.__cause__ is None or num_proc is None
@@ -584,7 +586,7 @@ def test_skip_survives_a_worker_whose_images_are_all_bad(root, tmp_path):
 def test_a_split_of_corrupt_images_only_is_an_error(root, tmp_path):
     for path in image_paths(root)[20:22]:
         damage_jpeg(path, "text")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DatasetError) as error:
         build(root, tmp_path, on_bad_image="skip")
     assert_one_line(error, root, "validation")
 
@@ -610,7 +612,7 @@ def test_stream_skips_bad_images_with_a_warning_only(root, tmp_path, caplog):
     assert str(paths[2]) in caplog.text
     assert str(paths[6]) in caplog.text
     builder = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(DatasetError) as error:
         list(builder.as_streaming_dataset(split="train"))
     assert_one_line(error, paths[2])
 
@@ -670,7 +672,7 @@ def test_padding_after_the_end_marker_is_no_damage(tmp_path):
         (tmp_path / "b.jpg").write_bytes(content + padding)
         radiographs.check_jpeg(str(tmp_path / "b.jpg"))
     (tmp_path / "b.jpg").write_bytes(content[:-2] + b"\x00" * 9000)
-    with pytest.raises(OSError, match="cut off"):
+    with pytest.raises(DatasetError, match="cut off"):
         radiographs.check_jpeg(str(tmp_path / "b.jpg"))
 
 
@@ -681,12 +683,12 @@ def test_card_is_valid_and_explains_every_option_and_config():
     from huggingface_hub import DatasetCard
 
     card = DatasetCard.load(FOLDER / "README.md")
-    assert [info["config_name"] for info in card.data.to_dict()["dataset_info"]] == list(tables.TASKS)
-    for word in (*tables.CHOICES, "image_size", "streaming", *tables.REASONS):
+    assert [info["config_name"] for info in card.data.to_dict()["dataset_info"]] == list(choices.TASKS)
+    for word in (*choices.CHOICES, "image_size", "streaming", *tables.REASONS):
         if word != "task":
             assert word in card.text
-    for choices in tables.CHOICES.values():
-        assert all(f"`{choice}`" in card.text for choice in choices)
+    for values in choices.CHOICES.values():
+        assert all(f"`{value}`" in card.text for value in values)
 
 
 @pytest.mark.skipif(not NIH_ROOT.is_dir(), reason="no real X-rays beside the repository")

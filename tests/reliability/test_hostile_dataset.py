@@ -33,15 +33,16 @@ from PIL import ImageOps
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
 
+from mimic_cxr_dataset import choices
 from mimic_cxr_dataset import mimic_cxr_dataset as mimic
 from mimic_cxr_dataset import radiographs
 from mimic_cxr_dataset import tables
+from mimic_cxr_dataset.errors import DatasetError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on garbage in the EXIF
 
-LABELS = sorted([*tables.FINDINGS, "No Finding"])
+LABELS = choices.LABELS
 TABLES = ("metadata", "split", "negbio")
-USER_ERRORS = (ValueError, OSError, datasets.exceptions.DatasetsError)
 IDS = ("dicom_id", "subject_id", "study_id")
 
 
@@ -55,7 +56,7 @@ def cases(count):
 
 def refusal(call, *parts):
     """The error of a call that must be refused, as the scripts print it: one short line with `parts`."""
-    with pytest.raises(USER_ERRORS) as error:
+    with pytest.raises(DatasetError) as error:
         call()
     message = " ".join(str(error.value).split())
     assert len(message) < 1000, message
@@ -161,7 +162,7 @@ def oracle_label(row, task, uncertain):
             numbers[name] = oracle_number(text)
             require(numbers[name] in (1, 0, -1) or not text.strip(), "label")
     if task == "finding":
-        values = [numbers[name] for name in tables.FINDINGS]
+        values = [numbers[name] for name in choices.FINDINGS]
         if 1 in values or (uncertain == "positive" and -1 in values):
             return 1
         return None if uncertain == "exclude" and -1 in values else 0
@@ -177,7 +178,7 @@ def oracle(contents, *, task, uncertain, view):
     """(dicom_id, subject_id, study_id, view_position, split, label) of each kept image; number of all."""
     images = oracle_rows(contents["metadata"], ["dicom_id", "subject_id", "study_id", "ViewPosition"])
     splits = oracle_rows(contents["split"], ["dicom_id", "split"], optional=("subject_id", "study_id"))
-    names = tables.FINDINGS if task == "finding" else ("Pleural Effusion", "No Finding")
+    names = choices.FINDINGS if task == "finding" else ("Pleural Effusion", "No Finding")
     studies = oracle_rows(contents["negbio"], ["subject_id", "study_id", *names])
     for rows in (images, splits, studies):
         oracle_ids(rows)
@@ -230,7 +231,7 @@ def check_against_oracle(root, contents, *, is_private=True, **options):
 
 OPTIONS = st.fixed_dictionaries(
     {
-        "task": st.sampled_from(sorted(tables.TASKS)),
+        "task": st.sampled_from(sorted(choices.TASKS)),
         "uncertain": st.sampled_from(["negative", "positive", "exclude"]),
         "view": st.sampled_from(["all", "frontal", "lateral"]),
     }
@@ -335,9 +336,9 @@ def table_root(tmp_path_factory):
 
 def test_sound_tables_are_accepted_by_the_oracle_and_the_script(table_root):
     contents = {name: encode_csv(rows) for name, rows in sound_tables().items()}
-    for task in tables.TASKS:
-        for uncertain in tables.CHOICES["uncertain"]:
-            for view in tables.VIEWS:
+    for task in choices.TASKS:
+        for uncertain in choices.CHOICES["uncertain"]:
+            for view in choices.VIEWS:
                 assert check_against_oracle(table_root, contents, task=task, uncertain=uncertain, view=view)
     assert len(oracle(contents, task="finding", uncertain="negative", view="all")[0]) == 8
 
@@ -548,7 +549,7 @@ def image_path(tmp_path_factory):
 def test_files_that_are_no_8_bit_jpeg_are_refused(tmp_path, kind, image_size):
     path = tmp_path / "a.jpg"
     path.write_bytes(BAD_FILES[kind])
-    with pytest.raises(radiographs.IMAGE_ERRORS) as error:
+    with pytest.raises(DatasetError) as error:
         if image_size is None:
             radiographs.check_jpeg(str(path))
         else:
@@ -571,7 +572,7 @@ def test_decompression_bombs_are_refused_without_the_memory_that_they_claim(imag
         image = radiograph().convert("CMYK" if in_colour else "L")
         image_path.write_bytes(with_size(encode_jpeg(image, progressive=progressive), width, height))
         for use in (radiographs.check_jpeg, lambda path: radiographs.shrink_jpeg(path, 16)):
-            with pytest.raises(radiographs.IMAGE_ERRORS):
+            with pytest.raises(DatasetError):
                 use(str(image_path))
 
     check()
@@ -634,7 +635,7 @@ def test_garbage_in_the_exif_leaves_the_pixels_as_they_are(image_path, image_siz
         try:
             radiographs.check_jpeg(str(image_path))
             outcomes["by path"] += 1
-        except radiographs.IMAGE_ERRORS:
+        except DatasetError:
             return
         decoded = np.asarray(feature.decode_example({"path": str(image_path), "bytes": None}))
         assert decoded.size == 40 * 48
@@ -667,7 +668,7 @@ def test_changed_bytes_of_a_jpeg_are_refused_or_give_a_gray_jpeg_that_decodes(im
         outcomes["cases"] += 1
         try:
             shrunk = radiographs.shrink_jpeg(str(image_path), image_size)
-        except radiographs.IMAGE_ERRORS:
+        except DatasetError:
             pass
         else:
             with Image.open(image_path) as original:
@@ -678,7 +679,7 @@ def test_changed_bytes_of_a_jpeg_are_refused_or_give_a_gray_jpeg_that_decodes(im
         try:
             radiographs.check_jpeg(str(image_path))
             outcomes["by path"] += 1
-        except radiographs.IMAGE_ERRORS:
+        except DatasetError:
             pass
 
     check()
@@ -698,11 +699,11 @@ def test_jpeg_cut_anywhere_is_refused_or_has_all_its_pixels(image_path):
     @given(st.integers(0, len(SOUND) - 1), st.sampled_from(sorted(whole)))
     def check(end, image_size):
         image_path.write_bytes(SOUND[:end])
-        with pytest.raises(radiographs.IMAGE_ERRORS):
+        with pytest.raises(DatasetError):
             radiographs.check_jpeg(str(image_path))
         try:
             shrunk = radiographs.shrink_jpeg(str(image_path), image_size)
-        except radiographs.IMAGE_ERRORS:
+        except DatasetError:
             return
         assert end >= len(SOUND) - 2  # only the end marker is lost
         assert np.abs(pixels_of(shrunk) - whole[image_size]).mean() < 3
@@ -720,7 +721,7 @@ def test_small_jpeg_without_end_marker_is_refused_or_compressed_anew_as_other_de
             path.write_bytes(buffer.getvalue()[:-2])
             try:
                 shrunk = radiographs.shrink_jpeg(str(path), 1000)
-            except radiographs.IMAGE_ERRORS:
+            except DatasetError:
                 continue
             assert shrunk.endswith(b"\xff\xd9")
             assert np.abs(pixels_of(shrunk) - pixels_of(buffer.getvalue())).mean() < 3
@@ -776,7 +777,7 @@ def test_exif_that_breaks_off_leaves_the_image_upright_or_names_the_reason(tmp_p
     at = sound.index(b"Exif\x00\x00") + 6
     path.write_bytes(sound[:at] + b"XX" + sound[at + 2 :])
     assert pixels_of(radiographs.shrink_jpeg(str(path), 16)).shape == (19, 16)
-    with pytest.raises(OSError, match="EXIF"):  # by path, datasets would fail where it decodes the file
+    with pytest.raises(DatasetError, match="EXIF"):  # by path, datasets would fail where it decodes the file
         radiographs.check_jpeg(str(path))
 
 

@@ -13,10 +13,13 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 # In a process of its own, whose memory is measured. The images are a few bytes each: it is their number that
 # counts.
 PROGRAM = """
-import json, re, runpy, sys, time
+import json, re, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd
-root, scripts, num_images = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+root, num_images = Path(sys.argv[1]), int(sys.argv[3])
+sys.path.insert(0, sys.argv[2])
+from cxr.choices import LABELS
+from mimic_cxr_dataset.tables import index_images
 
 rng = np.random.default_rng(0)
 studies = np.arange(num_images) * 227_835 // num_images
@@ -28,20 +31,17 @@ ids = pd.DataFrame({"dicom_id": dicoms, "subject_id": subjects, "study_id": stud
 views = rng.choice(["AP", "PA", "LATERAL", "LL"], num_images, p=[0.39, 0.255, 0.255, 0.1])
 ids.assign(ViewPosition=views).to_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz", index=False)
 ids.assign(split=splits).to_csv(root / "mimic-cxr-2.0.0-split.csv.gz", index=False)
-findings = "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion," \\
-    "Lung Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices".split(",")
 labels = ids[["subject_id", "study_id"]].drop_duplicates("study_id")
-labels = labels.assign(**{name: rng.choice(["1.0", "0.0", ""], len(labels)) for name in findings})
+labels = labels.assign(**{name: rng.choice(["1.0", "0.0", ""], len(labels)) for name in LABELS})
 labels.to_csv(root / "mimic-cxr-2.0.0-negbio.csv.gz", index=False)
 
-script = runpy.run_path(str(scripts.parent / "mimic_cxr_dataset" / "mimic_cxr_dataset.py"))
 started = time.perf_counter()
-kept, _ = script["index_images"](root, view="all")
+kept, _ = index_images(root, view="all")
 seconds = {"index": time.perf_counter() - started}
 
-sys.path.insert(0, str(scripts))
 import datasets, torch
-from cxr import data
+from cxr.data.images import draw_training_images
+from cxr.data.loading import ChestXrays, TrainingBatches
 from torchvision.transforms import v2
 patients = kept["subject_id"].to_numpy()
 images = datasets.Dataset.from_dict({
@@ -49,12 +49,12 @@ images = datasets.Dataset.from_dict({
     "dicom_id": kept["dicom_id"].to_list(), "subject_id": patients.tolist()})
 for name, num_samples in (("draw 10,000", 10_000), ("draw all", None)):
     started = time.perf_counter()
-    drawn, _ = data.draw_training_images(images, num_samples=num_samples, seed=0)
+    drawn, _ = draw_training_images(images, num_samples=num_samples, seed=0)
     seconds[name] = time.perf_counter() - started
 started = time.perf_counter()
 positives = sum(drawn["label"])
-dataset = data.ChestXrays(drawn, v2.Identity(), seed=0)
-batches = iter(data.TrainingBatches(
+dataset = ChestXrays(drawn, v2.Identity(), seed=0)
+batches = iter(TrainingBatches(
     len(dataset), batch_size=64, gradient_accumulation_steps=1, num_processes=1, process_index=0, seed=0,
     start_step=0, num_steps=3 * (len(dataset) // 64)))
 keys = next(batches)

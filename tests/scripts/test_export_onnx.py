@@ -15,6 +15,7 @@ import pytest
 import run_classification
 import run_mae_pretrain
 import torch
+from cxr.errors import run_script
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
@@ -47,7 +48,7 @@ def refused(argv: list[object], capsys) -> str:
     """The one line in which `export_onnx.py` ends, as at a terminal."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["export_onnx.py", *map(str, argv)])
-        export_onnx.runtime.run_script(export_onnx.main)
+        run_script(export_onnx.main)
     message = capsys.readouterr().err.strip()
     assert ended.value.code == 2
     assert "\n" not in message and message.startswith("export_onnx.py: error: ")

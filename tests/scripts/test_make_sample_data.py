@@ -14,9 +14,11 @@ import make_sample_data as sample
 import numpy as np
 import pandas as pd
 import pytest
+from cxr.choices import FINDINGS
+from cxr.choices import LABELS
+from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.synthetic.exposure import draw_image
-from cxr.synthetic.findings import FINDINGS
-from cxr.synthetic.plan import LABELS
 from cxr.synthetic.plan import METADATA_COLUMNS
 from cxr.synthetic.plan import OTHER_VIEWS
 from cxr.synthetic.plan import POSITIVE_FRACTION
@@ -176,24 +178,26 @@ def test_a_large_image_is_drawn_small_and_enlarged_to_its_full_size():
     assert min(image.size) == 1600
 
 
-def test_full_output_folder_is_refused_with_one_line(tmp_path, capsys):
-    (tmp_path / "mine.txt").write_text("keep me", encoding="utf-8")
+def refused(capsys, *argv) -> str:
+    """The one line in which the script ends."""
     with pytest.raises(SystemExit) as stop:
-        sample.main([str(tmp_path)])
+        run_script(lambda: sample.main([*map(str, argv)]))
     message = capsys.readouterr().err
     assert stop.value.code == 2
-    assert message.count("\n") == 1
-    assert ": error: " in message
-    assert str(tmp_path) in message and message.endswith("(see --help)\n")
+    assert message.count("\n") == 1 and ": error: " in message
+    return message
+
+
+def test_full_or_impossible_output_folder_is_refused_with_one_line(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("keep me", encoding="utf-8")
+    assert f"{tmp_path} is not an empty folder" in refused(capsys, tmp_path)
+    assert "cannot be made" in refused(capsys, tmp_path / "mine.txt" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("options", [["--num_images", "3"], ["--image_size", "8"], ["--num_images", "many"]])
 def test_impossible_sizes_are_refused_with_one_line(tmp_path, capsys, options):
-    with pytest.raises(SystemExit) as stop:
-        sample.main([str(tmp_path / "new"), *options])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert refused(capsys, tmp_path / "new", *options)
     assert not any(tmp_path.iterdir())
 
 
@@ -227,7 +231,7 @@ def test_loser_of_a_race_uses_the_same_sample_and_refuses_another(tmp_path, monk
     if winners_seed == 0:
         assert make(seed=0) == tmp_path / "cxr"
     else:
-        with pytest.raises(FileExistsError, match="not an empty folder"):
+        with pytest.raises(UserError, match="not an empty folder"):
             make(seed=0)
     assert f"seed={winners_seed}" in (tmp_path / "cxr" / "README.txt").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["cxr"]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import predict
 import pytest
 import run_classification
+from cxr.errors import run_script
+from cxr.inference import radiographs
 from dicom_files import write_dicom
 from PIL import Image
 from tiny_runs import QUICK
@@ -112,7 +115,7 @@ def test_decisions_are_at_the_stored_threshold(runs, test_images, capsys):
     assert f"(threshold {threshold:.4g})" in said and "no decision_threshold" not in said
 
 
-def test_bad_files_are_listed_and_the_rest_goes_on(runs, test_images, tmp_path, capsys):
+def test_bad_files_are_listed_and_the_others_continue(runs, test_images, tmp_path, capsys):
     good = next(iter(test_images.values()))
     (tmp_path / "bad.png").write_text("no picture", encoding="utf-8")
     names = [tmp_path / "bad.png", good, tmp_path / "*.dcm"]
@@ -153,22 +156,78 @@ def test_window_of_a_header_can_be_left_out(runs, picture, tmp_path, capsys):
     assert probabilities[0] == probabilities[1] != probabilities[2]
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_output_file_has_the_rows_and_is_private(suffix, runs, test_images, tmp_path, capsys):
     paths, output = list(test_images.values())[:3], tmp_path / f"out.{suffix}"
     _, expected, _ = run_predict(capsys, runs / "vit" / "model", *paths)
     status, on_terminal, said = run_predict(capsys, runs / "vit" / "model", *paths, f"--output={output}")
     assert (status, on_terminal) == (0, []) and f"3 images in {output}:" in said
     text = output.read_text(encoding="utf-8")
-    if suffix == "json":
-        content = json.loads(text)
-        assert set(content) == {"model", "labels", "threshold", "predictions"}
-        rows = [{**row, "probability": repr(row["probability"])} for row in content["predictions"]]
+    if suffix == "jsonl":
+        rows = [json.loads(line) for line in text.splitlines()]
+        rows = [{**row, "probability": repr(row["probability"])} for row in rows]
     else:
         rows = list(csv.DictReader(io.StringIO(text)))
     assert rows == expected and list(rows[0]) == ["path", "probability", "decision", "error"]
+    assert list(tmp_path.iterdir()) == [output]
     if sys.platform != "win32":
         assert stat.S_IMODE(output.stat().st_mode) == 0o600
+
+
+def test_rows_are_written_as_they_come_and_stay_when_the_script_is_stopped(
+    runs, test_images, tmp_path, capsys, monkeypatch
+):
+    paths, calls = list(test_images.values())[:4], []
+
+    def stopped(classifier, images):
+        calls.append(images)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return probabilities(classifier, images)
+
+    probabilities = predict.Classifier.probabilities
+    monkeypatch.setattr(predict.Classifier, "probabilities", stopped)
+    flags = [f"--output={tmp_path / 'out.csv'}", "--batch_size=1"]
+    with pytest.raises(KeyboardInterrupt):
+        run_predict(capsys, runs / "vit" / "model", *paths, *flags)
+    (unfinished,) = tmp_path.iterdir()
+    assert unfinished.name == ".out.csv.partial"
+    assert unfinished.read_text(encoding="utf-8").count("\n") == 3
+    assert sys.platform == "win32" or stat.S_IMODE(unfinished.stat().st_mode) == 0o600
+    assert f"{unfinished} has the rows up to here" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run_predict(capsys, runs / "vit" / "model", *paths, *flags)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("step", ["read_radiograph", "plot_heat_map"])
+def test_any_exception_of_one_file_is_its_row_and_the_others_continue(
+    step, runs, test_images, tmp_path, capsys, monkeypatch
+):
+    def failing(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("a fault of ours")
+        return real(*args, **options)
+
+    calls, module = [], radiographs if step == "read_radiograph" else predict.heatmaps
+    real = getattr(module, step)
+    monkeypatch.setattr(module, step, failing)
+    paths = list(test_images.values())[:3]
+    flags = ["--num_workers=1", f"--heatmap={tmp_path}"]
+    status, rows, said = run_predict(capsys, runs / "vit" / "model", *paths, *flags)
+    assert status == 1 and [bool(row["error"]) for row in rows] == [False, True, False]
+    assert "RuntimeError: a fault of ours" in rows[1]["error"] and "1 of 3 files" in said
+    assert [bool(row["heat_map"]) for row in rows] == [True, False, True]
+
+
+def test_name_that_the_terminal_cannot_print_is_spelled_out(runs, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "Röntgen.png")
+    command = [sys.executable, predict.__file__, str(runs / "vit" / "model"), str(tmp_path), "--device=cpu"]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "R\\xf6ntgen.png,0." in done.stdout
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -211,6 +270,10 @@ WRONG = {
     "no image": (["{model}", "{empty}"], "found no image in {empty}; expected"),
     "no model": (["{empty}/model", "{image}"], "error: model {empty}/model: found no such folder"),
     "output of another kind": (["{model}", "{image}", "--output=a.txt"], "found a.txt, expected a name"),
+    "output on a folder": (
+        ["{model}", "{image}", "--output={empty}/a.csv"],
+        "found a folder, expected a file",
+    ),
     "output nowhere": (["{model}", "{image}", "--output={empty}/no/a.csv"], "found no such folder"),
     "heat maps on a file": (["{model}", "{image}", "--heatmap={image}"], "found a file, expected a folder"),
     "batch of none": (["{model}", "{image}", "--batch_size=0"], "found 0, expected a whole number from 1"),
@@ -220,7 +283,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_command_ends_in_one_line_and_status_2(name, runs, test_images, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.csv").mkdir(parents=True)
     values = {
         "model": runs / "vit" / "model",
         "image": next(iter(test_images.values())),
@@ -228,7 +291,7 @@ def test_wrong_command_ends_in_one_line_and_status_2(name, runs, test_images, tm
     }
     argv, expected = WRONG[name]
     with pytest.raises(SystemExit) as ended:
-        predict.runtime.run_script(lambda: predict.main([one.format(**values) for one in argv]))
+        run_script(lambda: predict.main([one.format(**values) for one in argv]))
     out, said = capsys.readouterr()
     assert ended.value.code == 2 and out == ""
     assert said.count("\n") == 1 and expected.format(**values) in said
@@ -236,13 +299,13 @@ def test_wrong_command_ends_in_one_line_and_status_2(name, runs, test_images, tm
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, a disk without room, as on Linux")
-def test_script_on_a_full_disk_ends_in_one_line_without_flags_of_a_training(runs, test_images):
+def test_script_on_a_full_disk_ends_with_advice_that_names_no_flags_of_a_training(runs, test_images):
     image = next(iter(test_images.values()))
     command = [sys.executable, str(predict.__file__), str(runs / "vit" / "model"), image]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.endswith("No space left on device; the disk is full; make room and start again\n")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    assert done.stderr.endswith("error: the disk is full: make room and start again\n")
 
 
 @pytest.mark.slow

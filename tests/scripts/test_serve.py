@@ -26,6 +26,8 @@ import numpy as np
 import pytest
 import serve
 import torch
+from cxr.errors import UserError
+from cxr.errors import run_script
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
@@ -140,7 +142,7 @@ def test_what_is_no_image_is_refused_with_the_reason(classifier, tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     for path in sorted(tmp_path.iterdir()):
-        with pytest.raises(radiographs.BadRadiographError):
+        with pytest.raises(UserError):
             serve.answer_html(classifier, path)
 
 
@@ -169,7 +171,7 @@ def refused(argv: list[object], capsys) -> str:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["serve.py", *map(str, argv)])
         patch.setattr(signal, "signal", lambda *_: None)
-        serve.runtime.run_script(serve.main)
+        run_script(serve.main)
     message = capsys.readouterr().err.strip()
     assert ended.value.code == 2
     assert "\n" not in message and message.startswith("serve.py: error: ")

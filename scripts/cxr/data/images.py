@@ -1,53 +1,72 @@
-"""The images of a run: shrunk once by the dataset script, loaded by split, and those that are trained on."""
+"""The images of a run: shrunk once by the dataset package, loaded by split, and those that are trained on."""
 
+import contextlib
 import logging
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
-from accelerate import Accelerator
-
-from cxr.data.sources import DATASET_SCRIPT
 from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_record
 from cxr.errors import UserError
+from mimic_cxr_dataset.errors import DatasetError
+
+if TYPE_CHECKING:
+    import datasets
 
 logger = logging.getLogger(__name__)
+HEAD_START_SECONDS = 2
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """What the dataset package refuses, tables, options or image files, is the user's to mend."""
+    try:
+        yield
+    except DatasetError as error:
+        raise UserError(str(error)) from error
 
 
 def load_images(
-    accelerator: Accelerator,
     data_dir: Path | None,
     *,
     config_name: str,
     shortest_side: int,
     cache_dir: Path | None,
     num_proc: int | None,
+    shows_progress: bool,
     **label_options: str,
-) -> datasets.DatasetDict:
+) -> "datasets.DatasetDict":
     """Loads the splits with images of `shortest_side` pixels, left encoded: `image` is {"bytes", "path"}.
 
-    The first call shrinks every image once, into the Arrow cache, on one process of each machine; later
-    calls, of any script, find it there. With no `data_dir` the images are the synthetic sample.
-    `label_options` are the dataset script's: labeler, view, uncertain, on_bad_image.
+    The first call shrinks every image once, into the Arrow cache; later calls, of any script, find it there.
+    Several processes may call it at once: one shrinks, the others wait for its lock, however long. It is the
+    one that `shows_progress`, whose terminal the user reads, as a rule. With no `data_dir` the images are
+    the synthetic sample. `label_options` are the dataset's: labeler, view, uncertain, on_bad_image.
     """
-    if not accelerator.is_local_main_process:
-        datasets.disable_progress_bars()
-    with accelerator.local_main_process_first():
-        if data_dir is None:
-            data_dir = make_sample_data_once()
-            logger.warning("No --data_dir given: using the synthetic sample in %s", data_dir)
-        splits = datasets.load_dataset(
-            str(DATASET_SCRIPT),
-            config_name,
+    import datasets  # here: other functions of this file are for scripts that do without
+
+    from mimic_cxr_dataset.mimic_cxr_dataset import MimicCxr
+
+    if data_dir is None:
+        data_dir = make_sample_data_once()
+        logger.warning("No --data_dir given: using the synthetic sample in %s", data_dir)
+    with user_errors():
+        builder = MimicCxr(
+            config_name=config_name,
             data_dir=str(data_dir.absolute()),
-            trust_remote_code=True,
             cache_dir=str(cache_dir) if cache_dir else None,
-            num_proc=num_proc or num_cores(),
             image_size=shortest_side,
             **label_options,
         )
+        if not shows_progress and not Path(builder.cache_dir).exists():
+            time.sleep(HEAD_START_SECONDS)
+        builder.download_and_prepare(num_proc=num_proc or num_cores())
+    logger.debug("%s", builder.info.description)  # train.log has what was left out, of a finished cache too
+    splits = builder.as_dataset()
     for split in ("train", "validation"):
         if split not in splits:
             raise UserError(f"{data_dir} has no {split} images; expected some in its split CSV")
@@ -55,15 +74,15 @@ def load_images(
 
 
 def draw_training_images(
-    images: datasets.Dataset, *, num_samples: int | None, seed: int
-) -> tuple[datasets.Dataset, dict]:
-    """Returns the images to train on (see `cxr.samples`) and the content of `samples.json`."""
+    images: "datasets.Dataset", *, num_samples: int | None, seed: int
+) -> tuple["datasets.Dataset", dict]:
+    """Returns the images to train on (see `cxr.data.subsets`) and the content of `samples.json`."""
     chosen = draw_sample(images["subject_id"], images["label"], num_samples=num_samples, seed=seed)
     images = images.select(chosen)
     return images, sample_record(images["dicom_id"], seed=seed)
 
 
-def first_images(images: datasets.Dataset, num_images: int | None) -> datasets.Dataset:
+def first_images(images: "datasets.Dataset", num_images: int | None) -> "datasets.Dataset":
     return images if num_images is None else images.select(range(min(num_images, len(images))))
 
 

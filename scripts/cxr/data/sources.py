@@ -1,14 +1,15 @@
-"""Where images and labels come from: the dataset script beside `scripts/`, and the synthetic sample."""
+"""Where the images and this code come from: the synthetic sample, and git."""
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 from cxr.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-DATASET_SCRIPT = REPOSITORY / "mimic_cxr_dataset"
 SAMPLE_DIR = REPOSITORY / "sample_data"
 
 
@@ -26,11 +27,12 @@ def source_revision() -> str:
 
 
 def make_sample_data_once() -> Path:
-    """Returns the folder of the synthetic sample; makes it on first use."""
+    """Returns the folder of the synthetic sample; makes it on first use, while other processes wait."""
     if not SAMPLE_DIR.exists():
         script = REPOSITORY / "scripts" / "make_sample_data.py"
-        done = subprocess.run([sys.executable, str(script), str(SAMPLE_DIR)])
-        if done.returncode and not SAMPLE_DIR.exists():  # it exists if another run was quicker
+        with FileLock(REPOSITORY / ".sample_data.lock"):
+            made = SAMPLE_DIR.exists() or not subprocess.run([sys.executable, script, SAMPLE_DIR]).returncode
+        if not made:
             raise UserError(
                 f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir instead"
             )

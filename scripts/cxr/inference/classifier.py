@@ -1,19 +1,17 @@
 """A trained classifier, as a user has it: from its folder or name to the probabilities of images.
 
 What `run_classification.py` saves is enough: the network, the statistics and size of its input, the names of
-the labels, and three numbers of its own in config.json, which may be absent in a model of other origin:
-
-    decision_threshold  the probability from which the positive label is decided on (absent: 0.5)
-    cache_image_size    the shortest side in pixels of the images that the run saw (absent: 8/7 of the input)
-    trained_view        frontal, lateral or all (absent: frontal)
+the labels, and `ModelFields` in config.json, which may be absent in a model of other origin.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import PreTrainedModel
 from transformers import ResNetForImageClassification
 from transformers import ViTForImageClassification
@@ -23,6 +21,7 @@ from cxr.data.transforms import Normalizer
 from cxr.data.transforms import evaluation_transform
 from cxr.errors import UserError
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
+from cxr.models.configs import ModelFields
 from cxr.models.configs import classifier_config
 from cxr.models.configs import config_from_json
 from cxr.models.pretrained import download
@@ -30,11 +29,8 @@ from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
 from cxr.models.pretrained import read_config
 from cxr.models.pretrained import read_object
-from mimic_cxr_dataset.tables import VIEWS
 
 CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
-DEFAULT_THRESHOLD = 0.5
-DEFAULT_VIEW = "frontal"
 MAX_SIDE = 2**14  # pixels
 
 
@@ -81,6 +77,8 @@ def load_classifier(
     `device` is torch's name of one; "auto" is a GPU where there is one. Raises UserError, in one
     line, for a model that is no binary classifier of images, or is damaged.
     """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
     chosen = choose_device(device)
     fields = read_config(name, hub_dir=hub_dir, revision=revision)
     _check_is_binary_classifier(fields, name)
@@ -88,7 +86,8 @@ def load_classifier(
     labels = list(config.id2label.values())
     source = {"hub_dir": download(name, hub_dir=hub_dir, revision=revision), "revision": revision}
     image_size = config.image_size if config.model_type == "vit" else _stored_input_size(name, **source)
-    stored = _stored(fields, name, image_size=image_size)
+    stored = json.dumps({field: fields[field] for field in ModelFields.model_fields if field in fields})
+    ours = ModelFields.parse(stored, where=f"model {name}: config.json")
     processor = load_image_processor(name, image_size=image_size, **source)
     model = load_pretrained(
         CLASSIFIERS[config.model_type], name, config=classifier_config(config, labels), **source
@@ -98,13 +97,13 @@ def load_classifier(
         model=model.to(chosen).eval(),
         device=chosen,
         image_size=image_size,
-        shortest_side=stored["cache_image_size"],
+        shortest_side=ours.cache_image_size or default_cache_image_size(image_size),
         image_mean=tuple(processor.image_mean),
         image_std=tuple(processor.image_std),
         labels=(labels[0], labels[1]),
-        threshold=stored["decision_threshold"],
+        threshold=ours.decision_threshold,
         has_threshold="decision_threshold" in fields,
-        trained_view=stored["trained_view"],
+        trained_view=ours.trained_view,
     )
 
 
@@ -119,8 +118,9 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = " or ".join(["auto", "cpu", *gpus])
         raise UserError(f"--device {name}: found no such device; expected {here}") from error
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # else probabilities are not a CPU's
+    # Products and convolutions in whole float32: else a GPU's probabilities are not a CPU's.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -155,30 +155,3 @@ def _stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int
     sides = size.values() if isinstance(size, dict) else [size]
     found = {side for side in sides if type(side) is int and 0 < side <= MAX_SIDE}
     return found.pop() if len(found) == 1 else DEFAULT_IMAGE_SIZE
-
-
-def _stored(fields: dict[str, Any], name: str, *, image_size: int) -> dict[str, Any]:
-    """Returns what a run of ours stored in config.json, or its defaults. Raises UserError for nonsense."""
-    views = tuple(VIEWS)
-    rules = {
-        "decision_threshold": (
-            DEFAULT_THRESHOLD,
-            lambda value: type(value) in (int, float) and 0 <= value <= 1,
-            "a probability",
-        ),
-        "cache_image_size": (
-            default_cache_image_size(image_size),
-            lambda value: type(value) is int and 0 < value <= MAX_SIDE,
-            f"a whole number from 1 to {MAX_SIDE}",
-        ),
-        "trained_view": (DEFAULT_VIEW, lambda value: value in views, " or ".join(views)),
-    }
-    stored = {}
-    for field, (default, is_valid, expected) in rules.items():
-        stored[field] = fields.get(field, default)
-        if not is_valid(stored[field]):
-            found = str(stored[field])[:50]
-            raise UserError(
-                f"model {name}: config.json: found {field}={found}, expected {expected}: change it"
-            )
-    return stored

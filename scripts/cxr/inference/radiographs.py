@@ -10,14 +10,15 @@ import torch
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
 
+from cxr.choices import VIEWS
+from cxr.data.images import user_errors
+from cxr.errors import UserError
+from cxr.errors import one_line
 from mimic_cxr_dataset.radiographs import DICOM_MAGIC
 from mimic_cxr_dataset.radiographs import DICOM_PREAMBLE
 from mimic_cxr_dataset.radiographs import SUFFIXES
-from mimic_cxr_dataset.radiographs import BadRadiographError
-from mimic_cxr_dataset.radiographs import one_line
 from mimic_cxr_dataset.radiographs import read_head
 from mimic_cxr_dataset.radiographs import shrink_radiograph
-from mimic_cxr_dataset.tables import VIEWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +70,24 @@ def _is_radiograph(path: Path) -> bool:
 
 
 def read_radiograph(path: str | Path, *, shortest_side: int, use_window: bool = True) -> Radiograph:
-    """Reads a file as `shrink_radiograph` does. Raises BadRadiographError for one that cannot be used."""
-    content, view_position = shrink_radiograph(path, shortest_side, use_window=use_window)
+    """Reads a file as `shrink_radiograph` does. Raises UserError, without its name, for a bad one."""
+    with user_errors():
+        content, view_position = shrink_radiograph(path, shortest_side, use_window=use_window)
     return Radiograph(pixels=_decode(content), view_position=view_position)
 
 
 def _decode(jpeg: bytes) -> torch.Tensor:
-    """Returns (1, H, W) uint8, as `cxr.data.ChestXrays` decodes."""
+    """Returns (1, H, W) uint8, as `cxr.data.loading.ChestXrays` decodes."""
     try:
         return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.GRAY)
     except RuntimeError as error:
-        raise BadRadiographError(f"damaged JPEG ({one_line(error)})") from error
+        raise UserError(f"damaged JPEG ({one_line(error)})") from error
 
 
 def describe_view(view_position: str, *, trained_view: str) -> str | None:
     """Returns a warning where a header names another view than the model has seen; None where all is well.
 
-    `trained_view` is frontal, lateral or all, as the dataset script's option `view`.
+    `trained_view` is frontal, lateral or all, as the dataset's option `view`.
     """
     known = VIEWS[trained_view]
     if not view_position or known is None or view_position in known:

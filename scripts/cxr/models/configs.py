@@ -1,10 +1,14 @@
 """What the configuration of a model may hold, whoever wrote it: a flag, a config.json, or this repository."""
 
 from collections.abc import Callable
+from typing import Annotated
 from typing import Any
+from typing import ClassVar
+from typing import Literal
 
 import psutil
 import torch
+from pydantic import Field
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ResNetConfig
@@ -14,10 +18,14 @@ from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
 
+from cxr.choices import DATASET_DEFAULTS
+from cxr.choices import VIEWS
 from cxr.errors import UserError
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.architectures import RESNET_CONFIGS
 from cxr.models.architectures import VIT_MAE_CONFIGS
+from cxr.run_folder.record import Record
+from cxr.run_folder.record import Share
 
 # What a value of a configuration may be, also in words; the bounds keep a model from being built for hours.
 Rule = tuple[Callable[[Any], bool], str]
@@ -79,6 +87,23 @@ FIELDS = {"vit": VIT_FIELDS, "vit_mae": {**VIT_FIELDS, **DECODER_FIELDS}, "resne
 CONFIG_CLASSES = {"vit": ViTConfig, "vit_mae": ViTMAEConfig, "resnet": ResNetConfig}
 # Not by --config_overrides: the side has a flag, images have their channels, and these two are lists.
 NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
+
+
+class ModelFields(Record):
+    """Our fields in a model's `config.json`; a model of other origin has none of them."""
+
+    advice: ClassVar[str] = "change it"
+
+    decision_threshold: Share = Field(
+        default=0.5, description="the probability from which an image gets the positive label"
+    )
+    cache_image_size: Annotated[int, Field(gt=0, le=2**14)] | None = Field(
+        default=None,
+        description="shortest side in pixels of the images that the run saw; by default 8/7 of the input",
+    )
+    trained_view: Literal[tuple(VIEWS)] = Field(
+        default=DATASET_DEFAULTS["view"], description="the views of the images that it was trained on"
+    )
 
 
 def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:

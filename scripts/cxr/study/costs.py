@@ -7,6 +7,7 @@ from statistics import median
 
 from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.choices import LABEL_OPTIONS
+from cxr.data.images import user_errors
 from cxr.errors import UserError
 from cxr.models.architectures import Architecture
 from cxr.models.architectures import estimate_gflop
@@ -49,10 +50,8 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
 
 
 def count_splits(data_dir: Path, task: str, labeler: str, view: str, uncertain: str) -> ImageCounts:
-    try:
+    with user_errors():
         kept, _ = index_images(data_dir, task=task, labeler=labeler, view=view, uncertain=uncertain)
-    except (OSError, ValueError) as error:  # the dataset's, which knows no UserError
-        raise UserError(str(error)) from error
     splits = kept["split"].value_counts()
     return ImageCounts(train=int(splits.get("train", 0)), validation=int(splits.get("validation", 0)))
 

@@ -7,7 +7,8 @@ from cxr.synthetic.anatomy import Chest
 from cxr.synthetic.anatomy import draw_frontal
 from cxr.synthetic.anatomy import draw_lateral
 from cxr.synthetic.canvas import Canvas
-from cxr.synthetic.findings import FINDINGS
+from cxr.synthetic.findings import DRAW
+from cxr.synthetic.plan import FINDING_WEIGHTS
 from cxr.synthetic.plan import IMAGE
 from cxr.synthetic.plan import LATERAL_VIEWS
 from cxr.synthetic.plan import PATIENT
@@ -96,12 +97,10 @@ def draw_image(planned: PlannedImage, *, seed: int) -> tuple[Image.Image, list[d
     canvas = Canvas(*size, rng, unrest=0.8 if view == "PA" else 1.3)
     chest = (draw_lateral if lateral else draw_frontal)(canvas, traits, rng)
     boxes = []
-    for order, (finding, (_, draw)) in enumerate(FINDINGS.items()):
-        strength = study.drawn.get(finding, 0.0)
-        masks = (
-            draw(chest, random_generator(seed, STUDY, study.number, 2 + order), strength) if strength else []
-        )
-        boxes += [{"finding": finding, "box": bounding_box(mask)} for mask in masks if strength > 0.5]
+    for order, finding in enumerate(FINDING_WEIGHTS):
+        if strength := study.drawn.get(finding, 0.0):
+            masks = DRAW[finding](chest, random_generator(seed, STUDY, study.number, 2 + order), strength)
+            boxes += [{"finding": finding, "box": bounding_box(mask)} for mask in masks if strength > 0.5]
     gray = expose(chest, rng, hard=view == "AP") * 255
     if shrink > 1:
         small = Image.fromarray(gray.astype(np.float32))

@@ -180,20 +180,18 @@ def outline_mediastinum(chest: Chest, rng: np.random.Generator, strength: float)
     return [chest.mediastinum]
 
 
-# Finding -> how often it is the main one of an abnormal study (effusion leads: it is a task), and how to draw
-# it. In drawing order: what replaces air comes before what lies over it.
-FINDINGS: dict[str, tuple[float, Callable[[Chest, np.random.Generator, float], Masks]]] = {
-    "Cardiomegaly": (0.10, outline_heart),
-    "Enlarged Cardiomediastinum": (0.02, outline_mediastinum),
-    "Edema": (0.09, draw_edema),
-    "Lung Opacity": (0.08, draw_opacity),
-    "Pneumonia": (0.08, draw_pneumonia),
-    "Consolidation": (0.06, draw_consolidation),
-    "Lung Lesion": (0.04, draw_lesion),
-    "Atelectasis": (0.11, draw_atelectasis),
-    "Pneumothorax": (0.05, draw_pneumothorax),
-    "Pleural Other": (0.01, draw_pleural_other),
-    "Pleural Effusion": (0.32, draw_effusion),
-    "Fracture": (0.01, draw_fracture),
-    "Support Devices": (0.03, draw_devices),
+DRAW: dict[str, Callable[[Chest, np.random.Generator, float], Masks]] = {
+    "Cardiomegaly": outline_heart,
+    "Enlarged Cardiomediastinum": outline_mediastinum,
+    "Edema": draw_edema,
+    "Lung Opacity": draw_opacity,
+    "Pneumonia": draw_pneumonia,
+    "Consolidation": draw_consolidation,
+    "Lung Lesion": draw_lesion,
+    "Atelectasis": draw_atelectasis,
+    "Pneumothorax": draw_pneumothorax,
+    "Pleural Other": draw_pleural_other,
+    "Pleural Effusion": draw_effusion,
+    "Fracture": draw_fracture,
+    "Support Devices": draw_devices,
 }

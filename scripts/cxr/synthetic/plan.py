@@ -4,18 +4,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.synthetic.findings import FINDINGS
+from cxr.choices import LABELS
 
-LABELS = (
-    *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture"),
-    *("Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia"),
-    *("Pneumothorax", "Support Devices"),
-)
-METADATA_COLUMNS = (
-    *("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition"),
-    *("Rows", "Columns", "StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning"),
-    *("ViewCodeSequence_CodeMeaning", "PatientOrientationCodeSequence_CodeMeaning"),
-)
+# How often a finding is the main one of an abnormal study; effusion leads, as it is a task. In drawing order:
+# what replaces air comes before what lies over it.
+FINDING_WEIGHTS = {
+    "Cardiomegaly": 0.10,
+    "Enlarged Cardiomediastinum": 0.02,
+    "Edema": 0.09,
+    "Lung Opacity": 0.08,
+    "Pneumonia": 0.08,
+    "Consolidation": 0.06,
+    "Lung Lesion": 0.04,
+    "Atelectasis": 0.11,
+    "Pneumothorax": 0.05,
+    "Pleural Other": 0.01,
+    "Pleural Effusion": 0.32,
+    "Fracture": 0.01,
+    "Support Devices": 0.03,
+}
 OFTEN_NEGATED = ("Pleural Effusion", "Pneumothorax", "Consolidation", "Edema", "Pneumonia", "Cardiomegaly")
 # Non-frontal views in the order in which they are dealt out: all once, then the first six again and again.
 OTHER_VIEWS = ("LATERAL", "LL", "", "LATERAL", "LL", "LATERAL", "LPO", "XTABLE LATERAL", "SWIMMERS")
@@ -75,7 +82,7 @@ def choose_findings(kind: str, rng: np.random.Generator) -> dict[str, float]:
         return {str(rng.choice(["Atelectasis", "Lung Opacity", "Pneumonia", "Edema"])): 0.2}
     if kind == "normal" or (kind == "unlabelled" and rng.random() < 0.4):
         return {}
-    names, weights = list(FINDINGS), np.array([weight for weight, _ in FINDINGS.values()])
+    names, weights = list(FINDING_WEIGHTS), np.array(list(FINDING_WEIGHTS.values()))
     main = "Pleural Effusion" if kind == "effusion" else str(rng.choice(names, p=weights / weights.sum()))
     # Hospital patients seldom have one finding, and a fracture alone is too small to see in a thumbnail.
     count = rng.choice([0, 1, 2], p=[0.35, 0.45, 0.2]) + (main in ("Fracture", "Pleural Other"))
@@ -92,7 +99,7 @@ def label_study(kind: str, drawn: dict[str, float], rng: np.random.Generator) ->
     for finding in OFTEN_NEGATED:
         if not labels[finding] and rng.random() < 0.25:
             labels[finding] = "0.0"
-    unmentioned = [label for label in FINDINGS if not labels[label] and label != "Support Devices"]
+    unmentioned = [label for label in FINDING_WEIGHTS if not labels[label] and label != "Support Devices"]
     if kind == "abnormal" and rng.random() < 0.2:
         labels[str(rng.choice(unmentioned))] = "-1.0"  # mentioned as possible; nothing to be seen
     if kind in ("normal", "device"):
@@ -103,7 +110,7 @@ def label_study(kind: str, drawn: dict[str, float], rng: np.random.Generator) ->
 def relabel_study(labels: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
     """What another labeller makes of the same report: now and then it hears a doubt, or misses a negation."""
     labels = dict(labels)
-    mentioned = [label for label in FINDINGS if labels[label] and label != "Support Devices"]
+    mentioned = [label for label in FINDING_WEIGHTS if labels[label] and label != "Support Devices"]
     if mentioned and rng.random() < 0.15:
         changed = str(rng.choice(mentioned))
         labels[changed] = {"1.0": "-1.0", "0.0": "", "-1.0": "1.0"}[labels[changed]]

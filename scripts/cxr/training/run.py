@@ -80,9 +80,9 @@ class Run:
     def load_images(self, *, image_size: int, **options: Any) -> datasets.DatasetDict:
         """Returns the images by split, which one process of each machine shrinks on first use."""
         splits = load_images(
-            self.accelerator,
             self.args.data_dir,
             shortest_side=self.args.cache_image_size or default_cache_image_size(image_size),
+            shows_progress=self.accelerator.is_local_main_process,
             **options,
         )
         runtime.wait_for_all(self.accelerator, "images")  # a machine may take longer than others
