@@ -1,6 +1,5 @@
 """What the configuration of a model may hold, whoever wrote it: a flag, a config.json, or this repository."""
 
-from collections.abc import Callable
 from typing import Annotated
 from typing import Any
 from typing import ClassVar
@@ -8,7 +7,11 @@ from typing import Literal
 
 import psutil
 import torch
+from pydantic import BaseModel
+from pydantic import ConfigDict
 from pydantic import Field
+from pydantic import ValidationError
+from pydantic import model_validator
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ResNetConfig
@@ -17,6 +20,7 @@ from transformers import ViTConfig
 from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
+from typing_extensions import Self
 
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import VIEWS
@@ -26,64 +30,94 @@ from cxr.models.architectures import RESNET_CONFIGS
 from cxr.models.architectures import VIT_MAE_CONFIGS
 from cxr.run_folder.record import Record
 from cxr.run_folder.record import Share
+from cxr.run_folder.record import first_problem
 
-# What a value of a configuration may be, also in words; the bounds keep a model from being built for hours.
-Rule = tuple[Callable[[Any], bool], str]
-_WHOLE: Rule = (lambda value: type(value) is int and 0 < value <= 10**6, "a whole number from 1 to 1,000,000")
-_DEPTH: Rule = (lambda value: type(value) is int and 0 < value <= 1000, "a whole number from 1 to 1,000")
-_SHARE: Rule = (lambda value: type(value) in (int, float) and 0 <= value < 1, "a number in [0, 1)")
-_SMALL: Rule = (lambda value: type(value) is float and 0 < value < 1, "a number between 0 and 1")
-_SWITCH: Rule = (lambda value: type(value) is bool, "true or false")
-_ACTIVATION: Rule = (lambda value: type(value) is str and value in ACT2FN, f"one of {', '.join(ACT2FN)}")
-_CHANNELS: Rule = (lambda value: type(value) is int and value == 3, "3, as all images have")
-_WIDTHS: Rule = (
-    # A bottleneck has a quarter of the channels.
-    lambda value: (
-        isinstance(value, list | tuple) and bool(value) and all(_WHOLE[0](one) and one > 3 for one in value)
-    ),
-    "a list of whole numbers from 4",
-)
-_DEPTHS: Rule = (
-    lambda value: (
-        isinstance(value, list | tuple) and all(_DEPTH[0](one) for one in value) and _DEPTH[0](sum(value))
-    ),
-    "a list of whole numbers, 1,000 in all",
-)
-_LAYER_TYPE: Rule = (lambda value: value in ("basic", "bottleneck"), "basic or bottleneck")
-# All that makes two ViT encoders, masked autoencoders or ResNets the same network. Nothing else is taken from
-# a pretrained model's config.json: transformers acts on much of it.
-VIT_FIELDS = {
-    "hidden_size": _WHOLE,
-    "num_hidden_layers": _DEPTH,
-    "num_attention_heads": _WHOLE,
-    "intermediate_size": _WHOLE,
-    "hidden_act": _ACTIVATION,
-    "hidden_dropout_prob": _SHARE,
-    "attention_probs_dropout_prob": _SHARE,
-    "initializer_range": _SMALL,
-    "layer_norm_eps": _SMALL,
-    "image_size": _WHOLE,
-    "patch_size": _WHOLE,
-    "num_channels": _CHANNELS,
-    "qkv_bias": _SWITCH,
-}
-DECODER_FIELDS = {
-    "decoder_hidden_size": _WHOLE,
-    "decoder_num_hidden_layers": _DEPTH,
-    "decoder_num_attention_heads": _WHOLE,
-    "decoder_intermediate_size": _WHOLE,
-}
-RESNET_FIELDS = {
-    "num_channels": _CHANNELS,
-    "embedding_size": _WHOLE,
-    "hidden_sizes": _WIDTHS,
-    "depths": _DEPTHS,
-    "layer_type": _LAYER_TYPE,
-    "hidden_act": _ACTIVATION,
-    "downsample_in_first_stage": _SWITCH,
-    "downsample_in_bottleneck": _SWITCH,
-}
-FIELDS = {"vit": VIT_FIELDS, "vit_mae": {**VIT_FIELDS, **DECODER_FIELDS}, "resnet": RESNET_FIELDS}
+# The bounds keep a model from being built for hours.
+Whole = Annotated[int, Field(gt=0, le=10**6)]
+Depth = Annotated[int, Field(gt=0, le=1000)]
+Width = Annotated[int, Field(gt=3, le=10**6)]  # a bottleneck has a quarter of the channels
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Small = Annotated[float, Field(gt=0, lt=1)]
+Activation = Literal[tuple(ACT2FN)]
+Channels = Literal[3]  # as all images have
+
+
+class Fields(BaseModel):
+    """All that makes two models the same network, and all that is taken from a model's config.json.
+
+    transformers acts on much of what else may stand there.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+
+class VitFields(Fields):
+    hidden_size: Whole
+    num_hidden_layers: Depth
+    num_attention_heads: Whole
+    intermediate_size: Whole
+    hidden_act: Activation
+    hidden_dropout_prob: BelowOne
+    attention_probs_dropout_prob: BelowOne
+    initializer_range: Small
+    layer_norm_eps: Small
+    image_size: Whole
+    patch_size: Whole
+    num_channels: Channels
+    qkv_bias: bool
+
+    @model_validator(mode="after")
+    def _check_patches_and_heads(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"found image_size={self.image_size}, expected a multiple of patch_size={self.patch_size}"
+            )
+        check_heads(self.hidden_size, self.num_attention_heads, multiple=1, side="")
+        return self
+
+
+class VitMaeFields(VitFields):
+    decoder_hidden_size: Whole
+    decoder_num_hidden_layers: Depth
+    decoder_num_attention_heads: Whole
+    decoder_intermediate_size: Whole
+
+    @model_validator(mode="after")
+    def _check_positions(self) -> Self:
+        for side in ("", "decoder_"):  # 4: sine and cosine, of rows and columns
+            width, heads = (getattr(self, side + name) for name in ("hidden_size", "num_attention_heads"))
+            check_heads(width, heads, multiple=4, side=side)
+        return self
+
+
+def check_heads(width: int, num_heads: int, *, multiple: int, side: str) -> None:
+    if width % num_heads or width % multiple:
+        raise ValueError(
+            f"found {side}hidden_size={width}, expected a multiple of {multiple} and of "
+            f"{side}num_attention_heads={num_heads}"
+        )
+
+
+class ResnetFields(Fields):
+    num_channels: Channels
+    embedding_size: Whole
+    hidden_sizes: Annotated[list[Width], Field(min_length=1)]
+    depths: list[Depth]
+    layer_type: Literal["basic", "bottleneck"]
+    hidden_act: Activation
+    downsample_in_first_stage: bool
+    downsample_in_bottleneck: bool
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        if len(self.hidden_sizes) != len(self.depths):
+            raise ValueError("found hidden_sizes and depths of different lengths, expected one")
+        if sum(self.depths) > 1000:
+            raise ValueError(f"found {sum(self.depths)} layers in depths, expected at most 1,000")
+        return self
+
+
+FIELDS = {"vit": VitFields, "vit_mae": VitMaeFields, "resnet": ResnetFields}
 CONFIG_CLASSES = {"vit": ViTConfig, "vit_mae": ViTMAEConfig, "resnet": ResNetConfig}
 # Not by --config_overrides: the side has a flag, images have their channels, and these two are lists.
 NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
@@ -115,7 +149,7 @@ def make_config(config_name: str, *, overrides: str | None, image_size: int | No
         config = ResNetConfig(**RESNET_CONFIGS[config_name])
         model_class = ResNetForImageClassification
     if overrides:
-        allowed = [name for name in FIELDS[config.model_type] if name not in NOT_OVERRIDDEN]
+        allowed = [name for name in FIELDS[config.model_type].model_fields if name not in NOT_OVERRIDDEN]
         for pair in overrides.split(","):
             if pair.partition("=")[0] not in allowed:
                 raise UserError(
@@ -128,8 +162,7 @@ def make_config(config_name: str, *, overrides: str | None, image_size: int | No
             raise UserError(
                 f"--config_overrides {overrides[:200]}: {error}; expected values as {config_name} has them"
             ) from error
-    values = {name: getattr(config, name) for name in FIELDS[config.model_type]}
-    _check_values(values, config.model_type, where="--config_overrides, --image_size")
+    check_fields(config.to_dict(), where="--config_overrides, --image_size")
     check_memory(model_class, config, where=f"--config_name {config_name}, --config_overrides, --image_size")
     return config
 
@@ -139,11 +172,8 @@ def config_from_json(fields: dict[str, Any], *, where: str) -> PretrainedConfig:
 
     Raises UserError, beginning with `where`, for what no model can have.
     """
-    model_type = fields["model_type"]
-    values = CONFIG_CLASSES[model_type]().to_dict() | fields
-    values = {field: values[field] for field in FIELDS[model_type]}
-    _check_values(values, model_type, where=where)
-    config = CONFIG_CLASSES[model_type](**values)
+    config_class = CONFIG_CLASSES[fields["model_type"]]
+    config = config_class(**check_fields(config_class().to_dict() | fields, where=where))
     # Whose head the weights have: a script says so where it is another's.
     if isinstance(fields.get("architectures"), list) and isinstance(fields.get("id2label"), dict):
         config.architectures = [str(one) for one in fields["architectures"]]
@@ -156,34 +186,16 @@ def classifier_config(config: PretrainedConfig, labels: list[str]) -> Pretrained
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if config.model_type == "resnet":
         return ResNetConfig(**{**config.to_dict(), **names})
-    same = {name: value for name, value in config.to_dict().items() if name in VIT_FIELDS}
+    same = {name: value for name, value in config.to_dict().items() if name in VitFields.model_fields}
     return ViTConfig(**same, encoder_stride=config.patch_size, **names)
 
 
-def _check_values(values: dict[str, Any], model_type: str, *, where: str) -> None:
-    """Raises UserError, beginning with `where`, for what no model of this type can have."""
-    for name, value in values.items():
-        is_valid, expected = FIELDS[model_type][name]
-        if not is_valid(value):
-            raise UserError(f"{where}: found {name}={str(value)[:50]}, expected {expected}: change it")
-    if model_type == "resnet":
-        if len(values["hidden_sizes"]) != len(values["depths"]):
-            raise UserError(
-                f"{where}: found hidden_sizes and depths of different lengths, expected one: change it"
-            )
-        return
-    if values["image_size"] % values["patch_size"]:
-        raise UserError(
-            f"{where}: found image_size={values['image_size']}, expected a multiple of "
-            f"patch_size={values['patch_size']}: change one"
-        )
-    for side in ("", "decoder_") if model_type == "vit_mae" else ("",):
-        width, heads = values[f"{side}hidden_size"], values[f"{side}num_attention_heads"]
-        if width % heads or (width % 4 and model_type == "vit_mae"):  # sine, cosine; rows, columns
-            raise UserError(
-                f"{where}: found {side}hidden_size={width}, expected a multiple of 4 and of "
-                f"{side}num_attention_heads={heads}: change one"
-            )
+def check_fields(values: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """Returns the FIELDS of a configuration. Raises UserError, beginning with `where`, where one is wrong."""
+    try:
+        return FIELDS[values["model_type"]].model_validate(values).model_dump()
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_problem(error)}: change it") from error
 
 
 def num_parameters(

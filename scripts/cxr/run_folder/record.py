@@ -72,7 +72,7 @@ def installed_versions() -> dict[str, str]:
 def _printable(text: str) -> str:
     """Names and flags become parts of titles, of figures' file names and of rows."""
     if not text.isprintable():
-        raise ValueError("printable text")
+        raise ValueError(f"found {text!r:.50}, expected printable text")
     return text
 
 
@@ -83,6 +83,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 Word = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_printable)]
 Name = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
+
+
+def first_problem(error: ValidationError) -> str:
+    """What was found and what was expected, of the first field that does not fit."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"found no {field}"
+    if first["type"] == "value_error":  # of a validator of ours, which says it all
+        return first["msg"].removeprefix("Value error, ")
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"found {field + '=' if field else ''}{first['input']!r:.50}, expected {expected}"
 
 
 class Record(BaseModel):
@@ -111,13 +123,8 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            found = f"found {field + ' = ' if field else ''}{first['input']!r:.50}, expected {expected}"
-            if first["type"] == "missing":
-                found = f"found no {field}"
-            raise UserError(f"{where}: not what {cls.writer} writes: {found}; {cls.advice}") from error
+            problem = first_problem(error)
+            raise UserError(f"{where}: not what {cls.writer} writes: {problem}; {cls.advice}") from error
 
     def as_json(self) -> dict[str, Any]:
         """What is written: the fields that were set; a default that nothing set is left out."""
@@ -154,7 +161,7 @@ class Arguments(Record):
     def _check_flags(self) -> Self:
         for name, value in self.flags.items():
             if len(text := f"{name} {value}") > 1000 or not text.isprintable():
-                raise ValueError("flags of at most 1,000 printable characters")
+                raise ValueError(f"found {text!r:.50}, expected flags of at most 1,000 printable characters")
         return self
 
     @property
