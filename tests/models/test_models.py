@@ -19,7 +19,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor
-from transformers import BertConfig
 from transformers import ViTForImageClassification
 from transformers import ViTImageProcessor
 from transformers import ViTMAEForPreTraining
@@ -108,14 +107,10 @@ def test_new_mae_has_class_and_mask_tokens():
 
 def test_new_mae_starts_with_xavier_weights_and_no_biases():
     config = configs.make_config("vit-mae-tiny", overrides="num_hidden_layers=1", image_size=64)
-    model = new_mae(config)
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear):
-            continue
-        rows = (
-            3 * module.out_features if name.endswith(("q_proj", "k_proj", "v_proj")) else module.out_features
-        )
-        bound = (6 / (module.in_features + rows)) ** 0.5
+    modules = dict(new_mae(config).named_modules())
+    for name in (name for name, module in modules.items() if isinstance(module, torch.nn.Linear)):
+        module, fused = modules[name], 3 if name.endswith(("q_proj", "k_proj", "v_proj")) else 1
+        bound = (6 / (module.in_features + fused * module.out_features)) ** 0.5
         assert 0.9 * bound < module.weight.abs().max().item() <= bound
         assert not module.bias.any()
 
@@ -127,11 +122,9 @@ def sin_cos_by_hand(grid_size: int, width: int) -> np.ndarray:
     for row in range(grid_size):
         for column in range(grid_size):
             for k in range(quarter):
-                frequency = 1 / 10000 ** (k / quarter)
-                table[1 + row * grid_size + column, k] = np.sin(column * frequency)
-                table[1 + row * grid_size + column, quarter + k] = np.cos(column * frequency)
-                table[1 + row * grid_size + column, 2 * quarter + k] = np.sin(row * frequency)
-                table[1 + row * grid_size + column, 3 * quarter + k] = np.cos(row * frequency)
+                across, down = column / 10000 ** (k / quarter), row / 10000 ** (k / quarter)
+                numbers = [np.sin(across), np.cos(across), np.sin(down), np.cos(down)]
+                table[1 + row * grid_size + column, k::quarter] = numbers
     return table
 
 
@@ -163,11 +156,7 @@ def test_new_classifier_gives_one_logit_per_label():
 
 def test_classifier_has_the_saved_encoder_bit_by_bit(mae_folder):
     classifier = load_classifier(mae_folder)
-    saved = {
-        key: value
-        for key, value in load_file(mae_folder / "model.safetensors").items()
-        if key.startswith("vit.")
-    }
+    saved = [key for key in load_file(mae_folder / "model.safetensors") if key.startswith("vit.")]
     now = {key: value for key, value in classifier.state_dict().items() if key.startswith("vit.")}
     again = ViTMAEForPreTraining.from_pretrained(mae_folder).vit.state_dict()
     assert now.keys() == {f"vit.{key}" for key in again}
@@ -252,17 +241,10 @@ def test_truncated_weights_are_refused_in_one_line(mae_folder, tmp_path):
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        "no_such_key=3",
-        "patch_size=abc",
-        "hidden_size=190",
-        "hidden_size=30",
-        "decoder_hidden_size=18",
-        "qkv_bias=maybe",
-    ],
-)
+DO_NOT_FIT = "no_such_key=3 patch_size=abc hidden_size=190 hidden_size=30 decoder_hidden_size=18 qkv_bias=x"
+
+
+@pytest.mark.parametrize("overrides", DO_NOT_FIT.split())
 def test_overrides_that_do_not_fit_are_an_error_that_names_the_flag(overrides):
     with pytest.raises(ValueError, match=rf"--config_overrides.*{overrides.split('=')[0]}"):
         configs.make_config("vit-mae-tiny", overrides=overrides, image_size=None)
@@ -306,28 +288,18 @@ def test_pretrained_vit_at_another_image_size_is_refused():
         check_image_size(small_config(), 64)
 
 
-def test_text_model_is_refused_with_the_expected_types(tmp_path):
-    BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"found model_type bert, expected vit_mae or vit or resnet"):
+@pytest.mark.parametrize("kind", ["bert", "no-such-model"])
+def test_other_kind_of_model_is_refused_with_the_expected_types(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"found model_type {kind}, expected vit_mae or vit or resnet"):
         load_config(str(tmp_path), expected=("vit_mae", "vit", "resnet"), **LOCAL)
 
 
-def test_unknown_kind_of_model_is_refused_with_the_expected_types(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"found model_type no-such-model, expected vit_mae or vit"):
-        load_config(str(tmp_path), expected=("vit_mae", "vit"), **LOCAL)
-
-
-def test_folder_without_a_model_is_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model_type": 5}'])
+def test_folder_without_a_whole_config_is_refused_in_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=f"^model {tmp_path}: could not be loaded") as error:
-        load_config(str(tmp_path), expected=("vit_mae",), **LOCAL)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model_type": 5}'])
-def test_broken_config_is_refused_in_one_line(tmp_path, content):
-    (tmp_path / "config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="could not be loaded") as error:
         load_config(str(tmp_path), expected=("vit_mae",), **LOCAL)
     assert "\n" not in str(error.value)
 
@@ -375,6 +347,4 @@ def test_stored_processor_makes_three_channels_of_a_gray_image(mae_folder):
     processor = AutoImageProcessor.from_pretrained(mae_folder)
     pixels = processor(Image.new("L", (40, 60), 127), return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 32, 32)
-    assert pixels.flatten().tolist() == pytest.approx(
-        [(127 / 255 - 0.4978) / 0.2449] * pixels.numel(), abs=1e-5
-    )
+    torch.testing.assert_close(pixels, torch.full_like(pixels, (127 / 255 - 0.4978) / 0.2449))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import run_classification
 import run_mae_pretrain
+from cxr.training import run as training_run
 from cxr.training.preemption import Preemption
 from equal_runs import assert_equal
 from equal_runs import without_times
@@ -20,22 +21,13 @@ WHOLE = ["--per_device_train_batch_size=8"]
 # Dropout draws from the running generator, which is in the checkpoint.
 DROPOUT = [TINY_VIT[0], TINY_VIT[1] + ",hidden_dropout_prob=0.1", TINY_VIT[2]]
 AUGMENTED = ["--augmentation=mae", "--random_erasing_prob=0.5"]
+MASKED, WORKERS = ["--mask_ratio=0.5", "--max_grad_norm=1"], ["--dataloader_num_workers=2"]
 
 RUNS = {
     "pretraining": (run_mae_pretrain, [*TINY_VIT, *ACCUMULATED]),
-    "pretraining with workers": (run_mae_pretrain, [*TINY_VIT, *WHOLE, "--dataloader_num_workers=2"]),
+    "pretraining with workers": (run_mae_pretrain, [*TINY_VIT, *WHOLE, *WORKERS]),
     "ViT": (run_classification, [*DROPOUT, *ACCUMULATED, *AUGMENTED, "--mask_ratio=0.25"]),
-    "ViT with workers": (
-        run_classification,
-        [
-            *TINY_VIT,
-            *WHOLE,
-            *AUGMENTED,
-            "--mask_ratio=0.5",
-            "--max_grad_norm=1",
-            "--dataloader_num_workers=2",
-        ],
-    ),
+    "ViT with workers": (run_classification, [*TINY_VIT, *WHOLE, *AUGMENTED, *MASKED, *WORKERS]),
     "ResNet": (run_classification, [*TINY_RESNET, *WHOLE, "--augmentation=classic"]),
 }
 
@@ -55,7 +47,7 @@ def stop_after(script, output_dir: Path, step: int, *flags: object) -> None:
             return super().requested()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "Preemption", Asked)
+        patch.setattr(training_run, "Preemption", Asked)
         try:
             run_main(script, output_dir, *flags)
         except SystemExit as ended:  # pytest.raises would keep the run's frames, and with them its lock

@@ -1,6 +1,6 @@
 """Runs that are killed at random moments, again and again, end where the uninterrupted run does.
 
-    KILLS=200 python -m pytest -m slow -s tests/test_kills.py
+    KILLS=200 python -m pytest -m slow -s tests/reliability/test_kills.py
 
 Half of the moments are points in time; the others are just before an operation on a file of the run or of the
 hub, so that what lies between two of them is hit too.
@@ -49,14 +49,10 @@ FLAGS = [
     f"--hub_model_id={NAME}",
     "--hub_revision=v1",
 ]
+MASKED = ["--augmentation=mae", "--mask_ratio=0.25"]
 OF_SCRIPT = {
     "run_mae_pretrain": ["--hub_strategy=every_save"],
-    "run_classification": [
-        "--augmentation=mae",
-        "--mask_ratio=0.25",
-        "--evaluate_test",
-        "--checkpoints_total_limit=2",
-    ],
+    "run_classification": [*MASKED, "--evaluate_test", "--checkpoints_total_limit=2"],
 }
 
 
@@ -109,12 +105,8 @@ def check_files(folder: Path) -> None:
             assert path.parent.name == "refs", path
             assert (path.parents[1] / "snapshots" / path.read_text(encoding="utf-8")).is_dir()
     for checkpoint in (folder / "run" / "checkpoints").glob("step_*"):
-        assert {path.name for path in checkpoint.iterdir()} >= {
-            "model.safetensors",
-            "optimizer.bin",
-            "random_states_0.pkl",
-            "progress.json",
-        }
+        names = {path.name for path in checkpoint.iterdir()}
+        assert names >= {"model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"}
         assert torch.load(checkpoint / "optimizer.bin", weights_only=True)
 
 

@@ -136,25 +136,20 @@ def test_two_processes_have_the_losses_and_metrics_of_one(two_runs):
 def test_two_processes_evaluate_every_image_once(two_runs):
     results = [read_results(two_runs / name) for name in ("1", "2")]
     for split in {"validation", "test"} & set(results[0]):  # pretraining writes no predictions
-        lines = [
-            (two_runs / name / f"predictions_{split}.csv").read_text(encoding="utf-8").splitlines()
-            for name in ("1", "2")
-        ]
-        ids = [[line.split(",")[0] for line in of_run] for of_run in lines]
+        tables = [(two_runs / name / f"predictions_{split}.csv").read_text("utf-8") for name in ("1", "2")]
+        ids = [[line.split(",")[0] for line in table.splitlines()] for table in tables]
         assert ids[0] == ids[1]
         assert len(set(ids[1])) == len(ids[1]) == results[1][split]["n"] + 1
 
 
 def test_two_processes_train_on_the_same_sample_and_write_one_record(two_runs):
-    samples = [
-        json.loads((two_runs / name / "samples.json").read_text(encoding="utf-8")) for name in ("1", "2")
-    ]
-    assert samples[0] == samples[1]
-    assert {path.name for path in (two_runs / "1").iterdir()} == {
-        path.name for path in (two_runs / "2").iterdir()
-    }
-    weights = [load_file(two_runs / name / "model" / "model.safetensors") for name in ("1", "2")]
-    assert weights[0].keys() == weights[1].keys()
+    folders = [two_runs / name for name in ("1", "2")]
+    one, two = (json.loads((folder / "samples.json").read_text(encoding="utf-8")) for folder in folders)
+    assert one == two
+    one, two = (sorted(path.name for path in folder.iterdir()) for folder in folders)
+    assert one == two
+    one, two = (load_file(folder / "model" / "model.safetensors").keys() for folder in folders)
+    assert one == two
 
 
 # Signals and deaths -----------------------------------------------------------------------------------------

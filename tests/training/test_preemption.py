@@ -122,10 +122,10 @@ def test_ctrl_c_that_ends_the_reader_of_a_pipe_too_still_saves(sample_root, tmp_
 @pytest.mark.slow
 def test_error_of_ours_with_workers_ends_with_its_trace_and_does_not_hang(sample_root, tmp_path):
     code = (
-        "import sys; import run_mae_pretrain; from cxr import runtime\n"
+        "import sys; import run_mae_pretrain; from cxr.errors import run_script\n"
         "def fail(*args): raise TypeError('ours')\n"
         "run_mae_pretrain.train_step = fail\n"
-        "runtime.run_script(lambda: run_mae_pretrain.main(sys.argv[1:]))"
+        "run_script(lambda: run_mae_pretrain.main(sys.argv[1:]))"
     )
     flags = [*TINY_VIT, *QUICK, "--dataloader_num_workers=2", f"--data_dir={sample_root}"]
     command = [sys.executable, "-c", code, *flags, f"--output_dir={tmp_path / 'run'}"]
