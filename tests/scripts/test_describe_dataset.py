@@ -379,17 +379,6 @@ def test_wrong_flag_is_one_line(flags, said, capsys):
     assert said in fail(flags, capsys)
 
 
-def test_published_counts_agree_with_each_other():
-    counts = paper.IMAGE_COUNTS
-    for name in ("images", "studies"):
-        assert sum(counts[split][name] for split in ("train", "validation", "test")) == counts["all"][name]
-    assert sum(sum(split.values()) for split in paper.STUDY_COUNTS.values()) == 239_921
-    assert sum(sum(split.values()) for split in paper.STUDY_SUB_SAMPLE_COUNTS.values()) == 11_833
-    assert tuple(sorted(paper.AGREEMENT_COUNTS)) == LABELS
-    labelled_train_studies = 222_750
-    assert max(map(sum, paper.AGREEMENT_COUNTS.values())) < labelled_train_studies
-
-
 def test_real_radiographs_are_described(tmp_path):
     if not NIH_ROOT.is_dir():
         pytest.skip(f"{NIH_ROOT} is not on this machine")
