@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from mimic_tables import write_csv
 from PIL import Image
 
 from mimic_cxr_dataset import choices
@@ -28,13 +29,6 @@ HAS_SCRIPTS = int(datasets.__version__.split(".")[0]) < 4  # later releases use 
 
 LABELS = [*choices.FINDINGS, "No Finding"]
 NO_ROW = None  # a study without a row in the label table
-
-
-def write_csv(path, header, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    content = text.getvalue().encode("utf-8")
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", version="2.0.0", draw=True):
@@ -515,7 +509,7 @@ def damage_jpeg(path, how):
 @pytest.mark.parametrize("how", ["cut off", "empty", "text"])
 @pytest.mark.parametrize("image_size", [None, 20])
 @pytest.mark.parametrize("num_proc", [None, 2])
-def test_corrupt_image_is_one_line_with_its_path(root, tmp_path, how, image_size, num_proc):
+def test_damaged_image_is_one_line_with_its_path(root, tmp_path, how, image_size, num_proc):
     path = image_paths(root)[13]
     damage_jpeg(path, how)
     with pytest.raises(DatasetError) as error:
@@ -524,7 +518,7 @@ def test_corrupt_image_is_one_line_with_its_path(root, tmp_path, how, image_size
     assert error.value.__cause__ is None or num_proc is None
 
 
-def test_load_dataset_names_a_corrupt_image_with_two_processes(root, tmp_path):
+def test_load_dataset_names_a_damaged_image_with_two_processes(root, tmp_path):
     path = image_paths(root)[13]
     damage_jpeg(path, "cut off")
     with pytest.raises(ValueError) as error:
@@ -548,7 +542,7 @@ def test_skip_leaves_bad_images_out_and_lists_them(root, tmp_path, caplog, image
     assert listed["reason"].tolist()[1] == "missing file"
     assert len(pd.read_csv(Path(builder._output_dir) / "bad_images_test.csv")) == 1
     assert not (Path(builder._output_dir) / "bad_images_validation.csv").exists()
-    assert "bad images left out: 3 (2 corrupt)" in caplog.text
+    assert "bad images left out: 3 (2 damaged)" in caplog.text
     assert str(Path(builder._output_dir) / "bad_images_train.csv") in caplog.text
     total = dataset["train"].info.description.splitlines()[-1].split()
     assert total == ["total", "25", "0", "0", "0", "0", "2", "2", "21"]
@@ -562,7 +556,7 @@ def test_skip_survives_a_worker_whose_images_are_all_bad(root, tmp_path):
     assert len(dataset) == len(list(dataset)) == 7
 
 
-def test_a_split_of_corrupt_images_only_is_an_error(root, tmp_path):
+def test_a_split_of_damaged_images_only_is_an_error(root, tmp_path):
     for path in image_paths(root)[20:22]:
         damage_jpeg(path, "text")
     with pytest.raises(DatasetError) as error:
