@@ -12,7 +12,7 @@ import run_classification
 import run_mae_pretrain
 import torch
 from cxr.data.images import default_cache_image_size
-from cxr.data.sources import DATASET_SCRIPT
+from cxr.data.sources import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
@@ -117,7 +117,7 @@ def test_best_epoch_is_the_one_measured_at_the_end(vit_run):
 
 def test_plain_transformers_pipeline_gives_the_same_probabilities(vit_run, sample_root, tmp_path):
     splits = datasets.load_dataset(
-        str(DATASET_SCRIPT),
+        str(REPOSITORY / "mimic_cxr_dataset"),
         "finding",
         data_dir=str(sample_root),
         image_size=default_cache_image_size(32),
