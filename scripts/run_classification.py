@@ -48,6 +48,7 @@ from cxr.models import pretrained
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.record import ClassificationResults
 from cxr.run_folder.record import Epoch
+from cxr.sharing import push
 from cxr.training import nonfinite
 from cxr.training import optimization
 from cxr.training import runtime
@@ -76,28 +77,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     study = parser.add_argument_group("what the study varies")
     study.add_argument("--augmentation", choices=AUGMENTATIONS, default="none", help="of training images")
-    study.add_argument(
-        "--crop_scale",
-        type=command_line.share_above_zero,
-        nargs=2,
-        default=DEFAULT_CROP_SCALE,
-        metavar=("MIN", "MAX"),
-        help="bounds of the share of the image's area that the random crop of --augmentation mae covers",
-    )
-    study.add_argument(
-        "--random_erasing_prob",
-        metavar="P",
-        type=command_line.probability,
-        default=0.0,
-        help="probability that a rectangle of a training image is replaced by noise",
-    )
-    study.add_argument(
-        "--mask_ratio",
-        metavar="R",
-        type=command_line.share_below_one,
-        default=0.0,
-        help="share of the patches that a ViT does not see in training; in an evaluation it sees all",
-    )
+    arguments.add_crop_scale(study, "the random crop of --augmentation mae", default=DEFAULT_CROP_SCALE)
+    erased = "probability that a rectangle of a training image is replaced by noise"
+    command_line.add_number(study, "--random_erasing_prob", command_line.probability, erased, default=0.0)
+    hidden = "share of the patches that a ViT does not see in training; in an evaluation it sees all"
+    command_line.add_number(study, "--mask_ratio", command_line.share_below_one, hidden, default=0.0)
     study.add_argument(
         "--train_last_layer_only",
         action="store_true",
@@ -377,7 +361,7 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
         num_train_positive=sum(sets["train"].images["label"]),
         **run.finished_results(),
     )
-    run.share_finished(results)
+    push.share_finished(run.record, results)
     for split, values in measured.items():
         numbers = ("n", "auroc", "average_precision", "accuracy", "f1")
         shown = ", ".join(f"{name} {values[name]:.4g}" for name in numbers if values[name] is not None)
@@ -422,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
         measured = measure_best(run, run.load_saved(CLASSIFIERS[config.model_type]), sets)
         if run.accelerator.is_main_process:
             finish(run, sets, measured)
-    run.close()
+    run.accelerator.end_training()
 
 
 if __name__ == "__main__":

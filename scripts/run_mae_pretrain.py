@@ -37,6 +37,7 @@ from cxr.models import configs
 from cxr.models import pretrained
 from cxr.models.scratch import new_mae
 from cxr.run_folder.record import PretrainingResults
+from cxr.sharing import push
 from cxr.training import nonfinite
 from cxr.training import runtime
 from cxr.training.run import Run
@@ -53,27 +54,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     arguments.add_model_arguments(parser, config_names=list(architectures.VIT_MAE_CONFIGS))
 
     mae = parser.add_argument_group("masked autoencoder")
-    mae.add_argument(
-        "--mask_ratio",
-        metavar="R",
-        type=command_line.share_below_one,
-        default=0.75,
-        help="share of the patches that is hidden from the encoder",
-    )
+    hidden = "share of the patches that is hidden from the encoder"
+    command_line.add_number(mae, "--mask_ratio", command_line.share_below_one, hidden, default=0.75)
     mae.add_argument(
         "--norm_pix_loss",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="predict the pixels of a patch normalised by its own mean and standard deviation",
     )
-    mae.add_argument(
-        "--crop_scale",
-        type=command_line.share_above_zero,
-        nargs=2,
-        default=(0.2, 1.0),
-        metavar=("MIN", "MAX"),
-        help="bounds of the share of the image's area that a random resized crop covers",
-    )
+    arguments.add_crop_scale(mae, "a random resized crop", default=(0.2, 1.0))
     mae.add_argument(
         "--horizontal_flip",
         action=argparse.BooleanOptionalAction,
@@ -261,7 +250,7 @@ def finish(run: Run) -> None:
     )
     title = f"masked autoencoder, {run.args.mask_ratio:.0%} hidden"
     plots.plot_losses(epochs, run.record.output_dir / "loss.png", title=title)
-    run.share_finished(results)
+    push.share_finished(run.record, results)
     logger.info("Model: %s", model_dir)
     logger.info("Figures: %s and loss.png beside it", run.record.output_dir / "reconstructions.png")
     data_dir = f" --data_dir {run.args.data_dir}" if run.args.data_dir else ""
@@ -287,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
         train(run)
         run.end_training()
         finish(run)
-    run.close()
+    run.accelerator.end_training()
 
 
 if __name__ == "__main__":

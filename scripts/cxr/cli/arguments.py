@@ -21,6 +21,7 @@ from cxr.cli.command_line import non_negative_int
 from cxr.cli.command_line import positive_float
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
+from cxr.cli.command_line import share_above_zero
 from cxr.cli.command_line import share_below_one
 from cxr.sharing.local_hub import parse_model_id
 from cxr.sharing.local_hub import parse_tag
@@ -116,6 +117,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         non_negative_int,
         "number of processes that load images (default: on a CPU 0, else this process's share of the "
         "cores, at most 16)",
+    )
+
+
+def add_crop_scale(group: argparse._ActionsContainer, crop: str, *, default: tuple[float, float]) -> None:
+    group.add_argument(
+        "--crop_scale",
+        type=share_above_zero,
+        nargs=2,
+        default=default,
+        metavar=("MIN", "MAX"),
+        help=f"bounds of the share of the image's area that {crop} covers",
     )
 
 

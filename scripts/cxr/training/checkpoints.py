@@ -11,16 +11,8 @@ from accelerate import Accelerator
 
 from cxr.errors import UserError
 from cxr.errors import one_line
-from cxr.run_folder.files import new_folder
-from cxr.run_folder.files import read_json
-from cxr.run_folder.files import remove_folder
-from cxr.run_folder.files import replace_folder
-from cxr.run_folder.files import sha256_of
-from cxr.run_folder.files import write_json
-from cxr.run_folder.files import write_text
-from cxr.run_folder.record import BAD_STEPS_FILE
-from cxr.run_folder.record import METRICS_FILE
-from cxr.run_folder.record import PROGRESS_FILE
+from cxr.run_folder import files
+from cxr.run_folder import record
 from cxr.training.optimization import Schedule
 from cxr.training.progress import Progress
 from cxr.training.progress import complete_checkpoints
@@ -28,7 +20,10 @@ from cxr.training.runtime import on_main_process
 
 BEST_MODEL = "best_model"  # in a checkpoint
 CHECKSUMS_FILE = "sha256.json"
-RECORDS = {METRICS_FILE: False, BAD_STEPS_FILE: True}  # of a run, that are in a checkpoint; whether private
+RECORDS = {
+    record.METRICS_FILE: False,
+    record.BAD_STEPS_FILE: True,
+}  # of a run, that are in a checkpoint; whether private
 logger = logging.getLogger(__name__)
 
 
@@ -61,9 +56,9 @@ def save_checkpoint(
             for name in RECORDS:
                 if (output_dir / name).is_file():
                     shutil.copy(output_dir / name, temporary / name)  # with its mode
-            write_json(temporary / CHECKSUMS_FILE, _checksums(temporary))
-            write_json(temporary / PROGRESS_FILE, progress.as_json())
-            replace_folder(temporary, target)
+            files.write_json(temporary / CHECKSUMS_FILE, _checksums(temporary))
+            files.write_json(temporary / record.PROGRESS_FILE, progress.as_json())
+            files.replace_folder(temporary, target)
     finally:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)  # a full disk has better uses
@@ -72,7 +67,7 @@ def save_checkpoint(
         end = complete.index(target) + 1
         # First what was left behind when the run was resumed from an earlier one: it would be the latest.
         for path in [*complete[end:], *complete[:end][:-total_limit]]:
-            remove_folder(path)
+            files.remove_folder(path)
     accelerator.wait_for_everyone()
 
 
@@ -87,7 +82,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     checkpoints_dir = output_dir / "checkpoints"
     if resume_from_checkpoint != "latest":
         path = Path(resume_from_checkpoint)
-        if not (path / PROGRESS_FILE).is_file() or path.resolve().parent != checkpoints_dir.resolve():
+        if not (path / record.PROGRESS_FILE).is_file() or path.resolve().parent != checkpoints_dir.resolve():
             raise UserError(
                 f"--resume_from_checkpoint {path}: not a complete checkpoint of this run; expected latest or "
                 f"a folder such as {checkpoints_dir / 'step_100'}"
@@ -99,7 +94,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
 def resumed_images_per_step(output_dir: Path, resume_from_checkpoint: str | None) -> int | None:
     """Returns what a step means in the checkpoint that the flag means, None where there is none."""
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
-    return None if checkpoint is None else Progress.read(checkpoint / PROGRESS_FILE).images_per_step
+    return None if checkpoint is None else Progress.read(checkpoint / record.PROGRESS_FILE).images_per_step
 
 
 def resume(
@@ -126,7 +121,7 @@ def resume(
         if accelerator.is_main_process:
             restore_records(output_dir, None)
         return Progress(images_per_step=images_per_step)
-    progress = Progress.read(checkpoint / PROGRESS_FILE)
+    progress = Progress.read(checkpoint / record.PROGRESS_FILE)
     on_main_process(accelerator, functools.partial(_check_content, checkpoint))
     try:
         accelerator.load_state(str(checkpoint))
@@ -146,7 +141,7 @@ def resume(
     if accelerator.is_main_process:
         restore_records(output_dir, checkpoint)
         if progress.best:
-            with new_folder(output_dir / "model") as folder:
+            with files.new_folder(output_dir / "model") as folder:
                 shutil.copytree(checkpoint / BEST_MODEL, folder, dirs_exist_ok=True)
     logger.info("Resuming from %s, after step %d.", checkpoint, progress.step)
     return progress
@@ -158,22 +153,22 @@ def restore_records(output_dir: Path, checkpoint: Path | None) -> None:
     for name, is_private in RECORDS.items():
         if checkpoint is not None and (checkpoint / name).is_file():
             text = (checkpoint / name).read_text(encoding="utf-8")
-            write_text(output_dir / name, text, private=is_private)
+            files.write_text(output_dir / name, text, private=is_private)
         else:
             (output_dir / name).unlink(missing_ok=True)
 
 
 def _checksums(checkpoint: Path) -> dict[str, str]:
-    files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    return {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in files}
+    found = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return {path.relative_to(checkpoint).as_posix(): files.sha256_of(path) for path in found}
 
 
 def _check_content(checkpoint: Path) -> None:
     """Raises UserError where a file has changed since it was written, which torch seldom notices."""
-    expected = read_json(checkpoint / CHECKSUMS_FILE)
+    expected = files.read_json(checkpoint / CHECKSUMS_FILE)
     found = _checksums(checkpoint)
     changed = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-    changed = sorted(set(changed) - {CHECKSUMS_FILE, PROGRESS_FILE})
+    changed = sorted(set(changed) - {CHECKSUMS_FILE, record.PROGRESS_FILE})
     if changed:
         raise UserError(
             f"{checkpoint} is damaged: {', '.join(changed)[:200]} changed since it was saved; resume from an "
@@ -193,7 +188,7 @@ def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path
     """Writes `model_dir` for plain `from_pretrained`: safetensors, config, image processor."""
     state_dict = accelerator.get_state_dict(model)  # a collective where the weights are sharded
     if accelerator.is_main_process:
-        with new_folder(model_dir) as folder:
+        with files.new_folder(model_dir) as folder:
             accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state_dict)
             image_processor.save_pretrained(folder)
     accelerator.wait_for_everyone()

@@ -14,22 +14,13 @@ from torch.distributed.tensor import DTensor
 from cxr.choices import SCHEDULES
 from cxr.errors import UserError
 
-
-def _constant(progress: float) -> float:
-    return 1.0
-
-
-def _linear(progress: float) -> float:
-    return 1.0 - progress
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
 # Each maps the share of the steps after warm-up that are done, in [0, 1), to a share of the peak learning
 # rate.
-SHAPES: dict[str, Callable[[float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
 assert tuple(SHAPES) == SCHEDULES
 
 

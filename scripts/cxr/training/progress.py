@@ -12,16 +12,12 @@ from pydantic import field_validator
 from typing_extensions import Self
 
 from cxr.errors import UserError
-from cxr.run_folder.record import PROGRESS_FILE
-from cxr.run_folder.record import Count
-from cxr.run_folder.record import Epoch
-from cxr.run_folder.record import Record
-from cxr.run_folder.record import Seconds
+from cxr.run_folder import record
 
 logger = logging.getLogger(__name__)
 
 
-class Progress(Record):
+class Progress(record.Record):
     """`progress.json` in a checkpoint: where a run stands.
 
     With the model, the optimizer and the scaler it is all that a resume needs: the images, augmentations and
@@ -30,13 +26,13 @@ class Progress(Record):
 
     advice: ClassVar[str] = "remove this checkpoint, or name an older one"
 
-    images_per_step: Count = Field(description="of all processes: what a step means")
-    step: Count = Field(default=0, description="optimizer steps done")
+    images_per_step: record.Count = Field(description="of all processes: what a step means")
+    step: record.Count = Field(default=0, description="optimizer steps done")
     loss_sum: float = Field(default=0.0, description="of the finite losses of this epoch's steps so far")
-    num_losses: Count = Field(default=0, description="their number")
-    num_bad_steps: Count = Field(default=0, description="steps skipped since the start of the run")
-    train_seconds: Seconds = Field(default=0.0, description="in training steps; no evaluation, no saving")
-    best: Epoch | None = Field(default=None, description="the best epoch so far, of a classifier")
+    num_losses: record.Count = Field(default=0, description="their number")
+    num_bad_steps: record.Count = Field(default=0, description="steps skipped since the start of the run")
+    train_seconds: record.Seconds = Field(default=0.0, description="spent in training steps")
+    best: record.Epoch | None = Field(default=None, description="the best epoch so far, of a classifier")
 
     @field_validator("best", mode="before")
     @classmethod
@@ -83,9 +79,9 @@ def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
         return []
     steps = {}
     for path in checkpoints_dir.iterdir():
-        if re.fullmatch(r"step_\d+", path.name) and (path / PROGRESS_FILE).is_file():
+        if re.fullmatch(r"step_\d+", path.name) and (path / record.PROGRESS_FILE).is_file():
             try:
-                steps[path] = Progress.read(path / PROGRESS_FILE).step
+                steps[path] = Progress.read(path / record.PROGRESS_FILE).step
             except UserError as error:
                 logger.warning("Skipped: %s", error)
     return sorted(steps, key=steps.get)

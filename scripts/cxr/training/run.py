@@ -29,7 +29,6 @@ from cxr.data.loading import make_training_loader
 from cxr.data.transforms import Normalizer
 from cxr.models.acceleration import speed_up
 from cxr.run_folder.files import write_text
-from cxr.run_folder.record import Results
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import Sample
 from cxr.run_folder.record import installed_versions
@@ -270,9 +269,6 @@ class Run:
         model = model_class.from_pretrained(self.record.output_dir / "model", dtype=torch.float32)
         return model.to(self.accelerator.device).eval()
 
-    def close(self) -> None:
-        self.accelerator.end_training()
-
     def save_model(self) -> None:
         """Writes `model/`, for plain `from_pretrained`."""
         model_dir = self.record.output_dir / "model"
@@ -322,7 +318,3 @@ class Run:
             "seed": args.seed,
             "versions": installed_versions(),
         }
-
-    def share_finished(self, results: Results) -> None:
-        """By the main process: the card, a push if asked for and, last of all, `results.json`."""
-        push.share_finished(self.record, results)
