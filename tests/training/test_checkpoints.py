@@ -84,7 +84,7 @@ def test_partial_folders_are_not_checkpoints(run):
     save(run, 5)
     shutil.copytree(output_dir / "checkpoints" / "step_5", output_dir / "checkpoints" / ".step_7.tmp")
     shutil.copytree(output_dir / "checkpoints" / "step_5", output_dir / "checkpoints" / "step_8")
-    (output_dir / "checkpoints" / "step_8" / checkpoints.PROGRESS_FILE).unlink()
+    (output_dir / "checkpoints" / "step_8" / PROGRESS_FILE).unlink()
     assert checkpoints.find_checkpoint(output_dir, "latest").name == "step_5"
 
 
@@ -121,13 +121,13 @@ def test_oldest_is_deleted_only_after_the_new_one_is_complete(run, monkeypatch):
     output_dir = run[3]
     save(run, 1, total_limit=1)
     complete_when_deleted = []
-    remove = checkpoints.remove_folder
+    remove = checkpoints.files.remove_folder
 
     def note(path):
         complete_when_deleted.extend(names(output_dir))
         remove(path)
 
-    monkeypatch.setattr(checkpoints, "remove_folder", note)
+    monkeypatch.setattr(checkpoints.files, "remove_folder", note)
     save(run, 2, total_limit=1)
     assert complete_when_deleted == ["step_1", "step_2"]
 

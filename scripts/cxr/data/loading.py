@@ -23,9 +23,8 @@ from cxr.data.seeding import derive_seed
 # What asks a run to end; a batch system's notice that time is up is SIGTERM or, with `sbatch
 # --signal=USR1@120`, SIGUSR1.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-EVALUATION_SEED = (
-    0  # not --seed: validation masks are the same in all runs, so that their losses can be compared
-)
+# Not --seed: validation masks are the same in all runs, so that their losses can be compared.
+EVALUATION_SEED = 0
 
 
 class ChestXrays(Dataset):

@@ -64,9 +64,8 @@ def attend(
     weight = torch.cat([projection.weight for projection in separate])
     bias = None if self.q_proj.bias is None else torch.cat([projection.bias for projection in separate])
     projected = F.linear(hidden_states, weight, bias)  # (B, L, 3 * D)
-    query, key, value = projected.unflatten(2, (3, -1, self.head_dim)).permute(
-        2, 0, 3, 1, 4
-    )  # (B, H, L, D / H)
+    # Each (B, H, L, D / H).
+    query, key, value = projected.unflatten(2, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
     dropout = self.attention_dropout if self.training else 0.0
     if (
         query.device.type == "cpu"
