@@ -3,13 +3,18 @@
 python docs/make_run_folder_page.py
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
+from types import UnionType
+from typing import Annotated
+from typing import Any
+from typing import Literal
+from typing import Union
+from typing import get_origin
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # for cxr
 
@@ -68,13 +73,21 @@ def describe(kind: type[BaseModel]) -> Iterator[str]:
     yield "| field | type | what it is |\n| --- | --- | --- |"
     for name, field in kind.model_fields.items():
         required = "" if field.is_required() else " May be absent."
-        yield f"| `{name}` | {type_name(field)} | {field.description or ''}{required} |"
+        yield f"| `{name}` | {type_name(field.annotation)} | {field.description or ''}{required} |"
 
 
-def type_name(field: FieldInfo) -> str:
-    text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
-    text = re.sub(r"\b(?:typing|cxr(?:\.\w+)+)\.", "", text)  # where a type is from
-    return text.replace("|", "or").replace("NoneType", "null").replace("None", "null")
+def type_name(annotation: object) -> str:
+    """A type in words of JSON, without the bounds that are checked."""
+    name, parts = get_origin(annotation), getattr(annotation, "__args__", ())
+    if name is Annotated:
+        return type_name(parts[0])
+    if name is Literal:
+        return " or ".join(map(repr, parts))
+    if name is Union or isinstance(annotation, UnionType):
+        return " or ".join(map(type_name, parts))
+    if parts:
+        return f"{name.__name__} of {' to '.join(map(type_name, parts))}"
+    return {NoneType: "null", Any: "any"}.get(annotation) or annotation.__name__
 
 
 def page() -> str:

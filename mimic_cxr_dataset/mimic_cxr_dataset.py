@@ -203,12 +203,12 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         notes.sort_values("row").drop(columns="row").to_csv(path, index=False)
         for part in parts:
             part.unlink()
-        num_corrupt = int((notes["reason"] != "missing file").sum())
-        self._count_left_out(split, "corrupt file", num_corrupt)
+        num_damaged = int((notes["reason"] != "missing file").sum())
+        self._count_left_out(split, "damaged file", num_damaged)
         self._describe()
         final_path = Path(str(path.parent).removesuffix(".incomplete"), path.name)
         logger.warning(
-            f"{split}: bad images left out: {len(notes):,} ({num_corrupt:,} corrupt), see {final_path}"
+            f"{split}: bad images left out: {len(notes):,} ({num_damaged:,} damaged), see {final_path}"
         )
 
     # What follows wraps methods of `datasets` (tried with 3.6 and 5.2) where there is no other way.
@@ -231,7 +231,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         split = split_generator.name
         self._list_bad_images(split)
         if split_generator.split_info.num_examples == 0:
-            raise DatasetError(f"{self.config.data_dir}: every image of the {split} split is corrupt.")
+            raise DatasetError(f"{self.config.data_dir}: every image of the {split} split is damaged.")
 
     def _prepare_split_single(self, *args, **kwargs):
         try:

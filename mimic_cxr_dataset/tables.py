@@ -29,7 +29,7 @@ MAX_UNPACKED_BYTES = 2**28  # of a table, four times the largest one: a .csv.gz 
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
 # Why an image is left out, in the order of asking: an image counts under the first reason that holds.
 TABLE_REASONS = ("view", "no label row", "uncertain", "other labels")
-REASONS = (*TABLE_REASONS, "missing file", "corrupt file")
+REASONS = (*TABLE_REASONS, "missing file", "damaged file")
 # A study's outcome is its label (0 or 1) or one of these.
 NO_LABEL_ROW, UNCERTAIN, OTHER_LABELS = -1, -2, -3
 

@@ -161,16 +161,11 @@ def make_sample_data(
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="a folder that is new or empty")
-    parser.add_argument("--num_images", metavar="N", type=positive_int, default=600, help="images to draw")
-    parser.add_argument(
-        "--image_size", metavar="N", type=positive_int, default=256, help="shortest side in pixels"
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=seed_number, default=0, help="another number draws other patients"
-    )
-    parser.add_argument(
-        "--num_proc", metavar="N", type=positive_int, help="processes that draw (default: one for each core)"
-    )
+    add, number = parser.add_argument, {"metavar": "N", "type": positive_int}
+    add("--num_images", **number, default=600, help="images to draw")
+    add("--image_size", **number, default=256, help="shortest side in pixels")
+    add("--seed", metavar="N", type=seed_number, default=0, help="another number draws other patients")
+    add("--num_proc", **number, help="processes that draw (default: one for each core)")
     args = parser.parse_args(argv)
     root = make_sample_data(**vars(args) | {"num_proc": args.num_proc or num_cores()})
     print(f"Wrote {args.num_images} synthetic chest radiographs to {root}. Now try:")

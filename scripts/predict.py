@@ -52,7 +52,6 @@ from tqdm import tqdm
 
 COLUMNS = ("path", "probability", "decision", "error")
 FORMATS = (".csv", ".jsonl")
-WINDOWS = ("header", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--heatmap", metavar="FOLDER", type=Path, help="write a PNG an image of what the model looked at")
     add(
         "--dicom_window",
-        choices=WINDOWS,
+        choices=("header", "none"),
         default="header",
         help="the window of a DICOM file: that of its header, or none, as MIMIC-CXR-JPG was made",
     )

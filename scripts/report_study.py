@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 
 from cxr.cli.command_line import ArgumentParser
+from cxr.cli.command_line import add_folder
+from cxr.cli.command_line import add_number
 from cxr.cli.command_line import positive_int
 from cxr.errors import run_script
 from cxr.evaluation import intervals
@@ -32,18 +34,13 @@ from rich.console import Console
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__, usage="FOLDER [FOLDER ...] [flags]")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, or a folder of runs")
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        metavar="FOLDER",
-        help="the folder that the report is written into (default: FOLDER, if only one is given)",
-    )
-    parser.add_argument(
+    add_folder(parser, "--output_dir", "where the report is written (default: FOLDER, if only one is given)")
+    add_number(
+        parser,
         "--num_resamples",
-        type=positive_int,
+        positive_int,
+        "resample the patients N times for each interval over patients",
         default=intervals.NUM_RESAMPLES,
-        metavar="N",
-        help="resample the patients N times for each interval over patients",
     )
     args = parser.parse_args(argv)
     if len(args.folders) > 1 and not args.output_dir:

@@ -34,6 +34,8 @@ from cxr.choices import TASKS
 from cxr.choices import TRAINING_MODES
 from cxr.choices import VIEWS
 from cxr.cli.command_line import ArgumentParser
+from cxr.cli.command_line import add_folder
+from cxr.cli.command_line import add_number
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_below_one
@@ -98,19 +100,10 @@ def make_parser() -> ArgumentParser:
         choices=PRESETS,
         help="the grid to start from (default: smoke without --data_dir, else paper)",
     )
-    parser.add_argument(
-        "--data_dir",
-        type=Path,
-        metavar="FOLDER",
-        help="the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)",
+    add_folder(
+        parser, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
     )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="the study's folder: a new one, or one to continue",
-    )
+    add_folder(parser, "--output_dir", "the study's folder: a new one, or one to continue", required=True)
     add_axes(parser.add_argument_group("axes: each replaces the preset's"))
     add_study_flags(parser.add_argument_group("study"))
 
@@ -124,13 +117,7 @@ def make_parser() -> ArgumentParser:
         metavar="FILE",
         help="accelerate's configuration of the cells (default: the preset's in accelerate_configs/)",
     )
-    running.add_argument(
-        "--parallel",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="run N cells at once, each on its own GPU",
-    )
+    add_number(running, "--parallel", positive_int, "run N cells at once, each on its own GPU", default=1)
     return parser
 
 

@@ -13,13 +13,9 @@ from cxr.run_folder.record import PretrainingResults
 from cxr.run_folder.record import Sample
 from sklearn.metrics import roc_auc_score
 
-ORIGIN = {
-    "git_commit": "0" * 40,
-    "is_synthetic": True,
-    "dataset": "synthetic-radiographs",
-    "base_model": None,
-    "base_model_revision": None,
-}
+ORIGIN = Origin(
+    git_commit="0" * 40, is_synthetic=True, dataset="synthetic", base_model=None, base_model_revision=None
+)
 _OF_BOTH = {
     "model": "resnet-18",
     "train_loss": 0.5,
@@ -34,7 +30,7 @@ _OF_BOTH = {
 
 
 def arguments(**flags) -> Arguments:
-    return Arguments(**{"origin": Origin(**ORIGIN), "seed": 0, **flags})
+    return Arguments(**{"origin": ORIGIN, "seed": 0, **flags})
 
 
 def measured(*, auroc: float | None = 0.75, n: int = 200) -> dict:
@@ -112,10 +108,8 @@ def write_run(
         num_images=1, seed=seed, sha256=f"{finished.num_train_images} {seed}", dicom_ids=["deadbeef-0"]
     )
     write_json(folder / "samples.json", sample.as_json())
-    epochs = [
-        {"epoch": epoch, "step": epoch, "train_loss": 1 / epoch, "eval_loss": 1.1 / epoch}
-        for epoch in (1, 2, 3)
-    ]
-    lines = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
-    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for epoch in (1, 2, 3):
+            losses = {"train_loss": 1 / epoch, "eval_loss": 1.1 / epoch}
+            file.write(json.dumps({"epoch": epoch, "step": epoch, **losses}) + "\n")
     return folder

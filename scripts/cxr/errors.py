@@ -14,7 +14,7 @@ logger = logging.getLogger("cxr")
 # first that fits counts.
 MEMORY = r"OutOfMemoryError|allocate memory|MemoryError"
 SHARED_MEMORY = r"/torch_\d|/dev/shm|out of shared memory|Bus error"
-DISK = r"No space left|Disk quota|PytorchStreamWriter|inline_container"
+DISK = r"No space left|Not enough disk space|Disk quota|PytorchStreamWriter|inline_container"
 RIGHTS = r"PermissionError|Read-only file system"
 PEERS = r"\b[Gg]loo\b|NCCL|Connection (?:closed|reset) by peer|Dist(?:Network|Store)Error"
 RESUME = "continue with --resume_from_checkpoint latest"

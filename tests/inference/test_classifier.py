@@ -100,93 +100,56 @@ def test_model_that_was_downloaded_from_the_hub_loads_by_its_name(vit_model, tmp
     shutil.rmtree(local_hub.repository_dir(Path(HF_HUB_CACHE), name))
 
 
-def make_no_folder(vit_model, folder):
-    return str(folder)
-
-
-def make_masked_autoencoder(vit_model, folder):
-    return edited(vit_model, folder, model_type="vit_mae", architectures=["ViTMAEForPreTraining"])
-
-
-def make_encoder(vit_model, folder):
-    return edited(vit_model, folder, architectures=["ViTModel"])
-
-
-def make_three_labels(vit_model, folder):
-    return edited(vit_model, folder, id2label={"0": "a", "1": "b", "2": "c"})
-
-
-def make_language_model(vit_model, folder):
-    return edited(vit_model, folder, model_type="bert", architectures=["BertModel"])
-
-
-def make_wild_threshold(vit_model, folder):
-    return edited(vit_model, folder, decision_threshold=40)
-
-
-def make_wild_size(vit_model, folder):
-    return edited(vit_model, folder, cache_image_size="large")
-
-
-def make_wild_view(vit_model, folder):
-    return edited(vit_model, folder, trained_view=["PA"])
-
-
-def make_other_width(vit_model, folder):
-    return edited(vit_model, folder, hidden_size=64)
-
-
-def make_without_weights(vit_model, folder):
-    shutil.copytree(vit_model, folder)
-    (folder / "model.safetensors").unlink()
-    return str(folder)
-
-
-def make_broken_config(vit_model, folder):
-    shutil.copytree(vit_model, folder)
-    (folder / "config.json").write_text("{", encoding="utf-8")
-    return str(folder)
-
-
-def make_empty_folder(vit_model, folder):
-    folder.mkdir()
-    return str(folder)
-
-
-WRONG = {
-    make_no_folder: "found no such folder",
-    make_masked_autoencoder: "masked autoencoder without a classifier",
-    make_encoder: "found vit with architectures ['ViTModel'], expected vit with ['ViTForImage",
-    make_three_labels: "a head for 3 labels, expected 2",
-    make_language_model: "BertModel",
-    make_wild_threshold: "found decision_threshold=40, expected less than",
-    make_wild_size: "found cache_image_size='large', expected a valid integer",
-    make_wild_view: "found trained_view=['PA'], expected 'frontal', 'lateral' or 'all'",
-    make_other_width: "expected",
-    make_without_weights: "found no model.safetensors",
-    make_broken_config: "could not be loaded",
-    make_empty_folder: "could not be loaded",
+# What is wrong with a model -> other fields in its config.json, and what is said.
+WRONG_FIELDS = {
+    "masked autoencoder": (
+        {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"]},
+        "masked autoencoder without a classifier",
+    ),
+    "encoder": (
+        {"architectures": ["ViTModel"]},
+        "found vit with architectures ['ViTModel'], expected vit with ['ViTForImage",
+    ),
+    "three labels": ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "a head for 3 labels, expected 2"),
+    "language model": ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel"),
+    "wild threshold": ({"decision_threshold": 40}, "found decision_threshold=40, expected less than"),
+    "wild size": (
+        {"cache_image_size": "large"},
+        "found cache_image_size='large', expected a valid integer",
+    ),
+    "wild view": ({"trained_view": ["PA"]}, "found trained_view=['PA'], expected 'frontal', 'lateral' or"),
+    "other width": ({"hidden_size": 64}, "expected"),
+}
+# What is wrong with a folder -> what makes it so, and what is said.
+WRONG_FOLDERS = {
+    "no folder": (shutil.rmtree, "found no such folder"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "found no model.safetensors"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "could not be loaded"),
+    "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "could not be loaded"),
 }
 
 
-@pytest.mark.parametrize("make", WRONG, ids=lambda make: make.__name__.removeprefix("make_"))
-def test_what_is_no_binary_classifier_is_refused_in_words_of_the_command_line(make, vit_model, tmp_path):
-    name = make(vit_model, tmp_path / "wrong")
+@pytest.mark.parametrize("wrong", [*WRONG_FIELDS, *WRONG_FOLDERS])
+def test_what_is_no_binary_classifier_is_refused_in_words_of_the_command_line(wrong, vit_model, tmp_path):
+    changes, said = WRONG_FIELDS.get(wrong, ({}, ""))
+    name = edited(vit_model, tmp_path / "wrong", **changes)
+    if wrong in WRONG_FOLDERS:
+        damage, said = WRONG_FOLDERS[wrong]
+        damage(tmp_path / "wrong")
     with pytest.raises(UserError) as error:
         load_classifier(name, device="cpu")
     text = str(error.value)
-    assert text.startswith(f"model {name}: ") and WRONG[make] in text and "\n" not in text
+    assert text.startswith(f"model {name}: ") and said in text and "\n" not in text
     assert "--model_name_or_path" not in text and "--config_name" not in text
 
 
-@pytest.mark.parametrize(
-    "make", [make_masked_autoencoder, make_encoder, make_three_labels, make_wild_threshold, make_other_width]
-)
-def test_model_in_a_hub_directory_is_refused_by_the_name_that_was_given(make, vit_model, tmp_path):
-    name = as_download(make(vit_model, tmp_path / "wrong"), tmp_path / "hub")
+@pytest.mark.parametrize("wrong", ["masked autoencoder", "encoder", "wild threshold", "other width"])
+def test_model_in_a_hub_directory_is_refused_by_the_name_that_was_given(wrong, vit_model, tmp_path):
+    changes, said = WRONG_FIELDS[wrong]
+    name = as_download(edited(vit_model, tmp_path / "wrong", **changes), tmp_path / "hub")
     with pytest.raises(UserError, match=r"^model my-lab/model: ") as error:
         load_classifier(name, hub_dir=tmp_path / "hub", device="cpu")
-    assert WRONG[make] in str(error.value) and "snapshots" not in str(error.value)
+    assert said in str(error.value) and "snapshots" not in str(error.value)
 
 
 def test_damaged_image_processor_of_a_resnet_is_refused_by_the_name_that_was_given(tmp_path):

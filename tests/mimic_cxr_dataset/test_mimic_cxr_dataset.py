@@ -3,10 +3,9 @@
 import csv
 import gzip
 import io
-import json
 import logging
 import shutil
-import subprocess
+import stat
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from mimic_tables import write_csv
 from PIL import Image
 
 from mimic_cxr_dataset import choices
@@ -29,13 +29,6 @@ HAS_SCRIPTS = int(datasets.__version__.split(".")[0]) < 4  # later releases use 
 
 LABELS = [*choices.FINDINGS, "No Finding"]
 NO_ROW = None  # a study without a row in the label table
-
-
-def write_csv(path, header, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    content = text.getvalue().encode("utf-8")
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", version="2.0.0", draw=True):
@@ -205,49 +198,6 @@ def test_unpacked_and_newer_tables_index_alike(tmp_path, ext, version):
     pd.testing.assert_frame_equal(packed.drop(columns="path"), other.drop(columns="path"))
 
 
-@pytest.mark.timing
-def test_the_published_number_of_rows_indexes_in_15_seconds_and_2_gib(tmp_path):
-    num_images, num_studies, num_patients = 377_110, 227_835, 65_379
-    study = np.sort(np.concatenate([np.arange(num_studies), np.arange(num_images - num_studies)]))
-    subject = 10_000_000 + study * num_patients // num_studies
-    hexes = np.char.mod("%08x", np.arange(num_images))
-    dicom = np.char.add(hexes, "-bde0afdd-112c0b34-7bc16630-4e384014")
-    view = np.array(["AP", "PA", "LATERAL", "LL", ""])[np.arange(num_images) % 5]
-    split = np.where(subject % 100 == 0, "validate", np.where(subject % 100 == 1, "test", "train"))
-    ids = {"dicom_id": dicom, "subject_id": subject, "study_id": 50_000_000 + study}
-    name = str(tmp_path / "mimic-cxr-2.0.0-")
-    pd.DataFrame({**ids, "ViewPosition": view, "Rows": 3056, "Columns": 2544}).to_csv(
-        f"{name}metadata.csv", index=False
-    )
-    pd.DataFrame({**ids, "split": split}).to_csv(f"{name}split.csv", index=False)
-    studies = pd.DataFrame({key: ids[key] for key in ("subject_id", "study_id")}).drop_duplicates()
-    values = np.array(["1.0", "", "", "0.0", "-1.0"], dtype=object)
-    for number, label in enumerate(LABELS):
-        studies[label] = values[(studies["study_id"].to_numpy() * (number + 3) // 7) % 5]
-    studies.to_csv(f"{name}negbio.csv", index=False)
-    command = (
-        "import json, sys, time\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "from mimic_cxr_dataset.tables import index_images\n"
-        "start = time.perf_counter(); rows, table = index_images(sys.argv[2])\n"
-        "seconds = time.perf_counter() - start\n"
-        "from pathlib import Path; status = Path('/proc/self/status')\n"
-        "lines = status.read_text().splitlines() if status.exists() else ['VmHWM: 0 kB  # not Linux']\n"
-        "kib = next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
-        "print(json.dumps([seconds, kib, len(rows), int(table['images'].sum())]))\n"
-    )
-    script = str(FOLDER.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", command, script, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    seconds, kib, num_kept, num_seen = json.loads(done.stdout.splitlines()[-1])
-    print(f"{num_seen:,} rows in {seconds:.1f} s, {kib / 2**20:.2f} GiB")
-    assert num_seen == num_images
-    assert num_kept == np.isin(view, ["AP", "PA"]).sum()
-    assert seconds < 15
-    assert kib < 2 * 2**20
-
-
 # Datasets ---------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +297,29 @@ def test_configs_and_options_live_side_by_side_and_are_reused(root, tmp_path):
     )
     assert spelled_out._output_dir == folders[0]
     assert {folder: Path(folder).stat().st_mtime_ns for folder in folders} == stamps
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.py")))
+def test_change_of_any_file_of_the_package_makes_another_cache(root, tmp_path, monkeypatch, name):
+    before = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path)).cache_dir
+    shutil.copytree(FOLDER, tmp_path / "package")
+    monkeypatch.setattr(mimic, "__file__", str(tmp_path / "package" / "mimic_cxr_dataset.py"))
+    assert mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path)).cache_dir == before
+    with (tmp_path / "package" / name).open("a") as file:
+        file.write("# changed")
+    assert mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path)).cache_dir != before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_cache_is_private_and_the_users_own_folder_is_left_as_it_is(root, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o755)
+    damage_jpeg(image_paths(root)[3], "text")
+    folder = Path(build(root, tmp_path, on_bad_image="skip", image_size=20, num_proc=2)._output_dir)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    private = [path for path in folder.iterdir() if path.suffix in (".arrow", ".csv")]
+    assert len(private) == 5 and {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o755
 
 
 def test_shrunk_dataset_needs_no_image_file_afterwards(root, tmp_path):
@@ -536,7 +509,7 @@ def damage_jpeg(path, how):
 @pytest.mark.parametrize("how", ["cut off", "empty", "text"])
 @pytest.mark.parametrize("image_size", [None, 20])
 @pytest.mark.parametrize("num_proc", [None, 2])
-def test_corrupt_image_is_one_line_with_its_path(root, tmp_path, how, image_size, num_proc):
+def test_damaged_image_is_one_line_with_its_path(root, tmp_path, how, image_size, num_proc):
     path = image_paths(root)[13]
     damage_jpeg(path, how)
     with pytest.raises(DatasetError) as error:
@@ -545,7 +518,7 @@ def test_corrupt_image_is_one_line_with_its_path(root, tmp_path, how, image_size
     assert error.value.__cause__ is None or num_proc is None
 
 
-def test_load_dataset_names_a_corrupt_image_with_two_processes(root, tmp_path):
+def test_load_dataset_names_a_damaged_image_with_two_processes(root, tmp_path):
     path = image_paths(root)[13]
     damage_jpeg(path, "cut off")
     with pytest.raises(ValueError) as error:
@@ -569,7 +542,7 @@ def test_skip_leaves_bad_images_out_and_lists_them(root, tmp_path, caplog, image
     assert listed["reason"].tolist()[1] == "missing file"
     assert len(pd.read_csv(Path(builder._output_dir) / "bad_images_test.csv")) == 1
     assert not (Path(builder._output_dir) / "bad_images_validation.csv").exists()
-    assert "bad images left out: 3 (2 corrupt)" in caplog.text
+    assert "bad images left out: 3 (2 damaged)" in caplog.text
     assert str(Path(builder._output_dir) / "bad_images_train.csv") in caplog.text
     total = dataset["train"].info.description.splitlines()[-1].split()
     assert total == ["total", "25", "0", "0", "0", "0", "2", "2", "21"]
@@ -583,7 +556,7 @@ def test_skip_survives_a_worker_whose_images_are_all_bad(root, tmp_path):
     assert len(dataset) == len(list(dataset)) == 7
 
 
-def test_a_split_of_corrupt_images_only_is_an_error(root, tmp_path):
+def test_a_split_of_damaged_images_only_is_an_error(root, tmp_path):
     for path in image_paths(root)[20:22]:
         damage_jpeg(path, "text")
     with pytest.raises(DatasetError) as error:

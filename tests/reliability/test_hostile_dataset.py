@@ -27,6 +27,7 @@ from hypothesis import HealthCheck
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from mimic_tables import encode_csv
 from PIL import ExifTags
 from PIL import Image
 from PIL import ImageOps
@@ -92,12 +93,6 @@ def sound_tables():
         ids = [str(10000011 + patients[study]), str(50000021 + study)]
         negbio.append([*ids, *(of_study.get(name, "") for name in LABELS)])
     return {"metadata": metadata, "split": split, "negbio": negbio}
-
-
-def encode_csv(rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8")
 
 
 def write_tables(root, contents):
@@ -238,17 +233,15 @@ OPTIONS = st.fixed_dictionaries(
 )
 # \x1c to \x1f and \x85 are space to Python and none to Arrow.
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\x1c\x1d\x1e\x1f\x85")
+NUMBERS = ["", " ", "0", "-1", "1", "1.0", "-1.0", "1.5", "+1", "2", "nan", "inf", "-inf", "1e400"]
+NEARLY_NUMBERS = ["true", "0x1F", "1_0", "\u0661", "\u22121.0", "1,0", "1e7", "10000011.0", "010000011", "NA"]
+LARGE_NUMBERS = ["9223372036854775808", "9007199254740993", "9" * 400]
+PATHS = ["../../etc/passwd", "/etc/passwd", "..", "C:\\x", "~root", "a/../../b", "files\x00"]
+CONTROLS = ["\x00", "a\nb", "a\r\nb", "\n", '"', "''", "a;b"]
+VALUES = ["train", "TRAIN", "val", "validate ", "PA", " AP ", "LL\t", "=cmd()", "\ufeff", "\u202etxt"]
+LONG_AND_CODE = ["e" * 65, "f" * 64, "x" * 100_000, "1" * 100_000, "'; DROP TABLE images", "%s%n", "{0}"]
 HOSTILE_TEXTS = st.one_of(
-    st.sampled_from(
-        [
-            *("", " ", "0", "-1", "1", "1.0", "-1.0", "1.5", "+1", "2", "nan", "inf", "-inf", "1e400"),
-            *("true", "0x1F", "1_0", "\u0661", "\u22121.0", "1,0", "1e7", "10000011.0", "010000011", "NA"),
-            *("9223372036854775808", "9007199254740993", "9" * 400, "../../etc/passwd", "/etc/passwd", ".."),
-            *("C:\\x", "~root", "a/../../b", "files\x00", "\x00", "a\nb", "a\r\nb", "\n", '"', "''", "a;b"),
-            *("train", "TRAIN", "val", "validate ", "PA", " AP ", "LL\t", "=cmd()", "\ufeff", "\u202etxt"),
-            *("e" * 65, "f" * 64, "x" * 100_000, "1" * 100_000, "'; DROP TABLE images", "%s%n", "{0}"),
-        ]
-    ),
+    st.sampled_from(NUMBERS + NEARLY_NUMBERS + LARGE_NUMBERS + PATHS + CONTROLS + VALUES + LONG_AND_CODE),
     st.text(CHARACTERS, max_size=12),
     st.integers(-(10**20), 10**20).map(str),
     st.floats().map(str),
@@ -856,7 +849,7 @@ def test_builds_keep_exactly_the_sound_images_and_write_into_the_cache_alone(tmp
         lost = {name for name in bad if fate_of[name] in absent}
         kept = [row for row in rows if row[0] not in bad]
         splits_left = {row[4] for row in kept}
-        # A split of missing images alone is left out; one of corrupt images is an error.
+        # A split of missing images alone is left out; one of damaged images is an error.
         emptied = {row[4] for row in rows if row[0] not in lost} - splits_left
         options = {"image_size": image_size, "on_bad_image": "skip" if skip else "error"}
         if (bad and not skip) or emptied or not kept:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from mimic_tables import write_published_number_of_rows
 
-NUM_IMAGES = 377_110
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 # In a process of its own, whose memory is measured. The images are a few bytes each: it is their number that
@@ -15,25 +15,10 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 PROGRAM = """
 import json, re, sys, time
 from pathlib import Path
-import numpy as np, pandas as pd
-root, num_images = Path(sys.argv[1]), int(sys.argv[3])
+root = Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
-from cxr.choices import LABELS
+import cxr
 from mimic_cxr_dataset.tables import index_images
-
-rng = np.random.default_rng(0)
-studies = np.arange(num_images) * 227_835 // num_images
-subjects = 10_000_000 + np.sort(rng.integers(0, 65_379, 227_835))[studies]
-studies += 50_000_000
-dicoms = [f"{number:08x}-00000000-00000000-00000000-00000000" for number in range(num_images)]
-splits = np.where(subjects % 50 == 0, "validate", np.where(subjects % 50 == 1, "test", "train"))
-ids = pd.DataFrame({"dicom_id": dicoms, "subject_id": subjects, "study_id": studies})
-views = rng.choice(["AP", "PA", "LATERAL", "LL"], num_images, p=[0.39, 0.255, 0.255, 0.1])
-ids.assign(ViewPosition=views).to_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz", index=False)
-ids.assign(split=splits).to_csv(root / "mimic-cxr-2.0.0-split.csv.gz", index=False)
-labels = ids[["subject_id", "study_id"]].drop_duplicates("study_id")
-labels = labels.assign(**{name: rng.choice(["1.0", "0.0", ""], len(labels)) for name in LABELS})
-labels.to_csv(root / "mimic-cxr-2.0.0-negbio.csv.gz", index=False)
 
 started = time.perf_counter()
 kept, _ = index_images(root, view="all")
@@ -75,7 +60,8 @@ print(json.dumps({"seconds": seconds, "memory_gib": memory, "images": len(kept),
 @pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
 def test_all_images_cost_seconds_and_little_memory_before_step_1_and_epochs_cost_the_same(tmp_path):
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(SCRIPTS), str(NUM_IMAGES)]
+    write_published_number_of_rows(tmp_path)
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(SCRIPTS)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout.splitlines()[-1])

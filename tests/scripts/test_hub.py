@@ -11,6 +11,7 @@ from hashlib import sha1
 from pathlib import Path
 
 import pytest
+from cxr.errors import UserError
 from cxr.models.pretrained import load_config
 from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
@@ -20,6 +21,8 @@ from tiny_models import make_model
 from transformers import ViTForImageClassification
 
 NAME = "my-lab/mae-cxr"
+NO_MODEL = ("predictions_test.csv", "samples.json", "notes.md", "weights.bin", "folder")
+SHARED = ("config.json", "README.md")
 
 
 def push(folder: Path, hub_dir: Path) -> str:
@@ -58,32 +61,23 @@ def snapshots(hub_dir: Path) -> set[str]:
     return {path.name for path in (repository(hub_dir) / "snapshots").iterdir()}
 
 
-def test_two_pushes_are_two_revisions_and_main_is_the_second(pushed):
+def test_two_pushes_are_two_revisions_of_the_files_as_they_were_and_main_is_the_second(pushed):
     hub_dir, commits = pushed
-    assert len(set(commits)) == 2
-    assert snapshots(hub_dir) == set(commits)
-    assert main_of(hub_dir) == commits[1]
+    assert snapshots(hub_dir) == set(commits) and main_of(hub_dir) == commits[1]
     assert all(len(commit) == 40 and int(commit, 16) for commit in commits)
-
-
-def test_unchanged_files_are_stored_once(pushed):
-    hub_dir, _ = pushed
-    # Two weights, one configuration, one image processor, one card.
-    assert len(list((repository(hub_dir) / "blobs").iterdir())) == 5
-
-
-def test_snapshots_have_the_files_as_they_were(pushed):
-    hub_dir, commits = pushed
     for commit, source in zip(commits, ("model-1.0", "model-2.0")):
         snapshot = repository(hub_dir) / "snapshots" / commit
         expected = {path.name: path.read_bytes() for path in (hub_dir.parent / source).iterdir()}
         assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == expected
+    # What is the same is stored once: two weights, one configuration, one image processor, one card.
+    assert len(list((repository(hub_dir) / "blobs").iterdir())) == 5
 
 
-def test_plain_transformers_loads_by_name_and_by_commit(pushed):
+def test_plain_transformers_loads_by_name_and_by_commit_also_where_the_directory_was_moved(pushed):
     hub_dir, commits = pushed
-    assert load_bias(hub_dir) == 2.0
-    assert [load_bias(hub_dir, commit) for commit in commits] == [1.0, 2.0]
+    moved = shutil.copytree(hub_dir, hub_dir.parent / "elsewhere" / "hub", symlinks=True)
+    shutil.rmtree(hub_dir)
+    assert [load_bias(moved, revision) for revision in ("main", *commits)] == [2.0, 1.0, 2.0]
 
 
 def test_our_loading_finds_the_name_and_both_commits(pushed):
@@ -112,14 +106,6 @@ def test_hugging_faces_own_scan_lists_the_revisions_without_warnings(pushed):
         commits[0]: set(),
         commits[1]: {"main"},
     }
-
-
-def test_directory_can_be_moved(pushed):
-    hub_dir, _ = pushed
-    moved = hub_dir.parent / "elsewhere" / "hub"
-    moved.parent.mkdir()
-    shutil.move(hub_dir, moved)
-    assert load_bias(moved) == 2.0
 
 
 def test_revision_does_not_change_with_the_folder_it_was_pushed_from(pushed):
@@ -152,6 +138,16 @@ def test_interrupted_push_leaves_main_where_it_was_and_can_be_repeated(tmp_path,
     assert load_bias(hub_dir) == 2.0
 
 
+def test_names_of_blobs_are_on_the_disk_before_a_name_of_the_model_leads_to_them(tmp_path, monkeypatch):
+    done = []
+    for name in ("sync_file", "_write"):
+        real = getattr(local_hub, name)
+        noted = lambda path, *rest, real=real: (done.append(path.name), real(path, *rest))  # noqa: E731
+        monkeypatch.setattr(local_hub, name, noted)
+    push(make_model(tmp_path / "model", bias=1.0), tmp_path / "hub")
+    assert done.index("blobs") < done.index("main")
+
+
 def test_blob_whose_copy_was_interrupted_is_not_taken_for_whole(tmp_path, monkeypatch):
     hub_dir, model = tmp_path / "hub", make_model(tmp_path / "model", bias=1.0)
 
@@ -172,28 +168,23 @@ def test_names_of_the_hub_are_model_ids(name):
     assert local_hub.parse_model_id(name) == name
 
 
+NO_IDS = ("a", "a/b/c", "../b", "a/..", "/a", "a/", "a b/c", "a/b\n", "a--b/c", "a/" + 97 * "b")
+NO_TAGS = ("main", "", "../v1", "a/b", "v1\n", "-v", 40 * "a", 97 * "v")
+
+
 @pytest.mark.parametrize(
-    "name", ["a", "a/b/c", "../b", "a/..", "/a", "a/", "a b/c", "a/b\n", "a--b/c", "a/" + 97 * "b"]
+    ("parse", "text", "said"),
+    [
+        *((local_hub.parse_model_id, text, "expected organisation/name") for text in NO_IDS),
+        *((local_hub.parse_tag, text, "expected a name such as v1, other than main") for text in NO_TAGS),
+        (local_hub.parse_model_id, "my-lab/vit-15112026", "looks like the id of a patient"),
+        (local_hub.parse_tag, "p10000032", "looks like the id of a patient"),
+        (local_hub.without_ids, "of study 50414267", "looks like the id of a patient"),
+    ],
 )
-def test_other_names_are_not(name):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected organisation/name"):
-        local_hub.parse_model_id(name)
-
-
-def test_names_that_look_like_ids_are_refused_before_they_are_shared():
-    for parse, text in (
-        (local_hub.parse_model_id, "my-lab/vit-15112026"),
-        (local_hub.parse_tag, "p10000032"),
-        (local_hub.without_ids, "of study 50414267"),
-    ):
-        with pytest.raises(argparse.ArgumentTypeError, match="looks like the id of a patient"):
-            parse(text)
-
-
-@pytest.mark.parametrize("name", ["main", "", "../v1", "a/b", "v1\n", "-v", 40 * "a", 97 * "v"])
-def test_names_that_are_no_tags(name):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a name such as v1, other than main"):
-        local_hub.parse_tag(name)
+def test_other_names_and_those_that_look_like_ids_are_refused(parse, text, said):
+    with pytest.raises(argparse.ArgumentTypeError, match=said):
+        parse(text)
 
 
 def test_log_has_parent_time_message_and_files_and_the_hash_covers_them(pushed):
@@ -255,30 +246,22 @@ def test_tag_that_has_the_files_already_is_no_obstacle_though_another_push_was_b
     assert main_of(hub_dir) == commits[1] and snapshots(hub_dir) == set(commits)
 
 
-def test_verify_finds_nothing_where_nothing_changed(pushed):
-    assert local_hub.find_problems(pushed[0], NAME) == []
-
-
-def test_verify_finds_a_flipped_bit(pushed):
-    hub_dir, commits = pushed
-    path = repository(hub_dir) / "snapshots" / commits[0] / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)  # through a link: of the blob
-    (problem,) = local_hub.find_problems(hub_dir, NAME)
-    assert "its content has changed" in problem
-    assert (path.resolve().name if path.is_symlink() else commits[0]) in problem
-
-
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
-def test_push_mends_what_was_damaged(damage, pushed):
+def test_verify_finds_and_a_push_mends_what_was_damaged(damage, pushed):
     hub_dir, commits = pushed
     path = repository(hub_dir) / "snapshots" / commits[1] / "model.safetensors"
+    assert local_hub.find_problems(hub_dir, NAME) == []
+    place = path.resolve().name if path.is_symlink() and damage == "flipped" else commits[1]
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert local_hub.find_problems(hub_dir, NAME)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)  # through a link: of the blob
+    (problem,) = local_hub.find_problems(hub_dir, NAME)
+    assert (
+        "is missing" if damage == "missing" else "its content has changed"
+    ) in problem and place in problem
     assert push(hub_dir.parent / "model-2.0", hub_dir) == commits[1]
     assert local_hub.find_problems(hub_dir, NAME) == []
     assert load_bias(hub_dir) == 2.0
@@ -380,32 +363,24 @@ def test_download_that_moved_main_is_kept_and_nothing_is_built_on_it(pushed):
 
 
 @pytest.mark.parametrize(
-    "name", ["predictions_test.csv", "samples.json", "notes.md", "weights.bin", "folder"]
+    ("name", "text", "said"),
+    [
+        *((name, "{}", "found in a folder to share, expected .*; move it elsewhere") for name in NO_MODEL),
+        *((name, "patient_10000032", "found what looks like the id of a patient") for name in SHARED),
+        ("README.md", None, "found no README.md; expected the folder of a model with its card"),
+    ],
 )
-def test_what_is_no_file_of_a_model_is_not_pushed(name, tmp_path):
-    model = make_model(tmp_path / "model", bias=1.0)
-    (model / name).mkdir() if name == "folder" else (model / name).write_text("{}", encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=f"{name}: found in a folder to share, expected .*; move it elsewhere"
-    ):
-        push(model, tmp_path / "hub")
-    assert not list((tmp_path / "hub").rglob("blobs"))
-
-
-@pytest.mark.parametrize("name", ["config.json", "README.md"])
-def test_id_in_a_file_of_the_model_is_not_pushed(name, tmp_path):
-    model = make_model(tmp_path / "model", bias=1.0)
-    (model / name).write_text('{"of": "patient_10000032"}', encoding="utf-8")
-    with pytest.raises(ValueError, match=f"{name}: found what looks like the id of a patient"):
-        push(model, tmp_path / "hub")
-    assert not list((tmp_path / "hub").rglob("blobs"))
-
-
-def test_model_without_a_card_is_not_pushed(tmp_path):
-    model = make_model(tmp_path / "model", bias=1.0)
-    (model / "README.md").unlink()
-    with pytest.raises(ValueError, match=r"found no README.md; expected the folder of a model with its card"):
-        push(model, tmp_path / "hub")
+def test_what_is_no_file_of_a_model_or_holds_an_id_is_not_pushed(name, text, said, tmp_path):
+    path = make_model(tmp_path / "model", bias=1.0) / name
+    if text is None:
+        path.unlink()
+    elif name == "folder":
+        path.mkdir()
+    else:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=said) as error:
+        push(tmp_path / "model", tmp_path / "hub")
+    assert name in str(error.value) and not list((tmp_path / "hub").rglob("blobs"))
 
 
 def push_in_process(folder: Path, hub_dir: Path, times: int) -> None:

@@ -182,8 +182,7 @@ def test_runs_without_a_plan_make_up_rows_by_what_they_record(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f"a{seed}", seed=seed)
         write_run(tmp_path / f"b{seed}", seed=seed, random_erasing_prob=0.5, pretrained=True, model="my/vit")
-    gathered = gather_rows(find_runs([tmp_path]), {})
-    (rows,) = gathered.values()
+    (rows,) = gather_rows(find_runs([tmp_path]), {}).values()
     assert {name.label(rows): len(runs) for name, (runs, _) in rows.items()} == {
         "resnet-18, from scratch": 2,
         "my/vit, 50% erased": 2,
@@ -227,8 +226,7 @@ def test_the_sentence_says_when_no_difference_is_more_than_noise(tmp_path):
     for name, quality in (("a", 1.5), ("b", 1.51)):
         for seed in (0, 1, 2):
             write_run(tmp_path / f"{name}{seed}", seed=seed, quality=quality, model=name, pretrained=True)
-    gathered = gather_rows(find_runs([tmp_path]), {})
-    (table,) = measure_tables(gathered, Resamples(300, seed=0))
+    (table,) = measure_tables(gather_rows(find_runs([tmp_path]), {}), Resamples(300, seed=0))
     table.comparisons = [dataclasses.replace(table.comparisons[0], p=0.06)]
     assert verdict(table).startswith("The difference of AUC is not distinguishable from noise")
     table.comparisons *= 2
@@ -238,8 +236,7 @@ def test_the_sentence_says_when_no_difference_is_more_than_noise(tmp_path):
 def test_a_table_with_one_seed_says_what_its_differences_leave_out(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, model=name, pretrained=True)
-    gathered = gather_rows(find_runs([tmp_path]), {})
-    (table,) = measure_tables(gathered, Resamples(50, seed=0))
+    (table,) = measure_tables(gather_rows(find_runs([tmp_path]), {}), Resamples(50, seed=0))
     assert "what others would have given" in notes(table)[0]
 
 
@@ -250,8 +247,7 @@ def test_papers_figures_come_with_what_they_are_of(tables):
 def test_rows_measured_on_other_images_are_not_compared(tmp_path):
     write_run(tmp_path / "a", model="a", pretrained=True)
     write_run(tmp_path / "b", model="b", pretrained=True, num_images=100)
-    gathered = gather_rows(find_runs([tmp_path]), {})
-    (table,) = measure_tables(gathered, Resamples(50, seed=0))
+    (table,) = measure_tables(gather_rows(find_runs([tmp_path]), {}), Resamples(50, seed=0))
     assert table.comparisons == [] and "not measured on the same images" in verdict(table)
 
 
@@ -381,12 +377,9 @@ def refused(argv: list[str], capsys) -> str:
 
 def test_folder_without_results_is_an_error_of_one_line(tmp_path, capsys):
     finish(tmp_path / "study" / "mae", pretraining_results())
-    message = refused([str(tmp_path / "study")], capsys)
-    assert "found no results.json of a classification run" in message and "expected" in message
-
-
-def test_absent_folder_is_an_error_of_one_line(tmp_path, capsys):
-    assert "absent" in refused([str(tmp_path / "absent")], capsys)
+    for name in ("study", "absent"):
+        message = refused([str(tmp_path / name)], capsys)
+        assert f"{name}: found no results.json of a classification run" in message and "expected" in message
 
 
 def test_several_folders_need_a_place_for_the_report(tmp_path, capsys):
@@ -394,13 +387,6 @@ def test_several_folders_need_a_place_for_the_report(tmp_path, capsys):
     assert "found no --output_dir" in refused(runs, capsys)
     report_study.main([*runs, "--output_dir", str(tmp_path / "new" / "report"), "--num_resamples", "20"])
     assert (tmp_path / "new" / "report" / "report.html").is_file()
-
-
-@pytest.mark.parametrize("text", ['{"model": ', "[]"])
-def test_broken_results_are_an_error_of_one_line_that_names_the_file(tmp_path, capsys, text):
-    write_run(tmp_path / "a")
-    (tmp_path / "a" / "results.json").write_text(text, encoding="utf-8")
-    assert str(tmp_path / "a") in refused([str(tmp_path / "a")], capsys)
 
 
 @pytest.mark.parametrize(
@@ -418,28 +404,7 @@ def test_spoilt_predictions_are_an_error_of_one_line_that_names_the_file(tmp_pat
     folder = write_run(tmp_path / "a")
     path = folder / "predictions_test.csv"
     spoil(pd.read_csv(path)).to_csv(path, index=False)
-    message = refused([str(folder)], capsys)
-    assert f"{path}: not what a run writes" in message or f"{folder}: found predictions for" in message
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "said"),
-    [
-        ("results", {"augmentation": None}, "found augmentation = None"),
-        ("results", {"seed": None}, "found seed = None"),
-        ("results", {"model": 5}, "found model = 5"),
-        ("results", {"num_train_images": "64"}, "found num_train_images = '64'"),
-        ("results", {"images_per_step": None}, "found images_per_step = None"),
-        ("results", {"test": {"n": 200}}, "found no test."),
-        ("args", {"origin": {}}, "found no origin."),
-        ("samples", {"sha256": 5}, "found sha256 = 5"),
-    ],
-)
-def test_records_of_other_kinds_are_an_error_of_one_line(tmp_path, capsys, name, change, said):
-    path = write_run(tmp_path / "a") / f"{name}.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(content | change), encoding="utf-8")
-    assert f"{path}: not what a run writes: {said}" in refused([str(tmp_path / "a")], capsys)
+    assert f"{path}: not what a run writes: " in refused([str(folder)], capsys)
 
 
 @pytest.mark.parametrize("name", ["args.json", "samples.json", "predictions_test.csv"])
@@ -447,15 +412,6 @@ def test_missing_records_are_an_error_of_one_line(tmp_path, capsys, name):
     folder = write_run(tmp_path / "a")
     (folder / name).unlink()
     assert str(folder / name) in refused([str(folder)], capsys)
-
-
-@pytest.mark.parametrize(
-    "line", ["{}", "[]", "5", "epoch one", '{"epoch": 1, "step": 1, "train_loss": null, "eval_loss": 1}']
-)
-def test_epochs_of_other_kinds_are_an_error_of_one_line(tmp_path, capsys, line):
-    folder = write_run(tmp_path / "a")
-    (folder / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
-    assert f"{folder / 'metrics.jsonl'}, line 1: not what a run writes" in refused([str(folder)], capsys)
 
 
 def test_edited_plan_is_an_error_of_one_line(tmp_path, capsys):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -17,7 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 import run_study
+from cxr.choices import TASKS
+from cxr.choices import TRAINING_MODES
+from cxr.choices import VIEWS
 from cxr.data.sources import REPOSITORY
+from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_json
@@ -49,19 +52,10 @@ PRETRAINED, TUNED, RESNET = (
 )
 ALL = [PRETRAINED, TUNED, RESNET]
 # Three cells: a pretraining, the classifier that needs it, and a ResNet.
-SMALL = [
-    "--preset=smoke",
-    "--models",
-    "vit-mae-tiny",
-    "resnet-18",
-    "--augmentations",
-    "none",
-    "--mask_ratios",
-    "0",
-]
-SMALL += ["--train_sizes", "16", "--tasks", "finding"]
+SMALL = ["--preset=smoke", "--models", "vit-mae-tiny", "resnet-18", "--augmentations", "none"]
+SMALL += ["--mask_ratios", "0", "--train_sizes", "16", "--tasks", "finding"]
 
-PROGRESS = asdict(Progress(images_per_step=8, step=2))  # in a checkpoint that is complete
+PROGRESS = Progress(images_per_step=8, step=2).as_json()  # in a checkpoint that is complete
 
 # What stands in for a cell's process. It may finish, fail at once, break after a checkpoint, or hang there.
 RECORDS = {
@@ -191,10 +185,7 @@ def test_setting_has_the_value_that_args_json_has(text, value):
     ("argv", "said"),
     [
         (["--set", "learning_rate"], "found 'learning_rate', expected FLAG=VALUE or SCOPE.FLAG=VALUE"),
-        (
-            ["--set", "vits.learning_rate=1"],
-            "found the scope 'vits', expected pretraining, classification, vit",
-        ),
+        (["--set", "vits.learning_rate=1"], "found the scope 'vits', expected pretraining, classification"),
         (["--train_sizes", "most"], "found 'most', expected a whole number from 1"),
         (["--mask_ratios", "1"], "found 1, expected a number in [0, 1)"),
         (["--tasks", "edema"], "'edema'"),
@@ -209,16 +200,15 @@ def test_wrong_flag_is_one_line(argv, said, capsys):
 
 
 def test_every_axis_is_a_list_flag():
-    args = parse(
-        *("--models", "a", "b", "--augmentations", "mae", "none", "--mask_ratios", "0", "0.5"),
-        *("--train_sizes", "5", "all", "--tasks", "finding", "pleural_effusion", "--seeds", "1", "2"),
-        *("--training_modes", "full", "last_layer", "--views", "frontal", "lateral"),
-    )
-    chosen = run_study.chosen_grid(args, GRIDS["paper"])
-    assert chosen.models == ("a", "b") and chosen.train_sizes == (5, None) and chosen.seeds == (1, 2)
-    assert chosen.views == ("frontal", "lateral") and chosen.training_modes == ("full", "last_layer")
+    words = ["--models=a", "--augmentations", "mae", "none", "--mask_ratios", "0", "0.5", "--seeds", "1", "2"]
+    chosen = run_study.chosen_grid(parse(*words, "--train_sizes", "5", "all"), GRIDS["paper"])
+    assert chosen.models == ("a",) and chosen.seeds == (1, 2) and chosen.train_sizes == (5, None)
     assert chosen.arms["vit"] == (("mae", 0.0), ("mae", 0.5), ("none", 0.0), ("none", 0.5))
     assert chosen.settings == GRIDS["paper"].settings
+    for axis, values in (("tasks", TASKS), ("training_modes", TRAINING_MODES), ("views", VIEWS)):
+        assert getattr(run_study.chosen_grid(parse(f"--{axis}", *values), GRIDS["paper"]), axis) == tuple(
+            values
+        )
 
 
 def test_without_data_the_preset_is_smoke_and_with_data_paper(
@@ -250,6 +240,8 @@ def cell_named(name: str, study_dir: Path, **changes):
 
 def test_cell_is_launched_by_accelerate_with_its_config_script_and_flags(tmp_path):
     cell = cell_named(RESNET, tmp_path)
+    words = command(cell, tmp_path / RESNET, CONFIGS / "cpu.yaml", "3")
+    assert words[words.index("--gpu_ids") + 1] == "3"  # the slot's
     words = command(cell, tmp_path / RESNET, CONFIGS / "cpu.yaml", None)
     script = words.index(str(REPOSITORY / "scripts" / "run_classification.py"))
     assert words[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
@@ -258,11 +250,6 @@ def test_cell_is_launched_by_accelerate_with_its_config_script_and_flags(tmp_pat
     assert "--evaluate_test" in words and not [
         word for word in words if "last_layer" in word or "resume" in word
     ]
-
-
-def test_cell_of_a_slot_has_its_gpu(tmp_path):
-    words = command(cell_named(RESNET, tmp_path), tmp_path / RESNET, CONFIGS / "cpu.yaml", "3")
-    assert words[words.index("--gpu_ids") + 1] == "3"
 
 
 def test_resume_flag_is_given_when_there_is_a_checkpoint(tmp_path):
@@ -320,17 +307,17 @@ def test_slots_are_the_visible_gpus_in_their_order(config, parallel, visible, ex
     assert devices(CONFIGS / config, parallel) == expected
 
 
-def test_more_slots_than_visible_gpus_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("single_gpu_fp16.yaml", "--parallel 2: found the GPUs 0; expected one for each"),
+        ("multi_gpu_fp16.yaml", r"--parallel 2 runs cells of one process.*use single_gpu_fp16\.yaml"),
+    ],
+)
+def test_more_slots_than_visible_gpus_and_cells_of_several_processes_are_refused(config, said, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(ValueError, match=r"--parallel 2: found the GPUs 0; expected one for each"):
-        devices(CONFIGS / "single_gpu_fp16.yaml", 2)
-
-
-def test_parallel_cells_of_several_processes_are_refused():
-    with pytest.raises(
-        ValueError, match=r"--parallel 2 runs cells of one process.*use single_gpu_fp16\.yaml"
-    ):
-        devices(CONFIGS / "multi_gpu_fp16.yaml", 2)
+    with pytest.raises(UserError, match=said):
+        devices(CONFIGS / config, 2)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +453,7 @@ def test_cells_that_need_a_failed_pretraining_are_left_out(study, cells, folder,
     assert study() == 1
     assert cells.launched == [PRETRAINED, RESNET] and not (folder / TUNED).exists()
     printed = capsys.readouterr().out
-    assert f"{TUNED} left out: it starts from {PRETRAINED}, which failed" in printed
+    assert f"{TUNED} skipped: it starts from {PRETRAINED}, which failed" in printed
     assert f"2 of 3 cells failed: {PRETRAINED}, {TUNED}." in printed
 
 
@@ -662,24 +649,16 @@ def test_signal_ends_the_cells_and_all_that_they_started(number, status, sample_
 
 @contextlib.contextmanager
 def kill_afterwards(process: subprocess.Popen):
-    """Leaves no process of a study behind, whatever a test finds."""
+    """Kills a study and all its processes at once, as when a machine goes down, whatever a test finds."""
     try:
         yield
     finally:
-        kill_study(process)
-
-
-def kill_study(process: subprocess.Popen) -> None:
-    """Kills a study and all its processes at once, as a machine that goes down does."""
-    if process.poll() is not None:
-        return
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait()
-    psutil.wait_procs(children, timeout=30)
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for one in (process, *children):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+        psutil.wait_procs(children, timeout=30)
 
 
 # Real cells -------------------------------------------------------------------------------------------------

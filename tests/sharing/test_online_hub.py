@@ -195,9 +195,8 @@ run_script(lambda: check_push(model_id={NAME!r}, tag="v1"))
 def test_check_before_a_training_finds_what_would_stop_the_push_and_makes_nothing(state, token, said, server):
     server.state |= state
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK], env=environment, cwd=SCRIPTS, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", CHECK]
+    done = subprocess.run(command, env=environment, cwd=SCRIPTS, capture_output=True, text=True)
     assert done.returncode == (2 if said else 0) and said in done.stderr, done.stderr[-2000:]
     assert done.stderr.count("\n") == bool(said) and "created" not in server.state
 

@@ -28,10 +28,6 @@ def pretraining(run_id: str = "p", *, model: str = "facebook/vit-mae-base", **fl
     return Cell(run_id=run_id, script=PRETRAINING, point=point, flags=flags)
 
 
-def finish_cell(cell: Cell, output_dir: Path, *, images_per_second: float) -> None:
-    finish(output_dir / cell.run_id, classification_results(images_per_second=images_per_second))
-
-
 def counted(train: int, validation: int = 0) -> costs.ImageCounts:
     return costs.ImageCounts(train=train, validation=validation)
 
@@ -151,7 +147,7 @@ def test_estimate_follows_from_the_speed_of_finished_cells(tmp_path):
         classification("b"),
         classification("c", train_last_layer_only=True),
     )
-    finish_cell(done, tmp_path, images_per_second=500.0)
+    finish(tmp_path / "a", classification_results(images_per_second=500.0))
     _, of_same, of_head = training_seconds([done, same, head], 10_000, tmp_path)
     assert of_same == pytest.approx(10_000 * 20 / 500)
     assert of_head == pytest.approx(of_same / 3)
@@ -162,7 +158,7 @@ def test_estimate_follows_from_the_speed_of_finished_cells(tmp_path):
 def test_speed_of_a_resnet_says_nothing_about_a_vit(tmp_path):
     resnet, vit = classification("a"), classification("b", model="facebook/vit-mae-base")
     before = training_seconds([resnet, vit], 100, tmp_path)
-    finish_cell(resnet, tmp_path, images_per_second=1.0)
+    finish(tmp_path / "a", classification_results(images_per_second=1.0))
     after = training_seconds([resnet, vit], 100, tmp_path)
     assert after[0] != before[0] and after[1] == before[1]
 
@@ -170,7 +166,7 @@ def test_speed_of_a_resnet_says_nothing_about_a_vit(tmp_path):
 def test_one_slow_cell_of_many_does_not_move_the_estimate(tmp_path):
     cells = [classification(name) for name in "abcd"]
     for cell, speed in zip(cells, (100.0, 100.0, 1.0)):
-        finish_cell(cell, tmp_path, images_per_second=speed)
+        finish(tmp_path / cell.run_id, classification_results(images_per_second=speed))
     assert training_seconds(cells, 100, tmp_path)[3] == pytest.approx(100 * 20 / 100)
 
 

@@ -21,22 +21,15 @@ from cxr.study.grid import Grid
 from mimic_cxr_dataset.tables import index_images
 
 DATA, STUDY = Path("/data/cxr").absolute(), Path("/runs/study").absolute()
-AXES = dict.fromkeys(("augmentations", "mask_ratios"))  # unchanged
-RESERVED = {
-    "con",
-    "prn",
-    "aux",
-    "nul",
-    *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)),
+RESERVED = {"con", "prn", "aux", "nul"} | {
+    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
 }
 
 
-def change(preset: Grid, *, settings=(), **axes) -> Grid:
-    return grid.change_grid(preset, settings=tuple(settings), **{**AXES, **axes})
-
-
-def plan(preset: Grid, *, settings=(), **axes) -> list[Cell]:
-    return grid.plan_cells(change(preset, settings=settings, **axes), data_dir=DATA, output_dir=STUDY)
+def plan(preset: Grid, *, settings=(), augmentations=None, mask_ratios=None, **axes) -> list[Cell]:
+    arms = {"augmentations": augmentations, "mask_ratios": mask_ratios}
+    changed = grid.change_grid(preset, settings=tuple(settings), **arms, **axes)
+    return grid.plan_cells(changed, data_dir=DATA, output_dir=STUDY)
 
 
 def one_cell(model: str, *settings, **axes) -> list[Cell]:
@@ -185,24 +178,18 @@ def test_folder_is_a_pretrained_model_of_the_family_that_its_configuration_says(
     assert all(cell.run_id.startswith("mine_") for cell in cells)
 
 
-def cached(cache: Path, name: str, model_type: str) -> None:
-    """A model as huggingface_hub keeps it."""
-    repository = cache / f"models--{name.replace('/', '--')}"
-    write_model(repository / "snapshots" / ("a" * 40), model_type)
-    for revision in ("main", "v1"):
-        (repository / "refs").mkdir(exist_ok=True)
-        (repository / "refs" / revision).write_text("a" * 40, encoding="utf-8")
-
-
-@pytest.mark.parametrize("settings", [{"hub_dir": "HUB"}, {"hub_dir": "HUB", "model_revision": "v1"}, {}])
+@pytest.mark.parametrize("revision", ["main", "v1"])
+@pytest.mark.parametrize("where", ["hub_dir", "cache"])
 def test_family_of_a_name_is_what_its_configuration_here_says_and_no_part_of_the_name(
-    settings, tmp_path, monkeypatch
+    where, revision, tmp_path, monkeypatch
 ):
-    cached(tmp_path, "my-lab/resnet-like", "vit")
-    if settings:
-        settings = settings | {"hub_dir": str(tmp_path)}
-    else:
+    repository = tmp_path / "models--my-lab--resnet-like"
+    write_model(repository / "snapshots" / ("a" * 40), "vit")
+    (repository / "refs").mkdir()
+    (repository / "refs" / revision).write_text("a" * 40, encoding="utf-8")
+    if where == "cache":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    settings = {"model_revision": revision} | ({"hub_dir": str(tmp_path)} if where == "hub_dir" else {})
     (cell,) = one_cell("my-lab/resnet-like", ("", settings), ("vit", {"weight_decay": 0.3}))
     assert cell.flags["weight_decay"] == 0.3
 
@@ -224,9 +211,7 @@ def test_name_that_tells_no_family_is_refused_with_what_to_do(name):
 )
 def test_configuration_that_no_model_has_is_refused(content, said, tmp_path):
     (write_model(tmp_path / "mine", "vit") / "config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(
-        UserError, match=f"config.json: not what transformers writes: .*{said}.*another model"
-    ):
+    with pytest.raises(UserError, match=f"config.json: not what transformers writes: .*{said}.*another"):
         one_cell(str(tmp_path / "mine"))
 
 
@@ -244,15 +229,12 @@ def test_relative_folder_becomes_absolute_so_that_a_cell_finds_it(tmp_path, monk
     assert cell.flags["model_name_or_path"] == str(tmp_path / "mine")
 
 
-def test_two_models_of_one_name_are_refused(tmp_path):
+def test_two_models_or_shares_of_one_name_are_refused(tmp_path):
     folders = [str(write_model(tmp_path / name / "vit", "vit_mae")) for name in ("a", "b")]
-    with pytest.raises(ValueError, match=r"name vit_mae_p25_1000_finding_s0.*--models.*rename a folder"):
-        plan(PAPER, models=folders)
-
-
-def test_two_shares_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"_p33-3_1000_finding_s0; expected .*--mask_ratios of three digits"):
-        plan(PAPER, mask_ratios=[0.33333, 0.33334])
+    for name, axes in (("vit_mae_p25", {"models": folders}), ("_p33-3", {"mask_ratios": [0.33333, 0.33334]})):
+        said = rf"name .*{name}_1000_finding_s0; expected --models.* and --mask_ratios .*: rename a folder"
+        with pytest.raises(UserError, match=said):
+            plan(PAPER, **axes)
 
 
 # Axes -------------------------------------------------------------------------------------------------------
@@ -363,10 +345,6 @@ def test_beside_keeps_the_cells_that_start_as_named_and_instead_does_not():
     assert plain < beside and instead < beside
     assert len(beside) == 216 + 144 + 3 and len(instead) == 216 + 3
     assert {name for name in plain & instead} == {name for name in plain if name.startswith("resnet")}
-
-
-def test_resnet_is_never_pretrained():
-    assert not [cell for cell in one_cell("microsoft/resnet-18", pretrain="instead") if cell.needs]
 
 
 def test_model_from_scratch_that_is_pretrained_here_is_fine_tuned_without_its_overrides():

@@ -33,7 +33,5 @@ def make_sample_data_once() -> Path:
         with FileLock(REPOSITORY / ".sample_data.lock"):
             made = SAMPLE_DIR.exists() or not subprocess.run([sys.executable, script, SAMPLE_DIR]).returncode
         if not made:
-            raise UserError(
-                f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir instead"
-            )
+            raise UserError(f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir")
     return SAMPLE_DIR

@@ -180,6 +180,8 @@ class Sample(Record):
 
 
 class AtThreshold(Record):
+    """What an operating point gives."""
+
     threshold: float = Field(description="the probability from which an image is called positive")
     accuracy: Share
     precision: Share
@@ -199,6 +201,8 @@ class Metrics(AtThreshold):
 
 
 class MeasuredSplit(Metrics):
+    """A split of `results.json`: its metrics, their intervals, the loss."""
+
     loss: float
     intervals: dict[str, Interval | None] = Field(
         default={}, description="low and high of the 95 % interval over patients, by metric"

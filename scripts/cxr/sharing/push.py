@@ -97,7 +97,7 @@ def share_finished(record: RunRecord, results: Results) -> None:
 
 
 def share_unfinished(output_dir: Path, *, task: str, step: int, images_per_step: int) -> None:
-    """Shares the model of a training after `step` steps. If that fails, the training goes on."""
+    """Shares the model of a training after `step` steps. If that fails, the training continues."""
     training = Training(task=task, steps=step, images_per_step=images_per_step, versions=installed_versions())
     args = Arguments.read(output_dir / "args.json")
     try:

@@ -139,6 +139,8 @@ class Cell(Record):
 
 
 class ClassificationCell(Cell):
+    """A cell that trains a classifier."""
+
     script: Literal[CLASSIFICATION]
     point: ClassificationPoint
 

@@ -212,22 +212,16 @@ def read_run(folder: Path) -> Run:
     """Reads a finished run: the test split where it was evaluated, else validation. Raises UserError."""
     results = ClassificationResults.read(folder / "results.json")
     split = "test" if results.test else "validation"
-    run = Run(
+    return Run(
         folder=folder,
         args=Arguments.read(folder / "args.json"),
         results=results,
         split=split,
-        predictions=read_predictions(folder / f"predictions_{split}.csv"),
+        predictions=read_predictions(folder / f"predictions_{split}.csv", getattr(results, split).n),
     )
-    if len(run.predictions) != run.measured.n:
-        raise UserError(
-            f"{folder}: found predictions for {len(run.predictions)} images of the {split} split, expected "
-            f"the {run.measured.n} of results.json; run it again"
-        )
-    return run
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
+def read_predictions(path: Path, num_images: int) -> pd.DataFrame:
     """Returns what a run wrote for each image. Raises UserError."""
     types = {"dicom_id": str, "view_position": str, "label": float, "probability": float}
     try:
@@ -235,10 +229,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
         predictions = pd.read_csv(path, dtype=types, usecols=PREDICTION_COLUMNS, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not what a run writes: {one_line(error)}; run it again") from error
-    if not (predictions["label"].isin((0, 1)) & predictions["probability"].between(0, 1)).all():
+    in_range = predictions["label"].isin((0, 1)) & predictions["probability"].between(0, 1)
+    if not in_range.all() or len(predictions) != num_images:
         raise UserError(
-            f"{path}: not what a run writes: expected labels of 0 or 1 and probabilities from 0 to 1; run it "
-            "again"
+            f"{path}: not what a run writes: expected labels of 0 or 1 and probabilities from 0 to 1 for the "
+            f"{num_images} images of results.json; run it again"
         )
     return predictions.astype({"label": int})
 

@@ -247,7 +247,7 @@ class StudyRunner:
             needed = self.states[cell.needs] if cell.needs else "done"
             if needed in ("failed", "impossible"):
                 self.states[cell.run_id] = "impossible"
-                self.say(f"{cell.run_id} left out: it starts from {cell.needs}, which failed")
+                self.say(f"{cell.run_id} skipped: it starts from {cell.needs}, which failed")
             elif needed == "done" and not self.note_results(cell):
                 return cell
         return None
@@ -319,7 +319,7 @@ class StudyRunner:
         return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs)
 
     def say(self, text: str) -> None:
-        with contextlib.suppress(OSError, SystemExit):  # whoever read this is gone; the study goes on
+        with contextlib.suppress(OSError, SystemExit):  # whoever read this is gone; the study continues
             self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def render(self) -> Group:

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import pickle
 import shutil
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def resume(
     try:
         accelerator.load_state(str(checkpoint))
         _check_moments(optimizer)
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
             raise  # no fault of the checkpoint: memory that ran out, a process that is gone
         raise UserError(
