@@ -1,18 +1,18 @@
 """Classification, end to end on a small synthetic sample."""
 
 import csv
+import io
 import json
 import stat
 import sys
 
-import datasets
 import numpy as np
 import pytest
 import run_classification
 import run_mae_pretrain
 import torch
 from cxr.data.images import default_cache_image_size
-from cxr.data.sources import REPOSITORY
+from cxr.data.images import load_images
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
@@ -116,18 +116,16 @@ def test_best_epoch_is_the_one_measured_at_the_end(vit_run):
 
 
 def test_plain_transformers_pipeline_gives_the_same_probabilities(vit_run, sample_root, tmp_path):
-    splits = datasets.load_dataset(
-        str(REPOSITORY / "mimic_cxr_dataset"),
-        "finding",
-        data_dir=str(sample_root),
-        image_size=default_cache_image_size(32),
-        trust_remote_code=True,
-    )
+    options = {"shortest_side": default_cache_image_size(32), "cache_dir": tmp_path, "num_proc": 1}
+    splits = load_images(sample_root, config_name="finding", shows_progress=False, **options)
     dicom_ids, _, probabilities = read_predictions(vit_run / "predictions_test.csv")
     classify = pipeline("image-classification", model=str(vit_run / "model"), device="cpu")
     assert dicom_ids == splits["test"]["dicom_id"]
     for row, expected in zip(splits["test"].select(range(8)), probabilities):
-        answer = {entry["label"]: entry["score"] for entry in classify(row["image"])}
+        answer = {
+            entry["label"]: entry["score"]
+            for entry in classify(Image.open(io.BytesIO(row["image"]["bytes"])))
+        }
         assert answer["Finding"] == pytest.approx(expected, abs=1e-5)
 
 

@@ -113,10 +113,12 @@ def test_mask_that_hides_nothing_is_refused(sample_root, tmp_path):
 
 def test_full_output_folder_is_refused_and_left_as_it_was(finished_run, sample_root):
     output_dir, _ = finished_run
-    before = {path: path.stat().st_mtime_ns for path in output_dir.rglob("*")}
+    files = [path for path in output_dir.rglob("*") if path.name != ".lock"]
+    before = [path.stat().st_mtime_ns for path in files]
     with pytest.raises(ValueError, match="is not empty; expected a new or empty folder"):
         run_main(run_mae_pretrain, output_dir, *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
-    assert {path: path.stat().st_mtime_ns for path in output_dir.rglob("*")} == before
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert {*files, output_dir / ".lock"} == set(output_dir.rglob("*"))
 
 
 def test_tensorboard_gets_the_losses(sample_root, tmp_path):
