@@ -20,13 +20,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with usage errors of one line, without the whole usage before them, and exit status 2."""
 
-    def __init__(self, description: str | None = None, *, usage: str = "[flags]", prog: str | None = None):
+    def __init__(self, description: str | None = None, *, usage: str = "[flags]", **options):
         super().__init__(
-            prog=prog,
             usage="%(prog)s " + usage,
             description=description,
             formatter_class=HelpFormatter,
             allow_abbrev=False,  # an abbreviated flag changes its meaning when a flag is added
+            **options,  # argparse's own, of a parser for a subcommand
         )
 
     def error(self, message: str) -> NoReturn:

@@ -2,13 +2,15 @@
 
 import functools
 import logging
-import pickle
+import re
 import shutil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from cxr.errors import MEMORY
+from cxr.errors import PEERS
 from cxr.errors import UserError
 from cxr.errors import one_line
 from cxr.run_folder import files
@@ -126,9 +128,9 @@ def resume(
     try:
         accelerator.load_state(str(checkpoint))
         _check_moments(optimizer)
-    except (RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
-            raise  # no fault of the checkpoint: memory that ran out, a process that is gone
+    except Exception as error:  # torch ends in many kinds where a file does not fit
+        if re.search(f"{MEMORY}|{PEERS}", f"{type(error).__name__}: {error}"):
+            raise  # no fault of the checkpoint
         raise UserError(
             f"{checkpoint}: does not fit this run ({one_line(error)}); expected a checkpoint of this model; "
             "resume from an older one, or start anew in another --output_dir"
