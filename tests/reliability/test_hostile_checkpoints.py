@@ -60,7 +60,7 @@ def prepared():
 
 def sign(checkpoint: Path) -> None:
     """Makes the checksums those of the files, so that what reads them is tested, too."""
-    checkpoints.write_json(checkpoint / checkpoints.CHECKSUMS_FILE, checkpoints._checksums(checkpoint))
+    checkpoints.files.write_json(checkpoint / checkpoints.CHECKSUMS_FILE, checkpoints._checksums(checkpoint))
 
 
 def resume(output_dir: Path) -> checkpoints.Progress:
