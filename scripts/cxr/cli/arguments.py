@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+from functools import partial
 
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import DEFAULT_MODEL
@@ -46,6 +47,7 @@ def epoch_or_steps(text: str) -> str | int:
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[str]) -> None:
     group = parser.add_argument_group("model")
+    number = partial(add_number, group)
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--model_name_or_path",
@@ -65,8 +67,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
         default="main",
         help="branch, tag or commit of a model that is given by name",
     )
-    add_number(
-        group,
+    number(
         "--image_size",
         positive_int,
         "side of the model's square input, in pixels (default: that of the pretrained model, or 224)",
@@ -75,9 +76,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    add_folder(
-        group, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
-    )
+    number, folder = partial(add_number, group), partial(add_folder, group)
+    folder("--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)")
     add_label_arguments(group)
     group.add_argument(
         "--on_bad_image",
@@ -85,38 +85,32 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default=DATASET_DEFAULTS["on_bad_image"],
         help="what to do about a missing or damaged image: stop, or skip it",
     )
-    add_number(
-        group,
+    number(
         "--cache_image_size",
         positive_int,
-        "shortest side of the images in the cache, in pixels (default: 8/7 of the image size)",
+        "shortest side of the cached images, in pixels (default: 8/7 of the image size)",
     )
-    add_folder(group, "--cache_dir", "keep the shrunk images here (default: the cache of `datasets`)")
-    add_number(
-        group,
+    folder("--cache_dir", "keep the shrunk images here (default: the cache of `datasets`)")
+    number(
         "--max_train_samples",
         positive_int,
         "train on N images: drawn by --seed, by patient, stratified by label, a smaller sample within a "
         "larger one (default: all)",
     )
-    add_number(
-        group,
+    number(
         "--max_eval_samples",
         positive_int,
-        "evaluate on the first N images only, to try something out (default: all)",
+        "evaluate on the first N images only (default: all)",
     )
-    add_number(
-        group,
+    number(
         "--preprocessing_num_workers",
         positive_int,
-        "number of processes that shrink images (default: one a core)",
+        "processes that shrink images (default: one a core)",
     )
-    add_number(
-        group,
+    number(
         "--dataloader_num_workers",
         non_negative_int,
-        "number of processes that load images (default: on a CPU 0, else this process's share of the "
-        "cores, at most 16)",
+        "processes that load images (default: on a CPU 0, else its share of the cores, at most 16)",
     )
 
 
@@ -167,10 +161,9 @@ def add_training_arguments(
 ) -> argparse._ArgumentGroup:
     """Adds the group "training" with a script's own defaults; returns it for what the script adds."""
     group = parser.add_argument_group("training")
-    add_number(group, "--num_train_epochs", positive_int, "train N epochs", default=num_train_epochs)
-    add_number(
-        group, "--max_train_steps", positive_int, "stop after N optimizer steps; overrides --num_train_epochs"
-    )
+    number = partial(add_number, group)
+    number("--num_train_epochs", positive_int, "train N epochs", default=num_train_epochs)
+    number("--max_train_steps", positive_int, "stop after N optimizer steps; overrides --num_train_epochs")
     group.add_argument(
         "--per_device_train_batch_size",
         type=number_or_auto,
@@ -178,26 +171,21 @@ def add_training_arguments(
         metavar="N|auto",
         help="images in one forward pass of one process; auto: as many as fit into the GPU's memory",
     )
-    add_number(group, "--per_device_eval_batch_size", positive_int, "the same in an evaluation", default=64)
-    add_number(
-        group,
+    number("--per_device_eval_batch_size", positive_int, "the same in an evaluation", default=64)
+    number(
         "--gradient_accumulation_steps",
         positive_int,
-        "number of forward and backward passes in an optimizer step",
+        "forward and backward passes in an optimizer step",
         default=1,
     )
-    add_number(
-        group,
+    number(
         "--weight_decay",
         non_negative_float,
-        "weight decay of AdamW; biases, norms and embeddings have none",
+        "weight decay of AdamW, of matrices and kernels only",
         default=weight_decay,
     )
-    add_number(
-        group, "--max_grad_norm", positive_float, "clip the norm of the gradient to X (default: no clipping)"
-    )
-    add_number(
-        group,
+    number("--max_grad_norm", positive_float, "clip the norm of the gradient to X (default: no clipping)")
+    number(
         "--max_bad_steps",
         non_negative_int,
         "skip at most N steps with a NaN or infinite loss or gradient, then stop",
@@ -209,11 +197,10 @@ def add_training_arguments(
         default=lr_scheduler_type,
         help="how the learning rate goes on after the warm-up",
     )
-    add_number(
-        group,
+    number(
         "--warmup_ratio",
         share_below_one,
-        "share of all steps in which the learning rate rises to its peak",
+        "share of the steps in which the learning rate rises to its peak",
         default=warmup_ratio,
     )
     group.add_argument(
@@ -221,17 +208,14 @@ def add_training_arguments(
         action="store_true",
         help="compile the model: the first step takes a minute, later ones are faster",
     )
-    add_number(
-        group, "--seed", seed_number, "seed of weights, sample, order, augmentation and masks", default=0
-    )
+    number("--seed", seed_number, "seed of weights, sample, order, augmentation and masks", default=0)
     return group
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir: str) -> None:
     group = parser.add_argument_group("output")
-    add_folder(
-        group, "--output_dir", f"write this run to a new folder (default: {default_output_dir}-<date>-<time>)"
-    )
+    number, folder = partial(add_number, group), partial(add_folder, group)
+    folder("--output_dir", f"write this run to a new folder (default: {default_output_dir}-<date>-<time>)")
     group.add_argument(
         "--checkpointing_steps",
         type=epoch_or_steps,
@@ -239,13 +223,13 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         metavar="N|epoch",
         help="save a checkpoint every N steps, or after each epoch",
     )
-    add_number(group, "--checkpoints_total_limit", positive_int, "keep the newest N checkpoints", default=1)
+    number("--checkpoints_total_limit", positive_int, "keep the newest N checkpoints", default=1)
     group.add_argument(
         "--resume_from_checkpoint",
         metavar="latest|FOLDER",
         help="continue the run in --output_dir, from its newest complete checkpoint or the one named",
     )
-    add_number(group, "--logging_steps", positive_int, "read and log the loss every N steps", default=10)
+    number("--logging_steps", positive_int, "read and log the loss every N steps", default=10)
     group.add_argument("--with_tracking", action="store_true", help="log to a tracker as well: --report_to")
     group.add_argument("--report_to", choices=TRACKERS, default=TRACKERS[0], help="the tracker")
 
