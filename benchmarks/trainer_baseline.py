@@ -38,25 +38,16 @@ LABELS = ["No Finding", "Finding"]
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
-    parser.add_argument("--config_name", choices=names, default="vit-mae-tiny")
-    parser.add_argument(
-        "--image_size", type=command_line.positive_int, default=224, metavar="N", help="pixels"
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="FILE", help="text file with the path of an image a line"
-    )
-    parser.add_argument(
-        "--batch_size", type=command_line.positive_int, default=32, metavar="B", help="images"
-    )
-    parser.add_argument("--steps", type=command_line.positive_int, default=8, metavar="N", help="in a window")
-    parser.add_argument(
-        "--windows", type=command_line.positive_int, default=4, metavar="N", help="timed ones"
-    )
-    parser.add_argument(
-        "--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="as in accelerate"
-    )
-    parser.add_argument("--torch_compile", action="store_true", help="Trainer's own flag")
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the speeds")
+    add, positive = parser.add_argument, command_line.positive_int
+    add("--config_name", choices=names, default="vit-mae-tiny")
+    command_line.add_number(parser, "--image_size", positive, "pixels", default=224)
+    add("--images", type=Path, metavar="FILE", help="text file with the path of an image a line")
+    command_line.add_number(parser, "--batch_size", positive, "images", default=32)
+    command_line.add_number(parser, "--steps", positive, "in a window", default=8)
+    command_line.add_number(parser, "--windows", positive, "timed ones", default=4)
+    add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="as in accelerate")
+    add("--torch_compile", action="store_true", help="Trainer's own flag")
+    add("--json", type=Path, required=True, metavar="FILE", help="where to write the speeds")
     return parser.parse_args(argv)
 
 

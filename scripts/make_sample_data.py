@@ -9,9 +9,7 @@ is then exposed like film. Nothing in them comes from a patient. Labels follow f
     python scripts/run_classification.py --data_dir sample_data
 """
 
-import csv
 import gzip
-import io
 import json
 import multiprocessing
 import shutil
@@ -21,10 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from cxr.choices import LABELERS
-from cxr.cli.command_line import ArgumentParser
-from cxr.cli.command_line import positive_int
-from cxr.cli.command_line import seed_number
+from cxr.cli import command_line
 from cxr.data.images import num_cores
 from cxr.errors import UserError
 from cxr.errors import one_line
@@ -61,11 +58,7 @@ def write_gzip(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_gzip(path, text.getvalue())
+    write_gzip(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
 def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
@@ -159,13 +152,13 @@ def make_sample_data(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
+    parser = command_line.ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="a folder that is new or empty")
-    add, number = parser.add_argument, {"metavar": "N", "type": positive_int}
-    add("--num_images", **number, default=600, help="images to draw")
-    add("--image_size", **number, default=256, help="shortest side in pixels")
-    add("--seed", metavar="N", type=seed_number, default=0, help="another number draws other patients")
-    add("--num_proc", **number, help="processes that draw (default: one for each core)")
+    add_number, positive = command_line.add_number, command_line.positive_int
+    add_number(parser, "--num_images", positive, "images to draw", default=600)
+    add_number(parser, "--image_size", positive, "shortest side in pixels", default=256)
+    add_number(parser, "--seed", command_line.seed_number, "another number draws other patients", default=0)
+    add_number(parser, "--num_proc", positive, "processes that draw (default: one for each core)")
     args = parser.parse_args(argv)
     root = make_sample_data(**vars(args) | {"num_proc": args.num_proc or num_cores()})
     print(f"Wrote {args.num_images} synthetic chest radiographs to {root}. Now try:")

@@ -23,9 +23,8 @@ from cxr.data.seeding import derive_seed
 # What asks a run to end; a batch system's notice that time is up is SIGTERM or, with `sbatch
 # --signal=USR1@120`, SIGUSR1.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-EVALUATION_SEED = (
-    0  # not --seed: validation masks are the same in all runs, so that their losses can be compared
-)
+# Not --seed: validation masks are the same in all runs, so that their losses can be compared.
+EVALUATION_SEED = 0
 
 
 class ChestXrays(Dataset):
@@ -72,9 +71,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """The micro-batches of one process in the optimizer steps `steps`, counted from 0.
 
     Every epoch has its own order of all images, a function of (seed, epoch). A step takes the next
-    `images_per_step` images of it, so the images of a step do not
-    depend on how many processes share them; what is left of an epoch and does not fill a step is not used in
-    that epoch.
+    `images_per_step` images of it, so the images of a step do not depend on how many processes share them;
+    what is left of an epoch and does not fill a step is not used in that epoch.
     """
 
     def __init__(
@@ -119,25 +117,18 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, index) for index in indices[first : first + self.batch_size]]
 
 
-class EvaluationBatches(Sampler[list[tuple[int, int]]]):
+def evaluation_batches(
+    num_images: int, *, batch_size: int, num_processes: int, process_index: int
+) -> list[list[tuple[int, int]]]:
     """The batches of one process in an evaluation of all images; always epoch 0, so the same draws.
 
     All processes get the same number of samples, as collective operations need: where the images do not
     divide, the last ones are repeated, and `gather_in_order` drops the repetitions.
     """
-
-    def __init__(self, num_images: int, *, batch_size: int, num_processes: int, process_index: int):
-        padded = -(-num_images // num_processes) * num_processes
-        indices = np.minimum(np.arange(process_index, padded, num_processes), num_images - 1)
-        self.keys = [(0, index) for index in indices.tolist()]
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.keys) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self.keys), self.batch_size):
-            yield self.keys[first : first + self.batch_size]
+    padded = -(-num_images // num_processes) * num_processes
+    indices = np.minimum(np.arange(process_index, padded, num_processes), num_images - 1)
+    keys = [(0, index) for index in indices.tolist()]
+    return [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
 
 
 def make_training_loader(
@@ -165,7 +156,7 @@ def make_training_loader(
 def make_evaluation_loader(
     accelerator: Accelerator, eval_set: ChestXrays, *, batch_size: int, num_workers: int | None
 ) -> DataLoader:
-    batches = EvaluationBatches(
+    batches = evaluation_batches(
         len(eval_set),
         batch_size=batch_size,
         num_processes=accelerator.num_processes,
@@ -175,10 +166,13 @@ def make_evaluation_loader(
 
 
 def _make_loader(
-    dataset: ChestXrays, batches: Sampler, accelerator: Accelerator, num_workers: int | None
+    dataset: ChestXrays, batches: Sampler | list, accelerator: Accelerator, num_workers: int | None
 ) -> DataLoader:
-    if num_workers is None:
-        num_workers = default_num_workers(accelerator)
+    if num_workers is None and accelerator.device.type == "cpu":
+        num_workers = 0  # its cores are busy with the model
+    elif num_workers is None:  # this process's share of the cores
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        num_workers = min(16, max(1, num_cores() // processes_here))
     if num_workers:
         atexit.register(end_workers)
     return DataLoader(
@@ -204,16 +198,8 @@ def end_workers() -> None:
         worker.kill()
 
 
-def default_num_workers(accelerator: Accelerator) -> int:
-    """On a CPU none, as its cores are busy with the model; on a GPU this process's share of the cores."""
-    if accelerator.device.type == "cpu":
-        return 0
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(16, max(1, num_cores() // processes_here))
-
-
 def gather_in_order(accelerator: Accelerator, values: torch.Tensor, *, num_samples: int) -> torch.Tensor:
-    """Joins what the processes computed over `EvaluationBatches`: (num_samples, ...), once and in order.
+    """Joins what the processes computed over `evaluation_batches`: (num_samples, ...), once and in order.
 
     `values` has one row per key, the same number on all processes; process r's k-th row is of sample
     k * num_processes + r, and rows past `num_samples` are repetitions.
