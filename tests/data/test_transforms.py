@@ -12,6 +12,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
 SIZE = 32
+ENHANCEMENTS = ("contrast", "brightness", "sharpness")
 
 
 def gray_image(height: int = 48, width: int = 40, *, seed: int = 0) -> torch.Tensor:
@@ -143,38 +144,25 @@ def test_what_becomes_of_every_gray_at_strength_09(operation, expected):
     assert transforms.apply_operation(operation, grays, 0.9, 1).flatten().tolist() == expected
 
 
-def capture(monkeypatch, name: str) -> list[tuple[tuple, dict]]:
-    calls = []
-
-    def functional(image, *args, **kwargs):
-        calls.append((args, kwargs))
-        return image
-
-    monkeypatch.setattr(transforms.F, name, functional)
-    return calls
+def shear(angle, translate, scale, angles):
+    return np.tan(np.radians(angles)).tolist()
 
 
-def test_rotation_at_strength_09_is_by_27_degrees(monkeypatch):
-    calls = capture(monkeypatch, "rotate")
-    for sign in (1, -1):
-        transforms.apply_operation("rotate", gray_image(), 0.9, sign)
-    assert [args[0] for args, _ in calls] == pytest.approx([27.0, -27.0])
-
-
-@pytest.mark.parametrize("name", ["contrast", "brightness", "sharpness"])
-def test_enhancement_factors_are_1_plus_minus_081_and_never_below_01(monkeypatch, name):
-    calls = capture(monkeypatch, f"adjust_{name}")
+@pytest.mark.parametrize(
+    ("operation", "function", "value", "expected"),
+    [
+        ("rotate", "rotate", lambda angle: angle, [27.0, -27.0, 30.0, -30.0]),
+        *[(name, f"adjust_{name}", lambda by: by, [1.81, 0.19, 1.9, 0.1]) for name in ENHANCEMENTS],
+        ("shear_x", "affine", lambda *args: shear(*args)[0], [0.27, -0.27, 0.3, -0.3]),
+        ("shear_y", "affine", lambda *args: shear(*args)[1], [0.27, -0.27, 0.3, -0.3]),
+    ],
+)
+def test_operations_are_as_strong_as_timms(monkeypatch, operation, function, value, expected):
+    found = []
+    monkeypatch.setattr(transforms.F, function, lambda image, *args, **_: found.append(value(*args)))
     for strength, sign in ((0.9, 1), (0.9, -1), (1.0, 1), (1.0, -1)):
-        transforms.apply_operation(name, gray_image(), strength, sign)
-    assert [args[0] for args, _ in calls] == pytest.approx([1.81, 0.19, 1.9, 0.1])
-
-
-def test_shear_at_strength_09_is_by_027(monkeypatch):
-    calls = capture(monkeypatch, "affine")
-    for operation in ("shear_x", "shear_y"):
-        transforms.apply_operation(operation, gray_image(), 0.9, -1)
-    shears = [np.tan(np.radians(args[3])).tolist() for args, _ in calls]
-    assert np.array(shears) == pytest.approx(np.array([[-0.27, 0], [0, -0.27]]))
+        transforms.apply_operation(operation, gray_image(), strength, sign)
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("sign", "shift"), [(1, (40, 81)), (-1, (-40, -81))])

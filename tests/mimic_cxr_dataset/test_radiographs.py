@@ -184,32 +184,35 @@ def test_nothing_of_the_patient_is_read_or_said(gray, tmp_path, capfd, caplog, r
 # --- What cannot be used
 
 
-def write_bytes(path, content):
-    path.write_bytes(content)
-    return path
+def holding(content):
+    """Makes a file of these bytes, or of what they are of a picture."""
+
+    def make(folder, gray):
+        (folder / "a.jpg").write_bytes(content(gray) if callable(content) else content)
+        return folder / "a.jpg"
+
+    return make
 
 
-def jpeg_bytes(gray):
+def cut_jpeg(gray):
     buffer = io.BytesIO()
     Image.fromarray(gray).save(buffer, format="JPEG")
-    return buffer.getvalue()
+    return buffer.getvalue()[:-200]
+
+
+def dicom(**tags):
+    return lambda folder, gray: write_dicom(folder / "a", gray, **tags)
 
 
 BAD = {
     "missing": (lambda folder, gray: folder / "nothing.jpg", "No such file"),
     "folder": (lambda folder, gray: folder, "directory|denied"),
-    "empty": (lambda folder, gray: write_bytes(folder / "a.jpg", b""), "empty"),
-    "text": (
-        lambda folder, gray: write_bytes(folder / "a.jpg", b"no picture"),
-        "neither JPEG, PNG nor DICOM",
-    ),
-    "cut-off JPEG": (
-        lambda folder, gray: write_bytes(folder / "a.jpg", jpeg_bytes(gray)[:-200]),
-        "truncated",
-    ),
-    "JPEG of garbage": (lambda folder, gray: write_bytes(folder / "a.jpg", b"\xff\xd8\xff" * 99), "JPEG"),
-    "PNG of garbage": (lambda folder, gray: write_bytes(folder / "a", b"\x89PNG\r\n\x1a\n" * 9), "damaged"),
-    "DICOM of garbage": (lambda folder, gray: write_bytes(folder / "a", b"x" * 128 + b"DICM" * 50), "DICOM"),
+    "empty": (holding(b""), "empty"),
+    "text": (holding(b"no picture"), "neither JPEG, PNG nor DICOM"),
+    "cut-off JPEG": (holding(cut_jpeg), "truncated"),
+    "JPEG of garbage": (holding(b"\xff\xd8\xff" * 99), "JPEG"),
+    "PNG of garbage": (holding(b"\x89PNG\r\n\x1a\n" * 9), "damaged"),
+    "DICOM of garbage": (holding(b"x" * 128 + b"DICM" * 50), "DICOM"),
     "several frames": (
         lambda folder, gray: write_dicom(folder / "a", np.stack([gray, gray]), NumberOfFrames=2),
         "2 frames",
@@ -219,20 +222,14 @@ BAD = {
         "in RGB, expected a gray",
     ),
     "no pixels": (lambda folder, gray: make_header(folder / "a"), "without an image"),
-    "fewer pixels than said": (lambda folder, gray: write_dicom(folder / "a", gray, Rows=800), "unreadable"),
-    "absurd size": (
-        lambda folder, gray: write_dicom(folder / "a", gray, Rows=65535, Columns=65535),
-        "absurd",
-    ),
+    "fewer pixels than said": (dicom(Rows=800), "unreadable"),
+    "absurd size": (dicom(Rows=65535, Columns=65535), "absurd"),
     "one value": (lambda folder, gray: write_dicom(folder / "a", 0 * gray), "all pixels are the same"),
     "packed without a plugin": (
-        lambda folder, gray: write_dicom(folder / "a", gray, syntax="1.2.840.10008.1.2.4.80"),
-        "JPEG-LS.*needs more packages: pip install",
+        dicom(syntax="1.2.840.10008.1.2.4.80"),
+        "JPEG-LS.*more packages: pip install",
     ),
-    "window without width": (
-        lambda folder, gray: write_dicom(folder / "a", gray, WindowCenter=1, WindowWidth=0),
-        "(?i)window",
-    ),
+    "window without width": (dicom(WindowCenter=1, WindowWidth=0), "(?i)window"),
 }
 
 
