@@ -57,23 +57,20 @@ def write_gzip(path: Path, text: str) -> None:
         compressed.write(text.encode("utf-8"))
 
 
-def write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    write_gzip(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-
-
 def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
     """The four tables that MIMIC-CXR-JPG comes with, sorted as they are."""
-    metadata, splits, studies = [], [], {}
-    order = sorted(images, key=lambda image: (image.study.subject_id, image.study.study_id, image.dicom_id))
-    for image in order:
+    rows, studies = [], {}
+    for image in sorted(images, key=lambda one: (one.study.subject_id, one.study.study_id, one.dicom_id)):
         study = image.study
         studies[study.study_id] = study
-        ids = {"subject_id": study.subject_id, "study_id": study.study_id}
         procedure = "CHEST (PORTABLE AP)" if image.view == "AP" else "CHEST (PA AND LAT)"
         rng = random_generator(seed, STUDY, study.number, 99)
         date = f"{rng.integers(2110, 2200)}{rng.integers(1, 13):02}{rng.integers(1, 29):02}"
         time = f"{rng.integers(24):02}{rng.integers(60):02}{rng.integers(60):02}.{rng.integers(1, 999):03}"
         row = {
+            "dicom_id": image.dicom_id,
+            "subject_id": study.subject_id,
+            "study_id": study.study_id,
             "PerformedProcedureStepDescription": procedure,
             "ViewPosition": image.view,
             "Rows": image.height,
@@ -83,19 +80,22 @@ def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
             "ProcedureCodeSequence_CodeMeaning": procedure,
             "ViewCodeSequence_CodeMeaning": VIEW_MEANINGS.get(image.view, ""),
             "PatientOrientationCodeSequence_CodeMeaning": "Erect" if image.view else "",
+            "split": study.split,
         }
-        metadata.append({"dicom_id": image.dicom_id, **ids, **row})
-        split = {"study_id": study.study_id, "subject_id": study.subject_id, "split": study.split}
-        splits.append({"dicom_id": image.dicom_id, **split})
-    write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata)
-    write_table(root / "mimic-cxr-2.0.0-split.csv.gz", splits)
+        rows.append(row)
+    images = pd.DataFrame(rows)
+    split = images[["dicom_id", "study_id", "subject_id", "split"]]
+    tables = {"metadata": images.drop(columns="split"), "split": split}
     for labeler in LABELERS:
         rows = [
             {"subject_id": study.subject_id, "study_id": study.study_id, **labels}
             for study in studies.values()
             if (labels := getattr(study, labeler))
         ]
-        write_table(root / f"mimic-cxr-2.0.0-{labeler}.csv.gz", rows)
+        tables[labeler] = pd.DataFrame(rows)
+    for name, table in tables.items():
+        text = table.to_csv(index=False, lineterminator="\n")
+        write_gzip(root / f"mimic-cxr-2.0.0-{name}.csv.gz", text)
 
 
 def ignore_interrupts() -> None:

@@ -249,18 +249,13 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Prediction]]:
     return paths, [Prediction(path=readable(Path(name)), error=error) for name in missing]
 
 
-def load_model(args: argparse.Namespace) -> Classifier:
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    paths, missing = find_images(args.images)
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
         say(f"{args.model} has no decision_threshold of its own: it decides at {classifier.threshold}")
-    return classifier
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    paths, missing = find_images(args.images)
-    classifier = load_model(args)
     predictor = Predictor(
         classifier=classifier, use_window=args.dicom_window == "header", heatmap_dir=args.heatmap
     )

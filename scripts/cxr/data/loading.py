@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
 
 import datasets
 import numpy as np
@@ -67,6 +69,7 @@ class ChestXrays(Dataset):
         return items
 
 
+@dataclass(eq=False, kw_only=True)
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """The micro-batches of one process in the optimizer steps `steps`, counted from 0.
 
@@ -75,25 +78,16 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     what is left of an epoch and does not fill a step is not used in that epoch.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        *,
-        images_per_step: int,
-        gradient_accumulation_steps: int,
-        num_processes: int,
-        process_index: int,
-        seed: int,
-        steps: range,
-    ):
-        self.num_images = num_images
-        self.images_per_step = images_per_step
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.batch_size = images_per_step // (gradient_accumulation_steps * num_processes)
-        self.seed = seed
-        self.steps = steps
+    num_images: int = field(kw_only=False)
+    images_per_step: int
+    gradient_accumulation_steps: int
+    num_processes: int
+    process_index: int
+    seed: int
+    steps: range
+
+    def __post_init__(self):
+        self.batch_size = self.images_per_step // (self.gradient_accumulation_steps * self.num_processes)
         self._ordered_epoch = None  # the epoch that `_order` is of
 
     def __len__(self) -> int:
