@@ -162,7 +162,8 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
 
     def _drop_missing(self, rows: pd.DataFrame) -> pd.DataFrame:
         with ThreadPoolExecutor(max_workers=16) as pool:  # a network disk answers many at once, each slowly
-            missing = np.array([not found for found in pool.map(os.path.isfile, rows["path"], chunksize=256)])
+            exists = pool.map(os.path.isfile, rows["path"], chunksize=256)
+            missing = ~np.fromiter(exists, dtype=bool, count=len(rows))
         lost = rows[missing]
         if len(lost) and self.config.on_bad_image == "error":
             raise DatasetError(
