@@ -150,9 +150,8 @@ def test_each_of_the_13_findings_alone_is_a_finding(tmp_path):
 def test_view_keeps_its_codes_and_all_keeps_missing_and_rare_ones(tmp_path):
     codes = ["AP", "PA", "LATERAL", "LL", "", "XTABLE LATERAL", "AP AXIAL"]
     write_root(tmp_path, [{"view": code} for code in codes], draw=False)
-    kept = {
-        view: tables.index_images(tmp_path, view=view)[0]["view_position"].tolist() for view in tables.VIEWS
-    }
+    kept = {view: tables.index_images(tmp_path, view=view)[0]["view_position"] for view in tables.VIEWS}
+    kept = {view: positions.tolist() for view, positions in kept.items()}
     assert kept == {"frontal": ["AP", "PA"], "lateral": ["LATERAL", "LL"], "all": codes}
     assert tables.index_images(tmp_path, view="lateral")[1].loc["train", VIEW] == 5
 
@@ -264,10 +263,8 @@ def test_configs_and_options_live_side_by_side_and_are_reused(root, tmp_path):
     folders.append(build(root, tmp_path, "pleural_effusion")._output_dir)
     assert len(set(folders)) == 6
     stamps = {folder: Path(folder).stat().st_mtime_ns for folder in folders}
-    spelled_out = build(
-        root, tmp_path, labeler="negbio", view="frontal", uncertain="negative", image_size=None
-    )
-    assert spelled_out._output_dir == folders[0]
+    spelled_out = {"labeler": "negbio", "view": "frontal", "uncertain": "negative", "image_size": None}
+    assert build(root, tmp_path, **spelled_out)._output_dir == folders[0]
     assert {folder: Path(folder).stat().st_mtime_ns for folder in folders} == stamps
 
 
@@ -335,6 +332,7 @@ def test_absent_data_dir_says_what_is_expected(tmp_path):
     refusal(lambda: mimic.MimicCxr(data_dir=str(nowhere)), nowhere, "missing", "files/")
     refusal(lambda: tables.index_images(tmp_path / "file"), tmp_path / "file", "not a folder")
     refusal(lambda: build("", tmp_path), "No data_dir given", "MIMIC-CXR-JPG folder")
+    refusal(lambda: tables.index_images("~no_such_user_here/cxr"), "~no_such_user_here", "missing")
 
 
 def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_read(root, tmp_path):
@@ -482,12 +480,6 @@ def test_stream_skips_bad_images_with_a_warning_only(root, tmp_path, caplog):
 # Shrinking --------------------------------------------------------------------------------------------------
 
 
-def psnr(one, other):
-    """Peak signal-to-noise ratio in dB of two 8-bit images."""
-    error = np.mean((np.asarray(one, dtype=float) - np.asarray(other, dtype=float)) ** 2)
-    return 10 * np.log10(255**2 / error)
-
-
 @pytest.mark.parametrize("image_size", [224, 256, 512])
 def test_shrunk_full_size_radiograph_is_within_40_db_of_full_decoding(tmp_path, image_size):
     y, x = np.mgrid[0:3056, 0:2544].astype("float32")
@@ -501,7 +493,8 @@ def test_shrunk_full_size_radiograph_is_within_40_db_of_full_decoding(tmp_path, 
         reference = original.resize(shrunk.size, Image.Resampling.LANCZOS)
     assert min(shrunk.size) == image_size
     assert shrunk.size == (image_size, round(image_size * 3056 / 2544))
-    assert psnr(shrunk, reference) >= 40
+    error = np.asarray(shrunk, dtype=float) - np.asarray(reference, dtype=float)
+    assert 10 * np.log10(255**2 / np.square(error).mean()) >= 40
 
 
 @pytest.mark.parametrize("size", [(40, 48), (48, 40), (3000, 20), (64, 64)])

@@ -56,16 +56,11 @@ def test_png_of_every_kind_gives_nearly_the_pixels_of_the_jpeg(mode, gray, tmp_p
     assert (png.int() - jpeg.int()).abs().float().mean() < 2
 
 
-def test_small_image_keeps_its_size(gray, tmp_path):
-    Image.fromarray(gray).save(tmp_path / "a.png")
-    assert read_radiograph(tmp_path / "a.png", shortest_side=256).pixels.shape == (1, 80, 60)
-
-
-def test_content_and_not_the_suffix_tells_the_format(gray, tmp_path):
+def test_content_and_not_the_suffix_tells_the_format_and_a_small_image_keeps_its_size(gray, tmp_path):
     Image.fromarray(gray).save(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "b.jpg")
-    a, b = (read_radiograph(tmp_path / name, shortest_side=30).pixels for name in ("a.png", "b.jpg"))
-    assert torch.equal(a, b)
+    a, b = (read_radiograph(tmp_path / name, shortest_side=256).pixels for name in ("a.png", "b.jpg"))
+    assert torch.equal(a, b) and a.shape == (1, 80, 60)
 
 
 # --- DICOM
@@ -81,10 +76,12 @@ def test_dicom_is_scaled_truncated_and_equalised_as_mimic_cxr_jpg_was(gray, tmp_
     assert found.min() == 0 and found.max() == 255
 
 
-def test_monochrome1_gives_the_picture_of_its_inverse(gray, tmp_path):
-    plain, _ = read_dicom(write_dicom(tmp_path / "a.dcm", gray))
-    inverse = write_dicom(tmp_path / "b.dcm", 255 - gray, PhotometricInterpretation="MONOCHROME1")
-    assert np.array_equal(read_dicom(inverse)[0], plain)
+@pytest.mark.parametrize(
+    "tags", [{"PhotometricInterpretation": "MONOCHROME1"}, {"voi_table": list(range(255, -1, -1))}]
+)
+def test_header_that_turns_the_values_round_gives_the_picture_of_the_inverse(gray, tmp_path, tags):
+    plain, _ = read_dicom(write_dicom(tmp_path / "a.dcm", 255 - gray))
+    assert np.array_equal(read_dicom(write_dicom(tmp_path / "b.dcm", gray, **tags))[0], plain)
 
 
 def test_window_of_the_header_clips_unless_it_is_left_out(gray, tmp_path):
@@ -104,13 +101,6 @@ def test_window_applies_to_rescaled_values(gray, tmp_path):
     plain = write_dicom(tmp_path / "b.dcm", values, WindowCenter=2048, WindowWidth=1000)
     difference = read_dicom(path)[0].astype(int) - read_dicom(plain)[0]
     assert np.abs(difference).mean() < 0.5
-
-
-def test_voi_look_up_table_maps_the_values(gray, tmp_path):
-    """A table that turns the picture's values round must undo what MONOCHROME2 means."""
-    path = write_dicom(tmp_path / "a.dcm", gray, voi_table=list(range(255, -1, -1)))
-    turned, _ = read_dicom(path)
-    assert np.array_equal(turned, read_dicom(write_dicom(tmp_path / "b.dcm", 255 - gray))[0])
 
 
 def test_same_picture_as_dicom_and_as_jpeg_of_its_pixels_is_nearly_the_same(gray, tmp_path):
@@ -138,15 +128,16 @@ def test_equalisation_is_opencvs(values, expected):
     assert reading.equalize(np.array(values, dtype=np.uint8)).tolist() == expected
 
 
-@pytest.mark.parametrize("position", ["PA", "LL", "lateral", ""])
-def test_view_position_comes_from_the_header(position, gray, tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", gray, ViewPosition=position)
-    assert read_radiograph(path, shortest_side=30).view_position == position.upper()
-
-
-def test_view_code_tells_a_lateral_view_where_the_position_is_blank(gray, tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", gray, view_meaning="left lateral")
-    assert read_radiograph(path, shortest_side=30).view_position == "LATERAL"
+@pytest.mark.parametrize(
+    ("tags", "view"),
+    [
+        *(({"ViewPosition": view}, view.upper()) for view in ("PA", "LL", "lateral", "")),
+        ({"view_meaning": "left lateral"}, "LATERAL"),
+    ],
+)
+def test_view_comes_from_the_position_or_else_the_code_of_the_header(tags, view, gray, tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", gray, **tags)
+    assert read_radiograph(path, shortest_side=30).view_position == view
 
 
 @pytest.mark.parametrize(

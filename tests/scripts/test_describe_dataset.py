@@ -339,15 +339,10 @@ def test_output_dir_that_cannot_be_a_folder_is_one_line(tmp_path, capsys, name):
     assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--labeler", "gpt"], "'gpt'"),
-        (["--num_examples", "none"], "found 'none', expected a whole number from 1"),
-    ],
-)
-def test_wrong_flag_is_one_line(flags, said, capsys):
-    assert said in refused(describe_dataset.main, flags, capsys)
+def test_wrong_flag_is_one_line(capsys):
+    assert "'gpt'" in refused(describe_dataset.main, ["--labeler", "gpt"], capsys)
+    message = refused(describe_dataset.main, ["--num_examples", "none"], capsys)
+    assert "found 'none', expected a whole number from 1" in message
 
 
 def test_real_radiographs_are_described(tmp_path):

@@ -13,7 +13,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import run_classification
-import run_mae_pretrain
 import torch
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
@@ -173,15 +172,6 @@ def test_a_model_on_which_onnxruntime_differs_leaves_no_file(
     message = refused(export_onnx.main, [vit / "model", tmp_path / "a.onnx", "--images", sample_root], capsys)
     assert "differs by" in message and "expected at most 0.0001" in message
     assert not list(tmp_path.iterdir())
-
-
-def test_a_masked_autoencoder_is_refused(sample_root, tmp_path, capsys):
-    run_main(run_mae_pretrain, tmp_path / "mae", *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
-    capsys.readouterr()
-    message = refused(
-        export_onnx.main, [tmp_path / "mae" / "model", tmp_path / "a.onnx", "--images", sample_root], capsys
-    )
-    assert "masked autoencoder" in message and not (tmp_path / "a.onnx").exists()
 
 
 @pytest.mark.parametrize(

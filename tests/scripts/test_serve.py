@@ -38,14 +38,11 @@ from refused import refused
 from tiny_runs import TINY_VIT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CARD = (
-    "---\nlicense: other\n---\n\n# A tiny model\n\n![loss](loss.png) ![remote](https://example.org/x.png)\n"
-)
+FIGURES = "![loss](loss.png) ![remote](https://example.org/x.png)"
+CARD = f"---\nlicense: other\n---\n\n# A tiny model\n\n{FIGURES}\n"
 
-needs_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None,
-    reason="no gradio: no page is served (pip install -r requirements-serve.txt)",
-)
+HAS_GRADIO = importlib.util.find_spec("gradio") is not None
+needs_gradio = pytest.mark.skipif(not HAS_GRADIO, reason="no gradio: no page is served")
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +97,8 @@ def test_answer_has_probability_threshold_decision_and_both_pictures(classifier,
 
 
 def test_names_of_files_and_labels_put_no_markup_into_the_page(classifier, radiograph, tmp_path):
-    hostile = dataclasses.replace(
-        classifier, name="<i>/<b>", labels=("<script>no()</script>", "<script>yes()</script>")
-    )
+    labels = ("<script>no()</script>", "<script>yes()</script>")
+    hostile = dataclasses.replace(classifier, name="<i>/<b>", labels=labels)
     path = tmp_path / "<img src=x onerror=alert()>.jpg"
     shutil.copyfile(radiograph, path)
     html = serve.answer_html(hostile, path) + serve.head_html(hostile, is_local=True)
