@@ -218,11 +218,10 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
 
 
 def summarize(predictions: list[Prediction], classifier: Classifier, output: Path | None) -> None:
-    decisions = Counter(prediction.decision for prediction in predictions)
+    decisions = Counter(one.decision for one in predictions if one.probability is not None)
     counts = ", ".join(f"{decisions[label]:,} {label}" for label in classifier.labels[::-1])
-    num_images = len(predictions) - decisions[""]
     where = f" in {output}" if output else ""
-    say(f"{num_images:,} images{where}: {counts} (threshold {classifier.threshold:.4g})")
+    say(f"{decisions.total():,} images{where}: {counts} (threshold {classifier.threshold:.4g})")
     warnings = [f"  {one.path}: {one.warning}" for one in predictions if one.warning]
     if warnings:
         say(f"{len(warnings):,} images may not be of a view that the model knows:")
@@ -231,7 +230,6 @@ def summarize(predictions: list[Prediction], classifier: Classifier, output: Pat
     if errors:
         say(f"{len(errors):,} of {len(predictions):,} files could not be used:")
         say("\n".join(errors))
-        sys.exit(1)
 
 
 # The script -------------------------------------------------------------------------------------------------
@@ -256,12 +254,9 @@ def main(argv: list[str] | None = None) -> None:
     classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
         say(f"{args.model} has no decision_threshold of its own: it decides at {classifier.threshold}")
-    predictor = Predictor(
-        classifier=classifier, use_window=args.dicom_window == "header", heatmap_dir=args.heatmap
-    )
-    predictions = predictor.predict_all(
-        paths, batch_size=args.batch_size, num_workers=args.num_workers or num_cores()
-    )
+    use_window, num_workers = args.dicom_window == "header", args.num_workers or num_cores()
+    predictor = Predictor(classifier=classifier, use_window=use_window, heatmap_dir=args.heatmap)
+    predictions = predictor.predict_all(paths, batch_size=args.batch_size, num_workers=num_workers)
     columns = (*COLUMNS, "heat_map") if args.heatmap else COLUMNS
     is_json = args.output is not None and args.output.suffix == ".jsonl"
     shows_bar = args.output is not None or not sys.stdout.isatty()  # else the rows come there
@@ -274,6 +269,8 @@ def main(argv: list[str] | None = None) -> None:
             write_row(file, {name: getattr(prediction, name) for name in columns}, is_json=is_json)
             done.append(prediction)
     summarize(done, classifier, args.output)
+    if any(prediction.error for prediction in done):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
