@@ -164,6 +164,8 @@ def test_nothing_of_the_patient_is_read_or_said(gray, tmp_path, capfd, caplog, r
     caplog.set_level(logging.DEBUG)
     secrets = {"PatientName": "Doe^Jane" * 20, "PatientID": "S3cret", "PatientBirthDate": "tomorrow, Doe"}
     path = write_dicom(tmp_path / "a.dcm", gray[:1, :1], valid=False, **secrets)
+    for of_writing in (capfd.readouterr, caplog.clear, recwarn.clear):
+        of_writing()
     with pytest.raises(UserError) as error:
         read_radiograph(path, shortest_side=30)
     said = [*capfd.readouterr(), caplog.text, str(error.value), *(str(one.message) for one in recwarn)]
