@@ -15,6 +15,7 @@ count.
 
 import argparse
 import platform
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -40,31 +41,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     for name in ("data", "step", "train"):
         command = commands.add_parser(name)
-        command.add_argument(
-            "--data_dir", type=Path, metavar="ROOT", help="MIMIC-CXR-JPG folder (default: synthetic images)"
-        )
-        command.add_argument(
-            "--json", type=Path, required=True, metavar="FILE", help="where to write the figures"
-        )
-        counts = {"--rounds": (3, "turns that each side gets")}
+        add, positive = command.add_argument, command_line.positive_int
+        add("--data_dir", type=Path, metavar="ROOT", help="MIMIC-CXR-JPG folder (default: synthetic images)")
+        add("--json", type=Path, required=True, metavar="FILE", help="where to write the figures")
+        command_line.add_number(command, "--rounds", positive, "turns that each side gets", default=3)
         if name == "data":
-            counts["--num_images"] = (48, "originals to read")
-        else:
-            counts["--batch_size"] = (32, "images of a step")
-            counts["--steps"] = (8, "steps of a timed window")
-            counts["--windows"] = (3, "windows a turn, after one more")
-        for flag, (default, meaning) in counts.items():
-            command.add_argument(
-                flag, type=command_line.positive_int, default=default, metavar="N", help=meaning
-            )
-        if name == "data":
+            command_line.add_number(command, "--num_images", positive, "originals to read", default=48)
             continue
+        command_line.add_number(command, "--batch_size", positive, "images of a step", default=32)
+        command_line.add_number(command, "--steps", positive, "steps of a timed window", default=8)
+        command_line.add_number(command, "--windows", positive, "windows a turn, after one more", default=3)
         names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
-        command.add_argument("--config_name", choices=names, default="vit-mae-tiny", help="the model trained")
-        command.add_argument(
-            "--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of both sides"
-        )
-        command.add_argument("--torch_compile", action="store_true", help="compile the models of both sides")
+        add("--config_name", choices=names, default="vit-mae-tiny", help="the model trained")
+        add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of both sides")
+        add("--torch_compile", action="store_true", help="compile the models of both sides")
     args = parser.parse_args(argv)
     if args.data_dir and not (args.data_dir / "files").is_dir():
         parser.error(f"--data_dir {args.data_dir}: found no files/ in it; expected the MIMIC-CXR-JPG folder")
@@ -76,20 +66,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def describe_machine() -> dict:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": processor_name(),
-        "cores": num_cores(),
-        "gpu": gpu,
-        **installed_versions(),
-    }
-
-
-def processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor()
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    processor = found[1].strip() if found else platform.processor()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": processor, "cores": num_cores(), "gpu": gpu, **installed_versions()}
 
 
 def print_table(command: str, measured: dict) -> None:

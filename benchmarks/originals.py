@@ -48,9 +48,8 @@ def repeat_images(source: Path, target: Path, *, num_train_images: int) -> Path:
             subject, study = subjects[row.subject_id], studies[row.study_id]
             new_folder = target / f"files/p{subject[:2]}/p{subject}/s{study}"
             new_folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(
-                source / folder / f"{row.dicom_id}.jpg", new_folder / f"{copy:08x}{row.dicom_id[8:]}.jpg"
-            )
+            new_name = f"{copy:08x}{row.dicom_id[8:]}.jpg"
+            shutil.copyfile(source / folder / f"{row.dicom_id}.jpg", new_folder / new_name)
         for name, table in tables.items():
             key = "study_id" if name == "negbio" else "dicom_id"
             rows = table[table[key].isin(images[key])].copy()
@@ -72,6 +71,5 @@ def run(command: list[str]) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
-        raise UserError(
-            f"{Path(command[0]).name} ended with status {done.returncode}; its messages are above"
-        )
+        name = Path(command[0]).name
+        raise UserError(f"{name} ended with status {done.returncode}; its messages are above")

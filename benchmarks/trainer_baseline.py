@@ -7,6 +7,7 @@ step takes one batch that lies on the device, so that nothing but the step is ti
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -38,25 +39,16 @@ LABELS = ["No Finding", "Finding"]
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
-    parser.add_argument("--config_name", choices=names, default="vit-mae-tiny")
-    parser.add_argument(
-        "--image_size", type=command_line.positive_int, default=224, metavar="N", help="pixels"
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="FILE", help="text file with the path of an image a line"
-    )
-    parser.add_argument(
-        "--batch_size", type=command_line.positive_int, default=32, metavar="B", help="images"
-    )
-    parser.add_argument("--steps", type=command_line.positive_int, default=8, metavar="N", help="in a window")
-    parser.add_argument(
-        "--windows", type=command_line.positive_int, default=4, metavar="N", help="timed ones"
-    )
-    parser.add_argument(
-        "--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="as in accelerate"
-    )
-    parser.add_argument("--torch_compile", action="store_true", help="Trainer's own flag")
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the speeds")
+    add, positive = parser.add_argument, command_line.positive_int
+    add("--config_name", choices=names, default="vit-mae-tiny")
+    command_line.add_number(parser, "--image_size", positive, "pixels", default=224)
+    add("--images", type=Path, metavar="FILE", help="text file with the path of an image a line")
+    command_line.add_number(parser, "--batch_size", positive, "images", default=32)
+    command_line.add_number(parser, "--steps", positive, "in a window", default=8)
+    command_line.add_number(parser, "--windows", positive, "timed ones", default=4)
+    add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="as in accelerate")
+    add("--torch_compile", action="store_true", help="Trainer's own flag")
+    add("--json", type=Path, required=True, metavar="FILE", help="where to write the speeds")
     return parser.parse_args(argv)
 
 
@@ -64,37 +56,22 @@ class ImageFiles(Dataset):
     """The images of the list, over and over."""
 
     def __init__(self, paths: list[str], image_size: int, length: int):
-        self.paths = paths
+        self.paths = list(itertools.islice(itertools.cycle(paths), length))
         self.transform = example_transform(image_size, mean=GRAY_MEAN, std=GRAY_STD)
-        self.length = length
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        with Image.open(self.paths[index % len(self.paths)]) as image:
+        with Image.open(self.paths[index]) as image:
             return {"pixel_values": self.transform(image)}
 
 
-class SameBatch(Dataset):
-    """One batch on the device, over and over."""
-
-    def __init__(self, batch: dict[str, torch.Tensor], length: int):
-        self.batch = batch
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.batch
-
-
 class BaselineTrainer(Trainer):
-    """Trainer, which takes the same batch at every step where there are no images to read."""
+    """Trainer, which takes ready batches from a list where there are no images to read."""
 
     def get_train_dataloader(self) -> DataLoader:
-        if isinstance(self.train_dataset, SameBatch):
+        if isinstance(self.train_dataset, list):
             return DataLoader(self.train_dataset, batch_size=None)
         return super().get_train_dataloader()
 
@@ -149,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
             batch = {"pixel_values": torch.randn(args.batch_size, 3, side, side, device=training_args.device)}
             if not is_mae:
                 batch["labels"] = torch.arange(args.batch_size, device=training_args.device) % len(LABELS)
-            dataset = SameBatch(batch, num_steps)
+            dataset = [batch] * num_steps
         BaselineTrainer(model, training_args, train_dataset=dataset, callbacks=[windows]).train()
     images = args.steps * args.batch_size
     speeds = [images / (end - start) for start, end in zip(windows.times, windows.times[1:], strict=False)]

@@ -54,14 +54,8 @@ def train_ours(args: argparse.Namespace, root: Path, work_dir: Path, turn: int) 
     """Runs the script as a user does; an epoch is a window, and the first is for warming up."""
     is_mae = args.config_name in architectures.VIT_MAE_CONFIGS
     output_dir = work_dir / f"ours-{turn}"
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes=1",
-        "--num_machines=1",
-        "--dynamo_backend=no",
-    ]
-    launch += [f"--mixed_precision={args.mixed_precision}"]
+    launch = ["-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
+    launch += ["--dynamo_backend=no", f"--mixed_precision={args.mixed_precision}"]
     launch += [] if torch.cuda.is_available() else ["--cpu"]
     flags = {
         "data_dir": root,
@@ -89,13 +83,11 @@ def train_ours(args: argparse.Namespace, root: Path, work_dir: Path, turn: int) 
 
 def train_with_trainer(args: argparse.Namespace, root: Path | None, work_dir: Path, turn: int) -> dict:
     result = work_dir / f"trainer-{turn}.json"
-    flags = ["config_name", "batch_size", "steps", "windows", "mixed_precision"]
-    command = [
-        str(Path(__file__).parent / "trainer_baseline.py"),
-        f"--json={result}",
-        f"--image_size={IMAGE_SIZE}",
-    ]
-    command += [f"--{flag}={getattr(args, flag)}" for flag in flags]
+    flags = {"json": result, "image_size": IMAGE_SIZE}
+    for name in ("config_name", "batch_size", "steps", "windows", "mixed_precision"):
+        flags[name] = getattr(args, name)
+    command = [str(Path(__file__).parent / "trainer_baseline.py")]
+    command += [f"--{name}={value}" for name, value in flags.items()]
     command += ["--torch_compile"] if args.torch_compile else []
     if root is not None:
         files = sorted((root / "files").glob("p*/p*/s*/*.jpg"))

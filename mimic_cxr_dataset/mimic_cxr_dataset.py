@@ -49,13 +49,6 @@ from .tables import resolve_root
 logger = logging.getLogger("mimic_cxr_dataset")
 
 
-def find_missing(paths: pd.Series) -> np.ndarray:
-    """Whether each file is absent. Threads: a network disk answers many questions at once, each slowly."""
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        exists = pool.map(os.path.isfile, paths, chunksize=256)
-        return ~np.fromiter(exists, dtype=bool, count=len(paths))
-
-
 @dataclass
 class MimicCxrConfig(datasets.BuilderConfig):
     """The config's name is the task; README.md explains the options."""
@@ -168,7 +161,9 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         self.info.description = f"MIMIC-CXR-JPG, {self._title()}\n{format_exclusions(self._exclusions)}"
 
     def _drop_missing(self, rows: pd.DataFrame) -> pd.DataFrame:
-        missing = find_missing(rows["path"])
+        with ThreadPoolExecutor(max_workers=16) as pool:  # a network disk answers many at once, each slowly
+            exists = pool.map(os.path.isfile, rows["path"], chunksize=256)
+            missing = ~np.fromiter(exists, dtype=bool, count=len(rows))
         lost = rows[missing]
         if len(lost) and self.config.on_bad_image == "error":
             raise DatasetError(

@@ -173,24 +173,19 @@ def shrink_radiograph(path: str | Path, shortest_side: int, *, use_window: bool 
     if head.startswith(JPEG_MAGIC):
         return shrink_jpeg(str(path), shortest_side), ""
     if head.startswith(PNG_MAGIC):
-        return _shrink(_read_png(path), shortest_side), ""
-    if head[DICOM_PREAMBLE:] == DICOM_MAGIC:
-        gray, view_position = read_dicom(path, use_window=use_window)
-        return _shrink(Image.fromarray(gray), shortest_side), view_position
-    raise DatasetError("neither JPEG, PNG nor DICOM" if head else "empty")
+        image, view_position = _read_png(path), ""
+    elif head[DICOM_PREAMBLE:] == DICOM_MAGIC:
+        pixels, view_position = read_dicom(path, use_window=use_window)
+        image = Image.fromarray(pixels)
+    else:
+        raise DatasetError("neither JPEG, PNG nor DICOM" if head else "empty")
+    scale, size = _scale(image, shortest_side)
+    return _encode(image.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image), view_position
 
 
 def read_head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(DICOM_PREAMBLE + len(DICOM_MAGIC))
-
-
-def _shrink(image: Image.Image, shortest_side: int) -> bytes:
-    """What the dataset script's `shrink_jpeg` makes of a JPEG, of a gray image that was none."""
-    scale, size = _scale(image, shortest_side)
-    if scale < 1:
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    return _encode(image)
 
 
 def _read_png(path: Path) -> Image.Image:

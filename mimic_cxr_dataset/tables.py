@@ -36,9 +36,8 @@ NO_LABEL_ROW, UNCERTAIN, OTHER_LABELS = -1, -2, -3
 
 def resolve_root(data_dir: str | Path | None) -> Path:
     """The absolute path of data_dir, which must be a folder."""
-    expected = (
-        "expected the MIMIC-CXR-JPG folder, which holds files/ and the mimic-cxr-2.0.0-*.csv[.gz] tables"
-    )
+    tables = "the mimic-cxr-2.0.0-*.csv[.gz] tables"
+    expected = f"expected the MIMIC-CXR-JPG folder, which holds files/ and {tables}"
     if not data_dir:
         raise DatasetError(f"No data_dir given: {expected}.")
     # Not Path.resolve(): image paths go into the cache, and a link outlives the disk that it points to.
@@ -51,9 +50,8 @@ def resolve_root(data_dir: str | Path | None) -> Path:
         )
     root = Path(path)
     if not root.is_dir():
-        raise DatasetError(
-            f"data_dir {root} is {'not a folder' if root.exists() else 'missing'}: {expected}."
-        )
+        found = "not a folder" if root.exists() else "missing"
+        raise DatasetError(f"data_dir {root} is {found}: {expected}.")
     return root
 
 

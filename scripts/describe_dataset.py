@@ -17,15 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cxr.choices import DATASET_CHOICES
-from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import LABEL_OPTIONS
 from cxr.choices import LABELERS
 from cxr.choices import LABELS
 from cxr.choices import TASKS
-from cxr.cli.command_line import ArgumentParser
-from cxr.cli.command_line import positive_int
-from cxr.cli.command_line import seed_number
+from cxr.cli import command_line
+from cxr.cli.arguments import add_label_arguments
 from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.data.sources import make_sample_data_once
@@ -50,8 +47,6 @@ from mimic_cxr_dataset.tables import read_labels
 from mimic_cxr_dataset.tables import resolve_root
 
 STUDY = ["subject_id", "study_id"]
-CSV_COLUMNS = ("dicom_id", "subject_id", "study_id", "view", "split", "label", "path")
-STUDY_OPTIONS = tuple(LABEL_OPTIONS.values())  # the label rule of the study's table
 EXAMPLE_SIZE = 320  # shortest side in pixels
 Counts = dict[str, dict[str, int]]  # what was counted -> name -> number
 
@@ -67,133 +62,102 @@ class CountTable:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Counts of one kind beside the published ones, or why they are `not_compared`."""
-
-    title: str
-    found: Counts
-    published: Counts
-    not_compared: str = ""
-
-
 # Counting ---------------------------------------------------------------------------------------------------
 
 
 def count_images(images: pd.DataFrame) -> Counts:
     """Images, studies and patients of every split and of all."""
-    splits = {name: images[images["split"] == name] for name in SPLITS.values()}
+    splits = [(name, images[images["split"] == name]) for name in SPLITS.values()]
     return {
         name: {
             "images": len(rows),
             "studies": rows["study_id"].nunique(),
             "patients": rows["subject_id"].nunique(),
         }
-        for name, rows in {**splits, "all": images}.items()
+        for name, rows in (*splits, ("all", images))
     }
 
 
 def count_labels(rows: pd.DataFrame, task: str) -> Counts:
     """Images by split and name of the label."""
-    names = TASKS[task]
-    return {
-        split: {
-            name: int((rows["label"][rows["split"] == split] == label).sum())
-            for label, name in enumerate(names)
-        }
-        for split in SPLITS.values()
-    }
+    counts = pd.crosstab(rows["label"], rows["split"])
+    counts = counts.reindex(index=range(2), columns=list(SPLITS.values()), fill_value=0).astype("int64")
+    return counts.set_axis(TASKS[task]).to_dict()
 
 
 def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
     """A row per ViewPosition, most frequent first: "images", "images with a label row", "kept"."""
-    has_row = pd.MultiIndex.from_frame(images[STUDY]).isin(pd.MultiIndex.from_frame(values[STUDY]))
     columns = {
         "images": images["view_position"].value_counts(),
-        "images with a label row": images["view_position"][has_row].value_counts(),
+        "images with a label row": images.merge(values[STUDY], on=STUDY)["view_position"].value_counts(),
         "kept": kept["view_position"].value_counts(),
     }
-    views = pd.DataFrame(columns).fillna(0).astype("int64").rename_axis(index=None)
+    views = pd.DataFrame(columns).fillna(0).astype("int64")
     return views.sort_values("images", ascending=False, kind="stable")
 
 
 def count_values(values: pd.DataFrame) -> Counts:
     """Studies by label and value, "1.0", "0.0", "-1.0" or "blank"."""
-    counts = {}
-    for name in LABELS:
-        numbers = values[name].to_numpy()
-        by_value = {f"{value:.1f}": int((numbers == value).sum()) for value in (1, 0, -1)}
-        counts[name] = {**by_value, "blank": int(np.isnan(numbers).sum())}
-    return counts
+    labels = values[list(LABELS)]
+    by_value = {f"{value:.1f}": (labels == value).sum() for value in (1, 0, -1)}
+    return pd.DataFrame({**by_value, "blank": labels.isna().sum()}).to_dict("index")
 
 
 def count_agreement(values: dict[str, pd.DataFrame], images: pd.DataFrame) -> Counts:
     """Studies of `images` by label, as `paper.AGREEMENT_COUNTS` has them; {} with only one labeler."""
     if len(values) < 2:
         return {}
-    both = values["negbio"].merge(images[STUDY].drop_duplicates(), on=STUDY)
-    both = both.merge(values["chexpert"], how="left", on=STUDY, suffixes=("", " (chexpert)"))
-    counts = {}
-    for name in LABELS:
-        first, second = both[name].to_numpy(), both[f"{name} (chexpert)"].to_numpy()
-        agreed = [int(((first == value) & (second == value)).sum()) for value in (1, 0, -1)]
-        mentioned = int((~np.isnan(first) | ~np.isnan(second)).sum())
-        counts[name] = dict(zip(paper.AGREEMENT_COLUMNS, (*agreed, mentioned - sum(agreed))))
-    return counts
+    negbio = values["negbio"].merge(images[STUDY].drop_duplicates(), on=STUDY)
+    chexpert = negbio[STUDY].merge(values["chexpert"], how="left", on=STUDY)
+    first, second = negbio[list(LABELS)], chexpert[list(LABELS)]
+    agreed = [((first == value) & (second == value)).sum() for value in (1, 0, -1)]
+    mentioned = (first.notna() | second.notna()).sum()
+    columns = zip(paper.AGREEMENT_COLUMNS, (*agreed, mentioned - sum(agreed)))
+    return pd.DataFrame(dict(columns)).to_dict("index")
 
 
 def draw_sub_sample(kept: pd.DataFrame, *, num_samples: int, seed: int) -> pd.DataFrame:
     """The rows with `num_samples` of the training images, or with all where there are no more than that."""
-    is_train = (kept["split"] == "train").to_numpy()
-    train = kept[is_train]
-    chosen = draw_sample(
-        train["subject_id"].to_numpy(),
-        train["label"].to_numpy(),
-        num_samples=num_samples if num_samples < len(train) else None,
-        seed=seed,
-    )
-    return pd.concat([train.iloc[chosen], kept[~is_train]])
+    train, others = kept[kept["split"] == "train"], kept[kept["split"] != "train"]
+    drawn = num_samples if num_samples < len(train) else None
+    chosen = draw_sample(train["subject_id"], train["label"], num_samples=drawn, seed=seed)
+    return pd.concat([train.iloc[chosen], others])
 
 
 # Comparing --------------------------------------------------------------------------------------------------
 
 
-def compare_all(root: Path, options: tuple[str, ...], found: dict[str, Counts]) -> list[Comparison]:
+def compare_all(root: Path, options: dict[str, str], found: dict[str, Counts]) -> list[tuple[str, list]]:
     """Each kind of counts beside the published ones, where they were counted with the same options."""
     agreement = {
         label: dict(zip(paper.AGREEMENT_COLUMNS, counts)) for label, counts in paper.AGREEMENT_COUNTS.items()
     }
-    other_options = f"published for {', '.join(STUDY_OPTIONS)} only" if options != STUDY_OPTIONS else ""
-    other_labeler = "published for labels by negbio only" if options[1] != "negbio" else ""
+    of_study = ", ".join(LABEL_OPTIONS.values())
+    other_options = f"published for {of_study} only" if options != LABEL_OPTIONS else ""
+    other_labeler = "published for labels by negbio only" if options["labeler"] != "negbio" else ""
     no_table = "" if found["agreement"] else f"{root} has the table of one labeler only"
     return [
-        Comparison("Images, studies, patients", found["images"], paper.IMAGE_COUNTS),
-        Comparison("Finding and No Finding", found["labels"], paper.STUDY_COUNTS, other_options),
-        Comparison("Frontal images", found["views"], paper.VIEW_COUNTS, other_labeler),
-        Comparison("Agreement of the labelers", found["agreement"], agreement, no_table),
+        compare("Images, studies, patients", found["images"], paper.IMAGE_COUNTS),
+        compare("Finding and No Finding", found["labels"], paper.STUDY_COUNTS, other_options),
+        compare("Frontal images", found["views"], paper.VIEW_COUNTS, other_labeler),
+        compare("Agreement of the labelers", found["agreement"], agreement, no_table),
     ]
 
 
-def differences(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """A row for each thing counted that differs: its name, what was found, what is published."""
+def compare(title: str, found: Counts, published: Counts, not_compared: str = "") -> tuple[str, list]:
+    """A verdict in one line, and a row for each thing counted that differs: its name, found, published."""
+    if not_compared:
+        return f"{title}: not compared, {not_compared}.", []
     rows = []
-    for counted, expected in comparison.published.items() if not comparison.not_compared else ():
-        found = {name: comparison.found.get(counted, {}).get(name, 0) for name in expected}
-        differing = [name for name in expected if found[name] != expected[name]]
+    for counted, expected in published.items():
+        counts = {name: found.get(counted, {}).get(name, 0) for name in expected}
+        differing = [name for name in expected if counts[name] != expected[name]]
         if differing:
-            texts = [", ".join(f"{name} {of[name]:,}" for name in differing) for of in (found, expected)]
-            rows.append((counted, *texts))
-    return rows
-
-
-def verdict(comparison: Comparison) -> str:
-    """One line: equal, not, or why it was not compared."""
-    if comparison.not_compared:
-        return f"{comparison.title}: not compared, {comparison.not_compared}."
-    if differences(comparison):
-        return f"{comparison.title}: differs from the published counts, see the table of differences."
-    num_counts = sum(map(len, comparison.published.values()))
-    return f"{comparison.title}: equals the published counts, all {num_counts} of them."
+            texts = [", ".join(f"{name} {of[name]:,}" for name in differing) for of in (counts, expected)]
+            rows.append((title, counted, *texts))
+    if rows:
+        return f"{title}: differs from the published counts, see the table of differences.", rows
+    return f"{title}: equals the published counts, all {sum(map(len, published.values()))} of them.", rows
 
 
 # Tables -----------------------------------------------------------------------------------------------------
@@ -232,16 +196,8 @@ def label_table(
     both = [sum(sum(of[split].values()) for split in ("train", "validation")) for of in (*ours, *theirs)]
     full_count, sub_sample_count, *published = [f"{count:,}" for count in both]
     rows.append(("train + validation", "", full_count, "", sub_sample_count, "", *published))
-    return CountTable(
-        title="Data labels size and distribution",
-        columns=columns,
-        rows=rows,
-        num_names=2,
-        note=sub_sample_note(sum(full["train"].values()), args, with_published=with_published),
-    )
 
-
-def sub_sample_note(num_train: int, args: argparse.Namespace, *, with_published: bool) -> str:
+    num_train = sum(full["train"].values())
     note = f"Sub-sample: all {num_train:,} training images, no more than --num_samples {args.num_samples}."
     if num_train > args.num_samples:
         note = (
@@ -249,7 +205,10 @@ def sub_sample_note(num_train: int, args: argparse.Namespace, *, with_published:
             f"label, as --max_train_samples {args.num_samples} --seed {args.seed} draws them."
         )
     note += " Validation and test are whole in it."
-    return note + (" The study drew another one, so the two are not compared." if with_published else "")
+    if with_published:
+        note += " The study drew another one, so the two are not compared."
+    title = "Data labels size and distribution"
+    return CountTable(title=title, columns=columns, rows=rows, num_names=2, note=note)
 
 
 def view_table(views: pd.DataFrame) -> CountTable:
@@ -292,7 +251,8 @@ def to_markdown(title: str, tables: list[CountTable], verdicts: list[str]) -> st
 def index_csv(kept: pd.DataFrame, root: Path) -> str:
     """The labelled images as CSV text, with paths below `root`."""
     index = kept.assign(path=kept["path"].str[len(f"{root}/") :]).rename(columns={"view_position": "view"})
-    return index[list(CSV_COLUMNS)].to_csv(index=False, lineterminator="\n")
+    columns = ["dicom_id", *STUDY, "view", "split", "label", "path"]
+    return index[columns].to_csv(index=False, lineterminator="\n")
 
 
 def find_examples(rows: pd.DataFrame, *, num_examples: int, seed: int) -> list[tuple[str, np.ndarray]]:
@@ -332,36 +292,16 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add = parser.add_argument
-    add(
-        "--data_dir",
-        metavar="FOLDER",
-        type=Path,
-        help="the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)",
-    )
-    add("--output_dir", metavar="FOLDER", type=Path, default=Path("runs/dataset"), help="where to write")
-    for flag, option, text in (
-        ("--dataset_config_name", "task", "which label the images get"),
-        ("--labeler", "labeler", "the program whose labels are used"),
-        ("--view", "view", "frontal: AP and PA; lateral: LATERAL and LL; all: any view"),
-        ("--uncertain", "uncertain", "what a label of -1.0 counts as; exclude: such images are left out"),
-    ):
-        add(flag, choices=DATASET_CHOICES[option], default=DATASET_DEFAULTS[option], help=text)
-    number = {"metavar": "N", "type": positive_int}
-    add("--num_samples", **number, default=10_000, help="training images of the sub-sample")
-    add("--num_examples", **number, default=4, help="images of each label in the figure")
-    add("--seed", metavar="N", type=seed_number, default=0, help="draws the sub-sample and the examples")
+    parser = command_line.ArgumentParser(__doc__)
+    add_number, positive = command_line.add_number, command_line.positive_int
+    root_help = "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
+    command_line.add_folder(parser, "--data_dir", root_help)
+    command_line.add_folder(parser, "--output_dir", "where to write", default=Path("runs/dataset"))
+    add_label_arguments(parser)
+    add_number(parser, "--num_samples", positive, "training images of the sub-sample", default=10_000)
+    add_number(parser, "--num_examples", positive, "images of each label in the figure", default=4)
+    add_number(parser, "--seed", command_line.seed_number, "draws the sub-sample and the examples", default=0)
     return parser.parse_args(argv)
-
-
-def make_output_dir(output_dir: Path) -> None:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output_dir {output_dir} cannot be made ({error.strerror}); expected a folder: name another"
-        ) from error
 
 
 def count_and_compare(
@@ -381,26 +321,24 @@ def count_and_compare(
         "views": views[["images with a label row"]].to_dict(),
         "agreement": count_agreement(values, images[images["split"] == "train"]),
     }
-    options = (args.dataset_config_name, args.labeler, args.view, args.uncertain)
-    comparisons = compare_all(root, options, found)
+    options = {name: getattr(args, name) for name in LABEL_OPTIONS}
+    by_value = count_values(values[args.labeler])
     tables = [
         counts_table(found["images"], title="Images, studies and patients", of="split"),
-        label_table(found["labels"], kept, args, with_published=options == STUDY_OPTIONS),
+        label_table(found["labels"], kept, args, with_published=options == LABEL_OPTIONS),
         view_table(views),
         exclusion_table(exclusions),
-        counts_table(
-            count_values(values[args.labeler]), title=f"Studies by label, {args.labeler}", of="label"
-        ),
+        counts_table(by_value, title=f"Studies by label, {args.labeler}", of="label"),
     ]
     if found["agreement"]:
         title = "Training studies by label, where NegBio and CheXpert agree"
         tables.append(counts_table(found["agreement"], title=title, of="label"))
-    rows = [(comparison.title, *row) for comparison in comparisons for row in differences(comparison)]
-    if rows:
+    verdicts, differences = zip(*compare_all(root, options, found))
+    if rows := [row for of_kind in differences for row in of_kind]:
         columns = ("compared", "of", "found", "published")
         title = "Differences from the published counts"
         tables.append(CountTable(title=title, columns=columns, rows=rows, num_names=4))
-    return tables, [verdict(comparison) for comparison in comparisons]
+    return tables, list(verdicts)
 
 
 def describe(root: Path, args: argparse.Namespace) -> None:
@@ -409,7 +347,12 @@ def describe(root: Path, args: argparse.Namespace) -> None:
     options = {"labeler": args.labeler, "view": args.view, "uncertain": args.uncertain}
     root = resolve_root(root)  # which the paths of the images begin with
     kept, exclusions = index_images(root, task=task, **options)
-    make_output_dir(output_dir)  # not before the data are known to be there
+    try:  # not before the data are known to be there
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {output_dir} cannot be made ({error.strerror}); expected a folder: name another"
+        ) from error
     print(f"Describing {root}" if args.data_dir else f"No --data_dir given: the synthetic sample in {root}")
     tables, verdicts = count_and_compare(root, kept, exclusions, args)
     title = ", ".join([task, *(f"{name} {value}" for name, value in options.items())])

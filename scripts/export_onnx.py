@@ -50,7 +50,6 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -153,25 +152,17 @@ def convert(classifier: Classifier) -> torch.onnx.ONNXProgram:
             verbose=False,
         )
     graph = program.model.graph
-    for part in (program.model, graph, *graph.all_nodes(), *graph.inputs, *graph.outputs):
+    nodes = list(graph.all_nodes())
+    values = [*graph.inputs, *graph.initializers.values(), *(out for node in nodes for out in node.outputs)]
+    for part in (program.model, graph, *nodes, *values, *graph.outputs):
         part.metadata_props.clear()
-    for node in graph.all_nodes():
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in graph.initializers.values():
-        value.metadata_props.clear()
     program.model.metadata_props.update(about(classifier))
     return program
 
 
-def write(program: torch.onnx.ONNXProgram, path: Path) -> None:
-    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
-    program.save(str(path), external_data=size > MAX_BYTES)
-
-
-def open_session(path: Path, *, num_threads: int) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -184,9 +175,8 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
         names = [str(sources.make_sample_data_once() / "files")]
     found, missing = radiographs.find_radiographs(names)
     if missing or not found:
-        raise UserError(
-            f"--images {' '.join(missing or names)}: found none; expected JPEG, PNG or DICOM files"
-        )
+        said = " ".join(missing or names)
+        raise UserError(f"--images {said}: found none; expected JPEG, PNG or DICOM files")
     images = []
     for path in found[:NUM_RADIOGRAPHS]:
         try:
@@ -213,9 +203,8 @@ def check(
     classifier: Classifier, session: onnxruntime.InferenceSession, radiographs: torch.Tensor
 ) -> dict[str, float]:
     """Returns the largest difference on noise and on radiographs. Raises UserError where it is too large."""
-    noise = torch.randint(
-        256, radiographs.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, radiographs.shape, dtype=torch.uint8, generator=generator)
     differences = {}
     for name, images in (("noise", noise), ("radiographs", radiographs)):
         batches = (images, images[:1])  # the file is for any number of images
@@ -234,26 +223,23 @@ def measure_speed(
 ) -> tuple[float, float]:
     """Returns the images/s of torch and of onnxruntime, which take turns."""
     images = torch.zeros(batch_size, 1, classifier.image_size, classifier.image_size, dtype=torch.uint8)
-    inputs = {"images": images.numpy()}
-    calls = (lambda: classifier.probabilities(images), lambda: session.run(["probability"], inputs))
-    turns = [[seconds(call) for call in calls] for _ in range(1 + NUM_TURNS)]
+    inputs, turns = {"images": images.numpy()}, []
+    for _ in range(1 + NUM_TURNS):
+        started = time.perf_counter()
+        classifier.probabilities(images)
+        between = time.perf_counter()
+        session.run(["probability"], inputs)
+        turns.append((between - started, time.perf_counter() - between))
     of_torch, of_onnxruntime = (statistics.median(side) for side in zip(*turns[1:]))
     return batch_size / of_torch, batch_size / of_onnxruntime
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def print_table(speeds: dict[int, tuple[float, float]], *, num_threads: int) -> None:
+def print_table(speeds: dict[int, tuple[float, float]]) -> None:
+    num_threads = torch.get_num_threads()
     threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
-    table = Table(
-        "images at once", "torch", "onnxruntime", "faster by", title=f"Images/s on {threads} of this CPU"
-    )
-    for column in table.columns:
-        column.justify = "right"
+    table = Table(title=f"Images/s on {threads} of this CPU")
+    for name in ("images at once", "torch", "onnxruntime", "faster by"):
+        table.add_column(name, justify="right")
     for batch_size, (of_torch, of_onnxruntime) in speeds.items():
         faster = f"{of_onnxruntime / of_torch:.2f}"
         table.add_row(str(batch_size), f"{of_torch:,.1f}", f"{of_onnxruntime:,.1f}", faster)
@@ -266,9 +252,10 @@ def export(classifier: Classifier, images: torch.Tensor, out: Path) -> tuple[lis
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        write(convert(classifier), aside / out.name)
-        session = open_session(aside / out.name, num_threads=torch.get_num_threads())
-        differences = check(classifier, session, images)
+        program = convert(classifier)
+        num_bytes = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+        program.save(str(aside / out.name), external_data=num_bytes > MAX_BYTES)
+        differences = check(classifier, open_session(aside / out.name), images)
         sync_folder(aside)
         written = [
             path.replace(out.with_name(path.name))
@@ -287,10 +274,8 @@ def main(argv: list[str] | None = None) -> None:
     written, difference = export(classifier, read_images(args.images, classifier), args.out)
     num_bytes = sum(path.stat().st_size for path in written)
     print(f"{args.out}: {num_bytes / 1e6:,.1f} MB; differs from torch by at most {difference}")
-    num_threads = torch.get_num_threads()
-    session = open_session(args.out, num_threads=num_threads)
-    speeds = {size: measure_speed(classifier, session, batch_size=size) for size in args.batch_sizes}
-    print_table(speeds, num_threads=num_threads)
+    session = open_session(args.out)
+    print_table({size: measure_speed(classifier, session, batch_size=size) for size in args.batch_sizes})
 
 
 if __name__ == "__main__":

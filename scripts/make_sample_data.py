@@ -9,9 +9,7 @@ is then exposed like film. Nothing in them comes from a patient. Labels follow f
     python scripts/run_classification.py --data_dir sample_data
 """
 
-import csv
 import gzip
-import io
 import json
 import multiprocessing
 import shutil
@@ -21,10 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from cxr.choices import LABELERS
-from cxr.cli.command_line import ArgumentParser
-from cxr.cli.command_line import positive_int
-from cxr.cli.command_line import seed_number
+from cxr.cli import command_line
 from cxr.data.images import num_cores
 from cxr.errors import UserError
 from cxr.errors import one_line
@@ -60,27 +57,20 @@ def write_gzip(path: Path, text: str) -> None:
         compressed.write(text.encode("utf-8"))
 
 
-def write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_gzip(path, text.getvalue())
-
-
 def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
     """The four tables that MIMIC-CXR-JPG comes with, sorted as they are."""
-    metadata, splits, studies = [], [], {}
-    order = sorted(images, key=lambda image: (image.study.subject_id, image.study.study_id, image.dicom_id))
-    for image in order:
+    rows, studies = [], {}
+    for image in sorted(images, key=lambda one: (one.study.subject_id, one.study.study_id, one.dicom_id)):
         study = image.study
         studies[study.study_id] = study
-        ids = {"subject_id": study.subject_id, "study_id": study.study_id}
         procedure = "CHEST (PORTABLE AP)" if image.view == "AP" else "CHEST (PA AND LAT)"
         rng = random_generator(seed, STUDY, study.number, 99)
         date = f"{rng.integers(2110, 2200)}{rng.integers(1, 13):02}{rng.integers(1, 29):02}"
         time = f"{rng.integers(24):02}{rng.integers(60):02}{rng.integers(60):02}.{rng.integers(1, 999):03}"
         row = {
+            "dicom_id": image.dicom_id,
+            "subject_id": study.subject_id,
+            "study_id": study.study_id,
             "PerformedProcedureStepDescription": procedure,
             "ViewPosition": image.view,
             "Rows": image.height,
@@ -90,19 +80,22 @@ def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
             "ProcedureCodeSequence_CodeMeaning": procedure,
             "ViewCodeSequence_CodeMeaning": VIEW_MEANINGS.get(image.view, ""),
             "PatientOrientationCodeSequence_CodeMeaning": "Erect" if image.view else "",
+            "split": study.split,
         }
-        metadata.append({"dicom_id": image.dicom_id, **ids, **row})
-        split = {"study_id": study.study_id, "subject_id": study.subject_id, "split": study.split}
-        splits.append({"dicom_id": image.dicom_id, **split})
-    write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", metadata)
-    write_table(root / "mimic-cxr-2.0.0-split.csv.gz", splits)
+        rows.append(row)
+    images = pd.DataFrame(rows)
+    split = images[["dicom_id", "study_id", "subject_id", "split"]]
+    tables = {"metadata": images.drop(columns="split"), "split": split}
     for labeler in LABELERS:
         rows = [
             {"subject_id": study.subject_id, "study_id": study.study_id, **labels}
             for study in studies.values()
             if (labels := getattr(study, labeler))
         ]
-        write_table(root / f"mimic-cxr-2.0.0-{labeler}.csv.gz", rows)
+        tables[labeler] = pd.DataFrame(rows)
+    for name, table in tables.items():
+        text = table.to_csv(index=False, lineterminator="\n")
+        write_gzip(root / f"mimic-cxr-2.0.0-{name}.csv.gz", text)
 
 
 def ignore_interrupts() -> None:
@@ -159,13 +152,13 @@ def make_sample_data(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
+    parser = command_line.ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="a folder that is new or empty")
-    add, number = parser.add_argument, {"metavar": "N", "type": positive_int}
-    add("--num_images", **number, default=600, help="images to draw")
-    add("--image_size", **number, default=256, help="shortest side in pixels")
-    add("--seed", metavar="N", type=seed_number, default=0, help="another number draws other patients")
-    add("--num_proc", **number, help="processes that draw (default: one for each core)")
+    add_number, positive = command_line.add_number, command_line.positive_int
+    add_number(parser, "--num_images", positive, "images to draw", default=600)
+    add_number(parser, "--image_size", positive, "shortest side in pixels", default=256)
+    add_number(parser, "--seed", command_line.seed_number, "another number draws other patients", default=0)
+    add_number(parser, "--num_proc", positive, "processes that draw (default: one for each core)")
     args = parser.parse_args(argv)
     root = make_sample_data(**vars(args) | {"num_proc": args.num_proc or num_cores()})
     print(f"Wrote {args.num_images} synthetic chest radiographs to {root}. Now try:")

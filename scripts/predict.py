@@ -30,7 +30,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from dataclasses import field
 from dataclasses import replace
 from itertools import chain
 from itertools import islice
@@ -67,26 +66,31 @@ class Prediction:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__, usage="MODEL IMAGE [IMAGE ...] [flags]")
     command_line.add_classifier_arguments(parser)
-    add, number = parser.add_argument, {"metavar": "N", "type": command_line.positive_int}
+    add, positive = parser.add_argument, command_line.positive_int
     add("images", metavar="IMAGE", nargs="+", help="files, folders with all below them, or quoted patterns")
     add("--output", metavar="FILE", type=Path, help=".csv or .jsonl (default: CSV on the terminal)")
-    add("--heatmap", metavar="FOLDER", type=Path, help="write a PNG an image of what the model looked at")
+    command_line.add_folder(parser, "--heatmap", "write a PNG an image of what the model looked at")
     add(
         "--dicom_window",
         choices=("header", "none"),
         default="header",
         help="the window of a DICOM file: that of its header, or none, as MIMIC-CXR-JPG was made",
     )
-    add("--batch_size", **number, default=32, help="images that the model gets at once")
-    add("--num_workers", **number, help="threads that read images (default: one for each core)")
+    command_line.add_number(
+        parser, "--batch_size", positive, "images that the model gets at once", default=32
+    )
+    command_line.add_number(
+        parser, "--num_workers", positive, "threads that read images (default: one for each core)"
+    )
     command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
-    if args.output is not None and args.output.suffix not in FORMATS:
-        parser.error(f"--output: found {args.output}, expected a name that ends in {' or '.join(FORMATS)}")
-    if args.output is not None and args.output.is_dir():
-        parser.error(f"--output {args.output}: found a folder, expected a file; name another")
-    if args.output is not None and not args.output.absolute().parent.is_dir():
-        parser.error(f"--output {args.output}: found no such folder; make it first, or name another")
+    if output := args.output:
+        if output.suffix not in FORMATS:
+            parser.error(f"--output: found {output}, expected a name that ends in {' or '.join(FORMATS)}")
+        if output.is_dir():
+            parser.error(f"--output {output}: found a folder, expected a file; name another")
+        if not output.absolute().parent.is_dir():
+            parser.error(f"--output {output}: found no such folder; make it first, or name another")
     if args.heatmap is not None and args.heatmap.exists() and not args.heatmap.is_dir():
         parser.error(f"--heatmap {args.heatmap}: found a file, expected a folder; name another")
     return args
@@ -122,11 +126,13 @@ class Predictor:
                 count = min(batch_size, len(waiting))
                 yield from self._predict_batch([waiting.popleft() for _ in range(count)])
 
-    def _read(self, path: Path) -> tuple[torch.Tensor, str]:
-        """The model's view of a file (1, S, S), and the view that its header names."""
-        shortest_side = self.classifier.shortest_side
-        read = radiographs.read_radiograph(path, shortest_side=shortest_side, use_window=self.use_window)
-        return self.classifier.prepare(read.pixels), read.view_position
+    def _read(self, path: Path) -> tuple[torch.Tensor, str | None]:
+        """The model's view of a file (1, S, S), and a warning if its header names another view."""
+        classifier = self.classifier
+        side, use_window = classifier.shortest_side, self.use_window
+        read = radiographs.read_radiograph(path, shortest_side=side, use_window=use_window)
+        warning = radiographs.describe_view(read.view_position, trained_view=classifier.trained_view)
+        return classifier.prepare(read.pixels), warning
 
     def _predict_batch(self, batch: list[tuple[Path, Future]]) -> Iterator[Prediction]:
         usable = [future.result()[0] for _, future in batch if future.exception() is None]
@@ -145,9 +151,7 @@ class Predictor:
                 path=readable(path),
                 probability=probability,
                 decision=self.classifier.decide(probability),
-                warning=radiographs.describe_view(
-                    future.result()[1], trained_view=self.classifier.trained_view
-                ),
+                warning=future.result()[1],
             )
             yield prediction if heat is None else self._draw(path, heat, prediction)
 
@@ -213,35 +217,19 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
         raise
 
 
-@dataclass
-class Summary:
-    """What there is to say at the end."""
-
-    decisions: Counter = field(default_factory=Counter)
-    warnings: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    num_files: int = 0
-
-    def add(self, prediction: Prediction) -> None:
-        self.num_files += 1
-        if prediction.probability is not None:
-            self.decisions[prediction.decision] += 1
-        if prediction.warning:
-            self.warnings.append(f"  {prediction.path}: {prediction.warning}")
-        if prediction.error:
-            self.errors.append(f"  {prediction.path}: {prediction.error}")
-
-    def tell(self, classifier: Classifier, output: Path | None) -> None:
-        counts = ", ".join(f"{self.decisions[label]:,} {label}" for label in classifier.labels[::-1])
-        where = f" in {output}" if output else ""
-        threshold = f"(threshold {classifier.threshold:.4g})"
-        say(f"{sum(self.decisions.values()):,} images{where}: {counts} {threshold}")
-        if self.warnings:
-            say(f"{len(self.warnings):,} images may not be of a view that the model knows:")
-            say("\n".join(self.warnings))
-        if self.errors:
-            say(f"{len(self.errors):,} of {self.num_files:,} files could not be used:")
-            say("\n".join(self.errors))
+def summarize(predictions: list[Prediction], classifier: Classifier, output: Path | None) -> None:
+    decisions = Counter(one.decision for one in predictions if one.probability is not None)
+    counts = ", ".join(f"{decisions[label]:,} {label}" for label in classifier.labels[::-1])
+    where = f" in {output}" if output else ""
+    say(f"{decisions.total():,} images{where}: {counts} (threshold {classifier.threshold:.4g})")
+    warnings = [f"  {one.path}: {one.warning}" for one in predictions if one.warning]
+    if warnings:
+        say(f"{len(warnings):,} images may not be of a view that the model knows:")
+        say("\n".join(warnings))
+    errors = [f"  {one.path}: {one.error}" for one in predictions if one.error]
+    if errors:
+        say(f"{len(errors):,} of {len(predictions):,} files could not be used:")
+        say("\n".join(errors))
 
 
 # The script -------------------------------------------------------------------------------------------------
@@ -259,37 +247,29 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Prediction]]:
     return paths, [Prediction(path=readable(Path(name)), error=error) for name in missing]
 
 
-def load_model(args: argparse.Namespace) -> Classifier:
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    paths, missing = find_images(args.images)
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
         say(f"{args.model} has no decision_threshold of its own: it decides at {classifier.threshold}")
-    return classifier
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    paths, missing = find_images(args.images)
-    classifier = load_model(args)
-    predictor = Predictor(
-        classifier=classifier, use_window=args.dicom_window == "header", heatmap_dir=args.heatmap
-    )
-    predictions = predictor.predict_all(
-        paths, batch_size=args.batch_size, num_workers=args.num_workers or num_cores()
-    )
+    use_window, num_workers = args.dicom_window == "header", args.num_workers or num_cores()
+    predictor = Predictor(classifier=classifier, use_window=use_window, heatmap_dir=args.heatmap)
+    predictions = predictor.predict_all(paths, batch_size=args.batch_size, num_workers=num_workers)
     columns = (*COLUMNS, "heat_map") if args.heatmap else COLUMNS
     is_json = args.output is not None and args.output.suffix == ".jsonl"
     shows_bar = args.output is not None or not sys.stdout.isatty()  # else the rows come there
-    summary = Summary()
+    done = []
     with open_output(args.output) as file:
         if not is_json:
             write_row(file, dict(zip(columns, columns)), is_json=False)
         bar = tqdm(predictions, total=len(paths), unit="image", disable=None if shows_bar else True)
         for prediction in chain(bar, missing):
             write_row(file, {name: getattr(prediction, name) for name in columns}, is_json=is_json)
-            summary.add(prediction)
-    summary.tell(classifier, args.output)
-    if summary.errors:
+            done.append(prediction)
+    summarize(done, classifier, args.output)
+    if any(prediction.error for prediction in done):
         sys.exit(1)
 
 

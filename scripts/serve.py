@@ -103,14 +103,12 @@ def read_card(path: Path | None, classifier: Classifier) -> str:
         )
     text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # the metadata for the Hub
-    return re.sub(r"(!\[[^\]]*\]\()([\w-]+\.png)\)", lambda found: _embed(found, path.parent), text)
 
+    def embed(found: re.Match) -> str:
+        picture = path.parent / found[2]
+        return f"{found[1]}{data_address(picture.read_bytes(), 'png')})" if picture.is_file() else found[0]
 
-def _embed(found: re.Match, folder: Path) -> str:
-    picture = folder / found[2]
-    if not picture.is_file():
-        return found[0]
-    return f"{found[1]}{data_address(picture.read_bytes(), 'png')})"
+    return re.sub(r"(!\[[^\]]*\]\()([\w-]+\.png)\)", embed, text)
 
 
 def data_address(content: bytes, kind: str) -> str:

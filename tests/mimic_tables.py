@@ -7,10 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from cxr.choices import LABELERS
 from cxr.choices import LABELS
 
+from mimic_cxr_dataset.errors import DatasetError
+
 NUM_IMAGES, NUM_STUDIES, NUM_PATIENTS = 377_110, 227_835, 65_379
+
+
+def refusal(call, *parts, kind=DatasetError) -> str:
+    """The error of a call that must be refused, as the scripts print it: one short line with `parts`."""
+    with pytest.raises(kind) as error:
+        call()
+    message = str(error.value)
+    assert len(message) < 1000 and "\n" not in message, message
+    for part in parts:
+        assert str(part) in message, message
+    return message
 
 
 def encode_csv(rows: list[list]) -> bytes:

@@ -67,10 +67,8 @@ def test_figures_are_those_of_the_sides_that_they_name(originals, monkeypatch, t
     assert (shrink["ratio_to_example"], shrink["ratio_to_full_decode"]) == (4.0, 3.0)
     assert (loader["ratio_to_example_originals"], loader["ratio_to_example_cached"]) == (2000 / 15, 5.0)
     assert shrink["decoder_floor_images_per_second"] == 64.0
-    assert (loader["rand_augment_images_per_second"], loader["decoder_floor_images_per_second"]) == (
-        1500,
-        6000,
-    )
+    assert loader["rand_augment_images_per_second"] == 1500
+    assert loader["decoder_floor_images_per_second"] == 6000
     assert shrink["lowest_psnr_db"] > 30
 
 
@@ -88,15 +86,10 @@ def test_the_medians_of_both_sides_are_compared(originals, monkeypatch, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timing
-def test_nothing_is_faster_than_the_decoder(measured_data):
+def test_the_decoder_beats_the_loader_and_that_the_example_on_the_same_cache(measured_data):
     for part in ("shrink", "loader"):
         measured = measured_data[part]
         assert measured["decoder_floor_images_per_second"] > measured["images_per_second"]
-
-
-@pytest.mark.slow
-@pytest.mark.timing
-def test_the_loader_beats_the_example_on_the_same_cache(measured_data):
     assert measured_data["loader"]["ratio_to_example_cached"] > 1.5
 
 

@@ -113,10 +113,7 @@ WRONG_FIELDS = {
     "three labels": ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "a head for 3 labels, expected 2"),
     "language model": ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel"),
     "wild threshold": ({"decision_threshold": 40}, "found decision_threshold=40, expected less than"),
-    "wild size": (
-        {"cache_image_size": "large"},
-        "found cache_image_size='large', expected a valid integer",
-    ),
+    "wild size": ({"cache_image_size": "large"}, "found cache_image_size='large', expected a valid integer"),
     "wild view": ({"trained_view": ["PA"]}, "found trained_view=['PA'], expected 'frontal', 'lateral' or"),
     "other width": ({"hidden_size": 64}, "expected"),
 }

@@ -41,13 +41,13 @@ LEARNERS = {
 }
 
 
-def classifier_of(model, *, image_size: int) -> Classifier:
+def classifier_of(model) -> Classifier:
     return Classifier(
         name="test",
         model=model.eval(),
         device=torch.device("cpu"),
-        image_size=image_size,
-        shortest_side=image_size,
+        image_size=32,
+        shortest_side=32,
         image_mean=(0.5,) * 3,
         image_std=(0.25,) * 3,
         labels=("No Finding", "Finding"),
@@ -60,23 +60,15 @@ def classifier_of(model, *, image_size: int) -> Classifier:
 @pytest.fixture
 def tiny_vit():
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-        num_labels=2,
-    )
-    return classifier_of(ViTForImageClassification(config), image_size=32)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return classifier_of(ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8)))
 
 
 @pytest.fixture
 def tiny_resnet():
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
-    return classifier_of(ResNetForImageClassification(config), image_size=32)
+    return classifier_of(ResNetForImageClassification(config))
 
 
 @pytest.fixture(params=["vit", "resnet"])
@@ -204,14 +196,9 @@ def test_heat_of_a_trained_model_lies_on_the_drawn_effusion_above_chance(name, e
     flags += ["--per_device_train_batch_size=16", "--warmup_ratio=0.1", f"--data_dir={root}"]
     run_main(run_classification, tmp_path / "run", *LEARNERS[name], *flags)
     classifier = load_classifier(str(tmp_path / "run" / "model"), device="cpu")
-    images = torch.stack(
-        [
-            classifier.prepare(
-                radiographs.read_radiograph(path, shortest_side=classifier.shortest_side).pixels
-            )
-            for path in boxes
-        ]
-    )
+    side = classifier.shortest_side
+    read = [radiographs.read_radiograph(path, shortest_side=side).pixels for path in boxes]
+    images = torch.stack([classifier.prepare(pixels) for pixels in read])
     positive = classifier.probabilities(images) >= classifier.threshold
     heat = heatmaps.heat_maps(classifier, images[torch.from_numpy(positive)])
     inside = np.stack([paint(found, classifier.image_size) for found in boxes.values()])[positive]

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from mimic_tables import refusal
 from mimic_tables import write_csv
 from PIL import Image
 
@@ -45,10 +46,8 @@ def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", versi
         split.append([dicom_id, image["study"], image["subject"], image["split"]])
         studies[image["study"]] = image["subject"]
         if draw:
-            path = (
-                root
-                / f"files/p{str(image['subject'])[:2]}/p{image['subject']}/s{image['study']}/{dicom_id}.jpg"
-            )
+            patient = f"p{image['subject']}"
+            path = root / f"files/{patient[:3]}/{patient}/s{image['study']}/{dicom_id}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = np.add.outer(np.arange(size[1]), np.arange(size[0])) * 2 + number
             Image.fromarray((pixels % 256).astype("uint8")).save(path, quality=95)
@@ -102,13 +101,6 @@ def image_paths(root):
     return sorted(root.glob("files/*/*/*/*.jpg"))
 
 
-def assert_one_line(error, *parts):
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message, message
-
-
 # Label rules ------------------------------------------------------------------------------------------------
 
 VIEW, ROW, UNC, OTHER = "view", "no label row", "uncertain", "other labels"
@@ -158,18 +150,10 @@ def test_each_of_the_13_findings_alone_is_a_finding(tmp_path):
 def test_view_keeps_its_codes_and_all_keeps_missing_and_rare_ones(tmp_path):
     codes = ["AP", "PA", "LATERAL", "LL", "", "XTABLE LATERAL", "AP AXIAL"]
     write_root(tmp_path, [{"view": code} for code in codes], draw=False)
-    kept = {
-        view: tables.index_images(tmp_path, view=view)[0]["view_position"].tolist() for view in tables.VIEWS
-    }
+    kept = {view: tables.index_images(tmp_path, view=view)[0]["view_position"] for view in tables.VIEWS}
+    kept = {view: positions.tolist() for view, positions in kept.items()}
     assert kept == {"frontal": ["AP", "PA"], "lateral": ["LATERAL", "LL"], "all": codes}
     assert tables.index_images(tmp_path, view="lateral")[1].loc["train", VIEW] == 5
-
-
-def test_images_inherit_the_label_of_their_study(tmp_path):
-    images = [{"study": 50000001}, {"study": 50000002}, {"study": 50000001}]
-    labels = {50000001: {"Edema": 1.0}}
-    rows, _ = tables.index_images(write_root(tmp_path, images, labels=labels, draw=False))
-    assert rows["label"].tolist() == [1, 0, 1]
 
 
 def test_labeler_chooses_the_table(tmp_path):
@@ -237,11 +221,6 @@ def test_load_dataset_streams_with_workers_that_share_the_rows(root, tmp_path):
     assert not any((tmp_path / "cache").rglob("*.arrow"))
 
 
-def test_default_config_is_finding(root, tmp_path):
-    builder = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path))
-    assert builder.config.name == "finding"
-
-
 def test_absent_and_emptied_splits_are_left_out(tmp_path):
     images = patients(3) + patients(2, split="test", start=3, view="LL")
     root = write_root(tmp_path / "root", images)
@@ -251,9 +230,7 @@ def test_absent_and_emptied_splits_are_left_out(tmp_path):
 
 def test_no_image_left_is_one_line_that_counts_the_reasons(tmp_path):
     root = write_root(tmp_path / "root", patients(3))
-    with pytest.raises(DatasetError) as error:
-        build(root, tmp_path, view="lateral")
-    assert_one_line(error, root, "no image is left", "3 view")
+    refusal(lambda: build(root, tmp_path, view="lateral"), root, "no image is left", "3 view")
 
 
 def test_exclusion_table_is_logged_and_survives_the_cache(root, tmp_path, caplog):
@@ -280,22 +257,14 @@ def test_changed_table_under_the_same_path_is_noticed(root, tmp_path):
     assert build(root, tmp_path).as_dataset(split="train")["label"][1] == 1
 
 
-def test_load_dataset_notices_a_changed_table(root, tmp_path):
-    assert len(load(root, tmp_path, split="train")) == 20
-    write_root(root, patients(7))
-    assert len(load(root, tmp_path, split="train")) == 7
-
-
 def test_configs_and_options_live_side_by_side_and_are_reused(root, tmp_path):
     options = [{}, {"image_size": 20}, {"uncertain": "exclude"}, {"labeler": "chexpert"}, {"view": "all"}]
     folders = [build(root, tmp_path, **option)._output_dir for option in options]
     folders.append(build(root, tmp_path, "pleural_effusion")._output_dir)
     assert len(set(folders)) == 6
     stamps = {folder: Path(folder).stat().st_mtime_ns for folder in folders}
-    spelled_out = build(
-        root, tmp_path, labeler="negbio", view="frontal", uncertain="negative", image_size=None
-    )
-    assert spelled_out._output_dir == folders[0]
+    spelled_out = {"labeler": "negbio", "view": "frontal", "uncertain": "negative", "image_size": None}
+    assert build(root, tmp_path, **spelled_out)._output_dir == folders[0]
     assert {folder: Path(folder).stat().st_mtime_ns for folder in folders} == stamps
 
 
@@ -359,22 +328,17 @@ def test_what_a_killed_run_left_behind_does_not_get_into_the_next(root, tmp_path
 
 def test_absent_data_dir_says_what_is_expected(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(DatasetError) as error:
-        mimic.MimicCxr(data_dir=str(tmp_path / "nowhere"))
-    assert_one_line(error, tmp_path / "nowhere", "missing", "files/")
-    with pytest.raises(DatasetError) as error:
-        tables.index_images(tmp_path / "file")
-    assert_one_line(error, tmp_path / "file", "not a folder")
-    with pytest.raises(DatasetError) as error:
-        build("", tmp_path)
-    assert_one_line(error, "No data_dir given", "MIMIC-CXR-JPG folder")
+    nowhere = tmp_path / "nowhere"
+    refusal(lambda: mimic.MimicCxr(data_dir=str(nowhere)), nowhere, "missing", "files/")
+    refusal(lambda: tables.index_images(tmp_path / "file"), tmp_path / "file", "not a folder")
+    refusal(lambda: build("", tmp_path), "No data_dir given", "MIMIC-CXR-JPG folder")
+    refusal(lambda: tables.index_images("~no_such_user_here/cxr"), "~no_such_user_here", "missing")
 
 
 def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_read(root, tmp_path):
     renamed = root.rename(tmp_path / "mimic::jpg")
-    with pytest.raises(ValueError) as error:
-        load(renamed, tmp_path)
-    assert_one_line(error, renamed, "'::'", "rename the folder, or name a link to it")
+    advice = "rename the folder, or name a link to it"
+    refusal(lambda: load(renamed, tmp_path), renamed, "'::'", advice, kind=ValueError)
     (tmp_path / "link").symlink_to(renamed)
     assert len(load(tmp_path / "link", tmp_path, image_size=20)["train"]) == 20
 
@@ -383,9 +347,7 @@ def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_
 def test_absent_table_is_named(root, tmp_path, table):
     path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
     path.unlink()
-    with pytest.raises(DatasetError) as error:
-        build(root, tmp_path)
-    assert_one_line(error, path, "physionet.org")
+    refusal(lambda: build(root, tmp_path), path, "physionet.org")
 
 
 @pytest.mark.parametrize(
@@ -401,22 +363,14 @@ def test_absent_table_is_named(root, tmp_path, table):
     ],
 )
 def test_unknown_option_value_lists_the_valid_ones(root, tmp_path, name, value, valid):
-    with pytest.raises(DatasetError) as error:
-        build(root, tmp_path, **{name: value})
-    assert_one_line(error, f"{name}={value!r}", valid)
+    refusal(lambda: build(root, tmp_path, **{name: value}), f"{name}={value!r}", valid)
 
 
 def test_load_dataset_passes_our_errors_through(root, tmp_path):
-    with pytest.raises(ValueError) as error:
-        load(root, tmp_path, view="AP")
-    assert_one_line(error, "view='AP'", "'frontal'")
+    refusal(lambda: load(root, tmp_path, view="AP"), "view='AP'", "'frontal'", kind=ValueError)
     (root / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(b"")
-    with pytest.raises(ValueError) as error:
-        load(root, tmp_path)
-    assert_one_line(error, "mimic-cxr-2.0.0-split.csv.gz")
-    with pytest.raises(ValueError) as error:
-        load(root, tmp_path, "no_such_config")
-    assert_one_line(error, "finding", "pleural_effusion")
+    refusal(lambda: load(root, tmp_path), "mimic-cxr-2.0.0-split.csv.gz", kind=ValueError)
+    refusal(lambda: load(root, tmp_path, "no_such_config"), "finding", "pleural_effusion", kind=ValueError)
 
 
 def cut_in_half(content):
@@ -435,75 +389,20 @@ def unpack_and_cut_in_a_line(content):
 def test_unreadable_table_is_named(root, tmp_path, table, damage):
     path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError) as error:
-        tables.index_images(root)
-    assert_one_line(error, path)
-
-
-def edit(root, table, change):
-    """Rewrites a table through `change(header, rows)`, which edits both in place."""
-    path = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
-    header, *rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode("utf-8")))
-    change(header, rows)
-    write_csv(path, header, rows)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("table", "change", "parts"),
-    [
-        ("metadata", lambda h, r: h.__setitem__(4, "View"), ["no column 'ViewPosition'", "'View'"]),
-        (
-            "negbio",
-            lambda h, r: h.__setitem__(2, "atelectasis"),
-            ["no column 'Atelectasis'", "'atelectasis'"],
-        ),
-        ("split", lambda h, r: r[3].__setitem__(3, "dev"), ["line 5", "split is 'dev'", "train or validate"]),
-        ("negbio", lambda h, r: r[1].__setitem__(5, "yes"), ["line 3", "Edema is 'yes'", "1.0, 0.0, -1.0"]),
-        ("negbio", lambda h, r: r[1].__setitem__(5, "2.0"), ["line 3", "Edema is '2.0'", "1.0, 0.0, -1.0"]),
-        ("negbio", lambda h, r: r.append(r[0]), ["line 27: wrong study_id", "one row a study"]),
-        (
-            "metadata",
-            lambda h, r: r[2].__setitem__(1, "p1"),
-            ["line 4: wrong subject_id", "whole number"],
-        ),
-        ("metadata", lambda h, r: r.append(r[0]), ["line 27", "one row an image"]),
-        ("split", lambda h, r: r.append(r[0]), ["line 27", "one row an image"]),
-        (
-            "metadata",
-            lambda h, r: r[0].__setitem__(0, "../../etc/passwd"),
-            ["line 2: wrong dicom_id", "hexadecimal"],
-        ),
-        ("split", lambda h, r: r.pop(), ["lacks 1 images", "line 26"]),
-    ],
-)
-def test_wrong_content_of_a_table_is_one_line_with_the_file(root, table, change, parts):
-    path = edit(root, table, change)
-    with pytest.raises(DatasetError) as error:
-        tables.index_images(root)
-    assert_one_line(error, path, *parts)
-
-
-def test_shorter_metadata_is_used_with_a_warning(root, caplog):
-    edit(root, "metadata", lambda header, rows: rows.__delitem__(slice(5, None)))
-    assert len(tables.index_images(root)[0]) == 5
-    assert "lacks 20 images" in caplog.text
+    refusal(lambda: tables.index_images(root), path)
 
 
 def test_missing_images_are_counted_in_one_line_before_anything_is_shrunk(root, tmp_path):
     paths = image_paths(root)
     paths[4].unlink()
     paths[9].unlink()
-    with pytest.raises(DatasetError) as error:
-        build(root, tmp_path)
-    assert_one_line(error, "2 of 25 images are missing", paths[4], 'on_bad_image="skip"')
+    refusal(lambda: build(root, tmp_path), "2 of 25 images are missing", paths[4], 'on_bad_image="skip"')
 
 
 def damage_jpeg(path, how):
     content = path.read_bytes()
-    path.write_bytes(
-        {"cut off": content[: len(content) * 2 // 3], "empty": b"", "text": b"<html>busy</html>"}[how]
-    )
+    damaged = {"cut off": content[: len(content) * 2 // 3], "empty": b"", "text": b"<html>busy</html>"}
+    path.write_bytes(damaged[how])
 
 
 @pytest.mark.parametrize("how", ["cut off", "empty", "text"])
@@ -512,18 +411,10 @@ def damage_jpeg(path, how):
 def test_damaged_image_is_one_line_with_its_path(root, tmp_path, how, image_size, num_proc):
     path = image_paths(root)[13]
     damage_jpeg(path, how)
-    with pytest.raises(DatasetError) as error:
+    with pytest.raises(DatasetError, match='on_bad_image="skip"') as error:
         build(root, tmp_path, image_size=image_size, num_proc=num_proc)
-    assert_one_line(error, path, 'on_bad_image="skip"')
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert error.value.__cause__ is None or num_proc is None
-
-
-def test_load_dataset_names_a_damaged_image_with_two_processes(root, tmp_path):
-    path = image_paths(root)[13]
-    damage_jpeg(path, "cut off")
-    with pytest.raises(ValueError) as error:
-        load(root, tmp_path, num_proc=2)
-    assert_one_line(error, path)
 
 
 @pytest.mark.parametrize("image_size", [None, 20])
@@ -559,9 +450,7 @@ def test_skip_survives_a_worker_whose_images_are_all_bad(root, tmp_path):
 def test_a_split_of_damaged_images_only_is_an_error(root, tmp_path):
     for path in image_paths(root)[20:22]:
         damage_jpeg(path, "text")
-    with pytest.raises(DatasetError) as error:
-        build(root, tmp_path, on_bad_image="skip")
-    assert_one_line(error, root, "validation")
+    refusal(lambda: build(root, tmp_path, on_bad_image="skip"), root, "validation")
 
 
 def test_repaired_images_come_back_with_a_forced_rebuild(root, tmp_path):
@@ -585,18 +474,10 @@ def test_stream_skips_bad_images_with_a_warning_only(root, tmp_path, caplog):
     assert str(paths[2]) in caplog.text
     assert str(paths[6]) in caplog.text
     builder = mimic.MimicCxr(data_dir=str(root), cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(DatasetError) as error:
-        list(builder.as_streaming_dataset(split="train"))
-    assert_one_line(error, paths[2])
+    refusal(lambda: list(builder.as_streaming_dataset(split="train")), paths[2])
 
 
 # Shrinking --------------------------------------------------------------------------------------------------
-
-
-def psnr(one, other):
-    """Peak signal-to-noise ratio in dB of two 8-bit images."""
-    error = np.mean((np.asarray(one, dtype=float) - np.asarray(other, dtype=float)) ** 2)
-    return 10 * np.log10(255**2 / error)
 
 
 @pytest.mark.parametrize("image_size", [224, 256, 512])
@@ -612,7 +493,8 @@ def test_shrunk_full_size_radiograph_is_within_40_db_of_full_decoding(tmp_path, 
         reference = original.resize(shrunk.size, Image.Resampling.LANCZOS)
     assert min(shrunk.size) == image_size
     assert shrunk.size == (image_size, round(image_size * 3056 / 2544))
-    assert psnr(shrunk, reference) >= 40
+    error = np.asarray(shrunk, dtype=float) - np.asarray(reference, dtype=float)
+    assert 10 * np.log10(255**2 / np.square(error).mean()) >= 40
 
 
 @pytest.mark.parametrize("size", [(40, 48), (48, 40), (3000, 20), (64, 64)])
@@ -645,8 +527,7 @@ def test_padding_after_the_end_marker_is_no_damage(tmp_path):
         (tmp_path / "b.jpg").write_bytes(content + padding)
         radiographs.check_jpeg(str(tmp_path / "b.jpg"))
     (tmp_path / "b.jpg").write_bytes(content[:-2] + b"\x00" * 9000)
-    with pytest.raises(DatasetError, match="cut off"):
-        radiographs.check_jpeg(str(tmp_path / "b.jpg"))
+    refusal(lambda: radiographs.check_jpeg(str(tmp_path / "b.jpg")), "cut off")
 
 
 # The card and real images -----------------------------------------------------------------------------------

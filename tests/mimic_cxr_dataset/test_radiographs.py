@@ -56,16 +56,11 @@ def test_png_of_every_kind_gives_nearly_the_pixels_of_the_jpeg(mode, gray, tmp_p
     assert (png.int() - jpeg.int()).abs().float().mean() < 2
 
 
-def test_small_image_keeps_its_size(gray, tmp_path):
-    Image.fromarray(gray).save(tmp_path / "a.png")
-    assert read_radiograph(tmp_path / "a.png", shortest_side=256).pixels.shape == (1, 80, 60)
-
-
-def test_content_and_not_the_suffix_tells_the_format(gray, tmp_path):
+def test_content_and_not_the_suffix_tells_the_format_and_a_small_image_keeps_its_size(gray, tmp_path):
     Image.fromarray(gray).save(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "b.jpg")
-    a, b = (read_radiograph(tmp_path / name, shortest_side=30).pixels for name in ("a.png", "b.jpg"))
-    assert torch.equal(a, b)
+    a, b = (read_radiograph(tmp_path / name, shortest_side=256).pixels for name in ("a.png", "b.jpg"))
+    assert torch.equal(a, b) and a.shape == (1, 80, 60)
 
 
 # --- DICOM
@@ -81,10 +76,12 @@ def test_dicom_is_scaled_truncated_and_equalised_as_mimic_cxr_jpg_was(gray, tmp_
     assert found.min() == 0 and found.max() == 255
 
 
-def test_monochrome1_gives_the_picture_of_its_inverse(gray, tmp_path):
-    plain, _ = read_dicom(write_dicom(tmp_path / "a.dcm", gray))
-    inverse = write_dicom(tmp_path / "b.dcm", 255 - gray, PhotometricInterpretation="MONOCHROME1")
-    assert np.array_equal(read_dicom(inverse)[0], plain)
+@pytest.mark.parametrize(
+    "tags", [{"PhotometricInterpretation": "MONOCHROME1"}, {"voi_table": list(range(255, -1, -1))}]
+)
+def test_header_that_turns_the_values_round_gives_the_picture_of_the_inverse(gray, tmp_path, tags):
+    plain, _ = read_dicom(write_dicom(tmp_path / "a.dcm", 255 - gray))
+    assert np.array_equal(read_dicom(write_dicom(tmp_path / "b.dcm", gray, **tags))[0], plain)
 
 
 def test_window_of_the_header_clips_unless_it_is_left_out(gray, tmp_path):
@@ -104,13 +101,6 @@ def test_window_applies_to_rescaled_values(gray, tmp_path):
     plain = write_dicom(tmp_path / "b.dcm", values, WindowCenter=2048, WindowWidth=1000)
     difference = read_dicom(path)[0].astype(int) - read_dicom(plain)[0]
     assert np.abs(difference).mean() < 0.5
-
-
-def test_voi_look_up_table_maps_the_values(gray, tmp_path):
-    """A table that turns the picture's values round must undo what MONOCHROME2 means."""
-    path = write_dicom(tmp_path / "a.dcm", gray, voi_table=list(range(255, -1, -1)))
-    turned, _ = read_dicom(path)
-    assert np.array_equal(turned, read_dicom(write_dicom(tmp_path / "b.dcm", 255 - gray))[0])
 
 
 def test_same_picture_as_dicom_and_as_jpeg_of_its_pixels_is_nearly_the_same(gray, tmp_path):
@@ -138,15 +128,16 @@ def test_equalisation_is_opencvs(values, expected):
     assert reading.equalize(np.array(values, dtype=np.uint8)).tolist() == expected
 
 
-@pytest.mark.parametrize("position", ["PA", "LL", "lateral", ""])
-def test_view_position_comes_from_the_header(position, gray, tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", gray, ViewPosition=position)
-    assert read_radiograph(path, shortest_side=30).view_position == position.upper()
-
-
-def test_view_code_tells_a_lateral_view_where_the_position_is_blank(gray, tmp_path):
-    path = write_dicom(tmp_path / "a.dcm", gray, view_meaning="left lateral")
-    assert read_radiograph(path, shortest_side=30).view_position == "LATERAL"
+@pytest.mark.parametrize(
+    ("tags", "view"),
+    [
+        *(({"ViewPosition": view}, view.upper()) for view in ("PA", "LL", "lateral", "")),
+        ({"view_meaning": "left lateral"}, "LATERAL"),
+    ],
+)
+def test_view_comes_from_the_position_or_else_the_code_of_the_header(tags, view, gray, tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", gray, **tags)
+    assert read_radiograph(path, shortest_side=30).view_position == view
 
 
 @pytest.mark.parametrize(
@@ -173,6 +164,8 @@ def test_nothing_of_the_patient_is_read_or_said(gray, tmp_path, capfd, caplog, r
     caplog.set_level(logging.DEBUG)
     secrets = {"PatientName": "Doe^Jane" * 20, "PatientID": "S3cret", "PatientBirthDate": "tomorrow, Doe"}
     path = write_dicom(tmp_path / "a.dcm", gray[:1, :1], valid=False, **secrets)
+    for of_writing in (capfd.readouterr, caplog.clear, recwarn.clear):
+        of_writing()
     with pytest.raises(UserError) as error:
         read_radiograph(path, shortest_side=30)
     said = [*capfd.readouterr(), caplog.text, str(error.value), *(str(one.message) for one in recwarn)]
@@ -184,32 +177,35 @@ def test_nothing_of_the_patient_is_read_or_said(gray, tmp_path, capfd, caplog, r
 # --- What cannot be used
 
 
-def write_bytes(path, content):
-    path.write_bytes(content)
-    return path
+def holding(content):
+    """Makes a file of these bytes, or of what they are of a picture."""
+
+    def make(folder, gray):
+        (folder / "a.jpg").write_bytes(content(gray) if callable(content) else content)
+        return folder / "a.jpg"
+
+    return make
 
 
-def jpeg_bytes(gray):
+def cut_jpeg(gray):
     buffer = io.BytesIO()
     Image.fromarray(gray).save(buffer, format="JPEG")
-    return buffer.getvalue()
+    return buffer.getvalue()[:-200]
+
+
+def dicom(**tags):
+    return lambda folder, gray: write_dicom(folder / "a", gray, **tags)
 
 
 BAD = {
     "missing": (lambda folder, gray: folder / "nothing.jpg", "No such file"),
     "folder": (lambda folder, gray: folder, "directory|denied"),
-    "empty": (lambda folder, gray: write_bytes(folder / "a.jpg", b""), "empty"),
-    "text": (
-        lambda folder, gray: write_bytes(folder / "a.jpg", b"no picture"),
-        "neither JPEG, PNG nor DICOM",
-    ),
-    "cut-off JPEG": (
-        lambda folder, gray: write_bytes(folder / "a.jpg", jpeg_bytes(gray)[:-200]),
-        "truncated",
-    ),
-    "JPEG of garbage": (lambda folder, gray: write_bytes(folder / "a.jpg", b"\xff\xd8\xff" * 99), "JPEG"),
-    "PNG of garbage": (lambda folder, gray: write_bytes(folder / "a", b"\x89PNG\r\n\x1a\n" * 9), "damaged"),
-    "DICOM of garbage": (lambda folder, gray: write_bytes(folder / "a", b"x" * 128 + b"DICM" * 50), "DICOM"),
+    "empty": (holding(b""), "empty"),
+    "text": (holding(b"no picture"), "neither JPEG, PNG nor DICOM"),
+    "cut-off JPEG": (holding(cut_jpeg), "truncated"),
+    "JPEG of garbage": (holding(b"\xff\xd8\xff" * 99), "JPEG"),
+    "PNG of garbage": (holding(b"\x89PNG\r\n\x1a\n" * 9), "damaged"),
+    "DICOM of garbage": (holding(b"x" * 128 + b"DICM" * 50), "DICOM"),
     "several frames": (
         lambda folder, gray: write_dicom(folder / "a", np.stack([gray, gray]), NumberOfFrames=2),
         "2 frames",
@@ -219,20 +215,14 @@ BAD = {
         "in RGB, expected a gray",
     ),
     "no pixels": (lambda folder, gray: make_header(folder / "a"), "without an image"),
-    "fewer pixels than said": (lambda folder, gray: write_dicom(folder / "a", gray, Rows=800), "unreadable"),
-    "absurd size": (
-        lambda folder, gray: write_dicom(folder / "a", gray, Rows=65535, Columns=65535),
-        "absurd",
-    ),
+    "fewer pixels than said": (dicom(Rows=800), "unreadable"),
+    "absurd size": (dicom(Rows=65535, Columns=65535), "absurd"),
     "one value": (lambda folder, gray: write_dicom(folder / "a", 0 * gray), "all pixels are the same"),
     "packed without a plugin": (
-        lambda folder, gray: write_dicom(folder / "a", gray, syntax="1.2.840.10008.1.2.4.80"),
-        "JPEG-LS.*needs more packages: pip install",
+        dicom(syntax="1.2.840.10008.1.2.4.80"),
+        "JPEG-LS.*more packages: pip install",
     ),
-    "window without width": (
-        lambda folder, gray: write_dicom(folder / "a", gray, WindowCenter=1, WindowWidth=0),
-        "(?i)window",
-    ),
+    "window without width": (dicom(WindowCenter=1, WindowWidth=0), "(?i)window"),
 }
 
 

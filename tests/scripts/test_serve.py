@@ -27,7 +27,6 @@ import pytest
 import serve
 import torch
 from cxr.errors import UserError
-from cxr.errors import run_script
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
@@ -35,17 +34,15 @@ from cxr.models import configs
 from cxr.models.pretrained import load_image_processor
 from cxr.models.scratch import new_classifier
 from PIL import Image
+from refused import refused
 from tiny_runs import TINY_VIT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CARD = (
-    "---\nlicense: other\n---\n\n# A tiny model\n\n![loss](loss.png) ![remote](https://example.org/x.png)\n"
-)
+FIGURES = "![loss](loss.png) ![remote](https://example.org/x.png)"
+CARD = f"---\nlicense: other\n---\n\n# A tiny model\n\n{FIGURES}\n"
 
-needs_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None,
-    reason="no gradio: no page is served (pip install -r requirements-serve.txt)",
-)
+HAS_GRADIO = importlib.util.find_spec("gradio") is not None
+needs_gradio = pytest.mark.skipif(not HAS_GRADIO, reason="no gradio: no page is served")
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +97,8 @@ def test_answer_has_probability_threshold_decision_and_both_pictures(classifier,
 
 
 def test_names_of_files_and_labels_put_no_markup_into_the_page(classifier, radiograph, tmp_path):
-    hostile = dataclasses.replace(
-        classifier, name="<i>/<b>", labels=("<script>no()</script>", "<script>yes()</script>")
-    )
+    labels = ("<script>no()</script>", "<script>yes()</script>")
+    hostile = dataclasses.replace(classifier, name="<i>/<b>", labels=labels)
     path = tmp_path / "<img src=x onerror=alert()>.jpg"
     shutil.copyfile(radiograph, path)
     html = serve.answer_html(hostile, path) + serve.head_html(hostile, is_local=True)
@@ -166,30 +162,22 @@ def test_files_of_the_page_are_private_and_gone_at_its_end(monkeypatch):
 # The command line -------------------------------------------------------------------------------------------
 
 
-def refused(argv: list[object], capsys) -> str:
-    """The one line in which `serve.py` ends, as at a terminal."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["serve.py", *map(str, argv)])
-        patch.setattr(signal, "signal", lambda *_: None)
-        run_script(serve.main)
-    message = capsys.readouterr().err.strip()
-    assert ended.value.code == 2
-    assert "\n" not in message and message.startswith("serve.py: error: ")
-    return message
+@pytest.fixture
+def fail(capsys, monkeypatch):
+    """Gives the one line in which `serve.py` ends, which must not set signals in this process."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return lambda *argv: refused(serve.main, argv, capsys)
 
 
-def test_without_gradio_the_error_says_what_to_install(model_dir, capsys, monkeypatch):
+def test_without_gradio_the_error_says_what_to_install(model_dir, fail, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install -r requirements-serve.txt" in refused([model_dir], capsys)
+    assert "pip install -r requirements-serve.txt" in fail(model_dir)
 
 
-def test_port_that_is_none_is_refused(model_dir, capsys):
-    assert "expected a port from 1 to 65535" in refused([model_dir, "--port=0"], capsys)
-
-
-def test_model_that_is_none_is_refused(tmp_path, capsys, monkeypatch):
+def test_port_or_model_that_is_none_is_refused(model_dir, tmp_path, fail, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    assert "found no such folder" in refused([tmp_path / "nowhere"], capsys)
+    assert "expected a port from 1 to 65535" in fail(model_dir, "--port=0")
+    assert "found no such folder" in fail(tmp_path / "nowhere")
 
 
 # The page in a browser --------------------------------------------------------------------------------------
@@ -343,9 +331,9 @@ def test_server_refuses_other_hosts_and_lists_no_interface(server):
 
 @needs_gradio
 @pytest.mark.slow
-def test_port_in_use_ends_in_one_line(server, model_dir, capsys):
+def test_port_in_use_ends_in_one_line(server, model_dir, fail):
     port = server[0].strip("/").rpartition(":")[2]
-    assert f"--port {port}: cannot be listened on" in refused([model_dir, f"--port={port}"], capsys)
+    assert f"--port {port}: cannot be listened on" in fail(model_dir, f"--port={port}")
 
 
 @needs_gradio

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
 
 import datasets
 import numpy as np
@@ -67,34 +69,25 @@ class ChestXrays(Dataset):
         return items
 
 
+@dataclass(eq=False, kw_only=True)
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """The micro-batches of one process in the optimizer steps `steps`, counted from 0.
 
     Every epoch has its own order of all images, a function of (seed, epoch). A step takes the next
-    `images_per_step` images of it, so the images of a step do not
-    depend on how many processes share them; what is left of an epoch and does not fill a step is not used in
-    that epoch.
+    `images_per_step` images of it, so the images of a step do not depend on how many processes share them;
+    what is left of an epoch and does not fill a step is not used in that epoch.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        *,
-        images_per_step: int,
-        gradient_accumulation_steps: int,
-        num_processes: int,
-        process_index: int,
-        seed: int,
-        steps: range,
-    ):
-        self.num_images = num_images
-        self.images_per_step = images_per_step
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.batch_size = images_per_step // (gradient_accumulation_steps * num_processes)
-        self.seed = seed
-        self.steps = steps
+    num_images: int = field(kw_only=False)
+    images_per_step: int
+    gradient_accumulation_steps: int
+    num_processes: int
+    process_index: int
+    seed: int
+    steps: range
+
+    def __post_init__(self):
+        self.batch_size = self.images_per_step // (self.gradient_accumulation_steps * self.num_processes)
         self._ordered_epoch = None  # the epoch that `_order` is of
 
     def __len__(self) -> int:
@@ -118,25 +111,18 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, index) for index in indices[first : first + self.batch_size]]
 
 
-class EvaluationBatches(Sampler[list[tuple[int, int]]]):
+def evaluation_batches(
+    num_images: int, *, batch_size: int, num_processes: int, process_index: int
+) -> list[list[tuple[int, int]]]:
     """The batches of one process in an evaluation of all images; always epoch 0, so the same draws.
 
     All processes get the same number of samples, as collective operations need: where the images do not
     divide, the last ones are repeated, and `gather_in_order` drops the repetitions.
     """
-
-    def __init__(self, num_images: int, *, batch_size: int, num_processes: int, process_index: int):
-        padded = -(-num_images // num_processes) * num_processes
-        indices = np.minimum(np.arange(process_index, padded, num_processes), num_images - 1)
-        self.keys = [(0, index) for index in indices.tolist()]
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.keys) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self.keys), self.batch_size):
-            yield self.keys[first : first + self.batch_size]
+    padded = -(-num_images // num_processes) * num_processes
+    indices = np.minimum(np.arange(process_index, padded, num_processes), num_images - 1)
+    keys = [(0, index) for index in indices.tolist()]
+    return [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
 
 
 def make_training_loader(
@@ -164,7 +150,7 @@ def make_training_loader(
 def make_evaluation_loader(
     accelerator: Accelerator, eval_set: ChestXrays, *, batch_size: int, num_workers: int | None
 ) -> DataLoader:
-    batches = EvaluationBatches(
+    batches = evaluation_batches(
         len(eval_set),
         batch_size=batch_size,
         num_processes=accelerator.num_processes,
@@ -174,10 +160,13 @@ def make_evaluation_loader(
 
 
 def _make_loader(
-    dataset: ChestXrays, batches: Sampler, accelerator: Accelerator, num_workers: int | None
+    dataset: ChestXrays, batches: Sampler | list, accelerator: Accelerator, num_workers: int | None
 ) -> DataLoader:
-    if num_workers is None:
-        num_workers = default_num_workers(accelerator)
+    if num_workers is None and accelerator.device.type == "cpu":
+        num_workers = 0  # its cores are busy with the model
+    elif num_workers is None:  # this process's share of the cores
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        num_workers = min(16, max(1, num_cores() // processes_here))
     if num_workers:
         atexit.register(end_workers)
     return DataLoader(
@@ -203,16 +192,8 @@ def end_workers() -> None:
         worker.kill()
 
 
-def default_num_workers(accelerator: Accelerator) -> int:
-    """On a CPU none, as its cores are busy with the model; on a GPU this process's share of the cores."""
-    if accelerator.device.type == "cpu":
-        return 0
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(16, max(1, num_cores() // processes_here))
-
-
 def gather_in_order(accelerator: Accelerator, values: torch.Tensor, *, num_samples: int) -> torch.Tensor:
-    """Joins what the processes computed over `EvaluationBatches`: (num_samples, ...), once and in order.
+    """Joins what the processes computed over `evaluation_batches`: (num_samples, ...), once and in order.
 
     `values` has one row per key, the same number on all processes; process r's k-th row is of sample
     k * num_processes + r, and rows past `num_samples` are repetitions.

@@ -95,101 +95,68 @@ class RandAugment(v2.Transform):
             magnitude = float(torch.randn(())) * self.MAGNITUDE_STD + self.MAGNITUDE_MEAN
             sign = -1 if torch.rand(()) < 0.5 else 1
             if apply:
-                image = OPERATIONS[choice](image, min(max(magnitude, 0.0), 10.0) / 10.0, sign)
+                strength = min(max(magnitude, 0.0), 10.0) / 10.0
+                image = apply_operation(OPERATIONS[choice], image, strength, sign)
         return image
 
 
-# The operations take the image, a strength in [0, 1] and a sign; ranges are those of timm's "increasing" set.
-
-
-def _auto_contrast(image, strength, sign):
-    return F.autocontrast(image)
-
-
-def _equalize(image, strength, sign):
-    return F.equalize(image)
-
-
-def _invert(image, strength, sign):
-    return F.invert(image)
-
-
-def _rotate(image, strength, sign):
-    return F.rotate(image, sign * strength * 30, interpolation=v2.InterpolationMode.BILINEAR, fill=FILL)
-
-
-def _posterize(image, strength, sign):
-    return F.posterize(image, bits=max(4 - int(strength * 4), 1))  # 0 bits would be a black image
-
-
-def _solarize(image, strength, sign):
-    return F.solarize(image, threshold=min(256 - int(strength * 256), 255))
-
-
-def _solarize_add(image, strength, sign):
-    brighter = (image.to(torch.int16) + int(strength * 110)).clamp_(max=255).to(torch.uint8)
-    return torch.where(image < 128, brighter, image)
-
-
-def _color(image, strength, sign):
-    return image  # saturation of a gray image; kept so that the others are drawn as often as with RGB images
-
-
-def _contrast(image, strength, sign):
-    return F.adjust_contrast(image, max(0.1, 1 + sign * strength * 0.9))
-
-
-def _brightness(image, strength, sign):
-    return F.adjust_brightness(image, max(0.1, 1 + sign * strength * 0.9))
-
-
-def _sharpness(image, strength, sign):
-    return F.adjust_sharpness(image, max(0.1, 1 + sign * strength * 0.9))
-
-
-def _shear(image, *, x=0.0, y=0.0):
-    bilinear = v2.InterpolationMode.BILINEAR
-    angles = (math.degrees(math.atan(x)), math.degrees(math.atan(y)))
-    return F.affine(
-        image, angle=0.0, translate=(0, 0), scale=1.0, shear=angles, interpolation=bilinear, fill=FILL
-    )
-
-
-def _shear_x(image, strength, sign):
-    return _shear(image, x=sign * strength * 0.3)
-
-
-def _shear_y(image, strength, sign):
-    return _shear(image, y=sign * strength * 0.3)
-
-
-def _translate_x(image, strength, sign):
-    pixels = round(sign * strength * 0.45 * image.shape[-1])
-    return F.pad(image, [pixels, 0, -pixels, 0], fill=FILL)  # whole pixels: no resampling
-
-
-def _translate_y(image, strength, sign):
-    pixels = round(sign * strength * 0.45 * image.shape[-2])
-    return F.pad(image, [0, pixels, 0, -pixels], fill=FILL)
-
-
 OPERATIONS = (
-    _auto_contrast,
-    _equalize,
-    _invert,
-    _rotate,
-    _posterize,
-    _solarize,
-    _solarize_add,
-    _color,
-    _contrast,
-    _brightness,
-    _sharpness,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
+    "auto_contrast",
+    "equalize",
+    "invert",
+    "rotate",
+    "posterize",
+    "solarize",
+    "solarize_add",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
 )
+
+
+def apply_operation(operation: str, image: torch.Tensor, strength: float, sign: int) -> torch.Tensor:
+    """One operation of RandAugment, at a strength in [0, 1]; the ranges are timm's "increasing" ones."""
+    bilinear = v2.InterpolationMode.BILINEAR
+    factor = max(0.1, 1 + sign * strength * 0.9)
+    match operation:
+        case "auto_contrast":
+            return F.autocontrast(image)
+        case "equalize":
+            return F.equalize(image)
+        case "invert":
+            return F.invert(image)
+        case "rotate":
+            return F.rotate(image, sign * strength * 30, interpolation=bilinear, fill=FILL)
+        case "posterize":
+            return F.posterize(image, bits=max(4 - int(strength * 4), 1))  # 0 bits would be a black image
+        case "solarize":
+            return F.solarize(image, threshold=min(256 - int(strength * 256), 255))
+        case "solarize_add":
+            brighter = (image.to(torch.int16) + int(strength * 110)).clamp_(max=255).to(torch.uint8)
+            return torch.where(image < 128, brighter, image)
+        case "color":  # saturation of a gray image; kept so that the others are drawn as often as with RGB
+            return image
+        case "contrast":
+            return F.adjust_contrast(image, factor)
+        case "brightness":
+            return F.adjust_brightness(image, factor)
+        case "sharpness":
+            return F.adjust_sharpness(image, factor)
+        case "shear_x" | "shear_y":
+            angle = math.degrees(math.atan(sign * strength * 0.3))
+            shear = [angle, 0.0] if operation == "shear_x" else [0.0, angle]
+            return F.affine(image, 0.0, [0, 0], 1.0, shear, interpolation=bilinear, fill=FILL)
+        case "translate_x":
+            pixels = round(sign * strength * 0.45 * image.shape[-1])
+            return F.pad(image, [pixels, 0, -pixels, 0], fill=FILL)  # whole pixels: no resampling
+        case "translate_y":
+            pixels = round(sign * strength * 0.45 * image.shape[-2])
+            return F.pad(image, [0, pixels, 0, -pixels], fill=FILL)
 
 
 class RandomErasing(v2.Transform):
@@ -234,8 +201,7 @@ def _classic(image_size, crop_scale):
 
 
 def _mae(image_size, crop_scale):
-    crop = RandomResizedCrop(image_size, crop_scale)
-    return [crop, RandomHorizontalFlip(), RandAugment()]
+    return [RandomResizedCrop(image_size, crop_scale), RandomHorizontalFlip(), RandAugment()]
 
 
 STEPS = {"none": _none, "classic": _classic, "mae": _mae}

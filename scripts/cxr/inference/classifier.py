@@ -89,9 +89,8 @@ def load_classifier(
     stored = json.dumps({field: fields[field] for field in ModelFields.model_fields if field in fields})
     ours = ModelFields.parse(stored, where=f"model {name}: config.json")
     processor = load_image_processor(name, image_size=image_size, **source)
-    model = load_pretrained(
-        CLASSIFIERS[config.model_type], name, config=classifier_config(config, labels), **source
-    )
+    network, model_config = CLASSIFIERS[config.model_type], classifier_config(config, labels)
+    model = load_pretrained(network, name, config=model_config, **source)
     return Classifier(
         name=name,
         model=model.to(chosen).eval(),
@@ -138,8 +137,7 @@ def _check_is_binary_classifier(fields: dict[str, Any], name: str) -> None:
             f"model {name}: found {model_type[:50]} with architectures {str(found)[:100]}, expected "
             f"{expected}: name another"
         )
-    labels = fields.get("id2label")
-    # transformers leaves its default, two labels without names, out of the file.
+    labels = fields.get("id2label")  # transformers leaves its default, two labels without names, out
     num_labels = len(labels) if isinstance(labels, dict) else 2
     if num_labels != 2:
         raise UserError(

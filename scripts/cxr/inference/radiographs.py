@@ -3,8 +3,8 @@
 import glob
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torchvision.io import ImageReadMode
@@ -21,10 +21,9 @@ from mimic_cxr_dataset.radiographs import read_head
 from mimic_cxr_dataset.radiographs import shrink_radiograph
 
 
-@dataclass(frozen=True, kw_only=True)
-class Radiograph:
+class Radiograph(NamedTuple):
     pixels: torch.Tensor  # (1, H, W) uint8, air dark
-    view_position: str = ""  # of a DICOM header, such as PA, AP or LL; "" where the file says nothing
+    view_position: str  # of a DICOM header, such as PA, AP or LL; "" where the file says nothing
 
 
 def find_radiographs(names: Iterable[str]) -> tuple[list[Path], list[str]]:
@@ -49,10 +48,8 @@ def find_radiographs(names: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 
 def _files_of(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
     files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    return sorted(file for file in files if _is_radiograph(file))
+    return sorted(filter(_is_radiograph, files)) if path.is_dir() else [path]
 
 
 def _is_radiograph(path: Path) -> bool:
@@ -73,13 +70,9 @@ def read_radiograph(path: str | Path, *, shortest_side: int, use_window: bool = 
     """Reads a file as `shrink_radiograph` does. Raises UserError, without its name, for a bad one."""
     with user_errors():
         content, view_position = shrink_radiograph(path, shortest_side, use_window=use_window)
-    return Radiograph(pixels=_decode(content), view_position=view_position)
-
-
-def _decode(jpeg: bytes) -> torch.Tensor:
-    """Returns (1, H, W) uint8, as `cxr.data.loading.ChestXrays` decodes."""
-    try:
-        return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.GRAY)
+    content = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    try:  # as `cxr.data.loading.ChestXrays` decodes
+        return Radiograph(decode_jpeg(content, mode=ImageReadMode.GRAY), view_position)
     except RuntimeError as error:
         raise UserError(f"damaged JPEG ({one_line(error)})") from error
 

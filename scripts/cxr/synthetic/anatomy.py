@@ -95,9 +95,8 @@ def draw_bones(canvas: Canvas, bones: list[Points], width: float, *, blur: float
 
 def draw_gas(canvas: Canvas, rng: np.random.Generator, x: float, y: float) -> np.ndarray:
     """What the air in stomach and bowel takes from the tissue."""
-    bubble = canvas.blob(
-        x, y, rng.uniform(0.04, 0.075), 0.03, edge=0.4, ragged=0.12 * canvas.noise(rng, 0.05)
-    )
+    radius = rng.uniform(0.04, 0.075)
+    bubble = canvas.blob(x, y, radius, 0.03, edge=0.4, ragged=0.12 * canvas.noise(rng, 0.05))
     loops = np.clip(canvas.noise(rng, 0.07) - 0.5, 0, 1) * np.clip((canvas.y - y - 0.1) / 0.1, 0, 1)
     return 0.18 * (rng.random() < 0.6) * bubble + 0.08 * loops
 
@@ -183,9 +182,8 @@ def draw_frontal(canvas: Canvas, traits: dict[str, float], rng: np.random.Genera
     mediastinum = canvas.area(column[0] + column[1][::-1], knob, blur=0.006)
     middle = np.maximum(0.86 * heart, 0.93 * mediastinum)
     outlines = [lung.outline() for lung in lungs]
-    air = (
-        canvas.area(*outlines, blur=0.004) * (0.45 + 0.55 * canvas.area(*outlines, blur=0.035)) * (1 - middle)
-    )
+    air = canvas.area(*outlines, blur=0.004) * (0.45 + 0.55 * canvas.area(*outlines, blur=0.035))
+    air *= 1 - middle
     airways = [(shape("50,-10 50,10 50.3,30"), 0.036), (shape("50,29 47,34.5 44,38"), 0.02)]
     air += 0.3 * canvas.lines([*airways, (shape("50.5,29 54,35 57.5,37"), 0.017)], blur=0.005)
     tissue = frontal_tissue(canvas, traits, base, rng)

@@ -38,10 +38,10 @@ def draw_marker(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> np.nd
     size, turn = rng.uniform(0.035, 0.05), rng.normal(0, 0.12)
     corner = rng.uniform(0.88, 0.93) if letter == "L" else rng.uniform(0.04, 0.09), rng.uniform(0.03, 0.08)
     x, y = canvas.to_body(np.array(corner) * (canvas.width, canvas.height))
-    strokes = [
-        ([(x + size * (a - turn * b), y + size * (b + turn * a)) for a, b in s], 0.009)
-        for s in letters[letter]
-    ]
+    strokes = []
+    for points in letters[letter]:
+        turned = [(x + size * (a - turn * b), y + size * (b + turn * a)) for a, b in points]
+        strokes.append((turned, 0.009))
     return canvas.lines(strokes, blur=0.0008, curved=False)
 
 
@@ -66,10 +66,8 @@ def expose(chest: Chest, rng: np.random.Generator, *, hard: bool) -> np.ndarray:
 
 def patient_traits(study: Study, *, seed: int) -> dict[str, float]:
     """The patient's build, in body coordinates or as factors, with what the study's findings change in it."""
-    rng, study_rng = (
-        random_generator(seed, PATIENT, study.patient),
-        random_generator(seed, STUDY, study.number, 1),
-    )
+    rng = random_generator(seed, PATIENT, study.patient)
+    study_rng = random_generator(seed, STUDY, study.number, 1)
     traits = {
         "broad": rng.uniform(0.93, 1.07),
         "base": rng.uniform(0.655, 0.735),  # y of the diaphragm

@@ -21,9 +21,8 @@ def pick_lungs(chest: Chest, rng: np.random.Generator, *, both: float) -> list[L
 def draw_patch(chest: Chest, rng: np.random.Generator, at: Point, size: float, opacity: float) -> np.ndarray:
     """A cloudy opacity with ragged edges, as of pneumonia."""
     ragged = 0.28 * chest.canvas.noise(rng, 0.05) + 0.12 * chest.canvas.noise(rng, 0.02)
-    return chest.fill(
-        chest.canvas.blob(*at, size * rng.uniform(0.85, 1.2), size, edge=0.7, ragged=ragged), opacity
-    )
+    patch = chest.canvas.blob(*at, size * rng.uniform(0.85, 1.2), size, edge=0.7, ragged=ragged)
+    return chest.fill(patch, opacity)
 
 
 def draw_effusion(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
