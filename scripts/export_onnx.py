@@ -4,39 +4,8 @@
     python scripts/export_onnx.py my-lab/vit-cxr finding.onnx --hub_dir /data/hub
 
 The file takes gray images as `images`, uint8 (B, 1, S, S), normalises them itself and returns `probability`
-(B,), that of the positive label, and `logits` (B, 2). What else a user must know is in its metadata. With
-onnxruntime, numpy and Pillow alone, this is predict.py's probability of an upright gray JPEG, to 1e-4:
-
-    import io
-
-    import numpy as np
-    import onnxruntime
-    from PIL import Image
-
-    def resize_rows(pixels, side):  # bilinear, with torchvision's weights of 16 bits: Pillow's differ
-        scale = len(pixels) / side
-        distances = np.arange(len(pixels)) + 0.5 - scale * (np.arange(side)[:, None] + 0.5)
-        weights = np.maximum(0, 1 - abs(distances) / max(1, scale))
-        weights /= weights.sum(axis=1, keepdims=True)
-        unit = 2 ** np.floor(np.log2((2**15 - 0.5) / weights.max()))
-        return np.floor(np.floor(unit * weights + 0.5) @ pixels / unit + 0.5)
-
-    session = onnxruntime.InferenceSession("finding.onnx")
-    about = session.get_modelmeta().custom_metadata_map
-    side, shortest_side = int(about["image_size"]), int(about["shortest_side"])
-    image = Image.open("xray.jpg")
-    scale = shortest_side / min(image.size)
-    if scale < 1:  # as the images that it was trained on, which were kept as small JPEGs
-        size = [round(length * scale) for length in image.size]
-        drafted = image.draft("L", [round(length * scale * 1.2) for length in image.size])
-        image = image.convert("L").resize(size, Image.Resampling.LANCZOS, box=drafted and drafted[1])
-        image.save(kept := io.BytesIO(), "JPEG", quality=95)
-        image = Image.open(kept)
-    columns = resize_rows(np.asarray(image.convert("L")).T, side)
-    pixels = resize_rows(columns.T, side).astype(np.uint8)
-    (probability,) = session.run(["probability"], {"images": pixels[None, None]})[0]
-    decision = about["positive"] if probability >= float(about["threshold"]) else about["negative"]
-    print(f"{decision}: probability of {about['positive']} {probability:.4f}")
+(B,), that of the positive label, and `logits` (B, 2). What else a user must know is in its metadata.
+docs/using-a-model.md has the lines that use it with onnxruntime, NumPy and Pillow alone.
 
 Before the file gets its name, onnxruntime must agree with torch to 1e-4 on noise and on radiographs: those of
 --images, or synthetic ones. A model of 2 GiB or more, which no ONNX file holds, has its weights beside it, in

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jinja2
 import numpy as np
 from cxr.cli import command_line
 from cxr.errors import UserError
@@ -39,6 +40,7 @@ from PIL import Image
 if TYPE_CHECKING:
     import gradio
 
+TEMPLATES = Path(__file__).parent / "cxr" / "inference" / "templates"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_FILE_SIZE = 128 * 2**20  # bytes; an uncompressed DICOM file of 4000 x 4000 pixels has 32 MiB
 EXPECTED = "Expected a chest radiograph as JPEG, PNG or DICOM file."
@@ -49,28 +51,6 @@ CONTENT_SECURITY_POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "manifest-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
-CSS = """
-.gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important }
-#head h1 { font-size: 1.6rem; font-weight: 600; margin: 0 }
-#head .name { margin: 0 0 .8rem; overflow-wrap: anywhere }
-#head .disclaimer { border-left: 6px solid #b91c1c; background: #fef2f2; color: #7f1d1d; padding: .6rem .9rem;
-  font-weight: 600; border-radius: 4px }
-#answer .note, #answer figcaption, #head .name { opacity: .75; font-size: .9rem; overflow-wrap: anywhere }
-#answer .decision { font-size: 1.8rem; font-weight: 600; margin: .2rem 0 }
-#answer .scale { position: relative; height: 1.1rem; margin: 2rem 0 .4rem; border-radius: 4px;
-  background: var(--border-color-primary) }
-#answer .scale div { position: absolute; inset: 0 auto 0 0; border-radius: 4px; background: #2563eb }
-#answer .scale i { position: absolute; top: -.35rem; bottom: -.35rem; width: 3px; margin-left: -1px;
-  background: var(--body-text-color) }
-#answer .warning { border-left: 6px solid #d97706; padding: .3rem .9rem; font-weight: 600 }
-#answer .pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1rem }
-#answer figure { flex: 1 1 300px; margin: 0 }
-#answer img { width: 100%; border-radius: 4px; background: #000 }
-#answer figcaption { margin-top: .3rem }
-#card table { display: block; overflow-x: auto; border: 0; padding: 0 }
-#card :is(th, td) { overflow-wrap: normal; word-break: normal; padding: .3rem .6rem }
-#card img { max-width: 100% }
-"""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -122,15 +102,16 @@ def as_jpeg(pixels: np.ndarray) -> str:
     return data_address(buffer.getvalue(), "jpeg")
 
 
+def render(template: str, **content: object) -> str:
+    """Fills in a template; whatever is filled in is text and no markup."""
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(template).render(disclaimer=DISCLAIMER, **content)
+
+
 def head_html(classifier: Classifier, *, is_local: bool) -> str:
-    negative, positive = map(html.escape, classifier.labels)
-    name = html.escape("/".join(Path(classifier.name).parts[-2:]))  # of a folder's path only the end
-    where = "does not leave this computer" if is_local else "goes to the computer that runs this page"
-    return (
-        f'<h1>{positive} or {negative}?</h1><p class="name">asked of {name}</p>'
-        f'<p class="disclaimer">{DISCLAIMER}</p>'
-        f"<p>A chest radiograph, as JPEG, PNG or DICOM. It {where}, and is removed once it is read.</p>"
-    )
+    name = "/".join(Path(classifier.name).parts[-2:])  # of a folder's path only the end
+    return render("head.html.j2", classifier=classifier, name=name, is_local=is_local)
 
 
 def answer_html(classifier: Classifier, path: Path) -> str:
@@ -140,30 +121,15 @@ def answer_html(classifier: Classifier, path: Path) -> str:
     images = classifier.prepare(radiograph.pixels)[None]  # (1, 1, S, S)
     probability = float(classifier.probabilities(images)[0])
     heat = heatmaps.heat_maps(classifier, images)[0]
-    negative, positive = map(html.escape, classifier.labels)
-    warning = radiographs.describe_view(radiograph.view_position, trained_view=classifier.trained_view)
-    chosen = "chosen on validation images" if classifier.has_threshold else "as the model came without one"
-    meaning = (
-        f"What speaks for {positive}, the brighter the more, relative to this image's highest: it shows what "
-        "the model used, not where a disease is"
-        if heat.any()
-        else f"The heat map is empty: the model found nothing that speaks for {positive}"
-    )
-    pictures = {"The radiograph": shown[0].numpy(), meaning: heatmaps.overlay(shown, heat)}
-    figures = "".join(
-        f'<figure><img src="{as_jpeg(pixels)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-        for caption, pixels in pictures.items()
-    )
-    return (
-        f'<p class="note">{html.escape(path.name)}</p>'
-        + (f'<p class="warning">{html.escape(warning)}</p>' if warning else "")
-        + f'<p class="decision">{html.escape(classifier.decide(probability))}</p>'
-        f"<p>Probability of {positive}: <b>{probability:.3f}</b></p>"
-        f'<div class="scale"><div style="width:{probability:.2%}"></div>'
-        f'<i style="left:{classifier.threshold:.2%}"></i></div>'
-        f"<p>Threshold (the mark): <b>{classifier.threshold:.3f}</b>, {chosen}. From it on the decision is "
-        f"{positive}, below it {negative}.</p>"
-        f'<p class="note">{DISCLAIMER}</p><div class="pictures">{figures}</div>'
+    return render(
+        "answer.html.j2",
+        classifier=classifier,
+        name=path.name,
+        warning=radiographs.describe_view(radiograph.view_position, trained_view=classifier.trained_view),
+        probability=probability,
+        has_heat=heat.any(),
+        radiograph=as_jpeg(shown[0].numpy()),
+        overlay=as_jpeg(heatmaps.overlay(shown, heat)),
     )
 
 
@@ -238,7 +204,7 @@ def launch(page: "gradio.Blocks", *, host: str, port: int | None, open_browser: 
             max_file_size=MAX_FILE_SIZE,
             app_kwargs={"middleware": middleware},
             theme=gr.themes.Default(**fonts),
-            css=CSS,
+            css=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
         )
     except OSError as error:
         where = f"--host {host}" + (f" --port {port}" if port else "")

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import export_onnx
@@ -95,7 +94,8 @@ def test_documented_snippet_gives_predicts_probability_in_a_process_without_torc
     vit, vit_file, sample_root, tmp_path
 ):
     """For radiographs smaller and larger than those that it was trained on, up to where a JPEG is drafted."""
-    snippet = textwrap.dedent(export_onnx.__doc__.partition(", to 1e-4:\n")[2].partition("\nBefore")[0])
+    page = (Path(__file__).parents[2] / "docs" / "using-a-model.md").read_text(encoding="utf-8")
+    snippet = page.partition("```python\n")[2].partition("```")[0]
     classifier = load_classifier(str(vit / "model"), device="cpu")
     folders, expected = [], []
     for path in paths_of(sample_root)[:6]:
