@@ -42,11 +42,11 @@ from cxr.cli.command_line import share_below_one
 from cxr.data.sources import REPOSITORY
 from cxr.data.sources import make_sample_data_once
 from cxr.errors import run_script
+from cxr.models.architectures import CONFIGS
 from cxr.run_folder.files import write_json
 from cxr.run_folder.lock import lock_folder
 from cxr.study.costs import count_images
 from cxr.study.costs import estimate_seconds
-from cxr.study.grid import CONFIGS
 from cxr.study.grid import GRIDS
 from cxr.study.grid import Grid
 from cxr.study.grid import change_grid

@@ -262,7 +262,7 @@ def test_axis_replaces_that_of_the_preset_and_no_other(axis, values, field):
 
 def test_augmentations_and_mask_ratios_are_crossed_and_a_resnet_is_not_masked():
     cells = plan(PAPER, augmentations=["mae", "classic"], mask_ratios=[0.0, 0.6], seeds=[0])
-    arms = {(grid.family(cell.point.model), *arm_of(cell)) for cell in cells}
+    arms = {(grid.find_architecture(cell.point.model).family, *arm_of(cell)) for cell in cells}
     crossed = {("vit", augmentation, share) for augmentation in ("mae", "classic") for share in (0.0, 0.6)}
     assert arms == crossed | {("resnet", "mae", 0.0), ("resnet", "classic", 0.0)}
 
@@ -378,7 +378,7 @@ def test_setting_reaches_the_cells_of_its_scope(scope, reached):
             if cell.flags.get("weight_decay") == 0.3:
                 size = getattr(cell.point, "train_size", 0)
                 what = "pretrain" if cell.script == PRETRAINING else grid.size_name(size)
-                found.add(f"{grid.family(model)}-{what}")
+                found.add(f"{grid.find_architecture(model).family}-{what}")
     assert found == reached
 
 

@@ -9,7 +9,7 @@ from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.choices import LABEL_OPTIONS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
-from cxr.models.architectures import Architecture
+from cxr.models.architectures import Fields
 from cxr.models.architectures import estimate_gflop
 from cxr.models.architectures import find_architecture
 from cxr.run_folder.record import read_results
@@ -56,7 +56,7 @@ def count_splits(data_dir: Path, task: str, labeler: str, view: str, uncertain: 
     return ImageCounts(train=int(splits.get("train", 0)), validation=int(splits.get("validation", 0)))
 
 
-def architecture_of(cell: Cell) -> Architecture:
+def architecture_of(cell: Cell) -> Fields:
     return find_architecture(cell.point.model, **where_to_look(cell.flags))
 
 

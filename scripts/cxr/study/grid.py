@@ -20,9 +20,8 @@ from cxr.choices import PRETRAINING_STARTS
 from cxr.choices import TASKS
 from cxr.choices import TRAINING_MODES
 from cxr.errors import UserError
-from cxr.models.architectures import RESNET_CONFIGS
-from cxr.models.architectures import VIT_MAE_CONFIGS
-from cxr.models.architectures import family
+from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import find_architecture
 from cxr.run_folder.record import Name
 from cxr.run_folder.record import Record
 from cxr.run_folder.record import Seed
@@ -30,7 +29,6 @@ from cxr.run_folder.record import Share
 from cxr.run_folder.record import Word
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
-CONFIGS = (*VIT_MAE_CONFIGS, *RESNET_CONFIGS)
 Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts), later ones count
 
 
@@ -196,7 +194,7 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     Raises UserError when two different cells would have one name, and for a model of unknown family.
     """
     flags = {name: value for _, changes in grid.settings for name, value in changes.items()}
-    families = {model: family(model, **where_to_look(flags)) for model in grid.models}
+    families = {model: find_architecture(model, **where_to_look(flags)).family for model in grid.models}
     arms = [
         (model, own, *arm)
         for model in grid.models
