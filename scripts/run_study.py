@@ -81,9 +81,8 @@ def parse_value(flag: str, text: str) -> Any:
         return str(Path(text).expanduser().absolute())
     if flag in ("model_revision", "config_overrides"):  # a commit may look like a number
         return text
-    words = {"true": True, "false": False}
-    if text in words:
-        return words[text]
+    if text in ("true", "false"):
+        return text == "true"
     try:
         numbers = [int(part) if re.fullmatch(r"-?\d+", part) else float(part) for part in text.split()]
     except ValueError:
@@ -176,14 +175,9 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
 
 
 def chosen_grid(args: argparse.Namespace, preset: Grid) -> Grid:
-    names = ("models", "train_sizes", "tasks", "training_modes", "views", "seeds", "masking", "pretrain")
-    return change_grid(
-        preset,
-        augmentations=args.augmentations,
-        mask_ratios=args.mask_ratios,
-        settings=tuple(args.set),
-        **{name: getattr(args, name) for name in names},
-    )
+    names = ("models", "augmentations", "mask_ratios", "train_sizes", "tasks", "training_modes", "views")
+    names += ("seeds", "masking", "pretrain")
+    return change_grid(preset, settings=tuple(args.set), **{name: getattr(args, name) for name in names})
 
 
 def report(output_dir: Path) -> bool:

@@ -165,20 +165,18 @@ def change_grid(
     augmentations: list[str] | None,
     mask_ratios: list[float] | None,
     settings: Settings,
-    **axes: Any,
+    **axes: list | str | None,
 ) -> Grid:
     """Returns the grid with the axes that are not None replaced, and `settings` after its own.
 
     Augmentations and mask ratios are crossed; the one that is None keeps the values of the grid's arms. A
     ResNet has no patches, so it has no masking.
     """
-    arms = grid.arms
-    if augmentations or mask_ratios:
-        arms = {}
-        for name, old in grid.arms.items():
-            kept = augmentations or unique(augmentation for augmentation, _ in old)
-            shares = (mask_ratios or unique(share for _, share in old)) if name == "vit" else [0.0]
-            arms[name] = tuple(itertools.product(kept, shares))
+    arms = dict(grid.arms)
+    for name, old in grid.arms.items() if augmentations or mask_ratios else ():
+        kept = augmentations or unique(augmentation for augmentation, _ in old)
+        shares = (mask_ratios or unique(share for _, share in old)) if name == "vit" else [0.0]
+        arms[name] = tuple(itertools.product(kept, shares))
     given = {name: value for name, value in axes.items() if value is not None}
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return dataclasses.replace(grid, arms=arms, settings=(*grid.settings, *settings), **changes)
@@ -222,10 +220,10 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             seed=seed,
         )
         scopes = ["classification", families[model], size_name(size)]
-        planned = [classification_cell(point, settings_of(grid, scopes), data_dir, output_dir)]
+        planned = [classification_cell(point, grid.settings, scopes, data_dir, output_dir)]
         if own:
-            changes = settings_of(grid, ["pretraining", families[model]])
-            planned.insert(0, pretraining_cell(point, changes, data_dir))
+            scopes = ["pretraining", families[model]]
+            planned.insert(0, pretraining_cell(point, grid.settings, scopes, data_dir))
         for cell in planned:
             if cells.setdefault(cell.run_id, cell) != cell:
                 raise UserError(
@@ -241,32 +239,25 @@ def where_to_look(flags: dict[str, Any]) -> dict[str, Any]:
     return {"hub_dir": Path(hub_dir) if hub_dir else None, "revision": flags.get("model_revision", "main")}
 
 
-def settings_of(grid: Grid, scopes: list[str]) -> list[dict[str, Any]]:
-    """The settings that reach the cells of these scopes; later ones replace earlier ones."""
-    return [changes for scope, changes in grid.settings if scope in ("", *scopes)]
-
-
 def read_plan(study_dir: Path) -> dict[str, Cell]:
     """Returns the cells of a study by run_id, none of what is no study. Raises UserError as `Plan.read`."""
     path = study_dir / "plan.json"
     return Plan.read(path).cells if path.is_file() else {}
 
 
-def pretraining_cell(of: Point, settings: list[dict[str, Any]], data_dir: Path) -> Cell:
+def pretraining_cell(of: Point, settings: Settings, scopes: list[str], data_dir: Path) -> Cell:
     """The pretraining on all training images that a point's classifier starts from."""
     point = Point(model=of.model, view=of.view, seed=of.seed)
     planned = {"data_dir": str(data_dir), "view": point.view, "seed": point.seed, **model_flags(point.model)}
-    flags = add_settings(planned, settings)
+    flags = add_settings(planned, settings, scopes)
     return Cell(run_id=pretraining_id(point), script=PRETRAINING, point=point, flags=flags)
 
 
 def classification_cell(
-    point: ClassificationPoint, settings: list[dict[str, Any]], data_dir: Path, output_dir: Path
+    point: ClassificationPoint, settings: Settings, scopes: list[str], data_dir: Path, output_dir: Path
 ) -> ClassificationCell:
-    needs, start = None, model_flags(point.model)
-    if point.own_pretraining:
-        needs = pretraining_id(point)
-        start = {"model_name_or_path": str(output_dir / needs / "model")}
+    needs = pretraining_id(point) if point.own_pretraining else None
+    start = {"model_name_or_path": str(output_dir / needs / "model")} if needs else model_flags(point.model)
     planned = {
         "data_dir": str(data_dir),
         "dataset_config_name": point.task,
@@ -279,7 +270,7 @@ def classification_cell(
         "evaluate_test": True,
         **start,
     }
-    flags = add_settings(planned, settings)
+    flags = add_settings(planned, settings, scopes)
     return ClassificationCell(
         run_id=run_id(point), script=CLASSIFICATION, point=point, flags=flags, needs=needs
     )
@@ -292,13 +283,13 @@ def model_flags(model: str) -> dict[str, str]:
     return {"model_name_or_path": str(Path(model).absolute()) if Path(model).is_dir() else model}
 
 
-def add_settings(planned: dict[str, Any], settings: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns `planned` and the settings of a cell.
+def add_settings(planned: dict[str, Any], settings: Settings, scopes: list[str]) -> dict[str, Any]:
+    """Returns `planned` and the settings that reach a cell of these scopes; later ones replace earlier ones.
 
     Raises UserError for a setting of what the study plans itself: a run's name would not be true.
     """
     flags = dict(planned)
-    for changes in settings:
+    for changes in [changes for scope, changes in settings if scope in ("", *scopes)]:
         if taken := changes.keys() & {*planned, "output_dir", "resume_from_checkpoint"}:
             raise UserError(
                 f"--set {min(taken)}: found a flag that the study itself sets; use --models or another "
@@ -328,7 +319,7 @@ def size_name(size: int | None) -> str:
 
 def pretraining_id(point: Point) -> str:
     """The name of a pretraining's folder, such as vit-mae-base_pretrain_s0."""
-    view = [] if point.view == "frontal" else [point.view]
+    view = [point.view] * (point.view != "frontal")
     return "_".join([slug(point.model), "pretrain", *view, f"s{point.seed}"])
 
 

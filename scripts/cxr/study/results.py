@@ -42,7 +42,6 @@ OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece"
 LOWER_IS_BETTER = ("brier", "ece")
 PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "probability")
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
-SIGNIFICANT = 0.05
 DEFAULT_LABELS = f"{LABEL_OPTIONS['labeler']}, uncertain {LABEL_OPTIONS['uncertain']}"
 
 
@@ -57,10 +56,9 @@ class TableName:
     split: str
     size: str  # "all" or a number
 
-    @property
-    def group(self) -> "TableName":
-        """The name without the size: what a learning curve has in common."""
-        return dataclasses.replace(self, size="")
+    def order(self) -> tuple:
+        """What tables are sorted by: small sizes first."""
+        return self.task, self.view, self.training_mode, float("inf" if self.size == "all" else self.size)
 
     @property
     def title(self) -> str:
@@ -143,7 +141,7 @@ class Row:
         return tuple(self.runs[0].predictions["dicom_id"]) if self.runs else ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Comparison:
     """AUROC of the first row minus that of the second; `p` is corrected for the number in the table."""
 
@@ -151,11 +149,7 @@ class Comparison:
     second: str
     num_seeds: int  # that both rows have
     difference: Difference
-    p: float
-
-    @property
-    def is_distinguishable(self) -> bool:
-        return self.p < SIGNIFICANT
+    p: float = 1.0
 
 
 @dataclass(kw_only=True)
@@ -196,16 +190,6 @@ def find_runs(folders: list[Path]) -> list[Path]:
             )
         runs += found
     return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]  # once, where FOLDERs overlap
-
-
-def planned_runs(folders: list[Path]) -> dict[Path, ClassificationCell]:
-    """Returns the classification cells of studies: run folder -> cell."""
-    return {
-        folder / name: cell
-        for folder in folders
-        for name, cell in read_plan(folder).items()
-        if isinstance(cell, ClassificationCell)
-    }
 
 
 def read_run(folder: Path) -> Run:
@@ -257,21 +241,20 @@ def point_of(results: ClassificationResults) -> ClassificationPoint:
 
 
 def row_name(point: ClassificationPoint) -> RowName:
-    model = PAPER_NAMES.get(point.model, point.model)
-    if point.own_pretraining:
-        model += ", pretrained here"
-    elif point.from_scratch:
-        model += ", from scratch"
+    start = ", from scratch" if point.from_scratch else ""
+    model = PAPER_NAMES.get(point.model, point.model) + (
+        ", pretrained here" if point.own_pretraining else start
+    )
     return RowName(model, point.augmentation, point.masking, point.masking_kind)
 
 
-def gather_rows(
-    runs: list[Path], plan: dict[Path, ClassificationCell]
-) -> dict[TableName, dict[RowName, tuple[list[Run], int]]]:
-    """Groups finished and planned runs: table -> row -> (finished runs, number planned)."""
+def gather_rows(folders: list[Path]) -> dict[TableName, dict[RowName, tuple[list[Run], int]]]:
+    """Groups the finished runs and the cells that are planned: table -> row -> (runs, number planned)."""
     tables: dict[TableName, dict[RowName, tuple[list[Run], int]]] = defaultdict(dict)
-    finished = set(runs)
-    for folder in [*plan, *(run for run in runs if run not in plan)]:
+    finished = find_runs(folders)
+    cells = {folder / name: cell for folder in folders for name, cell in read_plan(folder).items()}
+    plan = {run: cell for run, cell in cells.items() if isinstance(cell, ClassificationCell)}
+    for folder in dict.fromkeys([*plan, *finished]):
         run = read_run(folder) if folder in finished else None
         cell = plan.get(folder)
         point = cell.point if cell else point_of(run.results)
@@ -310,13 +293,10 @@ def split_by_setup(
     for run, setup in zip(runs, setups):
         groups[", ".join(f"{name} {setup.get(name)}" for name in differing)].append(run)
     unfinished = num_planned - len(runs)
-    of_setups = [
-        (dataclasses.replace(row, setup=setup), (of_setup, len(of_setup)))
-        for setup, of_setup in groups.items()
-    ]
-    if unfinished and len(of_setups) == 1:
-        return [(of_setups[0][0], (runs, num_planned))]
-    return of_setups + [(row, ([], unfinished))] * bool(unfinished)
+    if len(groups) == 1:
+        return [(dataclasses.replace(row, setup=next(iter(groups))), (runs, num_planned))]
+    split = [(dataclasses.replace(row, setup=setup), (same, len(same))) for setup, same in groups.items()]
+    return split + [(row, ([], unfinished))] * bool(unfinished)
 
 
 def check_row(row: Row) -> None:

@@ -27,9 +27,9 @@ from cxr.run_folder.privacy import mask_ids
 from cxr.run_folder.record import METRICS_FILE
 from cxr.run_folder.record import Arguments
 from cxr.run_folder.record import ClassificationResults
-from cxr.run_folder.record import PretrainingResults
 from cxr.run_folder.record import Results
 from cxr.run_folder.record import check_unchanged
+from cxr.run_folder.record import read_results
 from cxr.study.costs import ImageCounts
 from cxr.study.costs import duration
 from cxr.study.grid import Cell
@@ -39,6 +39,7 @@ from cxr.study.grid import arm_name
 from cxr.study.grid import read_plan
 from cxr.study.grid import size_name
 from cxr.study.grid import unique
+from cxr.study.results import format_number
 from cxr.training.progress import has_checkpoint
 
 LOG_TAIL = 12  # lines
@@ -103,9 +104,9 @@ def command(cell: Cell, run: Path, config_file: Path, gpu: str | None) -> list[s
     launcher += ["--quiet"]  # its own trace would push the script's error out of the log's tail
     if gpu is not None:
         launcher += ["--gpu_ids", gpu]
-    script = REPOSITORY / "scripts" / cell.script
-    resume = {"resume_from_checkpoint": "latest"} if has_checkpoint(run) else {}
-    return [*launcher, str(script), *to_words({**cell.flags, "output_dir": run, **resume})]
+    resume = "latest" if has_checkpoint(run) else None
+    flags = {**cell.flags, "output_dir": run, "resume_from_checkpoint": resume}
+    return [*launcher, str(REPOSITORY / "scripts" / cell.script), *to_words(flags)]
 
 
 def to_words(flags: dict[str, Any]) -> Iterator[str]:
@@ -150,11 +151,6 @@ def tail(log: Path) -> str:
     lines = log.read_bytes().decode("utf-8", errors="replace").split("\n")
     lines = [mask_ids(line.rstrip("\r").rpartition("\r")[2]) for line in lines]
     return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
-
-
-def discard_checkpoints(run: Path) -> None:
-    """Removes them from a finished run: the model is what is needed, a checkpoint is three times its size."""
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
 def stop_process(process: subprocess.Popen) -> None:
@@ -205,10 +201,9 @@ def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], in
 
 def count_gpus() -> int:
     """The GPUs that the driver lists; 0 where it cannot be asked."""
-    if not shutil.which("nvidia-smi"):
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return len(listed.stdout.splitlines())
+    with contextlib.suppress(OSError):
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).stdout.count(b"\n")
+    return 0
 
 
 class StudyRunner:
@@ -224,20 +219,21 @@ class StudyRunner:
         self.started = time.monotonic()
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         for cell in cells:
-            if self.note_results(cell):
-                discard_checkpoints(output_dir / cell.run_id)  # a killed study could not
-            elif is_in_use(output_dir / cell.run_id):
+            if not self.note_results(cell) and is_in_use(output_dir / cell.run_id):
                 self.say_it_still_runs(cell)
         self.finished_before = set(self.results)
 
     def note_results(self, cell: Cell) -> bool:
-        """Whether a cell is finished; its results are kept for the table. Raises UserError."""
-        kind = ClassificationResults if isinstance(cell, ClassificationCell) else PretrainingResults
-        path = self.output_dir / cell.run_id / "results.json"
-        if path.is_file():
-            self.results[cell.run_id] = kind.read(path)
+        """Whether a cell is finished: what it measured is kept for the table, the model on disk.
+
+        Its checkpoints are not: each is three times the model's size. Raises UserError.
+        """
+        results = read_results(self.output_dir / cell.run_id)
+        if results:
+            self.results[cell.run_id] = results
             self.states[cell.run_id] = "done"
-        return path.is_file()
+            shutil.rmtree(self.output_dir / cell.run_id / "checkpoints", ignore_errors=True)
+        return results is not None
 
     def next_cell(self) -> Cell | None:
         """The first cell that waits for nothing. One that a killed study left running is waited for."""
@@ -263,19 +259,16 @@ class StudyRunner:
             self.states[cell.run_id] = "failed"
             self.say(f"{cell.run_id} FAILED after {duration(took)}; the end of {log}:\n{tail(log)}")
             return
-        discard_checkpoints(self.output_dir / cell.run_id)
         ended = sum(state not in ("waiting", "running") for state in self.states.values())
         left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
-        self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {self.headline(cell)}, {took:.0f} s; {left}")
+        if isinstance(cell, ClassificationCell):
+            headline = f"test AUROC {format_number(self.test_auroc(cell))}"
+        else:
+            headline = f"validation loss {self.results[cell.run_id].eval_loss:.3f}"
+        self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {headline}, {took:.0f} s; {left}")
 
     def say_it_still_runs(self, cell: Cell) -> None:
         self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
-
-    def headline(self, cell: Cell) -> str:
-        if not isinstance(cell, ClassificationCell):
-            return f"validation loss {self.results[cell.run_id].eval_loss:.3f}"
-        auroc = self.test_auroc(cell)
-        return "test AUROC undefined" if auroc is None else f"test AUROC {auroc:.3f}"
 
     def test_auroc(self, cell: ClassificationCell) -> float | None:
         results = self.results.get(cell.run_id)
@@ -292,12 +285,9 @@ class StudyRunner:
 
     def print_failures(self) -> bool:
         """Whether cells failed; says which."""
-        failed = self.names_in("failed", "impossible")
-        if failed:
-            print(
-                f"{len(failed)} of {len(self.cells)} cells failed: {', '.join(failed)}. "
-                "The same command tries them again."
-            )
+        if failed := self.names_in("failed", "impossible"):
+            said = f"{len(failed)} of {len(self.cells)} cells failed: {', '.join(failed)}."
+            print(f"{said} The same command tries them again.")
         return bool(failed)
 
     def has_classifier(self) -> bool:
@@ -309,11 +299,9 @@ class StudyRunner:
 
     def share_done(self, name: str) -> float:
         """The share of its epochs that a running cell has behind it."""
-        if self.states[name] != "running":
-            return 0.0
         run = self.output_dir / name
         metrics = run / METRICS_FILE
-        if not metrics.is_file():
+        if self.states[name] != "running" or not metrics.is_file():
             return 0.0
         num_epochs = Arguments.read(run / "args.json").num_train_epochs or 1
         return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs)
@@ -336,11 +324,8 @@ class StudyRunner:
         for arm, by_size in rows.items():
             table.add_row(arm, *(self.summary(by_size.get(size, [])) for size in columns))
         running = [f"{name} {self.share_done(name):.0%}" for name in self.names_in("running")]
-        counts = {
-            state: len(self.names_in(state))
-            for state in ("done", "running", "waiting", "failed", "impossible")
-        }
-        shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        states = ("done", "running", "waiting", "failed", "impossible")
+        shown = ", ".join(f"{len(self.names_in(one))} {one}" for one in states if self.names_in(one))
         # A table that is longer than the terminal is cut at its end.
         return Group(f"{shown}; about {duration(self.seconds_left())} left", *running, table)
 
