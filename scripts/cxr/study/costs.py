@@ -113,4 +113,5 @@ def duration(seconds: float) -> str:
     """A time in the unit that fits it."""
     for name, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
-        
+            return f"{seconds / length:.{1 if length >= 3600 else 0}f} {name}"
+    return f"{seconds:.0f} s"
