@@ -91,10 +91,7 @@ def type_name(annotation: object) -> str:
 
 
 def page() -> str:
-    kinds = dict.fromkeys(RECORDS)
-    for kind in RECORDS:  # what stands inside them
-        for field in kind.model_fields.values():
-            kinds |= dict.fromkeys(found for found in inside(field.annotation))
+    kinds = dict.fromkeys([*RECORDS, *(found for kind in RECORDS for found in inside(kind))])
     return HEAD + "\n".join(line for kind in kinds for line in describe(kind)) + "\n"
 
 

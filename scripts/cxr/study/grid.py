@@ -14,19 +14,11 @@ from pydantic import Field
 from pydantic import model_validator
 from typing_extensions import Self
 
-from cxr.choices import MASKINGS
-from cxr.choices import PRESETS
-from cxr.choices import PRETRAINING_STARTS
-from cxr.choices import TASKS
-from cxr.choices import TRAINING_MODES
+from cxr import choices
 from cxr.errors import UserError
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import find_architecture
-from cxr.run_folder.record import Name
-from cxr.run_folder.record import Record
-from cxr.run_folder.record import Seed
-from cxr.run_folder.record import Share
-from cxr.run_folder.record import Word
+from cxr.run_folder import record
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
 Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts), later ones count
@@ -56,8 +48,8 @@ PAPER = Grid(
         "resnet": (("classic", 0.0), ("none", 0.0)),
     },
     train_sizes=(1_000, 10_000, None),
-    tasks=tuple(TASKS),
-    training_modes=TRAINING_MODES,
+    tasks=tuple(choices.TASKS),
+    training_modes=choices.TRAINING_MODES,
     views=("frontal",),
     seeds=(0, 1, 2),
     # Section 5 of the paper, which also names AdamW.
@@ -83,7 +75,7 @@ SMOKE = Grid(
     models=("vit-mae-tiny", "resnet-18"),
     arms={"vit": (("mae", 0.5), ("none", 0.0)), "resnet": (("classic", 0.0),)},
     train_sizes=(64, None),
-    tasks=tuple(TASKS),
+    tasks=tuple(choices.TASKS),
     training_modes=("full",),
     views=("frontal",),
     seeds=(0,),
@@ -102,15 +94,15 @@ SMOKE = Grid(
     config_file="cpu.yaml",
     pretrain="instead",
 )
-GRIDS = dict(zip(PRESETS, (PAPER, FUTURE, SMOKE)))
+GRIDS = dict(zip(choices.PRESETS, (PAPER, FUTURE, SMOKE)))
 
 
-class Point(Record):
+class Point(record.Record):
     """Where in the grid a pretraining is."""
 
-    model: Name
-    view: Word
-    seed: Seed
+    model: record.Name
+    view: record.Word
+    seed: record.Seed
 
 
 class ClassificationPoint(Point):
@@ -118,22 +110,22 @@ class ClassificationPoint(Point):
 
     from_scratch: bool
     own_pretraining: bool
-    augmentation: Word
-    masking: Share
-    masking_kind: Literal[tuple(MASKINGS)]
+    augmentation: record.Word
+    masking: record.Share
+    masking_kind: Literal[tuple(choices.MASKINGS)]
     train_size: Annotated[int, Field(gt=0, le=10**9)] | None  # None: all images
-    task: Word
-    training_mode: Literal[TRAINING_MODES]
+    task: record.Word
+    training_mode: Literal[choices.TRAINING_MODES]
 
 
-class Cell(Record):
+class Cell(record.Record):
     """One run: a pretraining that several classifiers start from."""
 
-    run_id: Name
+    run_id: record.Name
     script: Literal[PRETRAINING]
     point: Point
     flags: dict[str, Any] = Field(description="what args.json must hold")
-    needs: Name | None = Field(default=None, description="the pretraining whose model it starts from")
+    needs: record.Name | None = Field(default=None, description="the pretraining whose model it starts from")
 
 
 class ClassificationCell(Cell):
@@ -143,7 +135,7 @@ class ClassificationCell(Cell):
     point: ClassificationPoint
 
 
-class Plan(Record):
+class Plan(record.Record):
     """`plan.json`: the cells of all calls of a study, by name."""
 
     writer: ClassVar[str] = "run_study.py"
@@ -196,7 +188,7 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     arms = [
         (model, own, *arm)
         for model in grid.models
-        for own in PRETRAINING_STARTS[grid.pretrain if families[model] == "vit" else None]
+        for own in choices.PRETRAINING_STARTS[grid.pretrain if families[model] == "vit" else None]
         for arm in grid.arms[families[model]]
     ]
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
@@ -265,7 +257,7 @@ def classification_cell(
         "seed": point.seed,
         "max_train_samples": point.train_size,
         "augmentation": point.augmentation,
-        MASKINGS[point.masking_kind]: point.masking,
+        choices.MASKINGS[point.masking_kind]: point.masking,
         "train_last_layer_only": point.training_mode == "last_layer",
         "evaluate_test": True,
         **start,

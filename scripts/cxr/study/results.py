@@ -19,16 +19,8 @@ from cxr.errors import one_line
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
-from cxr.run_folder.record import FREE_TO_CHANGE
-from cxr.run_folder.record import Arguments
-from cxr.run_folder.record import ClassificationResults
-from cxr.run_folder.record import MeasuredSplit
-from cxr.run_folder.record import Sample
-from cxr.run_folder.record import read_results
-from cxr.study.grid import ClassificationCell
-from cxr.study.grid import ClassificationPoint
-from cxr.study.grid import read_plan
-from cxr.study.grid import size_name
+from cxr.run_folder import record
+from cxr.study import grid
 
 # The columns of the paper's tables, and what is ours; the heading of each.
 PAPER_METRICS = {
@@ -111,13 +103,13 @@ class Run:
     """A finished run: its records, and its predictions for the split that is reported."""
 
     folder: Path
-    args: Arguments
-    results: ClassificationResults
+    args: record.Arguments
+    results: record.ClassificationResults
     split: str
     predictions: pd.DataFrame
 
     @property
-    def measured(self) -> MeasuredSplit:
+    def measured(self) -> record.MeasuredSplit:
         return getattr(self.results, self.split)
 
 
@@ -182,7 +174,7 @@ def find_runs(folders: list[Path]) -> list[Path]:
     runs = []
     for folder in folders:
         inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-        found = [run for run in inside if isinstance(read_results(run), ClassificationResults)]
+        found = [run for run in inside if isinstance(record.read_results(run), record.ClassificationResults)]
         if not found:
             raise UserError(
                 f"{folder}: found no results.json of a classification run in it or one level below; "
@@ -194,11 +186,11 @@ def find_runs(folders: list[Path]) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """Reads a finished run: the test split where it was evaluated, else validation. Raises UserError."""
-    results = ClassificationResults.read(folder / "results.json")
+    results = record.ClassificationResults.read(folder / "results.json")
     split = "test" if results.test else "validation"
     return Run(
         folder=folder,
-        args=Arguments.read(folder / "args.json"),
+        args=record.Arguments.read(folder / "args.json"),
         results=results,
         split=split,
         predictions=read_predictions(folder / f"predictions_{split}.csv", getattr(results, split).n),
@@ -222,10 +214,10 @@ def read_predictions(path: Path, num_images: int) -> pd.DataFrame:
     return predictions.astype({"label": int})
 
 
-def point_of(results: ClassificationResults) -> ClassificationPoint:
+def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
     """Where in a grid a run is that no plan names."""
     erasing = results.random_erasing_prob
-    return ClassificationPoint(
+    return grid.ClassificationPoint(
         model=results.model,
         from_scratch=not results.pretrained,
         own_pretraining=False,
@@ -240,7 +232,7 @@ def point_of(results: ClassificationResults) -> ClassificationPoint:
     )
 
 
-def row_name(point: ClassificationPoint) -> RowName:
+def row_name(point: grid.ClassificationPoint) -> RowName:
     start = ", from scratch" if point.from_scratch else ""
     model = PAPER_NAMES.get(point.model, point.model) + (
         ", pretrained here" if point.own_pretraining else start
@@ -252,8 +244,8 @@ def gather_rows(folders: list[Path]) -> dict[TableName, dict[RowName, tuple[list
     """Groups the finished runs and the cells that are planned: table -> row -> (runs, number planned)."""
     tables: dict[TableName, dict[RowName, tuple[list[Run], int]]] = defaultdict(dict)
     finished = find_runs(folders)
-    cells = {folder / name: cell for folder in folders for name, cell in read_plan(folder).items()}
-    plan = {run: cell for run, cell in cells.items() if isinstance(cell, ClassificationCell)}
+    cells = {folder / name: cell for folder in folders for name, cell in grid.read_plan(folder).items()}
+    plan = {run: cell for run, cell in cells.items() if isinstance(cell, grid.ClassificationCell)}
     for folder in dict.fromkeys([*plan, *finished]):
         run = read_run(folder) if folder in finished else None
         cell = plan.get(folder)
@@ -265,7 +257,7 @@ def gather_rows(folders: list[Path]) -> dict[TableName, dict[RowName, tuple[list
             training_mode=point.training_mode,
             labels=f"{labels['labeler']}, uncertain {labels['uncertain']}",
             split=run.split if run else "test",
-            size=size_name(point.train_size),
+            size=grid.size_name(point.train_size),
         )
         row = row_name(point)
         known, num_planned = tables[table].get(row, ([], 0))
@@ -281,7 +273,7 @@ def split_by_setup(
 ) -> list[tuple[RowName, tuple[list[Run], int]]]:
     """Makes a row of its own of runs that differ in a flag, which is then part of the row's name."""
     # The model of a study's own pretraining has the seed in its name; any other is in the row's.
-    free = {*FREE_TO_CHANGE, "seed", "model_name_or_path"}
+    free = {*record.FREE_TO_CHANGE, "seed", "model_name_or_path"}
     setups = [
         {name: value for name, value in run.args.flags.items() if name not in free}
         | {"images_per_step": run.results.images_per_step}
@@ -319,7 +311,7 @@ def check_samples(rows: list[Row], table: TableName) -> None:
     """Raises UserError when runs of one seed and size were not trained on the same images."""
     seen: dict[int, tuple[str, Path]] = {}
     for run in (run for row in rows for run in row.runs):
-        sample = Sample.read(run.folder / "samples.json").sha256
+        sample = record.Sample.read(run.folder / "samples.json").sha256
         expected, first = seen.setdefault(run.results.seed, (sample, run.folder))
         if sample != expected:
             raise UserError(

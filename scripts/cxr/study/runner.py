@@ -22,23 +22,12 @@ from rich.table import Table
 
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
+from cxr.run_folder import record
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.privacy import mask_ids
-from cxr.run_folder.record import METRICS_FILE
-from cxr.run_folder.record import Arguments
-from cxr.run_folder.record import ClassificationResults
-from cxr.run_folder.record import Results
-from cxr.run_folder.record import check_unchanged
-from cxr.run_folder.record import read_results
+from cxr.study import grid
 from cxr.study.costs import ImageCounts
 from cxr.study.costs import duration
-from cxr.study.grid import Cell
-from cxr.study.grid import ClassificationCell
-from cxr.study.grid import Plan
-from cxr.study.grid import arm_name
-from cxr.study.grid import read_plan
-from cxr.study.grid import size_name
-from cxr.study.grid import unique
 from cxr.study.results import format_number
 from cxr.training.progress import has_checkpoint
 
@@ -52,7 +41,7 @@ def state_on_disk(run: Path) -> str:
     return "to resume" if has_checkpoint(run) else "to run"
 
 
-def check_study(output_dir: Path, cells: list[Cell]) -> Plan:
+def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
     """Returns the plan that `output_dir` has, with `cells` added to it.
 
     Raises UserError when the folder is no study, or a cell that was begun in it had other flags. One that
@@ -66,20 +55,20 @@ def check_study(output_dir: Path, cells: list[Cell]) -> Plan:
             f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
             "that of an earlier study: name another"
         )
-    planned = read_plan(output_dir)
+    planned = grid.read_plan(output_dir)
     for cell in cells:
         run = output_dir / cell.run_id
         has_begun = state_on_disk(run) != "to run" or is_in_use(run)
         if has_begun and (run / "args.json").is_file():
-            check_unchanged(Arguments.read(run / "args.json").flags, cell.flags, where=run)
+            record.check_unchanged(record.Arguments.read(run / "args.json").flags, cell.flags, where=run)
             # args.json has the defaults too; which flags were named is in the old plan.
             before = planned.get(cell.run_id, cell).flags
-            check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
-    return Plan(cells=planned | {cell.run_id: cell for cell in cells})
+            record.check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
+    return grid.Plan(cells=planned | {cell.run_id: cell for cell in cells})
 
 
 def print_plan(
-    cells: list[Cell],
+    cells: list[grid.Cell],
     images: dict[str, ImageCounts],
     seconds: dict[str, float],
     output_dir: Path,
@@ -99,7 +88,7 @@ def print_plan(
     print(f"{len(cells)} cells; what is left takes about {duration(remaining / parallel)}.")
 
 
-def command(cell: Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
+def command(cell: grid.Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
     launcher += ["--quiet"]  # its own trace would push the script's error out of the log's tail
     if gpu is not None:
@@ -123,7 +112,7 @@ def to_words(flags: dict[str, Any]) -> Iterator[str]:
 
 
 def start_cell(
-    cell: Cell, output_dir: Path, config_file: Path, *, gpu: str | None, num_threads: int | None
+    cell: grid.Cell, output_dir: Path, config_file: Path, *, gpu: str | None, num_threads: int | None
 ) -> subprocess.Popen:
     """Starts a cell's process, its output in `logs/RUN_ID.log`."""
     run = output_dir / cell.run_id
@@ -142,7 +131,7 @@ def start_cell(
         )
 
 
-def log_of(cell: Cell, output_dir: Path) -> Path:
+def log_of(cell: grid.Cell, output_dir: Path) -> Path:
     return output_dir / "logs" / f"{cell.run_id}.log"
 
 
@@ -209,13 +198,13 @@ def count_gpus() -> int:
 class StudyRunner:
     """The cells of this call and what becomes of them: waiting, running, done, failed or impossible."""
 
-    def __init__(self, cells: list[Cell], output_dir: Path, *, seconds: dict[str, float], parallel: int):
+    def __init__(self, cells: list[grid.Cell], output_dir: Path, *, seconds: dict[str, float], parallel: int):
         self.cells = cells
         self.output_dir = output_dir
         self.seconds = seconds  # estimates by run_id
         self.parallel = parallel
         self.states = {cell.run_id: "waiting" for cell in cells}
-        self.results: dict[str, Results] = {}
+        self.results: dict[str, record.Results] = {}
         self.started = time.monotonic()
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         for cell in cells:
@@ -223,19 +212,19 @@ class StudyRunner:
                 self.say_it_still_runs(cell)
         self.finished_before = set(self.results)
 
-    def note_results(self, cell: Cell) -> bool:
+    def note_results(self, cell: grid.Cell) -> bool:
         """Whether a cell is finished: what it measured is kept for the table, the model on disk.
 
         Its checkpoints are not: each is three times the model's size. Raises UserError.
         """
-        results = read_results(self.output_dir / cell.run_id)
+        results = record.read_results(self.output_dir / cell.run_id)
         if results:
             self.results[cell.run_id] = results
             self.states[cell.run_id] = "done"
             shutil.rmtree(self.output_dir / cell.run_id / "checkpoints", ignore_errors=True)
         return results is not None
 
-    def next_cell(self) -> Cell | None:
+    def next_cell(self) -> grid.Cell | None:
         """The first cell that waits for nothing. One that a killed study left running is waited for."""
         for cell in self.cells:
             if self.states[cell.run_id] != "waiting" or is_in_use(self.output_dir / cell.run_id):
@@ -248,7 +237,7 @@ class StudyRunner:
                 return cell
         return None
 
-    def end_cell(self, cell: Cell, *, took: float) -> None:
+    def end_cell(self, cell: grid.Cell, *, took: float) -> None:
         """Notes how a cell's process ended, and says so."""
         log = log_of(cell, self.output_dir)
         if is_in_use(self.output_dir / cell.run_id):  # what a killed study left was quicker to claim it
@@ -261,16 +250,16 @@ class StudyRunner:
             return
         ended = sum(state not in ("waiting", "running") for state in self.states.values())
         left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
-        if isinstance(cell, ClassificationCell):
+        if isinstance(cell, grid.ClassificationCell):
             headline = f"test AUROC {format_number(self.test_auroc(cell))}"
         else:
             headline = f"validation loss {self.results[cell.run_id].eval_loss:.3f}"
         self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {headline}, {took:.0f} s; {left}")
 
-    def say_it_still_runs(self, cell: Cell) -> None:
+    def say_it_still_runs(self, cell: grid.Cell) -> None:
         self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
 
-    def test_auroc(self, cell: ClassificationCell) -> float | None:
+    def test_auroc(self, cell: grid.ClassificationCell) -> float | None:
         results = self.results.get(cell.run_id)
         return results.test.auroc if results and results.test else None
 
@@ -292,7 +281,7 @@ class StudyRunner:
 
     def has_classifier(self) -> bool:
         """Whether there is something to report."""
-        return any(isinstance(results, ClassificationResults) for results in self.results.values())
+        return any(isinstance(results, record.ClassificationResults) for results in self.results.values())
 
     def names_in(self, *states: str) -> list[str]:
         return [name for name, state in self.states.items() if state in states]
@@ -300,10 +289,10 @@ class StudyRunner:
     def share_done(self, name: str) -> float:
         """The share of its epochs that a running cell has behind it."""
         run = self.output_dir / name
-        metrics = run / METRICS_FILE
+        metrics = run / record.METRICS_FILE
         if self.states[name] != "running" or not metrics.is_file():
             return 0.0
-        num_epochs = Arguments.read(run / "args.json").num_train_epochs or 1
+        num_epochs = record.Arguments.read(run / "args.json").num_train_epochs or 1
         return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs)
 
     def say(self, text: str) -> None:
@@ -312,12 +301,12 @@ class StudyRunner:
 
     def render(self) -> Group:
         """The table that follows the study: a row an arm, a column a training size."""
-        cells = [cell for cell in self.cells if isinstance(cell, ClassificationCell)]
-        columns = unique(size_name(cell.point.train_size) for cell in cells)
-        rows: dict[str, dict[str, list[ClassificationCell]]] = {}
+        cells = [cell for cell in self.cells if isinstance(cell, grid.ClassificationCell)]
+        columns = grid.unique(grid.size_name(cell.point.train_size) for cell in cells)
+        rows: dict[str, dict[str, list[grid.ClassificationCell]]] = {}
         for cell in cells:
-            by_size = rows.setdefault(arm_name(cell.point), {})
-            by_size.setdefault(size_name(cell.point.train_size), []).append(cell)
+            by_size = rows.setdefault(grid.arm_name(cell.point), {})
+            by_size.setdefault(grid.size_name(cell.point.train_size), []).append(cell)
         table = Table(title="test AUROC, mean over the seeds that are done")
         for name in ("", *columns):
             table.add_column(name, justify="right" if name else "left")
@@ -329,7 +318,7 @@ class StudyRunner:
         # A table that is longer than the terminal is cut at its end.
         return Group(f"{shown}; about {duration(self.seconds_left())} left", *running, table)
 
-    def summary(self, cells: list[ClassificationCell]) -> str:
+    def summary(self, cells: list[grid.ClassificationCell]) -> str:
         aurocs = [auroc for auroc in map(self.test_auroc, cells) if auroc is not None]
         words = [f"{fmean(aurocs):.3f}"] if aurocs else []
         words += [f"{len(aurocs)}/{len(cells)}"] * (len(aurocs) < len(cells) and len(cells) > 1)
@@ -339,7 +328,7 @@ class StudyRunner:
 
     def run(self, config_file: Path, gpus: list[str | None], num_threads: int | None) -> None:
         """Runs what waits, a cell on each of `gpus` at a time, until nothing does or a signal ends them."""
-        slots: dict[int, tuple[Cell, subprocess.Popen, float]] = {}
+        slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
         for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
             if hasattr(signal, name):
