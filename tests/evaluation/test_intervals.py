@@ -81,18 +81,6 @@ def test_interval_of_accuracy_is_the_binomial_one():
     assert interval.high == pytest.approx(accuracy + half, abs=0.004)
 
 
-def test_copies_of_a_patients_image_make_nothing_surer():
-    labels, probabilities = draw(200)
-    four_times = [np.repeat(values, 4) for values in (labels, probabilities, np.arange(200))]
-    widths = []
-    for of_images in ((labels, probabilities, np.arange(200)), four_times):
-        weights = intervals.patient_weights(of_images[2], num_resamples=2000, seed=0)
-        aurocs = intervals.weighted_metrics(*of_images[:2], weights, threshold=0.5)["auroc"]
-        interval = intervals.percentile_interval(aurocs)
-        widths.append(interval.high - interval.low)
-    assert widths[0] == widths[1]
-
-
 def test_interval_over_seeds_is_students_within_the_range_of_a_metric():
     found = intervals.seed_interval([0.4, 0.5, 0.6])
     half = 4.302653 * 0.1 / math.sqrt(3)
@@ -139,17 +127,6 @@ def test_paired_difference_agrees_with_delong():
     )
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.06)
     assert found.p == pytest.approx(2 * stats.norm.sf(found.value / error), rel=0.5)
-
-
-def test_equally_good_models_differ_at_5_percent_in_about_5_percent_of_studies():
-    generator = np.random.default_rng(0)
-    significant = 0
-    for study in range(300):
-        labels = generator.integers(0, 2, 150)
-        first, second = (labels + generator.normal(scale=1.5, size=150) for _ in range(2))
-        probabilities = [stats.norm.cdf(scores) for scores in (first, second)]
-        significant += compare(labels, *probabilities, num_resamples=400, seed=study).p < 0.05
-    assert 0.02 < significant / 300 < 0.09
 
 
 def test_seed_noise_is_the_spread_that_rows_and_seeds_do_not_explain():

@@ -145,12 +145,6 @@ def test_new_classifier_starts_where_its_masked_autoencoder_would():
     assert projection.weight.abs().max() <= (6 / (32 + 3 * 8 * 8)) ** 0.5
 
 
-def test_new_classifier_gives_one_logit_per_label():
-    for config in (small_config(), configs.make_config("resnet-18", overrides=None, image_size=None)):
-        logits = new_classifier(config, LABELS).eval()(torch.rand(2, 3, 32, 32)).logits
-        assert logits.shape == (2, 2) and torch.isfinite(logits).all()
-
-
 # A classifier from a saved masked autoencoder
 
 
@@ -201,13 +195,6 @@ def test_head_with_other_labels_is_made_anew_and_the_body_kept(tmp_path):
     assert torch.equal(two.vit.layernorm.weight, three.vit.layernorm.weight)
 
 
-def test_resnet_config_keeps_its_kind_and_gets_the_labels():
-    config = configs.make_config("resnet-50", overrides=None, image_size=None)
-    classifier = configs.classifier_config(config, LABELS)
-    assert (classifier.layer_type, classifier.depths) == ("bottleneck", [3, 4, 6, 3])
-    assert classifier.id2label == {0: "No Finding", 1: "Pleural Effusion"}
-
-
 # Refusals
 
 
@@ -239,46 +226,6 @@ def test_truncated_weights_are_refused_in_one_line(mae_folder, tmp_path):
     with pytest.raises(UserError, match="could not be loaded") as error:
         load_classifier(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
-
-
-DO_NOT_FIT = "no_such_key=3 patch_size=abc hidden_size=190 hidden_size=30 decoder_hidden_size=18 qkv_bias=x"
-
-
-@pytest.mark.parametrize("overrides", DO_NOT_FIT.split())
-def test_overrides_that_do_not_fit_are_an_error_that_names_the_flag(overrides):
-    with pytest.raises(ValueError, match=rf"--config_overrides.*{overrides.split('=')[0]}"):
-        configs.make_config("vit-mae-tiny", overrides=overrides, image_size=None)
-
-
-@pytest.mark.parametrize(
-    ("name", "overrides"),
-    [
-        ("vit-mae-tiny", "patch_size=0"),
-        ("vit-mae-tiny", "patch_size=-8"),
-        ("vit-mae-tiny", "num_attention_heads=0"),
-        ("vit-mae-tiny", "hidden_size=0"),
-        ("vit-mae-tiny", "decoder_hidden_size=0"),
-        ("vit-mae-tiny", "hidden_act=foo"),
-        ("resnet-18", "embedding_size=-2"),
-        ("resnet-18", "layer_type=foo"),
-        ("resnet-18", "hidden_act=foo"),
-    ],
-)
-def test_overrides_that_no_model_can_have_are_refused_before_it_is_built(name, overrides):
-    with pytest.raises(ValueError, match=overrides.split("=")[0]):
-        configs.make_config(name, overrides=overrides, image_size=None)
-
-
-def test_overrides_change_the_model():
-    config = small_config()
-    assert (config.hidden_size, config.decoder_num_hidden_layers, config.image_size) == (32, 1, 32)
-
-
-def test_image_size_that_is_not_a_multiple_of_the_patch_is_refused():
-    with pytest.raises(
-        ValueError, match=r"--image_size: found image_size=100, expected a multiple of patch_size=16"
-    ):
-        configs.make_config("vit-mae-base", overrides=None, image_size=100)
 
 
 def test_pretrained_vit_at_another_image_size_is_refused():

@@ -38,6 +38,8 @@ class Fields(Record):
 
 
 class VitFields(Fields):
+    widths: ClassVar[dict[str, int]] = {"": 1}  # prefix of the fields -> what the width is a multiple of
+
     hidden_size: Whole = 768
     num_hidden_layers: Depth = 12
     num_attention_heads: Whole = 12
@@ -58,30 +60,23 @@ class VitFields(Fields):
             raise ValueError(
                 f"found image_size={self.image_size}, expected a multiple of patch_size={self.patch_size}"
             )
-        check_heads(self.hidden_size, self.num_attention_heads, multiple=1, side="")
+        for side, multiple in self.widths.items():
+            width, num_heads = (getattr(self, side + name) for name in ("hidden_size", "num_attention_heads"))
+            if width % num_heads or width % multiple:
+                raise ValueError(
+                    f"found {side}hidden_size={width}, expected a multiple of {multiple} and of "
+                    f"{side}num_attention_heads={num_heads}"
+                )
         return self
 
 
 class VitMaeFields(VitFields):
+    widths: ClassVar[dict[str, int]] = {"": 4, "decoder_": 4}  # sine and cosine, of rows and columns
+
     decoder_hidden_size: Whole = 512
     decoder_num_hidden_layers: Depth = 8
     decoder_num_attention_heads: Whole = 16
     decoder_intermediate_size: Whole = 2048
-
-    @model_validator(mode="after")
-    def _check_positions(self) -> Self:
-        for side in ("", "decoder_"):  # 4: sine and cosine, of rows and columns
-            width, heads = (getattr(self, side + name) for name in ("hidden_size", "num_attention_heads"))
-            check_heads(width, heads, multiple=4, side=side)
-        return self
-
-
-def check_heads(width: int, num_heads: int, *, multiple: int, side: str) -> None:
-    if width % num_heads or width % multiple:
-        raise ValueError(
-            f"found {side}hidden_size={width}, expected a multiple of {multiple} and of "
-            f"{side}num_attention_heads={num_heads}"
-        )
 
 
 class ResnetFields(Fields):

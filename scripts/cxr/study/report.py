@@ -38,11 +38,8 @@ def verdict(table: ResultTable) -> str:
     clear = [comparison for comparison in table.comparisons if comparison.p < SIGNIFICANT]
     total = len(table.comparisons)
     if not clear:
-        which = f"None of the {total} differences" if total > 1 else "The difference"
-        not_clear = "is not" if total == 1 else "is"
-        return (
-            f"{which} of AUC {not_clear} distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
-        )
+        none = f"None of the {total} differences of AUC is" if total > 1 else "The difference of AUC is not"
+        return f"{none} distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
     said = [f"{one.first} over {one.second} by {signed(one.difference)}" for one in clear[:MOST_SAID]]
     more = f"; and {len(clear) - MOST_SAID} more, listed in the report" if len(clear) > MOST_SAID else ""
     return (

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -301,17 +302,15 @@ class StudyRunner:
 
     def render(self) -> Group:
         """The table that follows the study: a row an arm, a column a training size."""
-        cells = [cell for cell in self.cells if isinstance(cell, grid.ClassificationCell)]
-        columns = grid.unique(grid.size_name(cell.point.train_size) for cell in cells)
-        rows: dict[str, dict[str, list[grid.ClassificationCell]]] = {}
-        for cell in cells:
-            by_size = rows.setdefault(grid.arm_name(cell.point), {})
-            by_size.setdefault(grid.size_name(cell.point.train_size), []).append(cell)
+        cells_of: dict[tuple[str, str], list[grid.ClassificationCell]] = defaultdict(list)
+        for cell in [cell for cell in self.cells if isinstance(cell, grid.ClassificationCell)]:
+            cells_of[grid.arm_name(cell.point), grid.size_name(cell.point.train_size)].append(cell)
+        arms, columns = map(grid.unique, zip(*cells_of))
         table = Table(title="test AUROC, mean over the seeds that are done")
         for name in ("", *columns):
             table.add_column(name, justify="right" if name else "left")
-        for arm, by_size in rows.items():
-            table.add_row(arm, *(self.summary(by_size.get(size, [])) for size in columns))
+        for arm in arms:
+            table.add_row(arm, *(self.summary(cells_of[arm, size]) for size in columns))
         running = [f"{name} {self.share_done(name):.0%}" for name in self.names_in("running")]
         states = ("done", "running", "waiting", "failed", "impossible")
         shown = ", ".join(f"{len(self.names_in(one))} {one}" for one in states if self.names_in(one))
