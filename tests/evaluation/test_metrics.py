@@ -82,11 +82,7 @@ def test_chosen_threshold_has_the_highest_sensitivity_plus_specificity():
 
 @pytest.mark.parametrize(
     ("labels", "probabilities", "chosen"),
-    [
-        ([0, 0, 1, 1], [0.1, 0.3, 0.35, 0.8], 0.35),
-        ([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9], 1.0),
-        ([1], [0.9], 0.5),
-    ],
+    [([0, 0, 1, 1], [0.1, 0.3, 0.35, 0.8], 0.35), ([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9], 1), ([1], [0.9], 0.5)],
     ids=["one that predictions have", "finite where nothing is better than chance", "of one class"],
 )
 def test_chosen_threshold_of_small_cases(labels, probabilities, chosen):

@@ -30,9 +30,7 @@ DRAWINGS = {
     "curves": draw_curves,
     "confusion": draw_confusion,
     "confusion of one class": lambda path: draw_confusion(path, rows=slice(2, None)),
-    "reconstructions": lambda path: plots.plot_reconstructions(
-        {"original": IMAGES, "other": 1 - IMAGES}, path
-    ),
+    "reconstructions": lambda path: plots.plot_reconstructions({"a": IMAGES, "b": 1 - IMAGES}, path),
 }
 
 

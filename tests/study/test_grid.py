@@ -280,6 +280,11 @@ def test_cells_without_masking_are_the_same_for_both_kinds_of_it():
     assert all(patches[name] == erasing[name] for name in shared)
 
 
+def test_small_samples_run_first():
+    sizes = [cell.point.train_size for cell in one_cell("resnet-18", train_sizes=[None, 500, 20])]
+    assert sizes == [20, 500, None]
+
+
 # Pretraining ------------------------------------------------------------------------------------------------
 
 
