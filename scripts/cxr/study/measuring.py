@@ -17,14 +17,13 @@ from cxr.study.results import ResultTable
 from cxr.study.results import Row
 from cxr.study.results import RowName
 from cxr.study.results import Run
+from cxr.study.results import RunsByRow
 from cxr.study.results import TableName
 from cxr.study.results import check_row
 from cxr.study.results import check_samples
 
 
-def measure_tables(
-    gathered: dict[TableName, dict[RowName, tuple[list[Run], int]]], num_resamples: int
-) -> list[ResultTable]:
+def measure_tables(gathered: dict[TableName, RunsByRow], num_resamples: int) -> list[ResultTable]:
     tables = []
     all_rows = {row for rows in gathered.values() for row in rows}
     for name in sorted(gathered, key=TableName.order):

@@ -162,16 +162,12 @@ def write_report(
         "notes": notes,
         "view_headings": lambda table: [f"AUC of {view}" for view in table.views],
         "num_resamples": num_resamples,
-        "runs": sorted(
-            (run for table in tables for row in table.rows for run in row.runs), key=lambda run: run.folder
-        ),
+        "runs": [run for table in tables for row in table.rows for run in row.runs],
         "missing": sum(row.num_planned - len(row.runs) for table in tables for row in table.rows),
     }
-    texts = {
-        name: environment.get_template(f"{name}.j2").render(content) for name in ("report.html", "report.md")
-    }
-    for name, text in {**texts, "report.csv": csv_text(tables)}.items():
-        write_text(output_dir / name, text)
+    for name in ("report.html", "report.md"):
+        write_text(output_dir / name, environment.get_template(f"{name}.j2").render(content))
+    write_text(output_dir / "report.csv", csv_text(tables))
 
 
 def print_table(table: ResultTable, console: Console) -> None:

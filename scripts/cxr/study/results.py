@@ -113,6 +113,9 @@ class Run:
         return getattr(self.results, self.split)
 
 
+RunsByRow = dict[RowName, tuple[list[Run], int]]  # those that are finished, and how many were planned
+
+
 @dataclass(kw_only=True)
 class Row:
     """What is known of a row; `values` is empty while no run of it has finished."""
@@ -233,16 +236,14 @@ def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
 
 
 def row_name(point: grid.ClassificationPoint) -> RowName:
-    start = ", from scratch" if point.from_scratch else ""
-    model = PAPER_NAMES.get(point.model, point.model) + (
-        ", pretrained here" if point.own_pretraining else start
-    )
-    return RowName(model, point.augmentation, point.masking, point.masking_kind)
+    start = ", pretrained here" if point.own_pretraining else ", from scratch" * point.from_scratch
+    model = PAPER_NAMES.get(point.model, point.model)
+    return RowName(model + start, point.augmentation, point.masking, point.masking_kind)
 
 
-def gather_rows(folders: list[Path]) -> dict[TableName, dict[RowName, tuple[list[Run], int]]]:
-    """Groups the finished runs and the cells that are planned: table -> row -> (runs, number planned)."""
-    tables: dict[TableName, dict[RowName, tuple[list[Run], int]]] = defaultdict(dict)
+def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
+    """Groups the finished runs and the cells that are planned."""
+    tables: dict[TableName, RunsByRow] = defaultdict(dict)
     finished = find_runs(folders)
     cells = {folder / name: cell for folder in folders for name, cell in grid.read_plan(folder).items()}
     plan = {run: cell for run, cell in cells.items() if isinstance(cell, grid.ClassificationCell)}
@@ -262,15 +263,13 @@ def gather_rows(folders: list[Path]) -> dict[TableName, dict[RowName, tuple[list
         row = row_name(point)
         known, num_planned = tables[table].get(row, ([], 0))
         tables[table][row] = ([*known, run] if run else known, num_planned + 1)
-    return {
-        table: dict(split for row, known in rows.items() for split in split_by_setup(row, *known))
-        for table, rows in tables.items()
-    }
+    for table, rows in tables.items():
+        split = [split_by_setup(row, *known) for row, known in rows.items()]
+        tables[table] = {row: known for rows in split for row, known in rows.items()}
+    return tables
 
 
-def split_by_setup(
-    row: RowName, runs: list[Run], num_planned: int
-) -> list[tuple[RowName, tuple[list[Run], int]]]:
+def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow:
     """Makes a row of its own of runs that differ in a flag, which is then part of the row's name."""
     # The model of a study's own pretraining has the seed in its name; any other is in the row's.
     free = {*record.FREE_TO_CHANGE, "seed", "model_name_or_path"}
@@ -284,11 +283,11 @@ def split_by_setup(
     groups: dict[str, list[Run]] = defaultdict(list)
     for run, setup in zip(runs, setups):
         groups[", ".join(f"{name} {setup.get(name)}" for name in differing)].append(run)
-    unfinished = num_planned - len(runs)
     if len(groups) == 1:
-        return [(dataclasses.replace(row, setup=next(iter(groups))), (runs, num_planned))]
-    split = [(dataclasses.replace(row, setup=setup), (same, len(same))) for setup, same in groups.items()]
-    return split + [(row, ([], unfinished))] * bool(unfinished)
+        return {dataclasses.replace(row, setup=next(iter(groups))): (runs, num_planned)}
+    unfinished = {row: ([], num_planned - len(runs))} if len(runs) < num_planned else {}
+    split = {dataclasses.replace(row, setup=setup): (same, len(same)) for setup, same in groups.items()}
+    return split | unfinished
 
 
 def check_row(row: Row) -> None:
