@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -330,20 +329,13 @@ def test_what_is_no_accelerate_config_is_refused_before_anything_is_written(
     assert not folder.exists() and not cells.launched
 
 
-def test_chosen_config_is_launched_with_and_the_presets_else(study, cells, folder):
-    study("--models", "resnet-18")
-    assert str(CONFIGS / "cpu.yaml") in cells.commands[RESNET]
-    shutil.rmtree(folder)
-    study("--models", "resnet-18", f"--config_file={CONFIGS / 'single_gpu_fp16.yaml'}")
-    assert str(CONFIGS / "single_gpu_fp16.yaml") in cells.commands[RESNET]
-
-
 def test_parallel_spreads_cells_over_gpus_and_waits_for_what_they_need(study, cells, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert study("--parallel=2", f"--config_file={CONFIGS / 'single_gpu_fp16.yaml'}") == 0
     gpus = {name: words[words.index("--gpu_ids") + 1] for name, words in cells.commands.items()}
     assert cells.launched == [PRETRAINED, RESNET, TUNED]  # the classifier has to wait
     assert gpus[PRETRAINED] == "0" and gpus[RESNET] == "1"
+    assert str(CONFIGS / "single_gpu_fp16.yaml") in cells.commands[RESNET]
 
 
 # A study ----------------------------------------------------------------------------------------------------
@@ -361,6 +353,7 @@ def test_dry_run_prints_every_cell_with_images_and_cost_and_writes_nothing(study
 def test_study_runs_each_cell_once_in_order_and_reports(study, cells, folder, capsys):
     assert study() == 0
     assert cells.launched == ALL and cells.reports == [folder]
+    assert str(CONFIGS / "cpu.yaml") in cells.commands[RESNET]  # the preset's
     printed = capsys.readouterr().out
     assert f"[1/3] {PRETRAINED}: validation loss 0.250" in printed
     assert f"[3/3] {RESNET}: test AUROC 0.750" in printed and "the last one" in printed

@@ -138,10 +138,8 @@ def test_run_ids_are_unique_short_and_safe_on_windows(preset, masking, pretrain)
 
 
 def test_awkward_folders_and_shares_still_give_safe_short_names(tmp_path):
-    models = [
-        str(write_model(tmp_path / name, "vit_mae"))
-        for name in ("CON", "My Model (v2.1)", "модель", "a" * 99)
-    ]
+    folders = ("CON", "My Model (v2.1)", "модель", "a" * 99)
+    models = [str(write_model(tmp_path / name, "vit_mae")) for name in folders]
     axes = {"mask_ratios": [0.125, 0.0], "seeds": [4294967295], "train_sizes": [123456], "views": ["lateral"]}
     names = ids(plan(PAPER, models=models, masking="erasing", pretrain="beside", **axes))
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9_-]*[a-z0-9]", name) and len(name) <= 90 for name in names)
@@ -240,9 +238,8 @@ def test_axis_replaces_that_of_the_preset_and_no_other(axis, values, field):
     before, after = plan(PAPER), plan(PAPER, **{axis: values})
     assert {getattr(cell.point, field) for cell in after} == set(values)
     for name in before[0].point.as_json().keys() - {field}:
-        assert {getattr(cell.point, name) for cell in after} == {
-            getattr(cell.point, name) for cell in before
-        }, name
+        of_before, of_after = ({getattr(cell.point, name) for cell in cells} for cells in (before, after))
+        assert of_after == of_before, name
 
 
 def test_augmentations_and_mask_ratios_are_crossed_and_a_resnet_is_not_masked():
@@ -396,27 +393,16 @@ def test_mask_ratio_of_the_pretraining_is_free_to_choose():
 
 
 def test_planned_samples_are_the_same_for_all_models_nested_and_of_the_seed(sample_root):
-    cells = plan(
-        PAPER,
-        models=["facebook/vit-mae-base", "microsoft/resnet-18", "vit-mae-tiny"],
-        train_sizes=[8, 20, None],
-        pretrain="beside",
-    )
-    train_images = {}
-    for task in TASKS:
-        images, _ = index_images(sample_root, task=task)
-        train_images[task] = images[images["split"] == "train"]
+    models = ["facebook/vit-mae-base", "microsoft/resnet-18", "vit-mae-tiny"]
+    cells = plan(PAPER, models=models, train_sizes=[8, 20, None], pretrain="beside")
+    images = {task: index_images(sample_root, task=task)[0] for task in TASKS}
     drawn: dict[tuple, set[frozenset]] = {}
     for flags in (cell.flags for cell in cells if cell.script == CLASSIFICATION):
-        train = train_images[flags["dataset_config_name"]]
-        chosen = draw_sample(
-            train["subject_id"].to_numpy(),
-            train["label"].to_numpy(),
-            num_samples=flags["max_train_samples"],
-            seed=flags["seed"],
-        )
-        key = (flags["dataset_config_name"], flags["seed"], flags["max_train_samples"])
-        drawn.setdefault(key, set()).add(frozenset(train["dicom_id"].iloc[chosen]))
+        task, seed, size = (flags[name] for name in ("dataset_config_name", "seed", "max_train_samples"))
+        train = images[task][images[task]["split"] == "train"]
+        of_images = train["subject_id"].to_numpy(), train["label"].to_numpy()
+        chosen = draw_sample(*of_images, num_samples=size, seed=seed)
+        drawn.setdefault((task, seed, size), set()).add(frozenset(train["dicom_id"].iloc[chosen]))
     assert len(drawn) == 2 * 3 * 3
     assert {len(samples) for samples in drawn.values()} == {1}  # one sample, whatever the model
     for task in TASKS:

@@ -102,8 +102,7 @@ def check_is_known(hub_dir: Path, model_id: str) -> None:
 
 def check_push(*, hub_dir: Path, model_id: str, tag: str | None) -> None:
     """Finds out before a training what would stop the push after it. Raises UserError."""
-    with _locked(hub_dir, model_id) as repository:
-        refs = read_refs(hub_dir, model_id)
+    with _locked(hub_dir, model_id) as (repository, refs):
         _head(repository, refs)
         if tag in refs:
             raise tag_is_taken(tag, refs[tag])
@@ -117,10 +116,9 @@ def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: st
     for a folder that holds anything but a model and for a tag of other files, and OSError.
     """
     files = files_to_share(model_dir)
-    with _locked(hub_dir, model_id) as repository:
+    with _locked(hub_dir, model_id) as (repository, refs):
         blobs = {path.name: _store_blob(path, repository / "blobs") for path in files}
         sync_file(repository / "blobs")  # their names, before anything leads to them
-        refs = read_refs(hub_dir, model_id)
         head = _head(repository, refs)
         tagged = _read_commit(repository, refs[tag]) if tag in refs else None
         if tagged and tagged.files != blobs:
@@ -179,9 +177,8 @@ def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
 
 def set_tag(hub_dir: Path, model_id: str, tag: str, revision: str) -> str:
     """Makes `tag` mean a revision, for good; returns its commit. Raises UserError for one of another."""
-    with _locked(hub_dir, model_id) as repository:
+    with _locked(hub_dir, model_id) as (repository, refs):
         commit = resolve(hub_dir, model_id, revision)
-        refs = read_refs(hub_dir, model_id)
         if refs.get(tag, commit) != commit:
             raise tag_is_taken(tag, refs[tag])
         _write(repository / "refs" / tag, commit)
@@ -239,9 +236,8 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
 
     Raises UserError, before anything is removed, where a ref is missing or leads to what was not pushed.
     """
-    with _locked(hub_dir, model_id) as repository:
+    with _locked(hub_dir, model_id) as (repository, refs):
         kept: dict[str, Commit] = {}
-        refs = read_refs(hub_dir, model_id)
         if "main" not in refs:
             raise UserError(
                 f"{model_id}: found no main in {repository}, as a first push was killed or the file is lost; "
@@ -269,8 +265,8 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _locked(hub_dir: Path, model_id: str) -> Iterator[Path]:
-    """Gives the repository to one process at a time, without what a killed one left in it."""
+def _locked(hub_dir: Path, model_id: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Gives the repository and its refs to one process at a time, without what a killed one left there."""
     repository = repository_dir(hub_dir, model_id)
     lock = FileLock(hub_dir / ".locks" / f"{repository.name}.lock")
     try:
@@ -287,7 +283,7 @@ def _locked(hub_dir: Path, model_id: str) -> Iterator[Path]:
     try:
         for path in repository.glob("*/.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        yield repository
+        yield repository, read_refs(hub_dir, model_id)
     finally:
         lock.release()
 

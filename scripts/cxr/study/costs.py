@@ -36,11 +36,12 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     of_options: dict[tuple, ImageCounts] = {}
     images = {}
     for cell in cells:
-        task, *others = (str(cell.flags.get(name, default)) for name, default in LABEL_OPTIONS.items())
-        if (key := (task, *others)) not in of_options:
-            labeler, view, uncertain = others
+        options = {name: str(cell.flags.get(name, default)) for name, default in LABEL_OPTIONS.items()}
+        key = tuple(options.values())
+        if key not in of_options:
+            task = options.pop("dataset_config_name")
             with user_errors():
-                kept, _ = index_images(data_dir, task=task, labeler=labeler, view=view, uncertain=uncertain)
+                kept, _ = index_images(data_dir, task=task, **options)
             splits = kept["split"].value_counts()
             counts = {split: int(splits.get(split, 0)) for split in ("train", "validation")}
             of_options[key] = ImageCounts(**counts)
