@@ -165,10 +165,11 @@ def change_grid(
     ResNet has no patches, so it has no masking.
     """
     arms = dict(grid.arms)
-    for name, old in grid.arms.items() if augmentations or mask_ratios else ():
-        kept = augmentations or unique(augmentation for augmentation, _ in old)
-        shares = (mask_ratios or unique(share for _, share in old)) if name == "vit" else [0.0]
-        arms[name] = tuple(itertools.product(kept, shares))
+    if augmentations or mask_ratios:
+        for name, old in grid.arms.items():
+            kept = augmentations or unique(augmentation for augmentation, _ in old)
+            shares = (mask_ratios or unique(share for _, share in old)) if name == "vit" else [0.0]
+            arms[name] = tuple(itertools.product(kept, shares))
     given = {name: value for name, value in axes.items() if value is not None}
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return dataclasses.replace(grid, arms=arms, settings=(*grid.settings, *settings), **changes)

@@ -11,24 +11,17 @@ from cxr.evaluation import intervals
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
 from cxr.study import paper
-from cxr.study.results import DEFAULT_LABELS
-from cxr.study.results import Comparison
-from cxr.study.results import ResultTable
-from cxr.study.results import Row
-from cxr.study.results import RowName
-from cxr.study.results import Run
-from cxr.study.results import RunsByRow
-from cxr.study.results import TableName
-from cxr.study.results import check_row
-from cxr.study.results import check_samples
+from cxr.study import results
 
 
-def measure_tables(gathered: dict[TableName, RunsByRow], num_resamples: int) -> list[ResultTable]:
+def measure_tables(
+    gathered: dict[results.TableName, results.RunsByRow], num_resamples: int
+) -> list[results.ResultTable]:
     tables = []
     all_rows = {row for rows in gathered.values() for row in rows}
-    for name in sorted(gathered, key=TableName.order):
+    for name in sorted(gathered, key=results.TableName.order):
         rows = [
-            Row(
+            results.Row(
                 name=row,
                 label=row.label(all_rows),
                 runs=runs,
@@ -37,25 +30,26 @@ def measure_tables(gathered: dict[TableName, RunsByRow], num_resamples: int) -> 
             )
             for row, (runs, planned) in gathered[name].items()
         ]
-        check_samples(rows, name)
+        results.check_samples(rows, name)
         for row in [row for row in rows if row.runs]:
-            check_row(row)
+            results.check_row(row)
             measure_row(row, num_resamples)
         noise = intervals.seed_noise([{seed: float(a[0]) for seed, a in row.aurocs.items()} for row in rows])
-        tables.append(ResultTable(name=name, rows=rows, noise=noise, comparisons=compare(rows, noise)))
+        comparisons = compare(rows, noise)
+        tables.append(results.ResultTable(name=name, rows=rows, noise=noise, comparisons=comparisons))
     return tables
 
 
-def published_row(table: TableName, row: RowName) -> dict[str, float]:
+def published_row(table: results.TableName, row: results.RowName) -> dict[str, float]:
     """The paper's figures for a row, where it has them."""
     is_papers = (table.task, table.view, table.training_mode) == ("finding", "frontal", "full")
-    if not is_papers or table.labels != DEFAULT_LABELS or not table.size.isdigit():
+    if not is_papers or table.labels != results.DEFAULT_LABELS or not table.size.isdigit():
         return {}
     of_size = paper.STUDY_RESULTS.get(int(table.size), {})
     return dict(zip(paper.STUDY_COLUMNS, of_size.get((row.model, row.augmentation, row.masking), ())))
 
 
-def measure_row(row: Row, num_resamples: int) -> None:
+def measure_row(row: results.Row, num_resamples: int) -> None:
     """Fills in a row's values and intervals from the predictions of its runs."""
     weights = [weights_of(tuple(run.predictions["subject_id"]), num_resamples) for run in row.runs]
     of_runs = [
@@ -87,7 +81,7 @@ def arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def auroc_by_view(
-    runs: list[Run], weights: list[np.ndarray]
+    runs: list[results.Run], weights: list[np.ndarray]
 ) -> dict[str, tuple[float, Interval | None, int]]:
     """AUROC of the AP and of the PA images, each where it has both classes, with their number."""
     found = {}
@@ -104,7 +98,7 @@ def auroc_by_view(
     return found
 
 
-def compare(rows: list[Row], noise: SeedNoise) -> list[Comparison]:
+def compare(rows: list[results.Row], noise: SeedNoise) -> list[results.Comparison]:
     """Every pair of rows that were measured on the same images, the clearest difference first."""
     found = []
     for first, second in itertools.combinations(rows, 2):
@@ -122,7 +116,7 @@ def compare(rows: list[Row], noise: SeedNoise) -> list[Comparison]:
                 noise=noise,
             )
             if tested:
-                found.append(Comparison(first.label, second.label, len(seeds), tested))
+                found.append(results.Comparison(first.label, second.label, len(seeds), tested))
     for comparison, p in zip(found, intervals.holm([one.difference.p for one in found])):
         comparison.p = p
     return sorted(found, key=lambda comparison: (comparison.p, comparison.difference.p))

@@ -214,10 +214,7 @@ class StudyRunner:
         self.finished_before = set(self.results)
 
     def note_results(self, cell: grid.Cell) -> bool:
-        """Whether a cell is finished: what it measured is kept for the table, the model on disk.
-
-        Its checkpoints are not: each is three times the model's size. Raises UserError.
-        """
+        """Whether a cell is finished: its results are kept for the table, its checkpoints are removed."""
         results = record.read_results(self.output_dir / cell.run_id)
         if results:
             self.results[cell.run_id] = results
