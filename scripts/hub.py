@@ -100,12 +100,11 @@ def list_models(args: argparse.Namespace) -> None:
 
 
 def show_log(args: argparse.Namespace) -> None:
-    names: dict[str, list[str]] = {}
-    for name, commit in local_hub.read_refs(args.hub_dir, args.model_id).items():
-        names.setdefault(commit, []).append(name)
+    refs = local_hub.read_refs(args.hub_dir, args.model_id)
     for commit in local_hub.read_log(args.hub_dir, args.model_id, args.revision):
-        refs = f" ({', '.join(names[commit.commit])})" if commit.commit in names else ""
-        print(f"{commit.commit}{refs}\n    {commit.time[:19]}  {commit.message}")
+        names = ", ".join(name for name, named in refs.items() if named == commit.commit)
+        shown = f" ({names})" if names else ""
+        print(f"{commit.commit}{shown}\n    {commit.time[:19]}  {commit.message}")
 
 
 def set_tag(args: argparse.Namespace) -> None:

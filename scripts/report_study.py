@@ -20,14 +20,11 @@ from cxr.cli.command_line import add_number
 from cxr.cli.command_line import positive_int
 from cxr.errors import run_script
 from cxr.evaluation import intervals
-from cxr.study.measuring import Resamples
 from cxr.study.measuring import measure_tables
 from cxr.study.report import draw_figures
 from cxr.study.report import print_table
 from cxr.study.report import write_report
-from cxr.study.results import find_runs
 from cxr.study.results import gather_rows
-from cxr.study.results import planned_runs
 from rich.console import Console
 
 
@@ -51,8 +48,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     output_dir = (args.output_dir or args.folders[0]).expanduser()
-    rows = gather_rows(find_runs(args.folders), planned_runs(args.folders))
-    tables = measure_tables(rows, Resamples(args.num_resamples, seed=0))
+    tables = measure_tables(gather_rows(args.folders), args.num_resamples)
     output_dir.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(tables, output_dir / "figures")
     title = f"Chest X-ray study: {args.folders[0].absolute().name}"

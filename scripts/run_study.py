@@ -19,6 +19,7 @@ status: 0 all done, 1 a cell or the report failed, 2 wrong flags, 130 or 143 sto
 """
 
 import argparse
+import functools
 import math
 import re
 import subprocess
@@ -42,19 +43,13 @@ from cxr.cli.command_line import share_below_one
 from cxr.data.sources import REPOSITORY
 from cxr.data.sources import make_sample_data_once
 from cxr.errors import run_script
+from cxr.models.architectures import CONFIGS
 from cxr.run_folder.files import write_json
 from cxr.run_folder.lock import lock_folder
+from cxr.study import grid
+from cxr.study import runner
 from cxr.study.costs import count_images
 from cxr.study.costs import estimate_seconds
-from cxr.study.grid import CONFIGS
-from cxr.study.grid import GRIDS
-from cxr.study.grid import Grid
-from cxr.study.grid import change_grid
-from cxr.study.grid import plan_cells
-from cxr.study.runner import StudyRunner
-from cxr.study.runner import check_study
-from cxr.study.runner import devices
-from cxr.study.runner import print_plan
 
 
 def train_size(text: str) -> int | None:
@@ -81,9 +76,8 @@ def parse_value(flag: str, text: str) -> Any:
         return str(Path(text).expanduser().absolute())
     if flag in ("model_revision", "config_overrides"):  # a commit may look like a number
         return text
-    words = {"true": True, "false": False}
-    if text in words:
-        return words[text]
+    if text in ("true", "false"):
+        return text == "true"
     try:
         numbers = [int(part) if re.fullmatch(r"-?\d+", part) else float(part) for part in text.split()]
     except ValueError:
@@ -122,31 +116,26 @@ def make_parser() -> ArgumentParser:
 
 
 def add_axes(axes: argparse._ArgumentGroup) -> None:
-    axes.add_argument(
+    add_list = functools.partial(axes.add_argument, nargs="+")
+    add_list(
         "--models",
-        nargs="+",
         metavar="NAME",
         help="pretrained: a folder, or a name in --set hub_dir=FOLDER or that was downloaded from the Hub; "
         f"from scratch: {', '.join(CONFIGS)}",
     )
-    axes.add_argument("--augmentations", nargs="+", choices=AUGMENTATIONS, help="of training images")
-    axes.add_argument(
+    add_list("--augmentations", choices=AUGMENTATIONS, help="of training images")
+    add_list(
         "--mask_ratios",
-        nargs="+",
         action="extend",
         type=share_below_one,
         metavar="R",
         help="share of a training image that a ViT does not see; 0: none",
     )
-    axes.add_argument("--train_sizes", nargs="+", type=train_size, metavar="N", help="N images, or all")
-    axes.add_argument("--tasks", nargs="+", choices=TASKS, help="what the classifiers tell apart")
-    axes.add_argument(
-        "--training_modes", nargs="+", choices=TRAINING_MODES, help="train all layers, or the last one only"
-    )
-    axes.add_argument("--views", nargs="+", choices=VIEWS, help="the images' views")
-    axes.add_argument(
-        "--seeds", nargs="+", type=seed_number, metavar="N", help="of sample, order and weights"
-    )
+    add_list("--train_sizes", type=train_size, metavar="N", help="N images, or all")
+    add_list("--tasks", choices=TASKS, help="what the classifiers tell apart")
+    add_list("--training_modes", choices=TRAINING_MODES, help="train all layers, or the last one only")
+    add_list("--views", choices=VIEWS, help="the images' views")
+    add_list("--seeds", type=seed_number, metavar="N", help="of sample, order and weights")
 
 
 def add_study_flags(study: argparse._ArgumentGroup) -> None:
@@ -175,15 +164,10 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
     )
 
 
-def chosen_grid(args: argparse.Namespace, preset: Grid) -> Grid:
-    names = ("models", "train_sizes", "tasks", "training_modes", "views", "seeds", "masking", "pretrain")
-    return change_grid(
-        preset,
-        augmentations=args.augmentations,
-        mask_ratios=args.mask_ratios,
-        settings=tuple(args.set),
-        **{name: getattr(args, name) for name in names},
-    )
+def chosen_grid(args: argparse.Namespace, preset: grid.Grid) -> grid.Grid:
+    names = ("models", "augmentations", "mask_ratios", "train_sizes", "tasks", "training_modes", "views")
+    names += ("seeds", "masking", "pretrain")
+    return grid.change_grid(preset, settings=tuple(args.set), **{name: getattr(args, name) for name in names})
 
 
 def report(output_dir: Path) -> bool:
@@ -194,7 +178,7 @@ def report(output_dir: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    preset = GRIDS[args.preset or ("paper" if args.data_dir else "smoke")]
+    preset = grid.GRIDS[args.preset or ("paper" if args.data_dir else "smoke")]
     config_file = args.config_file or REPOSITORY / "accelerate_configs" / preset.config_file
     output_dir = args.output_dir.expanduser().absolute()
     if args.data_dir is None:
@@ -202,22 +186,22 @@ def main(argv: list[str] | None = None) -> None:
     data_dir = (args.data_dir or make_sample_data_once()).expanduser().absolute()
 
     # Nothing is written before all of it is known to be possible.
-    cells = plan_cells(chosen_grid(args, preset), data_dir=data_dir, output_dir=output_dir)
+    cells = grid.plan_cells(chosen_grid(args, preset), data_dir=data_dir, output_dir=output_dir)
     parallel = min(args.parallel, len(cells))
-    device, gpus, num_threads = devices(config_file, parallel)
+    device, gpus, num_threads = runner.devices(config_file, parallel)
     images = count_images(cells, data_dir)
-    check_study(output_dir, cells)
+    runner.check_study(output_dir, cells)
     seconds, basis = estimate_seconds(cells, images, output_dir, device)
     if args.dry_run:
-        print_plan(cells, images, seconds, output_dir, parallel)
+        runner.print_plan(cells, images, seconds, output_dir, parallel)
         print(f"The times are estimated {basis}.")
         return
 
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(output_dir)
-    plan = check_study(output_dir, cells)  # again, now that nobody else writes it
+    plan = runner.check_study(output_dir, cells)  # again, now that nobody else writes it
     write_json(output_dir / "plan.json", plan.as_json())
-    study = StudyRunner(cells, output_dir, seconds=seconds, parallel=parallel)
+    study = runner.StudyRunner(cells, output_dir, seconds=seconds, parallel=parallel)
     study.run(config_file, gpus, num_threads)
     is_reported = report(output_dir) if study.has_classifier() else True
     lock.release()

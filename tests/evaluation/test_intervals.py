@@ -81,26 +81,13 @@ def test_interval_of_accuracy_is_the_binomial_one():
     assert interval.high == pytest.approx(accuracy + half, abs=0.004)
 
 
-def test_copies_of_a_patients_image_make_nothing_surer():
-    labels, probabilities = draw(200)
-    four_times = [np.repeat(values, 4) for values in (labels, probabilities, np.arange(200))]
-    widths = []
-    for of_images in ((labels, probabilities, np.arange(200)), four_times):
-        weights = intervals.patient_weights(of_images[2], num_resamples=2000, seed=0)
-        aurocs = intervals.weighted_metrics(*of_images[:2], weights, threshold=0.5)["auroc"]
-        interval = intervals.percentile_interval(aurocs)
-        widths.append(interval.high - interval.low)
-    assert widths[0] == widths[1]
-
-
 def test_interval_over_seeds_is_students_within_the_range_of_a_metric():
     found = intervals.seed_interval([0.4, 0.5, 0.6])
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert found.low == pytest.approx(0.5 - half, abs=1e-6)
     assert found.high == pytest.approx(0.5 + half, abs=1e-6)
-    assert intervals.seed_interval([0.9, 0.99]) == intervals.Interval(
-        low=pytest.approx(0.945 - 12.7062 * 0.045, abs=1e-4), high=1.0
-    )
+    found = intervals.seed_interval([0.9, 0.99])
+    assert found.low == pytest.approx(0.945 - 12.7062 * 0.045, abs=1e-4) and found.high == 1
     assert intervals.seed_interval([0.5]) is None
 
 
@@ -112,9 +99,7 @@ def delong_error(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> f
         wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
         parts.append((wins.mean(axis=1), wins.mean(axis=0)))
     of_positives, of_negatives = parts[0][0] - parts[1][0], parts[0][1] - parts[1][1]
-    return math.sqrt(
-        of_positives.var(ddof=1) / len(of_positives) + of_negatives.var(ddof=1) / len(of_negatives)
-    )
+    return math.sqrt(sum(one.var(ddof=1) / len(one) for one in (of_positives, of_negatives)))
 
 
 UNKNOWN = intervals.SeedNoise(variance=0.0, freedom=0)
@@ -134,22 +119,10 @@ def test_paired_difference_agrees_with_delong():
     second = np.clip(first + noise, 0, 1)
     found = compare(labels, first, second, num_resamples=4000)
     error = delong_error(labels, first, second)
-    assert found.value == pytest.approx(
-        metrics.roc_auc_score(labels, first) - metrics.roc_auc_score(labels, second), abs=1e-12
-    )
+    aurocs = [metrics.roc_auc_score(labels, scores) for scores in (first, second)]
+    assert found.value == pytest.approx(aurocs[0] - aurocs[1], abs=1e-12)
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.06)
     assert found.p == pytest.approx(2 * stats.norm.sf(found.value / error), rel=0.5)
-
-
-def test_equally_good_models_differ_at_5_percent_in_about_5_percent_of_studies():
-    generator = np.random.default_rng(0)
-    significant = 0
-    for study in range(300):
-        labels = generator.integers(0, 2, 150)
-        first, second = (labels + generator.normal(scale=1.5, size=150) for _ in range(2))
-        probabilities = [stats.norm.cdf(scores) for scores in (first, second)]
-        significant += compare(labels, *probabilities, num_resamples=400, seed=study).p < 0.05
-    assert 0.02 < significant / 300 < 0.09
 
 
 def test_seed_noise_is_the_spread_that_rows_and_seeds_do_not_explain():
@@ -166,11 +139,8 @@ def test_seed_noise_is_the_spread_that_rows_and_seeds_do_not_explain():
         del row[2]  # not yet run
     assert intervals.seed_noise(by_seed).variance == pytest.approx(0.04, rel=0.15)
     assert intervals.seed_noise(by_seed).freedom == 399 + 199
-
-
-def test_seed_noise_is_unknown_where_every_row_has_one_seed():
-    assert intervals.seed_noise([{0: 0.8}, {0: 0.9}]).freedom == 0
-    assert intervals.seed_noise([{0: 0.8, 1: 0.9}]).freedom == 0
+    for unknown in ([{0: 0.8}, {0: 0.9}], [{0: 0.8, 1: 0.9}]):  # one seed in each row, and one row
+        assert intervals.seed_noise(unknown).freedom == 0
 
 
 @pytest.mark.parametrize("spread_over_seeds", [0.0, 1.0, 3.0])

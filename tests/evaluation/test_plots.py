@@ -12,41 +12,29 @@ LABELS = np.array([0, 0, 1, 1, 1])
 PROBABILITIES = np.array([0.1, 0.6, 0.4, 0.8, 0.9])
 
 
-def draw_losses(path: Path) -> None:
-    epochs = [{"epoch": epoch, "train_loss": 1 / epoch, "eval_loss": 1.1 / epoch} for epoch in (1, 2, 3)]
-    plots.plot_losses(epochs, path, title="loss")
+EPOCHS = [{"epoch": epoch, "train_loss": 1 / epoch, "eval_loss": 1.1 / epoch} for epoch in (1, 2, 3)]
+IMAGES = np.linspace(0, 1, 2 * 8 * 8).reshape(2, 8, 8)
 
 
 def draw_curves(path: Path) -> None:
     plots.plot_roc_and_precision_recall(LABELS, PROBABILITIES, path, title="curves")
 
 
-def draw_confusion(path: Path) -> None:
-    plots.plot_confusion_matrix(
-        LABELS,
-        PROBABILITIES,
-        path,
-        thresholds={"fixed": 0.5, "chosen": 0.4},
-        names=["No", "Yes"],
-        title="counts",
-    )
+def draw_confusion(path: Path, *, rows: slice = slice(None)) -> None:
+    options = {"thresholds": {"fixed": 0.5, "chosen": 0.4}, "names": ["No", "Yes"], "title": "counts"}
+    plots.plot_confusion_matrix(LABELS[rows], PROBABILITIES[rows], path, **options)
 
 
-def draw_confusion_of_one_class(path: Path) -> None:
-    plots.plot_confusion_matrix(
-        LABELS[2:], PROBABILITIES[2:], path, thresholds={"fixed": 0.5}, names=["No", "Yes"], title="counts"
-    )
+DRAWINGS = {
+    "losses": lambda path: plots.plot_losses(EPOCHS, path, title="loss"),
+    "curves": draw_curves,
+    "confusion": draw_confusion,
+    "confusion of one class": lambda path: draw_confusion(path, rows=slice(2, None)),
+    "reconstructions": lambda path: plots.plot_reconstructions({"a": IMAGES, "b": 1 - IMAGES}, path),
+}
 
 
-def draw_reconstructions(path: Path) -> None:
-    images = np.linspace(0, 1, 2 * 8 * 8).reshape(2, 8, 8)
-    plots.plot_reconstructions({"original": images, "reconstruction": 1 - images}, path)
-
-
-DRAWINGS = [draw_losses, draw_curves, draw_confusion, draw_confusion_of_one_class, draw_reconstructions]
-
-
-@pytest.mark.parametrize("draw", DRAWINGS, ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
 def test_figure_replaces_an_older_one_and_leaves_nothing_else(draw, tmp_path):
     path = tmp_path / "figure.png"
     path.write_bytes(b"old")

@@ -2,7 +2,6 @@
 
 import argparse
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -25,8 +24,8 @@ NO_MODEL = ("predictions_test.csv", "samples.json", "notes.md", "weights.bin", "
 SHARED = ("config.json", "README.md")
 
 
-def push(folder: Path, hub_dir: Path) -> str:
-    return local_hub.push(folder, hub_dir=hub_dir, model_id=NAME, message=f"from {folder.name}")
+def push(folder: Path, hub_dir: Path, *, model_id: str = NAME, tag: str | None = None) -> str:
+    return local_hub.push(folder, hub_dir=hub_dir, model_id=model_id, message=f"from {folder.name}", tag=tag)
 
 
 def load_bias(hub_dir: Path, revision: str = "main") -> float:
@@ -88,12 +87,8 @@ def test_our_loading_finds_the_name_and_both_commits(pushed):
         model = load_pretrained(ViTForImageClassification, NAME, config=config, **source)
         assert model.classifier.bias[0].item() == bias
         assert list(load_image_processor(NAME, image_size=16, **source).image_mean) == [0.4978] * 3
-
-
-def test_unknown_revision_is_one_line_that_names_it(pushed):
-    with pytest.raises(ValueError, match="model my-lab/mae-cxr: found no revision v9 in --hub_dir") as error:
-        load_config(NAME, expected=("vit",), hub_dir=pushed[0], revision="v9")
-    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"^model my-lab/mae-cxr: found no revision v9 in --hub_dir [^\n]*$"):
+        load_config(NAME, expected=("vit",), hub_dir=hub_dir, revision="v9")
 
 
 def test_hugging_faces_own_scan_lists_the_revisions_without_warnings(pushed):
@@ -102,10 +97,8 @@ def test_hugging_faces_own_scan_lists_the_revisions_without_warnings(pushed):
     assert not scan.warnings
     (found,) = scan.repos
     assert (found.repo_id, found.repo_type) == (NAME, "model")
-    assert {revision.commit_hash: set(revision.refs) for revision in found.revisions} == {
-        commits[0]: set(),
-        commits[1]: {"main"},
-    }
+    refs = {revision.commit_hash: set(revision.refs) for revision in found.revisions}
+    assert refs == {commits[0]: set(), commits[1]: {"main"}}
 
 
 def test_revision_does_not_change_with_the_folder_it_was_pushed_from(pushed):
@@ -163,11 +156,7 @@ def test_blob_whose_copy_was_interrupted_is_not_taken_for_whole(tmp_path, monkey
     assert load_bias(hub_dir) == 1.0
 
 
-@pytest.mark.parametrize("name", ["a/b", "my-lab/mae_cxr.v2", "A1/B-2"])
-def test_names_of_the_hub_are_model_ids(name):
-    assert local_hub.parse_model_id(name) == name
-
-
+IDS = ("a/b", "my-lab/mae_cxr.v2", "A1/B-2")
 NO_IDS = ("a", "a/b/c", "../b", "a/..", "/a", "a/", "a b/c", "a/b\n", "a--b/c", "a/" + 97 * "b")
 NO_TAGS = ("main", "", "../v1", "a/b", "v1\n", "-v", 40 * "a", 97 * "v")
 
@@ -183,6 +172,7 @@ NO_TAGS = ("main", "", "../v1", "a/b", "v1\n", "-v", 40 * "a", 97 * "v")
     ],
 )
 def test_other_names_and_those_that_look_like_ids_are_refused(parse, text, said):
+    assert all(local_hub.parse_model_id(name) == name for name in IDS)
     with pytest.raises(argparse.ArgumentTypeError, match=said):
         parse(text)
 
@@ -198,9 +188,7 @@ def test_log_has_parent_time_message_and_files_and_the_hash_covers_them(pushed):
     assert set(log[0].files) == names
     path = repository(hub_dir) / "commits" / f"{commits[0]}.json"
     assert sha1(path.read_bytes()).hexdigest() == commits[0]
-    path.write_text(
-        path.read_text(encoding="utf-8").replace("from model-1.0", "from model-9.0"), encoding="utf-8"
-    )
+    path.write_bytes(path.read_bytes().replace(b"from model-1.0", b"from model-9.0"))
     with pytest.raises(ValueError, match="its content has changed"):
         local_hub.read_log(hub_dir, NAME)
 
@@ -229,11 +217,10 @@ def test_tags_and_first_digits_name_revisions_in_transformers_and_here(pushed):
 def test_push_with_a_tag_can_be_repeated_but_does_not_move_it(tmp_path):
     hub_dir = tmp_path / "hub"
     first, second = (make_model(tmp_path / f"{bias}", bias=bias) for bias in (1.0, 2.0))
-    options = {"hub_dir": hub_dir, "model_id": NAME, "message": "", "tag": "v1"}
-    commit = local_hub.push(first, **options)
-    assert local_hub.push(first, **options) == commit
+    commit = push(first, hub_dir, tag="v1")
+    assert push(first, hub_dir, tag="v1") == commit
     with pytest.raises(ValueError, match="no tag is moved"):
-        local_hub.push(second, **options)
+        push(second, hub_dir, tag="v1")
     assert main_of(hub_dir) == commit and snapshots(hub_dir) == {commit}
 
 
@@ -241,8 +228,7 @@ def test_tag_that_has_the_files_already_is_no_obstacle_though_another_push_was_b
     """As where a run was killed after its push, and is resumed."""
     hub_dir, commits = pushed
     local_hub.set_tag(hub_dir, NAME, "v1", commits[0])
-    options = {"hub_dir": hub_dir, "model_id": NAME, "message": "", "tag": "v1"}
-    assert local_hub.push(hub_dir.parent / "model-1.0", **options) == commits[0]
+    assert push(hub_dir.parent / "model-1.0", hub_dir, tag="v1") == commits[0]
     assert main_of(hub_dir) == commits[1] and snapshots(hub_dir) == set(commits)
 
 
@@ -259,9 +245,8 @@ def test_verify_finds_and_a_push_mends_what_was_damaged(damage, pushed):
         content[-1] ^= 1
         path.write_bytes(content)  # through a link: of the blob
     (problem,) = local_hub.find_problems(hub_dir, NAME)
-    assert (
-        "is missing" if damage == "missing" else "its content has changed"
-    ) in problem and place in problem
+    said = "is missing" if damage == "missing" else "its content has changed"
+    assert said in problem and place in problem
     assert push(hub_dir.parent / "model-2.0", hub_dir) == commits[1]
     assert local_hub.find_problems(hub_dir, NAME) == []
     assert load_bias(hub_dir) == 2.0
@@ -305,8 +290,7 @@ def test_first_push_that_was_killed_is_a_problem_of_its_model_only(pushed):
     done = run_command("list", "--hub_dir", hub_dir)
     assert done.returncode == 1 and commits[1][:8] in done.stdout
     assert "found 0 revisions 'main'" in done.stdout
-    options = {"hub_dir": hub_dir, "model_id": "my-lab/other", "message": ""}
-    assert local_hub.push(hub_dir.parent / "model-2.0", **options) == commits[1]  # that push is completed
+    assert push(hub_dir.parent / "model-2.0", hub_dir, model_id="my-lab/other") == commits[1]  # completed
     assert local_hub.find_problems(hub_dir, "my-lab/other") == []
     assert [commit.commit for commit in local_hub.read_log(hub_dir, "my-lab/other")] == commits[::-1]
 
@@ -424,27 +408,11 @@ def test_commands_push_list_log_tag_verify_and_gc(tmp_path):
     assert done.returncode == 1 and "config.json: is missing" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["log", NAME],
-        ["tag", NAME, "main"],
-        ["push", "no-such-folder", NAME],
-        ["push", ".", "x"],
-        ["verify", "a/b"],
-        ["verify"],
-        ["push", ".", NAME, "--message", "p10000032"],
-    ],
-    ids=" ".join,
-)
+WRONG = [f"log {NAME}", f"tag {NAME} main", f"push no-such-folder {NAME}", "push . x", "verify a/b", "verify"]
+
+
+@pytest.mark.parametrize("words", [*WRONG, f"push . {NAME} --message p10000032"])
 def test_wrong_command_is_one_line_and_status_2(words, tmp_path):
     (tmp_path / "hub").mkdir()
-    done = run_command(*words, "--hub_dir", tmp_path / "hub")
+    done = run_command(*words.split(), "--hub_dir", tmp_path / "hub")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected" in done.stderr
-
-
-def test_hugging_faces_own_command_lists_the_models(pushed):
-    command = Path(sys.executable).with_name("hf")
-    environment = os.environ | {"HF_HUB_CACHE": str(pushed[0])}
-    done = subprocess.run([command, "cache", "ls"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and f"model/{NAME}" in done.stdout

@@ -26,24 +26,23 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         state, path = self.server.state, self.path.partition("?")[0]
-        if path == "/api/whoami-v2":
-            is_known = "Bearer hf_secret" in self.headers.get("authorization", "")
-            return self.answer(200 if is_known else 401, {"name": "me", "error": "Invalid credentials"})
-        if path == f"/api/models/{NAME}":
-            if not state["files"] and "created" not in state:
-                return self.answer(404, {}, reason="RepoNotFound")
-            return self.answer(200, {"id": NAME, "sha": state["main"], "private": state["is_private"]})
-        if path == f"/api/models/{NAME}/refs":
-            tags = [
-                {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
-                for name, commit in state["tags"].items()
-            ]
-            return self.answer(200, {"branches": [], "converts": [], "tags": tags})
-        if path == f"/api/models/{NAME}/tree/main":
-            return self.answer(
-                200, [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in state["files"]]
-            )
-        return self.answer(404, {"error": f"no {path}"})
+        is_known = "Bearer hf_secret" in self.headers.get("authorization", "")
+        refs = [
+            {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
+            for name, commit in state["tags"].items()
+        ]
+        files = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in state["files"]]
+        answers = {
+            "/api/whoami-v2": {"name": "me"} if is_known else None,
+            f"/api/models/{NAME}": {"id": NAME, "sha": state["main"], "private": state["is_private"]},
+            f"/api/models/{NAME}/refs": {"branches": [], "converts": [], "tags": refs},
+            f"/api/models/{NAME}/tree/main": files,
+        }
+        if path == f"/api/models/{NAME}" and not state["files"] and "created" not in state:
+            return self.answer(404, {}, reason="RepoNotFound")
+        if (content := answers.get(path)) is not None:
+            return self.answer(200, content)
+        return self.answer(404 if is_known else 401, {"error": f"no {path}, or invalid credentials"})
 
     def do_POST(self):
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -59,9 +58,7 @@ class Hub(BaseHTTPRequestHandler):
         if path == f"/api/models/{NAME}/preupload/main":
             files = [file["path"] for file in json.loads(content)["files"]]
             modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in files}
-            answers = [
-                {"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()
-            ]
+            answers = [{"path": name, "uploadMode": modes[name], "shouldIgnore": False} for name in files]
             return self.answer(200, {"files": answers})
         if path == f"/{NAME}.git/info/lfs/objects/batch":
             objects = json.loads(content)["objects"]
@@ -70,9 +67,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(200, {"transfer": "basic", "objects": objects})
         if path == f"/api/models/{NAME}/commit/main":
             state["commit"] = [json.loads(line) for line in content.splitlines()]
-            return self.answer(
-                200, {"commitOid": COMMIT, "commitUrl": f"{self.server.url}/{NAME}/commit/{COMMIT}"}
-            )
+            url = f"{self.server.url}/{NAME}/commit/{COMMIT}"
+            return self.answer(200, {"commitOid": COMMIT, "commitUrl": url})
         if path == f"/api/models/{NAME}/tag/{COMMIT}":
             tag = json.loads(content)["tag"]
             is_new = state["tags"].setdefault(tag, COMMIT) == COMMIT
@@ -80,9 +76,8 @@ class Hub(BaseHTTPRequestHandler):
         return self.answer(404, {"error": f"no {path}"})
 
     def do_PUT(self):
-        self.server.state["uploads"][self.path.rpartition("/")[2]] = self.rfile.read(
-            int(self.headers["Content-Length"])
-        )
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.state["uploads"][self.path.rpartition("/")[2]] = content
         self.answer(200, {})
 
     def answer(self, status: int, content: object, *, reason: str = "") -> None:
@@ -109,11 +104,14 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 def push(model: Path, url: str, *, token: str = "hf_secret") -> subprocess.CompletedProcess:
+    words = [str(SCRIPTS / "hub.py"), "push", str(model), NAME, "--message", "the first", "--tag", "v1"]
+    return run_python(words, url, token=token)
+
+
+def run_python(words: list[str], url: str, *, token: str = "hf_secret") -> subprocess.CompletedProcess:
     environment = os.environ | {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
-    environment["HF_HUB_OFFLINE"] = "0"
-    command = [sys.executable, str(SCRIPTS / "hub.py"), "push", str(model), NAME]
-    command += ["--message", "the first", "--tag", "v1"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    options = {"env": environment | {"HF_HUB_OFFLINE": "0"}, "cwd": SCRIPTS}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, **options)
 
 
 def test_push_makes_a_private_model_with_every_file_and_a_tag(server, tmp_path):
@@ -194,18 +192,15 @@ run_script(lambda: check_push(model_id={NAME!r}, tag="v1"))
 )
 def test_check_before_a_training_finds_what_would_stop_the_push_and_makes_nothing(state, token, said, server):
     server.state |= state
-    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", CHECK]
-    done = subprocess.run(command, env=environment, cwd=SCRIPTS, capture_output=True, text=True)
+    done = run_python(["-c", CHECK], server.url, token=token)
     assert done.returncode == (2 if said else 0) and said in done.stderr, done.stderr[-2000:]
     assert done.stderr.count("\n") == bool(said) and "created" not in server.state
 
 
 def test_training_that_could_not_be_pushed_ends_before_it_begins(server, sample_root, tmp_path):
     server.state |= {"tags": {"v1": OLD_COMMIT}, "files": ["config.json"]}
-    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, str(SCRIPTS / "run_mae_pretrain.py"), "--output_dir", str(tmp_path / "run")]
-    command += ["--push_to_hub", "--hub_model_id", NAME, "--hub_revision", "v1", f"--data_dir={sample_root}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    words = [str(SCRIPTS / "run_mae_pretrain.py"), "--output_dir", str(tmp_path / "run")]
+    words += ["--push_to_hub", "--hub_model_id", NAME, "--hub_revision", "v1", f"--data_dir={sample_root}"]
+    done = run_python(words, server.url)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "no tag is moved" in done.stderr and not (tmp_path / "run").exists()

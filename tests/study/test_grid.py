@@ -1,5 +1,6 @@
 """The grid: which cells a preset means, what each of them is called and which flags it has."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -16,14 +17,12 @@ from cxr.study.grid import GRIDS
 from cxr.study.grid import PAPER
 from cxr.study.grid import PRETRAINING
 from cxr.study.grid import Cell
+from cxr.study.grid import ClassificationPoint
 from cxr.study.grid import Grid
 
 from mimic_cxr_dataset.tables import index_images
 
 DATA, STUDY = Path("/data/cxr").absolute(), Path("/runs/study").absolute()
-RESERVED = {"con", "prn", "aux", "nul"} | {
-    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
-}
 
 
 def plan(preset: Grid, *, settings=(), augmentations=None, mask_ratios=None, **axes) -> list[Cell]:
@@ -40,6 +39,10 @@ def one_cell(model: str, *settings, **axes) -> list[Cell]:
 
 def ids(cells: list[Cell]) -> list[str]:
     return [cell.run_id for cell in cells]
+
+
+def arm_of(point: ClassificationPoint) -> tuple[str, float]:
+    return point.augmentation, point.masking
 
 
 def write_model(folder: Path, model_type: str) -> Path:
@@ -60,29 +63,16 @@ def test_paper_is_72_arms_a_seed_and_three_seeds():
 
 
 def test_paper_has_exactly_the_papers_arms_at_each_size_task_and_mode():
-    found = Counter(
-        tuple(getattr(cell.point, name) for name in ("model", "augmentation", "masking"))
-        for cell in plan(PAPER)
+    points = [cell.point for cell in plan(PAPER)]
+    rest = {(point.train_size, point.task, point.training_mode, point.view, point.seed) for point in points}
+    assert rest == set(
+        itertools.product((1_000, 10_000, None), TASKS, ("full", "last_layer"), ["frontal"], range(3))
     )
-    times = 3 * 2 * 2 * 3  # sizes, tasks, training modes, seeds
-    assert found == {
-        ("facebook/vit-mae-base", "mae", 0.25): times,
-        ("facebook/vit-mae-base", "mae", 0.5): times,
-        ("facebook/vit-mae-base", "mae", 0.75): times,
-        ("facebook/vit-mae-base", "none", 0.0): times,
-        ("microsoft/resnet-18", "classic", 0.0): times,
-        ("microsoft/resnet-18", "none", 0.0): times,
-    }
-    others = {
-        name: {getattr(cell.point, name) for cell in plan(PAPER)}
-        for name in ("train_size", "task", "training_mode", "view")
-    }
-    assert others == {
-        "train_size": {1_000, 10_000, None},
-        "task": {"finding", "pleural_effusion"},
-        "training_mode": {"full", "last_layer"},
-        "view": {"frontal"},
-    }
+    found = Counter((point.model, *arm_of(point)) for point in points)
+    vit = [("mae", 0.25), ("mae", 0.5), ("mae", 0.75), ("none", 0.0)]
+    arms = [("facebook/vit-mae-base", *arm) for arm in vit]
+    arms += [("microsoft/resnet-18", augmentation, 0.0) for augmentation in ("classic", "none")]
+    assert found == dict.fromkeys(arms, len(rest))
 
 
 def test_cell_of_the_paper_has_its_flags_and_hyperparameters():
@@ -143,17 +133,13 @@ def test_smoke_is_a_grid_of_tiny_models_from_scratch_on_the_cpu():
 def test_run_ids_are_unique_short_and_safe_on_windows(preset, masking, pretrain):
     cells = plan(GRIDS[preset], masking=masking, pretrain=pretrain)
     names = ids(cells)
-    assert len({name.lower() for name in names}) == len(names)
-    for name in names:
-        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*[a-z0-9]", name) and name not in RESERVED
-    assert max(map(len, names)) <= 60
+    assert len(set(names)) == len(names) and max(map(len, names)) <= 60
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9-]*_[a-z0-9_-]*[a-z0-9]", name) for name in names)
 
 
 def test_awkward_folders_and_shares_still_give_safe_short_names(tmp_path):
-    models = [
-        str(write_model(tmp_path / name, "vit_mae"))
-        for name in ("CON", "My Model (v2.1)", "модель", "a" * 99)
-    ]
+    folders = ("CON", "My Model (v2.1)", "модель", "a" * 99)
+    models = [str(write_model(tmp_path / name, "vit_mae")) for name in folders]
     axes = {"mask_ratios": [0.125, 0.0], "seeds": [4294967295], "train_sizes": [123456], "views": ["lateral"]}
     names = ids(plan(PAPER, models=models, masking="erasing", pretrain="beside", **axes))
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9_-]*[a-z0-9]", name) and len(name) <= 90 for name in names)
@@ -171,10 +157,7 @@ def test_folder_is_a_pretrained_model_of_the_family_that_its_configuration_says(
     folder = write_model(tmp_path / "mine" / "model", "resnet")
     cells = plan(PAPER, models=[str(folder)])
     assert {cell.flags["model_name_or_path"] for cell in cells} == {str(folder)}
-    assert {(cell.point.augmentation, cell.point.masking) for cell in cells} == {
-        ("classic", 0.0),
-        ("none", 0.0),
-    }
+    assert {arm_of(cell.point) for cell in cells} == {("classic", 0.0), ("none", 0.0)}
     assert all(cell.run_id.startswith("mine_") for cell in cells)
 
 
@@ -255,24 +238,19 @@ def test_axis_replaces_that_of_the_preset_and_no_other(axis, values, field):
     before, after = plan(PAPER), plan(PAPER, **{axis: values})
     assert {getattr(cell.point, field) for cell in after} == set(values)
     for name in before[0].point.as_json().keys() - {field}:
-        assert {getattr(cell.point, name) for cell in after} == {
-            getattr(cell.point, name) for cell in before
-        }, name
+        of_before, of_after = ({getattr(cell.point, name) for cell in cells} for cells in (before, after))
+        assert of_after == of_before, name
 
 
 def test_augmentations_and_mask_ratios_are_crossed_and_a_resnet_is_not_masked():
     cells = plan(PAPER, augmentations=["mae", "classic"], mask_ratios=[0.0, 0.6], seeds=[0])
-    arms = {(grid.family(cell.point.model), *arm_of(cell)) for cell in cells}
+    arms = {(grid.find_architecture(cell.point.model).family, *arm_of(cell.point)) for cell in cells}
     crossed = {("vit", augmentation, share) for augmentation in ("mae", "classic") for share in (0.0, 0.6)}
     assert arms == crossed | {("resnet", "mae", 0.0), ("resnet", "classic", 0.0)}
 
 
-def arm_of(cell: Cell) -> tuple[str, float]:
-    return cell.point.augmentation, cell.point.masking
-
-
 def test_mask_ratios_alone_keep_the_augmentations_of_the_preset():
-    arms = {arm_of(cell) for cell in plan(PAPER, mask_ratios=[0.9]) if "vit" in cell.run_id}
+    arms = {arm_of(cell.point) for cell in plan(PAPER, mask_ratios=[0.9]) if "vit" in cell.run_id}
     assert arms == {("mae", 0.9), ("none", 0.9)}
 
 
@@ -378,7 +356,7 @@ def test_setting_reaches_the_cells_of_its_scope(scope, reached):
             if cell.flags.get("weight_decay") == 0.3:
                 size = getattr(cell.point, "train_size", 0)
                 what = "pretrain" if cell.script == PRETRAINING else grid.size_name(size)
-                found.add(f"{grid.family(model)}-{what}")
+                found.add(f"{grid.find_architecture(model).family}-{what}")
     assert found == reached
 
 
@@ -415,27 +393,16 @@ def test_mask_ratio_of_the_pretraining_is_free_to_choose():
 
 
 def test_planned_samples_are_the_same_for_all_models_nested_and_of_the_seed(sample_root):
-    cells = plan(
-        PAPER,
-        models=["facebook/vit-mae-base", "microsoft/resnet-18", "vit-mae-tiny"],
-        train_sizes=[8, 20, None],
-        pretrain="beside",
-    )
-    train_images = {}
-    for task in TASKS:
-        images, _ = index_images(sample_root, task=task)
-        train_images[task] = images[images["split"] == "train"]
+    models = ["facebook/vit-mae-base", "microsoft/resnet-18", "vit-mae-tiny"]
+    cells = plan(PAPER, models=models, train_sizes=[8, 20, None], pretrain="beside")
+    images = {task: index_images(sample_root, task=task)[0] for task in TASKS}
     drawn: dict[tuple, set[frozenset]] = {}
     for flags in (cell.flags for cell in cells if cell.script == CLASSIFICATION):
-        train = train_images[flags["dataset_config_name"]]
-        chosen = draw_sample(
-            train["subject_id"].to_numpy(),
-            train["label"].to_numpy(),
-            num_samples=flags["max_train_samples"],
-            seed=flags["seed"],
-        )
-        key = (flags["dataset_config_name"], flags["seed"], flags["max_train_samples"])
-        drawn.setdefault(key, set()).add(frozenset(train["dicom_id"].iloc[chosen]))
+        task, seed, size = (flags[name] for name in ("dataset_config_name", "seed", "max_train_samples"))
+        train = images[task][images[task]["split"] == "train"]
+        of_images = train["subject_id"].to_numpy(), train["label"].to_numpy()
+        chosen = draw_sample(*of_images, num_samples=size, seed=seed)
+        drawn.setdefault((task, seed, size), set()).add(frozenset(train["dicom_id"].iloc[chosen]))
     assert len(drawn) == 2 * 3 * 3
     assert {len(samples) for samples in drawn.values()} == {1}  # one sample, whatever the model
     for task in TASKS:

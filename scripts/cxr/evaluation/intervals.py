@@ -26,12 +26,10 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(Interval):
     """A mean difference of AUROC between two rows, with its interval and p-value."""
 
     value: float
-    low: float
-    high: float
     p: float
 
 
@@ -206,9 +204,8 @@ def paired_difference(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Returns the p-values corrected for their number (Holm 1979): 0.05 then holds for all at once."""
     order = np.argsort(p_values, kind="stable")
-    scaled = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
-    corrected = np.empty(len(order))
-    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    corrected = np.asarray(p_values, dtype=float)
+    corrected[order] = np.minimum(np.maximum.accumulate(corrected[order] * np.arange(len(order), 0, -1)), 1.0)
     return corrected.tolist()
 
 
@@ -222,11 +219,5 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[flo
     The expected calibration error, "ece", is the mean gap between the first two, by images.
     """
     bins = bin_of(probabilities)
-    return [
-        (
-            float(probabilities[bins == one].mean()),
-            float(labels[bins == one].mean()),
-            int((bins == one).sum()),
-        )
-        for one in np.unique(bins)
-    ]
+    inside = [bins == one for one in np.unique(bins)]
+    return [(float(probabilities[one].mean()), float(labels[one].mean()), int(one.sum())) for one in inside]

@@ -64,9 +64,8 @@ def plot_confusion_matrix(
     all_axes = figure.subplots(1, len(thresholds), squeeze=False)
     for axes, (name, threshold) in zip(all_axes[0], thresholds.items()):
         counts = metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1])
-        metrics.ConfusionMatrixDisplay(counts, display_labels=names).plot(
-            ax=axes, cmap="Blues", colorbar=False
-        )
+        display = metrics.ConfusionMatrixDisplay(counts, display_labels=names)
+        display.plot(ax=axes, cmap="Blues", colorbar=False)
         axes.set_title(f"{name}: threshold {threshold:.3f}")
     figure.suptitle(title)
     figure.tight_layout()

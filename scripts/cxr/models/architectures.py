@@ -2,34 +2,128 @@
 
 from pathlib import Path
 from typing import Annotated
-from typing import Any
 from typing import ClassVar
 from typing import Literal
 
 from huggingface_hub import try_to_load_from_cache
+from pydantic import ConfigDict
 from pydantic import Field
+from pydantic import model_validator
+from typing_extensions import Self
 
-from cxr.choices import DEFAULT_IMAGE_SIZE as DEFAULT_IMAGE_SIZE
+from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.errors import UserError
 from cxr.run_folder.record import Record
 from cxr.sharing.local_hub import MODEL_ID
 
+# The bounds keep a model from being built for hours.
+Whole = Annotated[int, Field(gt=0, le=10**6)]
+Depth = Annotated[int, Field(gt=0, le=1000)]
+Width = Annotated[int, Field(gt=3, le=10**6)]  # a bottleneck has a quarter of the channels
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Small = Annotated[float, Field(gt=0, lt=1)]
+Channels = Literal[3]  # as all images have
+
+
+class Fields(Record):
+    """All that makes two models the same network, and all that is taken from a model's config.json.
+
+    transformers acts on much of what else may stand there. The defaults are those of transformers.
+    """
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)  # no bound lets them in
+    writer: ClassVar[str] = "transformers"
+    advice: ClassVar[str] = "restore the file, or name another model"
+    family: ClassVar[str] = "vit"
+
+
+class VitFields(Fields):
+    widths: ClassVar[dict[str, int]] = {"": 1}  # prefix of the fields -> what the width is a multiple of
+
+    hidden_size: Whole = 768
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Whole = 12
+    intermediate_size: Whole = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: BelowOne = 0.0
+    attention_probs_dropout_prob: BelowOne = 0.0
+    initializer_range: Small = 0.02
+    layer_norm_eps: Small = 1e-12
+    image_size: Whole = DEFAULT_IMAGE_SIZE
+    patch_size: Whole = 16
+    num_channels: Channels = 3
+    qkv_bias: bool = True
+
+    @model_validator(mode="after")
+    def _check_patches_and_heads(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"found image_size={self.image_size}, expected a multiple of patch_size={self.patch_size}"
+            )
+        for side, multiple in self.widths.items():
+            width, num_heads = (getattr(self, side + name) for name in ("hidden_size", "num_attention_heads"))
+            if width % num_heads or width % multiple:
+                raise ValueError(
+                    f"found {side}hidden_size={width}, expected a multiple of {multiple} and of "
+                    f"{side}num_attention_heads={num_heads}"
+                )
+        return self
+
+
+class VitMaeFields(VitFields):
+    widths: ClassVar[dict[str, int]] = {"": 4, "decoder_": 4}  # sine and cosine, of rows and columns
+
+    decoder_hidden_size: Whole = 512
+    decoder_num_hidden_layers: Depth = 8
+    decoder_num_attention_heads: Whole = 16
+    decoder_intermediate_size: Whole = 2048
+
+
+class ResnetFields(Fields):
+    family: ClassVar[str] = "resnet"
+
+    num_channels: Channels = 3
+    embedding_size: Whole = 64
+    hidden_sizes: Annotated[list[Width], Field(min_length=1)] = [256, 512, 1024, 2048]
+    depths: list[Depth] = [3, 4, 6, 3]
+    layer_type: Literal["basic", "bottleneck"] = "bottleneck"
+    hidden_act: str = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        if len(self.hidden_sizes) != len(self.depths):
+            raise ValueError("found hidden_sizes and depths of different lengths, expected one")
+        if sum(self.depths) > 1000:
+            raise ValueError(f"found {sum(self.depths)} layers in depths, expected at most 1,000")
+        return self
+
+
+FIELDS = {"vit": VitFields, "vit_mae": VitMaeFields, "resnet": ResnetFields}
+
+
+class ModelType(Fields):
+    """What says which of FIELDS a config.json has."""
+
+    model_type: Literal["vit", "vit_mae", "resnet"]
+
 
 def _vit_mae(
-    width: int, depth: int, heads: int, decoder: tuple[int, int, int], **more: Any
-) -> dict[str, Any]:
+    width: int, depth: int, heads: int, decoder: tuple[int, int, int], *, patch_size: int = 16
+) -> VitMaeFields:
     decoder_width, decoder_depth, decoder_heads = decoder
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-        "decoder_hidden_size": decoder_width,
-        "decoder_num_hidden_layers": decoder_depth,
-        "decoder_num_attention_heads": decoder_heads,
-        "decoder_intermediate_size": 4 * decoder_width,
-        **more,
-    }
+    return VitMaeFields(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        patch_size=patch_size,
+        decoder_hidden_size=decoder_width,
+        decoder_num_hidden_layers=decoder_depth,
+        decoder_num_attention_heads=decoder_heads,
+        decoder_intermediate_size=4 * decoder_width,
+    )
 
 
 # Base, Large and Huge are those of He et al. 2021 with their 512-wide, 8-deep decoder; the smaller ones are
@@ -42,78 +136,45 @@ VIT_MAE_CONFIGS = {
     "vit-mae-huge": _vit_mae(1280, 32, 16, decoder=(512, 8, 16), patch_size=14),
 }
 _BASIC = {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]}
-_BOTTLENECK = {"layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048]}
 # He et al. 2015, table 1.
 RESNET_CONFIGS = {
-    "resnet-18": {**_BASIC, "depths": [2, 2, 2, 2]},
-    "resnet-34": {**_BASIC, "depths": [3, 4, 6, 3]},
-    "resnet-50": {**_BOTTLENECK, "depths": [3, 4, 6, 3]},
-    "resnet-101": {**_BOTTLENECK, "depths": [3, 4, 23, 3]},
-    "resnet-152": {**_BOTTLENECK, "depths": [3, 8, 36, 3]},
+    "resnet-18": ResnetFields(depths=[2, 2, 2, 2], **_BASIC),
+    "resnet-34": ResnetFields(depths=[3, 4, 6, 3], **_BASIC),
+    "resnet-50": ResnetFields(depths=[3, 4, 6, 3]),
+    "resnet-101": ResnetFields(depths=[3, 4, 23, 3]),
+    "resnet-152": ResnetFields(depths=[3, 8, 36, 3]),
 }
-_CONFIGS = {name: {"model_type": "vit_mae", **fields} for name, fields in VIT_MAE_CONFIGS.items()}
-_CONFIGS |= {name: {"model_type": "resnet", **fields} for name, fields in RESNET_CONFIGS.items()}
+CONFIGS = VIT_MAE_CONFIGS | RESNET_CONFIGS
 # Models on the Hub whose configurations are those above: a plan with them needs no network.
-_PUBLISHED = {
-    f"facebook/{name}": _CONFIGS[name] for name in ("vit-mae-base", "vit-mae-large", "vit-mae-huge")
-}
-_PUBLISHED |= {f"microsoft/{name}": _CONFIGS[name] for name in RESNET_CONFIGS}
-
-_Width = Annotated[int, Field(gt=0, le=10**6)]
-_Depth = Annotated[int, Field(gt=0, le=1000)]
+_PUBLISHED = {f"facebook/vit-mae-{size}": CONFIGS[f"vit-mae-{size}"] for size in ("base", "large", "huge")}
+_PUBLISHED |= {f"microsoft/{name}": fields for name, fields in RESNET_CONFIGS.items()}
 
 
-class Architecture(Record):
-    """What a config.json says of the family and the size of a model, with the defaults of transformers."""
-
-    writer: ClassVar[str] = "transformers"
-    advice: ClassVar[str] = "restore the file, or name another model"
-
-    model_type: Literal["vit", "vit_mae", "resnet"]
-    hidden_size: _Width = 768
-    num_hidden_layers: _Depth = 12
-    intermediate_size: _Width = 3072
-    patch_size: _Width = 16
-    embedding_size: _Width = 64
-    hidden_sizes: list[_Width] = Field(default=[256, 512, 1024, 2048], max_length=16)
-    depths: list[_Depth] = [3, 4, 6, 3]
-    layer_type: Literal["basic", "bottleneck"] = "bottleneck"
-
-    @property
-    def family(self) -> str:
-        return "resnet" if self.model_type == "resnet" else "vit"
-
-
-def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str = "main") -> Architecture:
+def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str = "main") -> Fields:
     """Returns what is known of a model: a configuration's name, a folder, or a name that is here already.
 
     Names are looked up in `hub_dir` and the Hugging Face cache, never on a network. Raises UserError for one
     that is in neither.
     """
-    if model in _CONFIGS:
-        return Architecture(**_CONFIGS[model])
-    if Path(model).is_dir():
-        return Architecture.read(Path(model) / "config.json")
-    if MODEL_ID.fullmatch(model):
-        for cache_dir in (hub_dir, None) if hub_dir else (None,):
+    if model in CONFIGS:
+        return CONFIGS[model]
+    path = Path(model) / "config.json" if Path(model).is_dir() else None
+    if path is None and MODEL_ID.fullmatch(model):
+        for cache_dir in (None, hub_dir) if hub_dir else (None,):  # the last one found counts
             found = try_to_load_from_cache(model, "config.json", cache_dir=cache_dir, revision=revision)
-            if isinstance(found, str):
-                return Architecture.read(Path(found))
+            path = Path(found) if isinstance(found, str) else path
+    if path is not None:
+        return FIELDS[ModelType.read(path).model_type].read(path)
     if model in _PUBLISHED:
-        return Architecture(**_PUBLISHED[model])
+        return _PUBLISHED[model]
     raise UserError(
         f"model {model}: found no folder and no downloaded model of this name, expected one that tells its "
         f"family and size; name a folder, or download it first: hf download {model} --revision {revision}"
     )
 
 
-def family(model: str, *, hub_dir: Path | None = None, revision: str = "main") -> str:
-    """Returns "vit" or "resnet". Raises as `find_architecture` does."""
-    return find_architecture(model, hub_dir=hub_dir, revision=revision).family
-
-
 def estimate_gflop(
-    architecture: Architecture, *, image_size: int, overrides: str | None, share_seen: float
+    architecture: Fields, *, image_size: int, overrides: str | None, share_seen: float
 ) -> float:
     """Returns roughly what a forward pass of one image takes, in GFLOP.
 
@@ -134,7 +195,7 @@ def estimate_gflop(
     return 2e-9 * model.num_hidden_layers * tokens * per_token
 
 
-def _resnet_macs(model: Architecture, image_size: int) -> float:
+def _resnet_macs(model: ResnetFields, image_size: int) -> float:
     """Multiply-adds of the convolutions (He et al. 2015, table 1): their weights times the pixels."""
     before, macs = model.embedding_size, 7**2 * 3 * model.embedding_size * (image_size / 2) ** 2
     for stage, (width, depth) in enumerate(zip(model.hidden_sizes, model.depths)):

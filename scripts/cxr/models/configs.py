@@ -7,11 +7,8 @@ from typing import Literal
 
 import psutil
 import torch
-from pydantic import BaseModel
-from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import ValidationError
-from pydantic import model_validator
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ResNetConfig
@@ -20,104 +17,19 @@ from transformers import ViTConfig
 from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
-from typing_extensions import Self
 
 from cxr.choices import DATASET_DEFAULTS
+from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.choices import VIEWS
 from cxr.errors import UserError
-from cxr.models.architectures import DEFAULT_IMAGE_SIZE
-from cxr.models.architectures import RESNET_CONFIGS
-from cxr.models.architectures import VIT_MAE_CONFIGS
+from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import FIELDS
+from cxr.models.architectures import VitFields
+from cxr.models.architectures import VitMaeFields
 from cxr.run_folder.record import Record
 from cxr.run_folder.record import Share
 from cxr.run_folder.record import first_problem
 
-# The bounds keep a model from being built for hours.
-Whole = Annotated[int, Field(gt=0, le=10**6)]
-Depth = Annotated[int, Field(gt=0, le=1000)]
-Width = Annotated[int, Field(gt=3, le=10**6)]  # a bottleneck has a quarter of the channels
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Small = Annotated[float, Field(gt=0, lt=1)]
-Activation = Literal[tuple(ACT2FN)]
-Channels = Literal[3]  # as all images have
-
-
-class Fields(BaseModel):
-    """All that makes two models the same network, and all that is taken from a model's config.json.
-
-    transformers acts on much of what else may stand there.
-    """
-
-    model_config = ConfigDict(strict=True)
-
-
-class VitFields(Fields):
-    hidden_size: Whole
-    num_hidden_layers: Depth
-    num_attention_heads: Whole
-    intermediate_size: Whole
-    hidden_act: Activation
-    hidden_dropout_prob: BelowOne
-    attention_probs_dropout_prob: BelowOne
-    initializer_range: Small
-    layer_norm_eps: Small
-    image_size: Whole
-    patch_size: Whole
-    num_channels: Channels
-    qkv_bias: bool
-
-    @model_validator(mode="after")
-    def _check_patches_and_heads(self) -> Self:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"found image_size={self.image_size}, expected a multiple of patch_size={self.patch_size}"
-            )
-        check_heads(self.hidden_size, self.num_attention_heads, multiple=1, side="")
-        return self
-
-
-class VitMaeFields(VitFields):
-    decoder_hidden_size: Whole
-    decoder_num_hidden_layers: Depth
-    decoder_num_attention_heads: Whole
-    decoder_intermediate_size: Whole
-
-    @model_validator(mode="after")
-    def _check_positions(self) -> Self:
-        for side in ("", "decoder_"):  # 4: sine and cosine, of rows and columns
-            width, heads = (getattr(self, side + name) for name in ("hidden_size", "num_attention_heads"))
-            check_heads(width, heads, multiple=4, side=side)
-        return self
-
-
-def check_heads(width: int, num_heads: int, *, multiple: int, side: str) -> None:
-    if width % num_heads or width % multiple:
-        raise ValueError(
-            f"found {side}hidden_size={width}, expected a multiple of {multiple} and of "
-            f"{side}num_attention_heads={num_heads}"
-        )
-
-
-class ResnetFields(Fields):
-    num_channels: Channels
-    embedding_size: Whole
-    hidden_sizes: Annotated[list[Width], Field(min_length=1)]
-    depths: list[Depth]
-    layer_type: Literal["basic", "bottleneck"]
-    hidden_act: Activation
-    downsample_in_first_stage: bool
-    downsample_in_bottleneck: bool
-
-    @model_validator(mode="after")
-    def _check_stages(self) -> Self:
-        if len(self.hidden_sizes) != len(self.depths):
-            raise ValueError("found hidden_sizes and depths of different lengths, expected one")
-        if sum(self.depths) > 1000:
-            raise ValueError(f"found {sum(self.depths)} layers in depths, expected at most 1,000")
-        return self
-
-
-FIELDS = {"vit": VitFields, "vit_mae": VitMaeFields, "resnet": ResnetFields}
 CONFIG_CLASSES = {"vit": ViTConfig, "vit_mae": ViTMAEConfig, "resnet": ResNetConfig}
 # Not by --config_overrides: the side has a flag, images have their channels, and these two are lists.
 NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
@@ -142,12 +54,12 @@ class ModelFields(Record):
 
 def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:
     """Returns the configuration `config_name` with the image size and `overrides` ("key=value,...")."""
-    if config_name in VIT_MAE_CONFIGS:
-        config = ViTMAEConfig(**VIT_MAE_CONFIGS[config_name], image_size=image_size or DEFAULT_IMAGE_SIZE)
+    fields = CONFIGS[config_name].model_dump()
+    if isinstance(CONFIGS[config_name], VitMaeFields):
+        config = ViTMAEConfig(**fields | {"image_size": image_size or DEFAULT_IMAGE_SIZE})
         model_class = ViTMAEForPreTraining
     else:
-        config = ResNetConfig(**RESNET_CONFIGS[config_name])
-        model_class = ResNetForImageClassification
+        config, model_class = ResNetConfig(**fields), ResNetForImageClassification
     if overrides:
         allowed = [name for name in FIELDS[config.model_type].model_fields if name not in NOT_OVERRIDDEN]
         for pair in overrides.split(","):
@@ -172,8 +84,7 @@ def config_from_json(fields: dict[str, Any], *, where: str) -> PretrainedConfig:
 
     Raises UserError, beginning with `where`, for what no model can have.
     """
-    config_class = CONFIG_CLASSES[fields["model_type"]]
-    config = config_class(**check_fields(config_class().to_dict() | fields, where=where))
+    config = CONFIG_CLASSES[fields["model_type"]](**check_fields(fields, where=where))
     # Whose head the weights have: a script says so where it is another's.
     if isinstance(fields.get("architectures"), list) and isinstance(fields.get("id2label"), dict):
         config.architectures = [str(one) for one in fields["architectures"]]
@@ -193,9 +104,15 @@ def classifier_config(config: PretrainedConfig, labels: list[str]) -> Pretrained
 def check_fields(values: dict[str, Any], *, where: str) -> dict[str, Any]:
     """Returns the FIELDS of a configuration. Raises UserError, beginning with `where`, where one is wrong."""
     try:
-        return FIELDS[values["model_type"]].model_validate(values).model_dump()
+        fields = FIELDS[values["model_type"]].model_validate(values).model_dump()
     except ValidationError as error:
         raise UserError(f"{where}: {first_problem(error)}: change it") from error
+    if fields["hidden_act"] not in ACT2FN:
+        raise UserError(
+            f"{where}: found hidden_act={fields['hidden_act']!r:.50}, expected one of {', '.join(ACT2FN)}: "
+            "change it"
+        )
+    return fields
 
 
 def num_parameters(

@@ -20,14 +20,10 @@ from transformers import ViTImageProcessor
 from cxr.data.transforms import GRAY_MEAN
 from cxr.data.transforms import GRAY_STD
 from cxr.errors import UserError
-from cxr.models.configs import check_memory
-from cxr.models.configs import config_from_json
-from cxr.models.configs import num_parameters
+from cxr.models import configs
 from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
-from cxr.sharing.local_hub import MODEL_ID
-from cxr.sharing.local_hub import model_ids
-from cxr.sharing.local_hub import repository_dir
+from cxr.sharing import local_hub
 
 logger = logging.getLogger(__name__)
 MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]  # that are fetched from the Hub
@@ -43,13 +39,13 @@ def load_config(
             f"model {name}: found model_type {fields['model_type'][:50]}, expected {' or '.join(expected)}: "
             "name another"
         )
-    return config_from_json(fields, where=f"model {name}: config.json")
+    return configs.config_from_json(fields, where=f"model {name}: config.json")
 
 
 def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
     """Returns a pretrained model's config.json as it is, with a model_type. Raises as `load_config` does."""
     is_folder = Path(name).is_dir()
-    if not is_folder and (Path(name).exists() or not MODEL_ID.fullmatch(name)):
+    if not is_folder and (Path(name).exists() or not local_hub.MODEL_ID.fullmatch(name)):
         raise UserError(
             f"model {name}: found no such folder; expected one with a model in it, or organisation/name"
         )
@@ -103,7 +99,9 @@ def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[
         where = name if Path(name).is_dir() else f"{name}, revision {revision}"
         text = str(error) or type(error).__name__
         reason = " ".join(text.split()).split(". ")[0].rstrip(".")[:200]  # its first sentence
-        known = f"{hub_dir}, which has {', '.join(model_ids(hub_dir)) or 'none'}," if hub_dir else "DIR"
+        known = (
+            f"{hub_dir}, which has {', '.join(local_hub.model_ids(hub_dir)) or 'none'}," if hub_dir else "DIR"
+        )
         raise UserError(
             f"model {where}: could not be loaded ({reason}); name a folder with a whole model, or "
             f"organisation/name in --hub_dir {known} or on a Hub that can be reached"
@@ -112,7 +110,7 @@ def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[
 
 def _source(name: str, hub_dir: Path | None, revision: str) -> dict[str, Any]:
     """Returns the keywords by which transformers finds `name`: in `hub_dir` where that has it."""
-    if hub_dir is not None and not Path(name).is_dir() and repository_dir(hub_dir, name).is_dir():
+    if hub_dir is not None and not Path(name).is_dir() and local_hub.repository_dir(hub_dir, name).is_dir():
         return {"revision": revision, "cache_dir": str(hub_dir), "local_files_only": True}
     return {"revision": revision}
 
@@ -187,11 +185,11 @@ def load_pretrained(
     Raises UserError when others do: part of the model would silently start from random weights.
     """
     files = _weight_files(name, hub_dir, revision)
-    check_memory(model_class, config, where=f"model {name}: config.json")
+    configs.check_memory(model_class, config, where=f"model {name}: config.json")
     with _loading(name, revision):
         stored = sum(map(_num_stored, files))
     # Checked before: what is missing would be made, however large it is.
-    needed = num_parameters(model_class, config, without=new_head)
+    needed = configs.num_parameters(model_class, config, without=new_head)
     if files and needed > stored:
         raise UserError(
             f"model {name}: found {stored:,} parameters, expected the {needed:,} that its "

@@ -110,8 +110,8 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     is_pretraining = training.task == "mae_pretraining"
     name, origin = args.hub_model_id or "model", args.origin
     is_mimic = "mimic" in origin.dataset
-    splits = {split: getattr(training, split, None) for split in ("validation", "test")}
-    splits = {split: measured for split, measured in splits.items() if measured}
+    measured = ((split, getattr(training, split, None)) for split in ("validation", "test"))
+    splits = {split: metrics for split, metrics in measured if metrics}
     metadata = ModelCardData(
         **(LICENSE if is_mimic else {"license": "mit" if origin.is_synthetic else "other"}),
         library_name="transformers",
@@ -124,10 +124,8 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         eval_results=list(evaluations(splits, training.task, origin.dataset)) or None,
         language=None,
     )
-    template = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    body = template.render(
+    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    body = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), **options).render(
         metadata=metadata.to_yaml(),
         name=name,
         is_pretraining=is_pretraining,
@@ -140,9 +138,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         figures={name: caption for name, caption in FIGURES.items() if (model_dir / name).is_file()},
         metrics=METRICS,
         splits=splits,
-        hyperparameters={
-            flag: args.flags[flag] for flag in HYPERPARAMETERS if args.flags.get(flag) is not None
-        },
+        hyperparameters=HYPERPARAMETERS,
     )
     return str(ModelCard(body))
 

@@ -41,7 +41,7 @@ from cxr.run_folder.privacy import mask_ids
 logger = logging.getLogger(__name__)
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TAG = re.compile(r"(?!main$|[0-9a-f]{40}$)[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-BLOB = re.compile(r"[0-9a-f]{64}")  # downloads name theirs otherwise, too
+BLOBS = 64 * "[0-9a-f]"  # downloads name theirs otherwise, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +96,13 @@ def check_is_known(hub_dir: Path, model_id: str) -> None:
     if model_id not in known:
         raise UserError(
             f"--hub_dir {hub_dir}: found no model {model_id}; expected one of those in it: "
-            + (", ".join(known) or "none")
+            f"{', '.join(known) or 'none'}"
         )
 
 
 def check_push(*, hub_dir: Path, model_id: str, tag: str | None) -> None:
     """Finds out before a training what would stop the push after it. Raises UserError."""
-    with _locked(hub_dir, model_id) as repository:
-        refs = read_refs(hub_dir, model_id)
+    with _locked(hub_dir, model_id) as (repository, refs):
         _head(repository, refs)
         if tag in refs:
             raise tag_is_taken(tag, refs[tag])
@@ -117,10 +116,9 @@ def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: st
     for a folder that holds anything but a model and for a tag of other files, and OSError.
     """
     files = files_to_share(model_dir)
-    with _locked(hub_dir, model_id) as repository:
+    with _locked(hub_dir, model_id) as (repository, refs):
         blobs = {path.name: _store_blob(path, repository / "blobs") for path in files}
         sync_file(repository / "blobs")  # their names, before anything leads to them
-        refs = read_refs(hub_dir, model_id)
         head = _head(repository, refs)
         tagged = _read_commit(repository, refs[tag]) if tag in refs else None
         if tagged and tagged.files != blobs:
@@ -128,12 +126,12 @@ def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: st
         same = next((one for one in (tagged, head) if one and one.files == blobs), None)
         if same:
             commit = same.commit
-            if not _is_whole(repository / "snapshots" / commit, blobs):
+            snapshot = repository / "snapshots" / commit
+            if not all(_has_content(snapshot / name, digest) for name, digest in blobs.items()):
                 _write_snapshot(repository, commit, blobs)
         else:
-            time = datetime.now(timezone.utc).isoformat()
-            parent = head.commit if head else None
-            content = {"parent": parent, "time": time, "message": message, "files": blobs}
+            content = {"parent": head.commit if head else None, "message": message, "files": blobs}
+            content["time"] = datetime.now(timezone.utc).isoformat()
             text = json.dumps(content, indent=2, sort_keys=True)
             commit = hashlib.sha1(text.encode()).hexdigest()
             _write_snapshot(repository, commit, blobs)
@@ -148,10 +146,9 @@ def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: st
 def read_log(hub_dir: Path, model_id: str, revision: str = "main") -> list[Commit]:
     """Returns a revision and all that it followed, newest first. Raises UserError for an unknown one."""
     repository = repository_dir(hub_dir, model_id)
-    log, commit = [], resolve(hub_dir, model_id, revision)
-    while commit is not None:
-        log.append(_read_commit(repository, commit))
-        commit = log[-1].parent
+    log = [_read_commit(repository, resolve(hub_dir, model_id, revision))]
+    while log[-1].parent is not None:
+        log.append(_read_commit(repository, log[-1].parent))
     return log
 
 
@@ -173,16 +170,15 @@ def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
     if len(meant) != 1:
         raise UserError(
             f"{model_id}: found {len(meant)} revisions {revision!r}; expected "
-            + " or ".join([*refs, "the first digits of a commit in its log"])
+            f"{' or '.join([*refs, 'the first digits of a commit in its log'])}"
         )
     return meant[0]
 
 
 def set_tag(hub_dir: Path, model_id: str, tag: str, revision: str) -> str:
     """Makes `tag` mean a revision, for good; returns its commit. Raises UserError for one of another."""
-    with _locked(hub_dir, model_id) as repository:
+    with _locked(hub_dir, model_id) as (repository, refs):
         commit = resolve(hub_dir, model_id, revision)
-        refs = read_refs(hub_dir, model_id)
         if refs.get(tag, commit) != commit:
             raise tag_is_taken(tag, refs[tag])
         _write(repository / "refs" / tag, commit)
@@ -206,7 +202,7 @@ def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
     refs = read_refs(hub_dir, model_id)  # first: a push meanwhile adds to what they lead to
     if "main" not in refs:
         problems.append(f"{repository / 'refs' / 'main'}: is missing")
-    for blob in _blobs(repository):
+    for blob in sorted((repository / "blobs").glob(BLOBS)):
         if not _has_content(blob, blob.name):
             problems.append(f"{blob}: its content has changed")
     commits = {path.stem for path in (repository / "commits").glob("[!.]*.json")}
@@ -222,7 +218,6 @@ def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
         if found.parent and found.parent not in commits:
             problems.append(f"{repository / 'commits' / commit}.json: its parent {found.parent} is missing")
         snapshot = repository / "snapshots" / commit
-        in_snapshot = {path.name for path in snapshot.glob("*")}
         for name, digest in found.files.items():
             path = snapshot / name
             if not path.is_file():
@@ -231,9 +226,8 @@ def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
                 problems.append(f"{path}: its content has changed")
             elif path.is_symlink() and path.resolve() != (repository / "blobs" / digest).resolve():
                 problems.append(f"{path}: leads elsewhere than to its content")
-        problems += [
-            f"{snapshot / name}: was not pushed" for name in sorted(in_snapshot - found.files.keys())
-        ]
+        added = sorted(path for path in snapshot.glob("*") if path.name not in found.files)
+        problems += [f"{path}: was not pushed" for path in added]
     return problems
 
 
@@ -242,9 +236,8 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
 
     Raises UserError, before anything is removed, where a ref is missing or leads to what was not pushed.
     """
-    with _locked(hub_dir, model_id) as repository:
+    with _locked(hub_dir, model_id) as (repository, refs):
         kept: dict[str, Commit] = {}
-        refs = read_refs(hub_dir, model_id)
         if "main" not in refs:
             raise UserError(
                 f"{model_id}: found no main in {repository}, as a first push was killed or the file is lost; "
@@ -265,15 +258,15 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
                 used |= {path.resolve().name for path in snapshot.rglob("*")}
             elif snapshot.name not in kept:
                 remove_folder(snapshot)
-        unused = [path for path in _blobs(repository) if path.name not in used]
+        unused = [path for path in (repository / "blobs").glob(BLOBS) if path.name not in used]
         for path in unused:
             path.unlink()
     return len(unreached), len(unused)
 
 
 @contextlib.contextmanager
-def _locked(hub_dir: Path, model_id: str) -> Iterator[Path]:
-    """Gives the repository to one process at a time, without what a killed one left in it."""
+def _locked(hub_dir: Path, model_id: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Gives the repository and its refs to one process at a time, without what a killed one left there."""
     repository = repository_dir(hub_dir, model_id)
     lock = FileLock(hub_dir / ".locks" / f"{repository.name}.lock")
     try:
@@ -290,13 +283,9 @@ def _locked(hub_dir: Path, model_id: str) -> Iterator[Path]:
     try:
         for path in repository.glob("*/.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        yield repository
+        yield repository, read_refs(hub_dir, model_id)
     finally:
         lock.release()
-
-
-def _blobs(repository: Path) -> list[Path]:
-    return [path for path in sorted((repository / "blobs").glob("*")) if BLOB.fullmatch(path.name)]
 
 
 def tag_is_taken(tag: str, commit: str) -> UserError:
@@ -348,10 +337,6 @@ def _write_snapshot(repository: Path, commit: str, blobs: dict[str, str]) -> Non
     with new_folder(repository / "snapshots" / commit) as snapshot:
         for name, digest in blobs.items():
             link_or_copy(Path("..") / ".." / "blobs" / digest, snapshot / name)
-
-
-def _is_whole(snapshot: Path, blobs: dict[str, str]) -> bool:
-    return all(_has_content(snapshot / name, digest) for name, digest in blobs.items())
 
 
 def _has_content(path: Path, digest: str) -> bool:

@@ -38,12 +38,11 @@ def push(
     """Pushes to the directory, with `hub_dir` None to the Hugging Face Hub; see there. Returns the commit."""
     options = {"model_id": model_id, "message": message, "tag": tag}
     if hub_dir is None:
-        commit = online_hub.push(model_dir, **options)
-        load = f"from_pretrained({model_id!r})"
+        commit, where = online_hub.push(model_dir, **options), ""
     else:
         commit = local_hub.push(model_dir, hub_dir=hub_dir, **options)
-        load = f"from_pretrained({model_id!r}, cache_dir={str(hub_dir)!r}, local_files_only=True)"
-    logger.info("Pushed revision %s: %s", commit, load)
+        where = f", cache_dir={str(hub_dir)!r}, local_files_only=True"
+    logger.info("Pushed revision %s: from_pretrained(%r%s)", commit, model_id, where)
     return commit
 
 

@@ -9,7 +9,7 @@ from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.choices import LABEL_OPTIONS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
-from cxr.models.architectures import Architecture
+from cxr.models.architectures import Fields
 from cxr.models.architectures import estimate_gflop
 from cxr.models.architectures import find_architecture
 from cxr.run_folder.record import read_results
@@ -36,9 +36,15 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     of_options: dict[tuple, ImageCounts] = {}
     images = {}
     for cell in cells:
-        key = tuple(str(cell.flags.get(name, default)) for name, default in LABEL_OPTIONS.items())
+        options = {name: str(cell.flags.get(name, default)) for name, default in LABEL_OPTIONS.items()}
+        key = tuple(options.values())
         if key not in of_options:
-            of_options[key] = count_splits(data_dir, *key)
+            task = options.pop("dataset_config_name")
+            with user_errors():
+                kept, _ = index_images(data_dir, task=task, **options)
+            splits = kept["split"].value_counts()
+            counts = {split: int(splits.get(split, 0)) for split in ("train", "validation")}
+            of_options[key] = ImageCounts(**counts)
         size = cell.flags.get("max_train_samples")
         if size is not None and size > of_options[key].train:
             raise UserError(
@@ -49,14 +55,7 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     return images
 
 
-def count_splits(data_dir: Path, task: str, labeler: str, view: str, uncertain: str) -> ImageCounts:
-    with user_errors():
-        kept, _ = index_images(data_dir, task=task, labeler=labeler, view=view, uncertain=uncertain)
-    splits = kept["split"].value_counts()
-    return ImageCounts(train=int(splits.get("train", 0)), validation=int(splits.get("validation", 0)))
-
-
-def architecture_of(cell: Cell) -> Architecture:
+def architecture_of(cell: Cell) -> Fields:
     return find_architecture(cell.point.model, **where_to_look(cell.flags))
 
 
@@ -95,6 +94,7 @@ def estimate_seconds(
             rate = results.images_per_second * gflop_per_image(cell)[0] / 1e3
             measured.setdefault(architecture_of(cell).family, []).append(rate)
     rates = {name: median(of_family) for name, of_family in measured.items()}
+    assumed = ASSUMED_TFLOPS[device]
     seconds = {}
     for cell in cells:
         counts, (training, evaluation) = images[cell.run_id], gflop_per_image(cell)
@@ -102,19 +102,17 @@ def estimate_seconds(
         if steps := flag_number(cell, "max_train_steps", 0):
             epochs = steps * flag_number(cell, "per_device_train_batch_size", 32) / counts.train
         gflop = epochs * (counts.train * training + counts.validation * evaluation)
-        rate = rates.get(architecture_of(cell).family, ASSUMED_TFLOPS[device])
+        rate = rates.get(architecture_of(cell).family, assumed)
         seconds[cell.run_id] = START_SECONDS + gflop / 1e3 / rate
     if rates:
         shown = ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
         return seconds, f"from the speed of the finished cells (TFLOP/s: {shown})"
-    assumed = ASSUMED_TFLOPS[device]
     return seconds, f"assuming {assumed} TFLOP/s, which may be far off, as no cell has finished yet"
 
 
 def duration(seconds: float) -> str:
     """A time in the unit that fits it."""
-    units = {"s": 1, "min": 60, "h": 3600, "days": 86400}
-    name, length = next(
-        ((name, length) for name, length in reversed(units.items()) if seconds >= 1.5 * length), ("s", 1)
-    )
-    return f"{seconds / length:.{1 if length >= 3600 else 0}f} {name}"
+    for name, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.{1 if length >= 3600 else 0}f} {name}"
+    return f"{seconds:.0f} s"

@@ -14,23 +14,13 @@ from pydantic import Field
 from pydantic import model_validator
 from typing_extensions import Self
 
-from cxr.choices import MASKINGS
-from cxr.choices import PRESETS
-from cxr.choices import PRETRAINING_STARTS
-from cxr.choices import TASKS
-from cxr.choices import TRAINING_MODES
+from cxr import choices
 from cxr.errors import UserError
-from cxr.models.architectures import RESNET_CONFIGS
-from cxr.models.architectures import VIT_MAE_CONFIGS
-from cxr.models.architectures import family
-from cxr.run_folder.record import Name
-from cxr.run_folder.record import Record
-from cxr.run_folder.record import Seed
-from cxr.run_folder.record import Share
-from cxr.run_folder.record import Word
+from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import find_architecture
+from cxr.run_folder import record
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
-CONFIGS = (*VIT_MAE_CONFIGS, *RESNET_CONFIGS)
 Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts), later ones count
 
 
@@ -58,8 +48,8 @@ PAPER = Grid(
         "resnet": (("classic", 0.0), ("none", 0.0)),
     },
     train_sizes=(1_000, 10_000, None),
-    tasks=tuple(TASKS),
-    training_modes=TRAINING_MODES,
+    tasks=tuple(choices.TASKS),
+    training_modes=choices.TRAINING_MODES,
     views=("frontal",),
     seeds=(0, 1, 2),
     # Section 5 of the paper, which also names AdamW.
@@ -85,7 +75,7 @@ SMOKE = Grid(
     models=("vit-mae-tiny", "resnet-18"),
     arms={"vit": (("mae", 0.5), ("none", 0.0)), "resnet": (("classic", 0.0),)},
     train_sizes=(64, None),
-    tasks=tuple(TASKS),
+    tasks=tuple(choices.TASKS),
     training_modes=("full",),
     views=("frontal",),
     seeds=(0,),
@@ -104,15 +94,15 @@ SMOKE = Grid(
     config_file="cpu.yaml",
     pretrain="instead",
 )
-GRIDS = dict(zip(PRESETS, (PAPER, FUTURE, SMOKE)))
+GRIDS = dict(zip(choices.PRESETS, (PAPER, FUTURE, SMOKE)))
 
 
-class Point(Record):
+class Point(record.Record):
     """Where in the grid a pretraining is."""
 
-    model: Name
-    view: Word
-    seed: Seed
+    model: record.Name
+    view: record.Word
+    seed: record.Seed
 
 
 class ClassificationPoint(Point):
@@ -120,22 +110,22 @@ class ClassificationPoint(Point):
 
     from_scratch: bool
     own_pretraining: bool
-    augmentation: Word
-    masking: Share
-    masking_kind: Literal[tuple(MASKINGS)]
+    augmentation: record.Word
+    masking: record.Share
+    masking_kind: Literal[tuple(choices.MASKINGS)]
     train_size: Annotated[int, Field(gt=0, le=10**9)] | None  # None: all images
-    task: Word
-    training_mode: Literal[TRAINING_MODES]
+    task: record.Word
+    training_mode: Literal[choices.TRAINING_MODES]
 
 
-class Cell(Record):
+class Cell(record.Record):
     """One run: a pretraining that several classifiers start from."""
 
-    run_id: Name
+    run_id: record.Name
     script: Literal[PRETRAINING]
     point: Point
     flags: dict[str, Any] = Field(description="what args.json must hold")
-    needs: Name | None = Field(default=None, description="the pretraining whose model it starts from")
+    needs: record.Name | None = Field(default=None, description="the pretraining whose model it starts from")
 
 
 class ClassificationCell(Cell):
@@ -145,7 +135,7 @@ class ClassificationCell(Cell):
     point: ClassificationPoint
 
 
-class Plan(Record):
+class Plan(record.Record):
     """`plan.json`: the cells of all calls of a study, by name."""
 
     writer: ClassVar[str] = "run_study.py"
@@ -167,16 +157,15 @@ def change_grid(
     augmentations: list[str] | None,
     mask_ratios: list[float] | None,
     settings: Settings,
-    **axes: Any,
+    **axes: list | str | None,
 ) -> Grid:
     """Returns the grid with the axes that are not None replaced, and `settings` after its own.
 
     Augmentations and mask ratios are crossed; the one that is None keeps the values of the grid's arms. A
     ResNet has no patches, so it has no masking.
     """
-    arms = grid.arms
+    arms = dict(grid.arms)
     if augmentations or mask_ratios:
-        arms = {}
         for name, old in grid.arms.items():
             kept = augmentations or unique(augmentation for augmentation, _ in old)
             shares = (mask_ratios or unique(share for _, share in old)) if name == "vit" else [0.0]
@@ -196,11 +185,11 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     Raises UserError when two different cells would have one name, and for a model of unknown family.
     """
     flags = {name: value for _, changes in grid.settings for name, value in changes.items()}
-    families = {model: family(model, **where_to_look(flags)) for model in grid.models}
+    families = {model: find_architecture(model, **where_to_look(flags)).family for model in grid.models}
     arms = [
         (model, own, *arm)
         for model in grid.models
-        for own in PRETRAINING_STARTS[grid.pretrain if families[model] == "vit" else None]
+        for own in choices.PRETRAINING_STARTS[grid.pretrain if families[model] == "vit" else None]
         for arm in grid.arms[families[model]]
     ]
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
@@ -224,10 +213,10 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             seed=seed,
         )
         scopes = ["classification", families[model], size_name(size)]
-        planned = [classification_cell(point, settings_of(grid, scopes), data_dir, output_dir)]
+        planned = [classification_cell(point, grid.settings, scopes, data_dir, output_dir)]
         if own:
-            changes = settings_of(grid, ["pretraining", families[model]])
-            planned.insert(0, pretraining_cell(point, changes, data_dir))
+            scopes = ["pretraining", families[model]]
+            planned.insert(0, pretraining_cell(point, grid.settings, scopes, data_dir))
         for cell in planned:
             if cells.setdefault(cell.run_id, cell) != cell:
                 raise UserError(
@@ -243,32 +232,25 @@ def where_to_look(flags: dict[str, Any]) -> dict[str, Any]:
     return {"hub_dir": Path(hub_dir) if hub_dir else None, "revision": flags.get("model_revision", "main")}
 
 
-def settings_of(grid: Grid, scopes: list[str]) -> list[dict[str, Any]]:
-    """The settings that reach the cells of these scopes; later ones replace earlier ones."""
-    return [changes for scope, changes in grid.settings if scope in ("", *scopes)]
-
-
 def read_plan(study_dir: Path) -> dict[str, Cell]:
     """Returns the cells of a study by run_id, none of what is no study. Raises UserError as `Plan.read`."""
     path = study_dir / "plan.json"
     return Plan.read(path).cells if path.is_file() else {}
 
 
-def pretraining_cell(of: Point, settings: list[dict[str, Any]], data_dir: Path) -> Cell:
+def pretraining_cell(of: Point, settings: Settings, scopes: list[str], data_dir: Path) -> Cell:
     """The pretraining on all training images that a point's classifier starts from."""
     point = Point(model=of.model, view=of.view, seed=of.seed)
     planned = {"data_dir": str(data_dir), "view": point.view, "seed": point.seed, **model_flags(point.model)}
-    flags = add_settings(planned, settings)
+    flags = add_settings(planned, settings, scopes)
     return Cell(run_id=pretraining_id(point), script=PRETRAINING, point=point, flags=flags)
 
 
 def classification_cell(
-    point: ClassificationPoint, settings: list[dict[str, Any]], data_dir: Path, output_dir: Path
+    point: ClassificationPoint, settings: Settings, scopes: list[str], data_dir: Path, output_dir: Path
 ) -> ClassificationCell:
-    needs, start = None, model_flags(point.model)
-    if point.own_pretraining:
-        needs = pretraining_id(point)
-        start = {"model_name_or_path": str(output_dir / needs / "model")}
+    needs = pretraining_id(point) if point.own_pretraining else None
+    start = {"model_name_or_path": str(output_dir / needs / "model")} if needs else model_flags(point.model)
     planned = {
         "data_dir": str(data_dir),
         "dataset_config_name": point.task,
@@ -276,12 +258,12 @@ def classification_cell(
         "seed": point.seed,
         "max_train_samples": point.train_size,
         "augmentation": point.augmentation,
-        MASKINGS[point.masking_kind]: point.masking,
+        choices.MASKINGS[point.masking_kind]: point.masking,
         "train_last_layer_only": point.training_mode == "last_layer",
         "evaluate_test": True,
         **start,
     }
-    flags = add_settings(planned, settings)
+    flags = add_settings(planned, settings, scopes)
     return ClassificationCell(
         run_id=run_id(point), script=CLASSIFICATION, point=point, flags=flags, needs=needs
     )
@@ -294,13 +276,13 @@ def model_flags(model: str) -> dict[str, str]:
     return {"model_name_or_path": str(Path(model).absolute()) if Path(model).is_dir() else model}
 
 
-def add_settings(planned: dict[str, Any], settings: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns `planned` and the settings of a cell.
+def add_settings(planned: dict[str, Any], settings: Settings, scopes: list[str]) -> dict[str, Any]:
+    """Returns `planned` and the settings that reach a cell of these scopes; later ones replace earlier ones.
 
     Raises UserError for a setting of what the study plans itself: a run's name would not be true.
     """
     flags = dict(planned)
-    for changes in settings:
+    for changes in [changes for scope, changes in settings if scope in ("", *scopes)]:
         if taken := changes.keys() & {*planned, "output_dir", "resume_from_checkpoint"}:
             raise UserError(
                 f"--set {min(taken)}: found a flag that the study itself sets; use --models or another "
@@ -330,7 +312,7 @@ def size_name(size: int | None) -> str:
 
 def pretraining_id(point: Point) -> str:
     """The name of a pretraining's folder, such as vit-mae-base_pretrain_s0."""
-    view = [] if point.view == "frontal" else [point.view]
+    view = [point.view] * (point.view != "frontal")
     return "_".join([slug(point.model), "pretrain", *view, f"s{point.seed}"])
 
 

@@ -1,13 +1,12 @@
 """Writes a study's report: the verdicts, figures, a page, Markdown and CSV."""
 
 import base64
-import csv
 import dataclasses
-import io
 from collections import defaultdict
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,11 +20,11 @@ from cxr.study import plots
 from cxr.study.measuring import arrays
 from cxr.study.results import OUR_METRICS
 from cxr.study.results import PAPER_METRICS
-from cxr.study.results import SIGNIFICANT
 from cxr.study.results import ResultTable
 from cxr.study.results import TableName
 from cxr.study.results import format_number
 
+SIGNIFICANT = 0.05
 MOST_SAID = 4  # differences in a sentence; all are in a table
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -36,14 +35,11 @@ def verdict(table: ResultTable) -> str:
         return "There is nothing to compare yet." if len(table.rows) > 1 else ""
     if not table.comparisons:
         return "The rows were not measured on the same images, so they are not compared."
-    clear = [comparison for comparison in table.comparisons if comparison.is_distinguishable]
+    clear = [comparison for comparison in table.comparisons if comparison.p < SIGNIFICANT]
     total = len(table.comparisons)
     if not clear:
-        which = f"None of the {total} differences" if total > 1 else "The difference"
-        not_clear = "is not" if total == 1 else "is"
-        return (
-            f"{which} of AUC {not_clear} distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
-        )
+        none = f"None of the {total} differences of AUC is" if total > 1 else "The difference of AUC is not"
+        return f"{none} distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
     said = [f"{one.first} over {one.second} by {signed(one.difference)}" for one in clear[:MOST_SAID]]
     more = f"; and {len(clear) - MOST_SAID} more, listed in the report" if len(clear) > MOST_SAID else ""
     return (
@@ -94,7 +90,7 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
     """A figure for each group of tables that differ only in the training size, if there are several."""
     groups: dict[TableName, list[ResultTable]] = defaultdict(list)
     for table in tables:
-        groups[table.name.group].append(table)
+        groups[dataclasses.replace(table.name, size="")].append(table)
     figures = {}
     for group, of_group in groups.items():
         points: dict[str, list] = defaultdict(list)
@@ -125,27 +121,21 @@ def embed(path: Path) -> str:
 
 def csv_text(tables: list[ResultTable]) -> str:
     """A line a row: where it is in the grid, and every metric with its intervals and the paper's figure."""
-    text = io.StringIO()
-    metrics = [*PAPER_METRICS, *OUR_METRICS]
-    suffixes = ("", "_seeds_low", "_seeds_high", "_patients_low", "_patients_high", "_published")
-    header = ["task", "view", "training_mode", "labels", "split", "train_size"]
-    header += ["model", "augmentation", "masking", "masking_kind", "setup", "seeds", "seeds_planned", "n"]
-    header += [metric + suffix for metric in metrics for suffix in suffixes]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
+    lines = []
     for name, row in [(table.name, row) for table in tables for row in table.rows]:
-        first = row.runs[0] if row.runs else None
-        cells = [*dataclasses.astuple(name), *dataclasses.astuple(row.name), len(row.runs), row.num_planned]
-        cells += [len(first.predictions) if first else ""]
-        for metric in metrics:
-            seeds, patients = row.over_seeds.get(metric), row.over_patients.get(metric)
-            cells += [row.values.get(metric), *ends(seeds), *ends(patients), row.published.get(metric)]
-        writer.writerow(["" if cell is None else cell for cell in cells])
-    return text.getvalue()
-
-
-def ends(interval: Interval | None) -> tuple[float | None, float | None]:
-    return (interval.low, interval.high) if interval else (None, None)
+        line = dataclasses.asdict(name) | dataclasses.asdict(row.name)
+        line |= {"seeds": len(row.runs), "seeds_planned": row.num_planned}
+        line["n"] = len(row.runs[0].predictions) if row.runs else None
+        for metric in (*PAPER_METRICS, *OUR_METRICS):
+            line[metric] = row.values.get(metric)
+            for over, intervals in (("seeds", row.over_seeds), ("patients", row.over_patients)):
+                for end in ("low", "high"):
+                    line[f"{metric}_{over}_{end}"] = getattr(intervals.get(metric), end, None)
+            line[f"{metric}_published"] = row.published.get(metric)
+        lines.append(line)
+    # As objects: a whole number stays one beside what is missing.
+    table = pd.DataFrame(lines, dtype=object).rename(columns={"size": "train_size"})
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def write_report(
@@ -172,16 +162,12 @@ def write_report(
         "notes": notes,
         "view_headings": lambda table: [f"AUC of {view}" for view in table.views],
         "num_resamples": num_resamples,
-        "runs": sorted(
-            (run for table in tables for row in table.rows for run in row.runs), key=lambda run: run.folder
-        ),
+        "runs": [run for table in tables for row in table.rows for run in row.runs],
         "missing": sum(row.num_planned - len(row.runs) for table in tables for row in table.rows),
     }
-    texts = {
-        name: environment.get_template(f"{name}.j2").render(content) for name in ("report.html", "report.md")
-    }
-    for name, text in {**texts, "report.csv": csv_text(tables)}.items():
-        write_text(output_dir / name, text)
+    for name in ("report.html", "report.md"):
+        write_text(output_dir / name, environment.get_template(f"{name}.j2").render(content))
+    write_text(output_dir / "report.csv", csv_text(tables))
 
 
 def print_table(table: ResultTable, console: Console) -> None:

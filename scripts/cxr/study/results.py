@@ -19,16 +19,8 @@ from cxr.errors import one_line
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
-from cxr.run_folder.record import FREE_TO_CHANGE
-from cxr.run_folder.record import Arguments
-from cxr.run_folder.record import ClassificationResults
-from cxr.run_folder.record import MeasuredSplit
-from cxr.run_folder.record import Sample
-from cxr.run_folder.record import read_results
-from cxr.study.grid import ClassificationCell
-from cxr.study.grid import ClassificationPoint
-from cxr.study.grid import read_plan
-from cxr.study.grid import size_name
+from cxr.run_folder import record
+from cxr.study import grid
 
 # The columns of the paper's tables, and what is ours; the heading of each.
 PAPER_METRICS = {
@@ -42,7 +34,6 @@ OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece"
 LOWER_IS_BETTER = ("brier", "ece")
 PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "probability")
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
-SIGNIFICANT = 0.05
 DEFAULT_LABELS = f"{LABEL_OPTIONS['labeler']}, uncertain {LABEL_OPTIONS['uncertain']}"
 
 
@@ -57,10 +48,9 @@ class TableName:
     split: str
     size: str  # "all" or a number
 
-    @property
-    def group(self) -> "TableName":
-        """The name without the size: what a learning curve has in common."""
-        return dataclasses.replace(self, size="")
+    def order(self) -> tuple:
+        """What tables are sorted by: small sizes first."""
+        return self.task, self.view, self.training_mode, float("inf" if self.size == "all" else self.size)
 
     @property
     def title(self) -> str:
@@ -113,14 +103,17 @@ class Run:
     """A finished run: its records, and its predictions for the split that is reported."""
 
     folder: Path
-    args: Arguments
-    results: ClassificationResults
+    args: record.Arguments
+    results: record.ClassificationResults
     split: str
     predictions: pd.DataFrame
 
     @property
-    def measured(self) -> MeasuredSplit:
+    def measured(self) -> record.MeasuredSplit:
         return getattr(self.results, self.split)
+
+
+RunsByRow = dict[RowName, tuple[list[Run], int]]  # those that are finished, and how many were planned
 
 
 @dataclass(kw_only=True)
@@ -143,7 +136,7 @@ class Row:
         return tuple(self.runs[0].predictions["dicom_id"]) if self.runs else ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Comparison:
     """AUROC of the first row minus that of the second; `p` is corrected for the number in the table."""
 
@@ -151,11 +144,7 @@ class Comparison:
     second: str
     num_seeds: int  # that both rows have
     difference: Difference
-    p: float
-
-    @property
-    def is_distinguishable(self) -> bool:
-        return self.p < SIGNIFICANT
+    p: float = 1.0
 
 
 @dataclass(kw_only=True)
@@ -188,7 +177,7 @@ def find_runs(folders: list[Path]) -> list[Path]:
     runs = []
     for folder in folders:
         inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-        found = [run for run in inside if isinstance(read_results(run), ClassificationResults)]
+        found = [run for run in inside if isinstance(record.read_results(run), record.ClassificationResults)]
         if not found:
             raise UserError(
                 f"{folder}: found no results.json of a classification run in it or one level below; "
@@ -198,23 +187,13 @@ def find_runs(folders: list[Path]) -> list[Path]:
     return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]  # once, where FOLDERs overlap
 
 
-def planned_runs(folders: list[Path]) -> dict[Path, ClassificationCell]:
-    """Returns the classification cells of studies: run folder -> cell."""
-    return {
-        folder / name: cell
-        for folder in folders
-        for name, cell in read_plan(folder).items()
-        if isinstance(cell, ClassificationCell)
-    }
-
-
 def read_run(folder: Path) -> Run:
     """Reads a finished run: the test split where it was evaluated, else validation. Raises UserError."""
-    results = ClassificationResults.read(folder / "results.json")
+    results = record.ClassificationResults.read(folder / "results.json")
     split = "test" if results.test else "validation"
     return Run(
         folder=folder,
-        args=Arguments.read(folder / "args.json"),
+        args=record.Arguments.read(folder / "args.json"),
         results=results,
         split=split,
         predictions=read_predictions(folder / f"predictions_{split}.csv", getattr(results, split).n),
@@ -238,10 +217,10 @@ def read_predictions(path: Path, num_images: int) -> pd.DataFrame:
     return predictions.astype({"label": int})
 
 
-def point_of(results: ClassificationResults) -> ClassificationPoint:
+def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
     """Where in a grid a run is that no plan names."""
     erasing = results.random_erasing_prob
-    return ClassificationPoint(
+    return grid.ClassificationPoint(
         model=results.model,
         from_scratch=not results.pretrained,
         own_pretraining=False,
@@ -256,22 +235,19 @@ def point_of(results: ClassificationResults) -> ClassificationPoint:
     )
 
 
-def row_name(point: ClassificationPoint) -> RowName:
+def row_name(point: grid.ClassificationPoint) -> RowName:
+    start = ", pretrained here" if point.own_pretraining else ", from scratch" * point.from_scratch
     model = PAPER_NAMES.get(point.model, point.model)
-    if point.own_pretraining:
-        model += ", pretrained here"
-    elif point.from_scratch:
-        model += ", from scratch"
-    return RowName(model, point.augmentation, point.masking, point.masking_kind)
+    return RowName(model + start, point.augmentation, point.masking, point.masking_kind)
 
 
-def gather_rows(
-    runs: list[Path], plan: dict[Path, ClassificationCell]
-) -> dict[TableName, dict[RowName, tuple[list[Run], int]]]:
-    """Groups finished and planned runs: table -> row -> (finished runs, number planned)."""
-    tables: dict[TableName, dict[RowName, tuple[list[Run], int]]] = defaultdict(dict)
-    finished = set(runs)
-    for folder in [*plan, *(run for run in runs if run not in plan)]:
+def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
+    """Groups the finished runs and the cells that are planned."""
+    tables: dict[TableName, RunsByRow] = defaultdict(dict)
+    finished = find_runs(folders)
+    cells = {folder / name: cell for folder in folders for name, cell in grid.read_plan(folder).items()}
+    plan = {run: cell for run, cell in cells.items() if isinstance(cell, grid.ClassificationCell)}
+    for folder in dict.fromkeys([*plan, *finished]):
         run = read_run(folder) if folder in finished else None
         cell = plan.get(folder)
         point = cell.point if cell else point_of(run.results)
@@ -282,23 +258,21 @@ def gather_rows(
             training_mode=point.training_mode,
             labels=f"{labels['labeler']}, uncertain {labels['uncertain']}",
             split=run.split if run else "test",
-            size=size_name(point.train_size),
+            size=grid.size_name(point.train_size),
         )
         row = row_name(point)
         known, num_planned = tables[table].get(row, ([], 0))
         tables[table][row] = ([*known, run] if run else known, num_planned + 1)
-    return {
-        table: dict(split for row, known in rows.items() for split in split_by_setup(row, *known))
-        for table, rows in tables.items()
-    }
+    for table, rows in tables.items():
+        split = [split_by_setup(row, *known) for row, known in rows.items()]
+        tables[table] = {row: known for rows in split for row, known in rows.items()}
+    return tables
 
 
-def split_by_setup(
-    row: RowName, runs: list[Run], num_planned: int
-) -> list[tuple[RowName, tuple[list[Run], int]]]:
+def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow:
     """Makes a row of its own of runs that differ in a flag, which is then part of the row's name."""
     # The model of a study's own pretraining has the seed in its name; any other is in the row's.
-    free = {*FREE_TO_CHANGE, "seed", "model_name_or_path"}
+    free = {*record.FREE_TO_CHANGE, "seed", "model_name_or_path"}
     setups = [
         {name: value for name, value in run.args.flags.items() if name not in free}
         | {"images_per_step": run.results.images_per_step}
@@ -309,14 +283,11 @@ def split_by_setup(
     groups: dict[str, list[Run]] = defaultdict(list)
     for run, setup in zip(runs, setups):
         groups[", ".join(f"{name} {setup.get(name)}" for name in differing)].append(run)
-    unfinished = num_planned - len(runs)
-    of_setups = [
-        (dataclasses.replace(row, setup=setup), (of_setup, len(of_setup)))
-        for setup, of_setup in groups.items()
-    ]
-    if unfinished and len(of_setups) == 1:
-        return [(of_setups[0][0], (runs, num_planned))]
-    return of_setups + [(row, ([], unfinished))] * bool(unfinished)
+    if len(groups) == 1:
+        return {dataclasses.replace(row, setup=next(iter(groups))): (runs, num_planned)}
+    unfinished = {row: ([], num_planned - len(runs))} if len(runs) < num_planned else {}
+    split = {dataclasses.replace(row, setup=setup): (same, len(same)) for setup, same in groups.items()}
+    return split | unfinished
 
 
 def check_row(row: Row) -> None:
@@ -339,7 +310,7 @@ def check_samples(rows: list[Row], table: TableName) -> None:
     """Raises UserError when runs of one seed and size were not trained on the same images."""
     seen: dict[int, tuple[str, Path]] = {}
     for run in (run for row in rows for run in row.runs):
-        sample = Sample.read(run.folder / "samples.json").sha256
+        sample = record.Sample.read(run.folder / "samples.json").sha256
         expected, first = seen.setdefault(run.results.seed, (sample, run.folder))
         if sample != expected:
             raise UserError(

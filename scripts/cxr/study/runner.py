@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -22,23 +23,13 @@ from rich.table import Table
 
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
+from cxr.run_folder import record
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.privacy import mask_ids
-from cxr.run_folder.record import METRICS_FILE
-from cxr.run_folder.record import Arguments
-from cxr.run_folder.record import ClassificationResults
-from cxr.run_folder.record import PretrainingResults
-from cxr.run_folder.record import Results
-from cxr.run_folder.record import check_unchanged
+from cxr.study import grid
 from cxr.study.costs import ImageCounts
 from cxr.study.costs import duration
-from cxr.study.grid import Cell
-from cxr.study.grid import ClassificationCell
-from cxr.study.grid import Plan
-from cxr.study.grid import arm_name
-from cxr.study.grid import read_plan
-from cxr.study.grid import size_name
-from cxr.study.grid import unique
+from cxr.study.results import format_number
 from cxr.training.progress import has_checkpoint
 
 LOG_TAIL = 12  # lines
@@ -51,7 +42,7 @@ def state_on_disk(run: Path) -> str:
     return "to resume" if has_checkpoint(run) else "to run"
 
 
-def check_study(output_dir: Path, cells: list[Cell]) -> Plan:
+def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
     """Returns the plan that `output_dir` has, with `cells` added to it.
 
     Raises UserError when the folder is no study, or a cell that was begun in it had other flags. One that
@@ -65,20 +56,20 @@ def check_study(output_dir: Path, cells: list[Cell]) -> Plan:
             f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
             "that of an earlier study: name another"
         )
-    planned = read_plan(output_dir)
+    planned = grid.read_plan(output_dir)
     for cell in cells:
         run = output_dir / cell.run_id
         has_begun = state_on_disk(run) != "to run" or is_in_use(run)
         if has_begun and (run / "args.json").is_file():
-            check_unchanged(Arguments.read(run / "args.json").flags, cell.flags, where=run)
+            record.check_unchanged(record.Arguments.read(run / "args.json").flags, cell.flags, where=run)
             # args.json has the defaults too; which flags were named is in the old plan.
             before = planned.get(cell.run_id, cell).flags
-            check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
-    return Plan(cells=planned | {cell.run_id: cell for cell in cells})
+            record.check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
+    return grid.Plan(cells=planned | {cell.run_id: cell for cell in cells})
 
 
 def print_plan(
-    cells: list[Cell],
+    cells: list[grid.Cell],
     images: dict[str, ImageCounts],
     seconds: dict[str, float],
     output_dir: Path,
@@ -98,14 +89,14 @@ def print_plan(
     print(f"{len(cells)} cells; what is left takes about {duration(remaining / parallel)}.")
 
 
-def command(cell: Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
+def command(cell: grid.Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
     launcher += ["--quiet"]  # its own trace would push the script's error out of the log's tail
     if gpu is not None:
         launcher += ["--gpu_ids", gpu]
-    script = REPOSITORY / "scripts" / cell.script
-    resume = {"resume_from_checkpoint": "latest"} if has_checkpoint(run) else {}
-    return [*launcher, str(script), *to_words({**cell.flags, "output_dir": run, **resume})]
+    resume = "latest" if has_checkpoint(run) else None
+    flags = {**cell.flags, "output_dir": run, "resume_from_checkpoint": resume}
+    return [*launcher, str(REPOSITORY / "scripts" / cell.script), *to_words(flags)]
 
 
 def to_words(flags: dict[str, Any]) -> Iterator[str]:
@@ -122,7 +113,7 @@ def to_words(flags: dict[str, Any]) -> Iterator[str]:
 
 
 def start_cell(
-    cell: Cell, output_dir: Path, config_file: Path, *, gpu: str | None, num_threads: int | None
+    cell: grid.Cell, output_dir: Path, config_file: Path, *, gpu: str | None, num_threads: int | None
 ) -> subprocess.Popen:
     """Starts a cell's process, its output in `logs/RUN_ID.log`."""
     run = output_dir / cell.run_id
@@ -141,7 +132,7 @@ def start_cell(
         )
 
 
-def log_of(cell: Cell, output_dir: Path) -> Path:
+def log_of(cell: grid.Cell, output_dir: Path) -> Path:
     return output_dir / "logs" / f"{cell.run_id}.log"
 
 
@@ -150,11 +141,6 @@ def tail(log: Path) -> str:
     lines = log.read_bytes().decode("utf-8", errors="replace").split("\n")
     lines = [mask_ids(line.rstrip("\r").rpartition("\r")[2]) for line in lines]
     return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
-
-
-def discard_checkpoints(run: Path) -> None:
-    """Removes them from a finished run: the model is what is needed, a checkpoint is three times its size."""
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
 def stop_process(process: subprocess.Popen) -> None:
@@ -205,41 +191,38 @@ def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], in
 
 def count_gpus() -> int:
     """The GPUs that the driver lists; 0 where it cannot be asked."""
-    if not shutil.which("nvidia-smi"):
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return len(listed.stdout.splitlines())
+    with contextlib.suppress(OSError):
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).stdout.count(b"\n")
+    return 0
 
 
 class StudyRunner:
     """The cells of this call and what becomes of them: waiting, running, done, failed or impossible."""
 
-    def __init__(self, cells: list[Cell], output_dir: Path, *, seconds: dict[str, float], parallel: int):
+    def __init__(self, cells: list[grid.Cell], output_dir: Path, *, seconds: dict[str, float], parallel: int):
         self.cells = cells
         self.output_dir = output_dir
         self.seconds = seconds  # estimates by run_id
         self.parallel = parallel
         self.states = {cell.run_id: "waiting" for cell in cells}
-        self.results: dict[str, Results] = {}
+        self.results: dict[str, record.Results] = {}
         self.started = time.monotonic()
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         for cell in cells:
-            if self.note_results(cell):
-                discard_checkpoints(output_dir / cell.run_id)  # a killed study could not
-            elif is_in_use(output_dir / cell.run_id):
+            if not self.note_results(cell) and is_in_use(output_dir / cell.run_id):
                 self.say_it_still_runs(cell)
         self.finished_before = set(self.results)
 
-    def note_results(self, cell: Cell) -> bool:
-        """Whether a cell is finished; its results are kept for the table. Raises UserError."""
-        kind = ClassificationResults if isinstance(cell, ClassificationCell) else PretrainingResults
-        path = self.output_dir / cell.run_id / "results.json"
-        if path.is_file():
-            self.results[cell.run_id] = kind.read(path)
+    def note_results(self, cell: grid.Cell) -> bool:
+        """Whether a cell is finished: its results are kept for the table, its checkpoints are removed."""
+        results = record.read_results(self.output_dir / cell.run_id)
+        if results:
+            self.results[cell.run_id] = results
             self.states[cell.run_id] = "done"
-        return path.is_file()
+            shutil.rmtree(self.output_dir / cell.run_id / "checkpoints", ignore_errors=True)
+        return results is not None
 
-    def next_cell(self) -> Cell | None:
+    def next_cell(self) -> grid.Cell | None:
         """The first cell that waits for nothing. One that a killed study left running is waited for."""
         for cell in self.cells:
             if self.states[cell.run_id] != "waiting" or is_in_use(self.output_dir / cell.run_id):
@@ -252,7 +235,7 @@ class StudyRunner:
                 return cell
         return None
 
-    def end_cell(self, cell: Cell, *, took: float) -> None:
+    def end_cell(self, cell: grid.Cell, *, took: float) -> None:
         """Notes how a cell's process ended, and says so."""
         log = log_of(cell, self.output_dir)
         if is_in_use(self.output_dir / cell.run_id):  # what a killed study left was quicker to claim it
@@ -263,21 +246,18 @@ class StudyRunner:
             self.states[cell.run_id] = "failed"
             self.say(f"{cell.run_id} FAILED after {duration(took)}; the end of {log}:\n{tail(log)}")
             return
-        discard_checkpoints(self.output_dir / cell.run_id)
         ended = sum(state not in ("waiting", "running") for state in self.states.values())
         left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
-        self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {self.headline(cell)}, {took:.0f} s; {left}")
+        if isinstance(cell, grid.ClassificationCell):
+            headline = f"test AUROC {format_number(self.test_auroc(cell))}"
+        else:
+            headline = f"validation loss {self.results[cell.run_id].eval_loss:.3f}"
+        self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {headline}, {took:.0f} s; {left}")
 
-    def say_it_still_runs(self, cell: Cell) -> None:
+    def say_it_still_runs(self, cell: grid.Cell) -> None:
         self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
 
-    def headline(self, cell: Cell) -> str:
-        if not isinstance(cell, ClassificationCell):
-            return f"validation loss {self.results[cell.run_id].eval_loss:.3f}"
-        auroc = self.test_auroc(cell)
-        return "test AUROC undefined" if auroc is None else f"test AUROC {auroc:.3f}"
-
-    def test_auroc(self, cell: ClassificationCell) -> float | None:
+    def test_auroc(self, cell: grid.ClassificationCell) -> float | None:
         results = self.results.get(cell.run_id)
         return results.test.auroc if results and results.test else None
 
@@ -292,30 +272,25 @@ class StudyRunner:
 
     def print_failures(self) -> bool:
         """Whether cells failed; says which."""
-        failed = self.names_in("failed", "impossible")
-        if failed:
-            print(
-                f"{len(failed)} of {len(self.cells)} cells failed: {', '.join(failed)}. "
-                "The same command tries them again."
-            )
+        if failed := self.names_in("failed", "impossible"):
+            said = f"{len(failed)} of {len(self.cells)} cells failed: {', '.join(failed)}."
+            print(f"{said} The same command tries them again.")
         return bool(failed)
 
     def has_classifier(self) -> bool:
         """Whether there is something to report."""
-        return any(isinstance(results, ClassificationResults) for results in self.results.values())
+        return any(isinstance(results, record.ClassificationResults) for results in self.results.values())
 
     def names_in(self, *states: str) -> list[str]:
         return [name for name, state in self.states.items() if state in states]
 
     def share_done(self, name: str) -> float:
         """The share of its epochs that a running cell has behind it."""
-        if self.states[name] != "running":
-            return 0.0
         run = self.output_dir / name
-        metrics = run / METRICS_FILE
-        if not metrics.is_file():
+        metrics = run / record.METRICS_FILE
+        if self.states[name] != "running" or not metrics.is_file():
             return 0.0
-        num_epochs = Arguments.read(run / "args.json").num_train_epochs or 1
+        num_epochs = record.Arguments.read(run / "args.json").num_train_epochs or 1
         return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs)
 
     def say(self, text: str) -> None:
@@ -324,27 +299,22 @@ class StudyRunner:
 
     def render(self) -> Group:
         """The table that follows the study: a row an arm, a column a training size."""
-        cells = [cell for cell in self.cells if isinstance(cell, ClassificationCell)]
-        columns = unique(size_name(cell.point.train_size) for cell in cells)
-        rows: dict[str, dict[str, list[ClassificationCell]]] = {}
-        for cell in cells:
-            by_size = rows.setdefault(arm_name(cell.point), {})
-            by_size.setdefault(size_name(cell.point.train_size), []).append(cell)
+        cells_of: dict[tuple[str, str], list[grid.ClassificationCell]] = defaultdict(list)
+        for cell in [cell for cell in self.cells if isinstance(cell, grid.ClassificationCell)]:
+            cells_of[grid.arm_name(cell.point), grid.size_name(cell.point.train_size)].append(cell)
+        arms, columns = map(grid.unique, zip(*cells_of))
         table = Table(title="test AUROC, mean over the seeds that are done")
         for name in ("", *columns):
             table.add_column(name, justify="right" if name else "left")
-        for arm, by_size in rows.items():
-            table.add_row(arm, *(self.summary(by_size.get(size, [])) for size in columns))
+        for arm in arms:
+            table.add_row(arm, *(self.summary(cells_of[arm, size]) for size in columns))
         running = [f"{name} {self.share_done(name):.0%}" for name in self.names_in("running")]
-        counts = {
-            state: len(self.names_in(state))
-            for state in ("done", "running", "waiting", "failed", "impossible")
-        }
-        shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        states = ("done", "running", "waiting", "failed", "impossible")
+        shown = ", ".join(f"{len(self.names_in(one))} {one}" for one in states if self.names_in(one))
         # A table that is longer than the terminal is cut at its end.
         return Group(f"{shown}; about {duration(self.seconds_left())} left", *running, table)
 
-    def summary(self, cells: list[ClassificationCell]) -> str:
+    def summary(self, cells: list[grid.ClassificationCell]) -> str:
         aurocs = [auroc for auroc in map(self.test_auroc, cells) if auroc is not None]
         words = [f"{fmean(aurocs):.3f}"] if aurocs else []
         words += [f"{len(aurocs)}/{len(cells)}"] * (len(aurocs) < len(cells) and len(cells) > 1)
@@ -354,7 +324,7 @@ class StudyRunner:
 
     def run(self, config_file: Path, gpus: list[str | None], num_threads: int | None) -> None:
         """Runs what waits, a cell on each of `gpus` at a time, until nothing does or a signal ends them."""
-        slots: dict[int, tuple[Cell, subprocess.Popen, float]] = {}
+        slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
         for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
             if hasattr(signal, name):
