@@ -129,9 +129,6 @@ def draw_sub_sample(kept: pd.DataFrame, *, num_samples: int, seed: int) -> pd.Da
 
 def compare_all(root: Path, options: dict[str, str], found: dict[str, Counts]) -> list[tuple[str, list]]:
     """Each kind of counts beside the published ones, where they were counted with the same options."""
-    agreement = {
-        label: dict(zip(paper.AGREEMENT_COLUMNS, counts)) for label, counts in paper.AGREEMENT_COUNTS.items()
-    }
     of_study = ", ".join(LABEL_OPTIONS.values())
     other_options = f"published for {of_study} only" if options != LABEL_OPTIONS else ""
     other_labeler = "published for labels by negbio only" if options["labeler"] != "negbio" else ""
@@ -140,7 +137,7 @@ def compare_all(root: Path, options: dict[str, str], found: dict[str, Counts]) -
         compare("Images, studies, patients", found["images"], paper.IMAGE_COUNTS),
         compare("Finding and No Finding", found["labels"], paper.STUDY_COUNTS, other_options),
         compare("Frontal images", found["views"], paper.VIEW_COUNTS, other_labeler),
-        compare("Agreement of the labelers", found["agreement"], agreement, no_table),
+        compare("Agreement of the labelers", found["agreement"], paper.AGREEMENT_COUNTS, no_table),
     ]
 
 

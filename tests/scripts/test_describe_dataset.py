@@ -47,7 +47,9 @@ STUDY_COUNTS = {
     "validation": {"No Finding": 0, "Finding": 1},
 }
 VIEW_COUNTS = {"images with a label row": {"AP": 4, "PA": 3}}
-AGREEMENT_COUNTS = {**dict.fromkeys(LABELS, (0, 0, 0, 0)), "No Finding": (1, 0, 0, 0), "Edema": (1, 1, 1, 1)}
+AGREEMENT_COUNTS = {label: dict.fromkeys(paper.AGREEMENT_COLUMNS, 0) for label in LABELS}
+AGREEMENT_COUNTS["No Finding"] |= {"positive": 1}
+AGREEMENT_COUNTS["Edema"] = dict.fromkeys(paper.AGREEMENT_COLUMNS, 1)
 
 
 def write_root(root: Path, studies=STUDIES, *, extension: str = ".csv", draw: bool = False) -> Path:

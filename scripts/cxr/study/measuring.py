@@ -45,8 +45,7 @@ def published_row(table: results.TableName, row: results.RowName) -> dict[str, f
     is_papers = (table.task, table.view, table.training_mode) == ("finding", "frontal", "full")
     if not is_papers or table.labels != results.DEFAULT_LABELS or not table.size.isdigit():
         return {}
-    of_size = paper.STUDY_RESULTS.get(int(table.size), {})
-    return dict(zip(paper.STUDY_COLUMNS, of_size.get((row.model, row.augmentation, row.masking), ())))
+    return paper.study_results(int(table.size), row.model, row.augmentation, row.masking)
 
 
 def measure_row(row: results.Row, num_resamples: int) -> None:
