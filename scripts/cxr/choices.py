@@ -10,28 +10,6 @@ from mimic_cxr_dataset.choices import TASKS
 from mimic_cxr_dataset.choices import UNCERTAIN
 from mimic_cxr_dataset.choices import VIEWS
 
-__all__ = [
-    "AUGMENTATIONS",
-    "DATASET_CHOICES",
-    "DATASET_DEFAULTS",
-    "DEFAULT_IMAGE_SIZE",
-    "DEFAULT_MODEL",
-    "FINDINGS",
-    "LABELERS",
-    "LABELS",
-    "LABEL_OPTIONS",
-    "MASKINGS",
-    "ON_BAD_IMAGE",
-    "PRESETS",
-    "PRETRAINING_STARTS",
-    "SCHEDULES",
-    "TASKS",
-    "TRACKERS",
-    "TRAINING_MODES",
-    "UNCERTAIN",
-    "VIEWS",
-]
-
 # The options of a label rule that change which images there are, with the paper's values.
 LABEL_OPTIONS = {"dataset_config_name": DATASET_DEFAULTS["task"]} | {
     name: DATASET_DEFAULTS[name] for name in ("labeler", "view", "uncertain")

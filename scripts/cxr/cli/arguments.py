@@ -292,9 +292,7 @@ def parse_with_defaults(
 
 def describe_model(args: argparse.Namespace) -> str:
     if args.config_name:
-        return f"{args.config_name} from scratch" + (
-            f", {args.config_overrides}" if args.config_overrides else ""
-        )
+        return f"{args.config_name} from scratch, {args.config_overrides or 'as it is'}"
     return f"{args.model_name_or_path}, pretrained"
 
 
@@ -305,15 +303,9 @@ def source_of(args: argparse.Namespace) -> dict[str, object]:
 
 def data_options(args: argparse.Namespace) -> dict[str, object]:
     """Returns the keywords of `cxr.data.load_images` that come straight from flags."""
-    return {
-        "config_name": args.dataset_config_name,
-        "labeler": args.labeler,
-        "view": args.view,
-        "uncertain": args.uncertain,
-        "on_bad_image": args.on_bad_image,
-        "cache_dir": args.cache_dir,
-        "num_proc": args.preprocessing_num_workers,
-    }
+    same = ("labeler", "view", "uncertain", "on_bad_image", "cache_dir")
+    others = {"config_name": args.dataset_config_name, "num_proc": args.preprocessing_num_workers}
+    return others | {flag: getattr(args, flag) for flag in same}
 
 
 def warn_of_flags_without_effect(args: argparse.Namespace) -> None:

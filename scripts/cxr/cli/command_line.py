@@ -35,23 +35,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and where it is looked up, for the scripts that use a classifier."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a classifier: its folder, or its organisation/name in --hub_dir or on the Hub",
-    )
-    parser.add_argument(
-        "--hub_dir",
-        metavar="FOLDER",
-        type=Path,
-        help="local directory of models, asked by name before the Hub",
-    )
-    parser.add_argument(
-        "--model_revision",
-        metavar="REV",
-        default="main",
-        help="branch, tag or commit of a model given by name",
-    )
+    model = "a classifier: its folder, or its organisation/name in --hub_dir or on the Hub"
+    parser.add_argument("model", metavar="MODEL", help=model)
+    add_folder(parser, "--hub_dir", "local directory of models, asked by name before the Hub")
+    revision = "branch, tag or commit of a model given by name"
+    parser.add_argument("--model_revision", metavar="REV", default="main", help=revision)
 
 
 def add_number(
