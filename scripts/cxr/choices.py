@@ -1,6 +1,5 @@
 """Every choice that a flag, a grid or a table names, and the defaults: constants only, so no torch."""
 
-from mimic_cxr_dataset.choices import CHOICES as DATASET_CHOICES
 from mimic_cxr_dataset.choices import DEFAULTS as DATASET_DEFAULTS
 from mimic_cxr_dataset.choices import FINDINGS
 from mimic_cxr_dataset.choices import LABELERS

@@ -56,7 +56,12 @@ def stop_after(script, output_dir: Path, step: int, *flags: object) -> None:
             pytest.fail("the run was not stopped")
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOWER = [name for name in RUNS if name not in ("pretraining", "ViT")]
+
+
+@pytest.mark.parametrize(
+    "name", ["pretraining", "ViT", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER)]
+)
 def test_run_stopped_twice_and_resumed_equals_the_uninterrupted_one(name, sample_root, tmp_path):
     script, flags = RUNS[name]
     flags = [*flags, *SHORT, f"--data_dir={sample_root}"]
@@ -83,7 +88,9 @@ def test_run_stopped_after_any_step_equals_the_uninterrupted_one(name, sample_ro
         assert_equal(resumed_dir, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("script", [run_mae_pretrain, run_classification])
+@pytest.mark.parametrize(
+    "script", [run_classification, pytest.param(run_mae_pretrain, marks=pytest.mark.slow)]
+)
 def test_workers_do_not_change_a_run(script, sample_root, tmp_path):
     flags = [*TINY_VIT, *WHOLE, *SHORT, f"--data_dir={sample_root}"]
     for workers in (0, 2):

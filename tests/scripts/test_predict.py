@@ -214,6 +214,7 @@ def test_any_exception_of_one_file_is_its_row_and_the_others_continue(
     assert [bool(row["heat_map"]) for row in rows] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_name_that_the_terminal_cannot_print_is_spelled_out(runs, picture, tmp_path):
     Image.fromarray(picture).save(tmp_path / "Röntgen.png")
     command = [sys.executable, predict.__file__, str(runs / "vit" / "model"), str(tmp_path), "--device=cpu"]

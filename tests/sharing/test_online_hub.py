@@ -197,6 +197,7 @@ def test_check_before_a_training_finds_what_would_stop_the_push_and_makes_nothin
     assert done.stderr.count("\n") == bool(said) and "created" not in server.state
 
 
+@pytest.mark.slow
 def test_training_that_could_not_be_pushed_ends_before_it_begins(server, sample_root, tmp_path):
     server.state |= {"tags": {"v1": OLD_COMMIT}, "files": ["config.json"]}
     words = [str(SCRIPTS / "run_mae_pretrain.py"), "--output_dir", str(tmp_path / "run")]

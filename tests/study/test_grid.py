@@ -392,6 +392,7 @@ def test_mask_ratio_of_the_pretraining_is_free_to_choose():
 # Images -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_planned_samples_are_the_same_for_all_models_nested_and_of_the_seed(sample_root):
     models = ["facebook/vit-mae-base", "microsoft/resnet-18", "vit-mae-tiny"]
     cells = plan(PAPER, models=models, train_sizes=[8, 20, None], pretrain="beside")
