@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # for 
 import torch
 from cxr.cli import command_line
 from cxr.data.images import num_cores
+from cxr.errors import run_script
 from cxr.models import architectures
 from cxr.run_folder.files import write_json
 from cxr.run_folder.record import installed_versions
@@ -111,8 +112,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        print(f"benchmark.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -1,6 +1,7 @@
 """A model that was sped up computes what the plain one does."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,3 +91,11 @@ def test_a_compiled_model_has_the_outputs_and_gradients_of_the_plain_one(kind):
     assert not torch._dynamo.utils.counters["graph_break"]
     with torch.compiler.set_stance("force_eager"), torch.no_grad():  # as at evaluation
         assert torch.isfinite(fast.eval()(pixel_values=torch.zeros(2, 3, 64, 64).double()).logits).all()
+
+
+@pytest.mark.parametrize(("capability", "is_first"), [((8, 0), False), ((9, 0), True), ((10, 0), False)])
+def test_cudnns_attention_is_preferred_where_it_was_measured_only(capability, is_first, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    query = SimpleNamespace(shape=(1, 1, 197, 64), is_cuda=True, device="cuda")
+    kernels = acceleration.preferred_kernels(query)
+    assert (kernels[0] == acceleration.SDPBackend.CUDNN_ATTENTION) is is_first

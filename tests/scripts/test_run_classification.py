@@ -59,16 +59,15 @@ def test_results_have_every_metric_of_both_splits(vit_run):
     for split in ("validation", "test"):
         assert set(results[split]) == METRICS | {"at_chosen_threshold", "intervals"}
         assert results[split]["threshold"] == 0.5
-        assert set(results[split]["at_chosen_threshold"]) == {
-            "threshold",
-            "accuracy",
-            "precision",
-            "recall",
-            "f1",
+        assert set(results[split]["at_chosen_threshold"]) == METRICS - {
+            "loss",
+            "auroc",
+            "average_precision",
+            "n",
         }
     chosen = {results[split]["at_chosen_threshold"]["threshold"] for split in ("validation", "test")}
     config = json.loads((vit_run / "model" / "config.json").read_text(encoding="utf-8"))
-    assert chosen.pop() == pytest.approx(config["decision_threshold"], abs=1e-6)
+    assert chosen == {config["decision_threshold"]}
     assert results["images_per_second"] > 0
     assert {"steps", "num_train_images", "seed", "versions"} <= set(results)
 
@@ -287,3 +286,12 @@ def test_compiled_training_loses_what_plain_training_does(sample_root, tmp_path)
         assert [epoch[name] for epoch in compiled] == pytest.approx(
             [epoch[name] for epoch in plain], rel=1e-3
         )
+
+
+def test_flags_without_effect_and_a_training_set_of_one_class_warn(sample_root, tmp_path):
+    flags = ["--crop_scale", "0.5", "1", "--report_to=wandb", "--max_train_samples=1", "--max_train_steps=1"]
+    flags += [*QUICK, "--per_device_train_batch_size=1", f"--data_dir={sample_root}"]
+    run_main(run_classification, tmp_path / "run", *TINY_VIT, *flags)
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    for said in ("--crop_scale has no effect", "--report_to wandb has no effect", "have the same label"):
+        assert said in log
