@@ -429,12 +429,9 @@ def test_edited_image_processor_has_the_statistics_it_says_or_is_refused(origina
 # Flags ------------------------------------------------------------------------------------------------------
 
 
-def test_revision_of_a_local_folder_is_refused(folder):
+def test_revision_of_a_local_folder_and_a_file_in_its_place_are_refused(folder, monkeypatch):
     with pytest.raises(UserError, match=r"--model_revision v2: found the local folder .*no revisions; leave"):
         load_config(str(folder), expected=("vit",), hub_dir=None, revision="v2")
-
-
-def test_file_in_place_of_a_folder_is_refused(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=r"config\.json: found no such folder; expected one with a model"):
         load_config("config.json", expected=("vit",), **LOCAL)
