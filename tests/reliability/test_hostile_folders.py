@@ -71,11 +71,8 @@ def originals(tmp_path_factory) -> dict[str, Path]:
     torch.manual_seed(0)
     config = configs.make_config("vit-mae-tiny", overrides=SMALL, image_size=16)
     small = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
-    made = {
-        "vit_mae": new_mae(config),
-        "vit": new_classifier(config, LABELS),
-        "resnet": new_classifier(small, LABELS),
-    }
+    made = {"vit_mae": new_mae(config), "vit": new_classifier(config, LABELS)}
+    made["resnet"] = new_classifier(small, LABELS)
     for name, model in made.items():
         model.save_pretrained(root / name)
         WEIGHTS[name] = model.state_dict()
@@ -97,13 +94,8 @@ def load(folder: Path, *, pretraining: bool = False):
     if pretraining:
         model = load_pretrained(ViTMAEForPreTraining, name, config=config, **LOCAL)
     else:
-        model = load_pretrained(
-            CLASSIFIERS[config.model_type],
-            name,
-            config=configs.classifier_config(config, LABELS),
-            new_head="classifier.",
-            **LOCAL,
-        )
+        kind, config = CLASSIFIERS[config.model_type], configs.classifier_config(config, LABELS)
+        model = load_pretrained(kind, name, config=config, new_head="classifier.", **LOCAL)
     return model, load_image_processor(name, image_size=16, **LOCAL)
 
 
@@ -158,18 +150,13 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"])
-def test_folder_with_a_pickle_only_is_refused_and_its_code_never_runs(folder, tmp_path, name):
-    (folder / "model.safetensors").unlink()
+def test_pickle_beside_safetensors_is_not_read_and_one_without_is_refused(folder, tmp_path, name):
     (folder / name).write_bytes(pickle.dumps({"vit.layernorm.weight": Bomb(tmp_path / "marker")}))
-    with pytest.raises(UserError, match=r"found no model\.safetensors.*they can hold code; .*convert"):
-        load(folder)
-    assert not (tmp_path / "marker").exists()
-
-
-def test_pickle_beside_safetensors_is_not_read(folder, tmp_path):
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
     model, _ = load_or_refuse(folder)
     assert not changed(model, "vit")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"found no model\.safetensors.*they can hold code; .*convert"):
+        load(folder)
     assert not (tmp_path / "marker").exists()
 
 
@@ -194,9 +181,7 @@ def test_index_that_names_other_files_than_safetensors_beside_it_is_refused(fold
     index.write_text(json.dumps({"metadata": {}, "weight_map": names}), encoding="utf-8")
     assert load_or_refuse(folder)
     index.write_text(json.dumps({"metadata": {}, "weight_map": names | {"a": shard}}), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"index\.json: found .*, expected names of safetensors files beside"
-    ):
+    with pytest.raises(UserError, match=r"index\.json: found .*, expected names of safetensors files"):
         load(folder)
     assert not (tmp_path / "marker").exists()
 
@@ -299,32 +284,25 @@ def test_damaged_weights_load_as_they_are_or_are_refused(originals, tmp_path, da
     ("change", "said"),
     [
         ({"hidden_size": 0}, "hidden_size=0, expected greater than 0"),
-        ({"hidden_size": -8}, "hidden_size=-8, expected greater than 0"),
         ({"hidden_size": "8"}, "hidden_size='8', expected a valid integer"),
-        ({"hidden_size": 10**9}, "hidden_size=1000000000, expected less than or equal to 1000000"),
         ({"hidden_size": HUGE}, "hidden_size=1000.*, expected less than or equal to 1000000"),
         ({"num_hidden_layers": 10**7}, "num_hidden_layers=10000000, expected less than or equal to 1000"),
-        ({"num_attention_heads": 0}, "num_attention_heads=0, expected greater than 0"),
         ({"num_attention_heads": 3}, "hidden_size=8, expected a multiple of .*num_attention_heads=3"),
         ({"image_size": 15}, "image_size=15, expected a multiple of patch_size=8"),
         ({"image_size": [16, 16]}, r"image_size=\[16, 16\], expected a valid integer"),
         ({"image_size": 800_000}, "takes 298 GiB, expected one that fits"),
-        ({"patch_size": 0}, "patch_size=0, expected greater than 0"),
         ({"num_channels": 4}, "num_channels=4, expected 3"),
         ({"hidden_act": "made-up"}, "hidden_act='made-up', expected one of gelu"),
         ({"hidden_act": []}, "hidden_act=.*, expected a valid string"),
         ({"hidden_dropout_prob": 7}, "hidden_dropout_prob=7, expected less than 1"),
         ({"attention_probs_dropout_prob": math.nan}, "probs_dropout_prob=nan, expected less than 1"),
-        ({"layer_norm_eps": -1.0}, "layer_norm_eps=-1.0, expected greater than 0"),
         ({"layer_norm_eps": math.inf}, "layer_norm_eps=inf, expected less than 1"),
-        ({"initializer_range": -1.0}, "initializer_range=-1.0, expected greater than 0"),
         ({"qkv_bias": "no"}, "qkv_bias='no', expected a valid boolean"),
         ({"model_type": "resnet", "hidden_sizes": []}, "hidden_sizes=.*at least 1 item"),
         ({"model_type": "resnet", "hidden_sizes": [10**9, 8]}, "hidden_sizes.0=1000000000, expected less"),
         ({"model_type": "resnet", "depths": [10**8, 1]}, "depths.0=100000000, expected less than or equal"),
         ({"model_type": "resnet", "depths": [1]}, "hidden_sizes and depths of different lengths"),
         ({"model_type": "resnet", "layer_type": "made-up"}, "layer_type='made-up', expected 'basic' or"),
-        ({"model_type": "resnet", "embedding_size": 10**9}, "embedding_size=1000000000, expected less"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
@@ -418,28 +396,18 @@ def test_edited_config_loads_as_it_says_or_is_refused(originals, tmp_path, data)
 # preprocessor_config.json -----------------------------------------------------------------------------------
 
 
+MEANS = (5, None, [0.5], ["a", "b", "c"], [math.nan] * 3, [HUGE] * 3)
+DEVIATIONS = ([0, 0, 0], [-1, 1, 1], [1e-300] * 3, {"a": 1, "b": 2, "c": 3})
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"image_mean": 5},
-        {"image_mean": None},
-        {"image_mean": [0.5]},
-        {"image_mean": ["a", "b", "c"]},
-        {"image_mean": [math.nan] * 3},
-        {"image_mean": [HUGE] * 3},
-        {"image_std": [0, 0, 0]},
-        {"image_std": [-1, 1, 1]},
-        {"image_std": [1e-300] * 3},
-        {"image_std": {"a": 1, "b": 2, "c": 3}},
-    ],
-    ids=lambda change: str(change)[:40],
+    ("name", "value"),
+    [*(("image_mean", mean) for mean in MEANS), *(("image_std", value) for value in DEVIATIONS)],
+    ids=lambda value: str(value)[:40],
 )
-def test_statistics_that_no_image_has_are_refused(folder, change):
-    edit_json(folder / "preprocessor_config.json", **change)
-    name = next(iter(change))
-    with pytest.raises(
-        ValueError, match=rf"preprocessor_config.json: found {name}=.*, expected three numbers"
-    ):
+def test_statistics_that_no_image_has_are_refused(folder, name, value):
+    edit_json(folder / "preprocessor_config.json", **{name: value})
+    with pytest.raises(UserError, match=rf"r_config.json: found {name}=.*, expected three numbers"):
         load(folder)
 
 
@@ -461,14 +429,9 @@ def test_edited_image_processor_has_the_statistics_it_says_or_is_refused(origina
 # Flags ------------------------------------------------------------------------------------------------------
 
 
-def test_revision_of_a_local_folder_is_refused(folder):
-    with pytest.raises(
-        ValueError, match=r"--model_revision v2: found the local folder .*no revisions; leave"
-    ):
+def test_revision_of_a_local_folder_and_a_file_in_its_place_are_refused(folder, monkeypatch):
+    with pytest.raises(UserError, match=r"--model_revision v2: found the local folder .*no revisions; leave"):
         load_config(str(folder), expected=("vit",), hub_dir=None, revision="v2")
-
-
-def test_file_in_place_of_a_folder_is_refused(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=r"config\.json: found no such folder; expected one with a model"):
         load_config("config.json", expected=("vit",), **LOCAL)
@@ -477,12 +440,10 @@ def test_file_in_place_of_a_folder_is_refused(folder, monkeypatch):
 NOT_TAKEN = ["return_dict", "num_labels", "model_type", "image_size", "mask_ratio", "to_dict", "no_such_key"]
 
 
-@pytest.mark.parametrize("overrides", [f"{name}=5" for name in NOT_TAKEN])
-def test_overrides_of_what_is_no_part_of_the_network_are_refused(overrides):
-    with pytest.raises(
-        ValueError, match=rf"{overrides}: .*no such key; expected some of hidden_size, num_hid"
-    ):
-        configs.make_config("vit-mae-tiny", overrides=overrides, image_size=None)
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_overrides_of_what_is_no_part_of_the_network_are_refused(name):
+    with pytest.raises(UserError, match=rf"{name}=5: .*no such key; expected some of hidden_size, num_hid"):
+        configs.make_config("vit-mae-tiny", overrides=f"{name}=5", image_size=None)
 
 
 OUT_OF_RANGE = (
@@ -516,19 +477,16 @@ def test_size_without_end_does_not_overflow_an_estimate():
             estimate_gflop(tiny, overrides=None, image_size=image_size, share_seen=0.5)
 
 
+KEYS = [*architectures.VitMaeFields.model_fields, *architectures.ResnetFields.model_fields, *BESIDE]
+TEXTS = ["0", "-1", "1e400", "nan", "true", "1_0", "9" * 400, "9" * 5000, "0.5", "relu", "8"]
+
+
 @pytest.mark.slow
 @cases(200)
 @given(
     name=st.sampled_from(["vit-mae-tiny", "resnet-18"]),
-    key=st.sampled_from(
-        [*architectures.VitMaeFields.model_fields, *architectures.ResnetFields.model_fields, *BESIDE]
-    )
-    | st.text(max_size=8),
-    value=st.sampled_from(
-        ["0", "-1", "1e400", "nan", "true", "1_0", "9" * 400, "9" * 5000, "0.5", "relu", "8"]
-    )
-    | st.integers(0, 2**40).map(str)
-    | st.text(max_size=8),
+    key=st.sampled_from(KEYS) | st.text(max_size=8),
+    value=st.sampled_from(TEXTS) | st.integers(0, 2**40).map(str) | st.text(max_size=8),
     image_size=st.sampled_from([None, 15, 32, 10**9]),
 )
 def test_overrides_are_taken_as_they_are_or_refused(name, key, value, image_size):
@@ -572,17 +530,18 @@ def report_or_refuse(folder: Path, capsys, *, root: Path) -> str | None:
     return page
 
 
+WRONG_VALUES = {
+    "task": (None, [], "x" * 3000),
+    "view": (5, {}),
+    "mask_ratio": (HUGE, [1]),
+    "random_erasing_prob": (HUGE, None),
+    "num_train_images": (0, True, "64"),
+    "seed": (None, -1),
+}
+AUROCS = (HUGE, math.nan, 1.5, "0.5", True)
 RECORDS = [
-    *(("results", {"task": value}, "task") for value in (None, [], "x" * 3000)),
-    *(("results", {"view": value}, "view") for value in (5, {})),
-    *(("results", {"mask_ratio": value}, "mask_ratio") for value in (HUGE, [1])),
-    *(("results", {"random_erasing_prob": value}, "random_erasing_prob") for value in (HUGE, None)),
-    *(("results", {"num_train_images": value}, "num_train_images") for value in (0, True, "64")),
-    *(("results", {"seed": value}, "seed") for value in (None, -1)),
-    *(
-        ("results", {"test": measured(auroc=value)}, "test.auroc")
-        for value in (HUGE, math.nan, 1.5, "0.5", True)
-    ),
+    *(("results", {name: value}, name) for name, values in WRONG_VALUES.items() for value in values),
+    *(("results", {"test": measured(auroc=value)}, "test.auroc") for value in AUROCS),
     ("results", {"augmentation": []}, "augmentation"),
     ("results", {"model": 5}, "model"),
     ("results", {"model": "\ud800"}, ""),  # no JSON
@@ -597,9 +556,8 @@ RECORDS = [
 @pytest.mark.parametrize(("name", "change", "field"), RECORDS, ids=range(len(RECORDS)))
 def test_record_of_other_kinds_is_refused_by_its_field(run, tmp_path, capsys, name, change, field):
     edit_json(run / f"{name}.json", **change)
-    with pytest.raises(
-        UserError, match=rf"{name}\.json: not what a run writes: found (no )?{field}"
-    ) as error:
+    said = rf"{name}\.json: not what a run writes: found (no )?{field}"
+    with pytest.raises(UserError, match=said) as error:
         report_study.main([str(run)])
     assert len(str(error.value)) < 600
     assert report_or_refuse(run, capsys, root=tmp_path) is None
@@ -637,9 +595,8 @@ def test_names_with_markup_are_text_in_the_page_and_no_way_out_of_the_folder(tmp
 @given(data=st.data())
 def test_edited_records_give_a_report_or_a_line(tmp_path, capsys, data):
     run = new_run(tmp_path / "study" / "run")
-    name = data.draw(
-        st.sampled_from(["results.json", "results.json", "args.json", "samples.json", "metrics.jsonl"])
-    )
+    names = ["results.json", "results.json", "args.json", "samples.json", "metrics.jsonl"]
+    name = data.draw(st.sampled_from(names))
     whole = (run / name).read_text(encoding="utf-8")
     lines = whole.splitlines() if name.endswith("jsonl") else [whole]
     content = json.loads(lines[0])
@@ -660,15 +617,11 @@ def test_edited_records_give_a_report_or_a_line(tmp_path, capsys, data):
 @given(data=st.data())
 def test_damaged_records_give_a_report_or_a_line(tmp_path, capsys, data):
     run = new_run(tmp_path / "study" / "run")
-    path = run / data.draw(
-        st.sampled_from(
-            ["results.json", "args.json", "samples.json", "metrics.jsonl", "predictions_test.csv"]
-        )
-    )
+    names = ["results.json", "args.json", "samples.json", "metrics.jsonl", "predictions_test.csv"]
+    path = run / data.draw(st.sampled_from(names))
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     junk = data.draw(st.binary(max_size=8) | st.sampled_from([b",", b"\n", b'"', b"9" * 5000, DEEP.encode()]))
-    path.write_bytes(
-        whole[:at] + data.draw(st.sampled_from([junk, junk + whole[at:], junk + whole[at + 3 :]]))
-    )
+    rest = data.draw(st.sampled_from([b"", whole[at:], whole[at + 3 :]]))
+    path.write_bytes(whole[:at] + junk + rest)
     report_or_refuse(run, capsys, root=tmp_path)

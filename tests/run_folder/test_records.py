@@ -55,12 +55,17 @@ def test_text_is_written_whole_with_unix_line_ends(tmp_path):
 
 @pytest.mark.parametrize("owner, name", [(Path, "replace"), (os, "fsync")])
 def test_interrupted_write_leaves_the_old_file_and_no_leftovers(tmp_path, monkeypatch, owner, name):
+    record = RunRecord(tmp_path, enabled=True)
+    record.append_epoch(epoch(1))
     write_text(tmp_path / "a.txt", "old")
-    with monkeypatch.context() as patch, pytest.raises(Interruption):
+    with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupt)
-        write_text(tmp_path / "a.txt", "new")
+        for write in (lambda: record.append_epoch(epoch(2)), lambda: write_text(tmp_path / "a.txt", "new")):
+            with pytest.raises(Interruption):
+                write()
+    assert record.epochs() == [epoch(1)]
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
-    assert names(tmp_path) == ["a.txt"]
+    assert names(tmp_path) == ["a.txt", "metrics.jsonl"]
 
 
 def test_records_refuse_nan_and_leave_the_old_file(tmp_path):
@@ -69,48 +74,35 @@ def test_records_refuse_nan_and_leave_the_old_file(tmp_path):
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValidationError, match="finite"):
             record.write("line.json", Epoch(**epoch(1) | {"eval_loss": value}))
+        with pytest.raises(ValidationError, match="finite"):
+            record.append_epoch(epoch(1) | {"train_loss": value})
     assert Epoch.read(tmp_path / "line.json").as_json() == epoch(1)
-    assert names(tmp_path) == ["line.json"]
+    assert names(tmp_path) == ["line.json"] and record.epochs() == []
 
 
-def test_new_folder_appears_only_when_it_is_filled(tmp_path):
-    with new_folder(tmp_path / "model") as folder:
-        (folder / "a").write_text("1", encoding="utf-8")
-        assert not (tmp_path / "model").exists()
-    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["a"]
+def test_new_folder_appears_only_when_it_is_filled_and_replaces_all_of_an_old_one(tmp_path):
+    for name in ("old", "new"):
+        with new_folder(tmp_path / "model") as folder:
+            (folder / name).write_text("1", encoding="utf-8")
+            assert (tmp_path / "model").exists() == (name == "new")
+        assert names(tmp_path) == ["model"] and names(tmp_path / "model") == [name]
 
 
-def test_new_folder_replaces_all_of_an_old_one(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
-    with new_folder(tmp_path / "model") as folder:
-        (folder / "new").write_text("1", encoding="utf-8")
-    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["new"]
-
-
-def test_interrupted_new_folder_leaves_the_old_one_and_no_leftovers(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
-    with pytest.raises(Interruption), new_folder(tmp_path / "model") as folder:
-        (folder / "new").write_text("1", encoding="utf-8")
-        raise Interruption
-    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
-
-
-def test_new_folder_that_cannot_be_renamed_into_place_leaves_the_old_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_new_folder_interrupted_before_or_at_its_renaming_leaves_the_old_one(
+    tmp_path, monkeypatch, is_filled
+):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("0", encoding="utf-8")
     rename = Path.replace
-
-    def fail_for_the_new_one(self, target):
-        if self.name.endswith(".tmp"):
-            raise Interruption
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "replace", fail_for_the_new_one)
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: interrupt() if self.suffix == ".tmp" else rename(self, to)
+    )
     with pytest.raises(Interruption), new_folder(tmp_path / "model") as folder:
         (folder / "new").write_text("1", encoding="utf-8")
-    assert names(tmp_path / "model") == ["old"]
+        if not is_filled:
+            raise Interruption
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
 
 
 def test_folder_that_is_being_removed_has_lost_its_name(tmp_path, monkeypatch):
@@ -149,16 +141,6 @@ def test_file_in_place_of_the_output_folder_is_refused(tmp_path, resume):
     assert (tmp_path / "a").read_text(encoding="utf-8") == "mine"
 
 
-@pytest.mark.parametrize("owner, name", [(Path, "replace"), (os, "fsync")])
-def test_interrupted_epoch_leaves_the_lines_before_it(tmp_path, monkeypatch, owner, name):
-    record = RunRecord(tmp_path, enabled=True)
-    record.append_epoch(epoch(1))
-    with monkeypatch.context() as patch, pytest.raises(Interruption):
-        patch.setattr(owner, name, interrupt)
-        record.append_epoch(epoch(2))
-    assert record.epochs() == [epoch(1)]
-
-
 def test_images_of_bad_steps_are_private(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
     record.append_bad_step(3, ["a", "b"])
@@ -170,13 +152,6 @@ def test_images_of_bad_steps_are_private(tmp_path):
     ]
     if sys.platform != "win32":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_epochs_refuse_nan(tmp_path):
-    record = RunRecord(tmp_path, enabled=True)
-    with pytest.raises(ValidationError, match="finite"):
-        record.append_epoch(epoch(1) | {"train_loss": float("nan")})
-    assert record.epochs() == []
 
 
 def test_predictions_have_their_columns_and_are_readable_by_the_owner_alone(tmp_path):
@@ -240,12 +215,16 @@ def test_json_that_no_run_wrote_is_refused_with_its_name(tmp_path, text, found):
         read_json(tmp_path / "results.json")
 
 
-def test_locked_folder_is_refused_to_others_with_its_holder_until_it_is_released(tmp_path):
+def test_locked_folder_is_in_use_and_refused_to_others_with_its_holder_until_it_is_released(tmp_path):
+    assert not is_in_use(tmp_path / "absent")
+    assert not is_in_use(tmp_path) and names(tmp_path) == []  # asking does not take it
     lock = lock_folder(tmp_path)
+    assert is_in_use(tmp_path) and is_in_use(tmp_path)
     holder = rf"\(pid {os.getpid()} on {socket.gethostname()} since 20.*remove .*\.lock"
     with pytest.raises(ValueError, match=holder):
         lock_folder(tmp_path)
     lock.release()
+    assert not is_in_use(tmp_path)
     lock_folder(tmp_path).release()
 
 
@@ -306,16 +285,6 @@ def test_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(ValueError, match=r"cannot be written to.*Read-only file system.*name another"):
         claim_output_dir(tmp_path / "run", resume=False)
-
-
-def test_folder_is_in_use_while_its_lock_is_held_and_asking_does_not_take_it(tmp_path):
-    assert not is_in_use(tmp_path / "absent")
-    assert not is_in_use(tmp_path) and names(tmp_path) == []
-    lock = lock_folder(tmp_path)
-    assert is_in_use(tmp_path) and is_in_use(tmp_path)
-    lock.release()
-    assert not is_in_use(tmp_path)
-    lock_folder(tmp_path).release()
 
 
 def test_lock_of_a_killed_process_is_free(tmp_path):

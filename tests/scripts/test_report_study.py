@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 import report_study
 import rich.console
-from cxr.errors import run_script
 from cxr.run_folder.files import write_json
 from cxr.study import grid
 from cxr.study.measuring import arrays
@@ -36,6 +35,7 @@ from finished_runs import classification_results
 from finished_runs import finish
 from finished_runs import pretraining_results
 from finished_runs import write_run
+from refused import refused
 from sklearn.metrics import roc_auc_score
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -90,7 +90,7 @@ def read_table(study: Path) -> list[dict[str, str]]:
 # Tables -----------------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_table_a_size_with_the_papers_rows_and_columns(study):
+def test_there_is_a_table_a_size_with_the_papers_rows_and_columns_and_what_has_not_run(study):
     text = (study / "report.md").read_text(encoding="utf-8")
     head = "| model | transformer | % masking | seeds | Accuracy | Precision | F1 | Recall | AUC |"
     assert text.count(head) == 2
@@ -98,6 +98,10 @@ def test_there_is_a_table_a_size_with_the_papers_rows_and_columns(study):
     assert "| MAE ViT | augmented (mae) | 0.25 | 3 of 3 |" in text
     assert "| MAE ViT | not augmented |  | 3 of 3 |" in text
     assert "| ResNet | augmented (classic) |  | 3 of 3 |" in text
+    assert "| MAE ViT | augmented (mae) | 0.25 | 0 of 3 | not run<br>paper 0.749 |" in text
+    assert "3 planned runs have not finished" in text
+    row = next(row for row in read_table(study) if row["seeds"] == "0")
+    assert (row["train_size"], row["masking"], row["auroc"]) == ("10000", "0.25", "")
 
 
 def test_our_figures_stand_beside_the_papers(study):
@@ -123,23 +127,14 @@ def test_the_papers_figures_are_for_its_task_its_view_and_full_training_only():
         assert published_row(dataclasses.replace(name, **{field: value}), row) == {}
 
 
-def test_cells_that_have_not_run_are_shown_as_missing(study):
-    text = (study / "report.md").read_text(encoding="utf-8")
-    assert "| MAE ViT | augmented (mae) | 0.25 | 0 of 3 | not run<br>paper 0.749 |" in text
-    assert "3 planned runs have not finished" in text
-    row = next(row for row in read_table(study) if row["seeds"] == "0")
-    assert (row["train_size"], row["masking"], row["auroc"]) == ("10000", "0.25", "")
-
-
 def test_the_best_of_each_column_is_underlined(tables):
     first = tables[0]
-    best = {row.name.model for row in first.rows if first.is_best(row, "auroc")}
-    assert best == {"ResNet"}
+    assert {row.name.model for row in first.rows if first.is_best(row, "auroc")} == {"ResNet"}
     lowest = min(row.values["brier"] for row in first.measured)
     assert [row.values["brier"] for row in first.rows if first.is_best(row, "brier")] == [lowest]
 
 
-def test_values_are_means_over_seeds_with_an_interval_over_seeds_and_one_over_patients(tables):
+def test_values_are_means_over_seeds_with_intervals_over_seeds_and_patients_and_auroc_by_view(tables):
     row = tables[0].rows[2]
     aurocs = [roc_auc_score(*arrays(run.predictions)) for run in row.runs]
     assert len(aurocs) == 3
@@ -147,10 +142,6 @@ def test_values_are_means_over_seeds_with_an_interval_over_seeds_and_one_over_pa
     half = 4.302653 * np.std(aurocs, ddof=1) / np.sqrt(3)
     assert row.over_seeds["auroc"].low == pytest.approx(np.mean(aurocs) - half, abs=1e-6)
     assert row.over_patients["auroc"].low < row.values["auroc"] < row.over_patients["auroc"].high
-
-
-def test_auroc_is_given_by_view(tables):
-    row = tables[0].rows[2]
     value, interval, count = row.by_view["PA"]
     of_view = [run.predictions[run.predictions["view_position"] == "PA"] for run in row.runs]
     assert count == 100
@@ -342,25 +333,16 @@ def test_terminal_shows_the_tables_and_where_the_report_is(width, study, capsys,
     assert f"Report: {study / 'report.html'}" in printed
 
 
-def refused(argv: list[str], capsys) -> str:
-    with pytest.raises(SystemExit) as ended:
-        run_script(lambda: report_study.main(argv))
-    message = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert message.count("\n") == 1 and message.endswith("\n") and "Traceback" not in message
-    return message
-
-
 def test_folder_without_results_is_an_error_of_one_line(tmp_path, capsys):
     finish(tmp_path / "study" / "mae", pretraining_results())
     for name in ("study", "absent"):
-        message = refused([str(tmp_path / name)], capsys)
+        message = refused(report_study.main, [tmp_path / name], capsys)
         assert f"{name}: found no results.json of a classification run" in message and "expected" in message
 
 
 def test_several_folders_need_a_place_for_the_report(tmp_path, capsys):
     runs = [str(write_run(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
-    assert "found no --output_dir" in refused(runs, capsys)
+    assert "found no --output_dir" in refused(report_study.main, runs, capsys)
     report_study.main([*runs, "--output_dir", str(tmp_path / "new" / "report"), "--num_resamples", "20"])
     assert (tmp_path / "new" / "report" / "report.html").is_file()
 
@@ -380,14 +362,14 @@ def test_spoilt_predictions_are_an_error_of_one_line_that_names_the_file(tmp_pat
     folder = write_run(tmp_path / "a")
     path = folder / "predictions_test.csv"
     spoil(pd.read_csv(path)).to_csv(path, index=False)
-    assert f"{path}: not what a run writes: " in refused([str(folder)], capsys)
+    assert f"{path}: not what a run writes: " in refused(report_study.main, [folder], capsys)
 
 
-@pytest.mark.parametrize("name", ["args.json", "samples.json", "predictions_test.csv"])
-def test_missing_records_are_an_error_of_one_line(tmp_path, capsys, name):
-    folder = write_run(tmp_path / "a")
-    (folder / name).unlink()
-    assert str(folder / name) in refused([str(folder)], capsys)
+def test_missing_records_are_an_error_of_one_line(tmp_path, capsys):
+    for name in ("args.json", "samples.json", "predictions_test.csv"):
+        path = write_run(tmp_path / "a") / name
+        path.unlink()
+        assert str(path) in refused(report_study.main, [path.parent], capsys)
 
 
 def test_edited_plan_is_an_error_of_one_line(tmp_path, capsys):
@@ -398,7 +380,8 @@ def test_edited_plan_is_an_error_of_one_line(tmp_path, capsys):
     for broken in (None, {}, [], cell | {"flags": None}, *({**cell, "point": point} for point in points)):
         text = json.dumps({"cells": {**plan["cells"], name: broken}})
         (folder / "plan.json").write_text(text, encoding="utf-8")
-        assert f"{folder / 'plan.json'}: not what run_study.py writes" in refused([str(folder)], capsys)
+        message = refused(report_study.main, [folder], capsys)
+        assert f"{folder / 'plan.json'}: not what run_study.py writes" in message
 
 
 def test_runs_that_differ_in_a_flag_are_rows_of_their_own(tmp_path):
@@ -423,7 +406,7 @@ def test_runs_that_differ_in_a_flag_are_rows_of_their_own(tmp_path):
 def test_runs_of_one_row_that_differ_in_more_than_the_seed_are_refused(tmp_path, capsys, change, said):
     write_run(tmp_path / "0")
     write_run(tmp_path / "1", **{"seed": 1, **change})
-    assert said in refused([str(tmp_path)], capsys)
+    assert said in refused(report_study.main, [tmp_path], capsys)
 
 
 def test_runs_of_one_table_that_were_trained_on_other_images_are_refused(tmp_path, capsys):
@@ -431,4 +414,4 @@ def test_runs_of_one_table_that_were_trained_on_other_images_are_refused(tmp_pat
     other = write_run(tmp_path / "b", model="b", pretrained=True)
     sample = json.loads((other / "samples.json").read_text(encoding="utf-8"))
     write_json(other / "samples.json", sample | {"sha256": "another"})
-    assert "trained on other images" in refused([str(tmp_path)], capsys)
+    assert "trained on other images" in refused(report_study.main, [tmp_path], capsys)
