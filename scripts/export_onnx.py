@@ -13,6 +13,8 @@ OUT.data. For research only, not for diagnosis.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import shutil
@@ -108,8 +110,8 @@ def convert(classifier: Classifier) -> torch.onnx.ONNXProgram:
     side = classifier.image_size
     example = torch.zeros(2, 1, side, side, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about its own exporter
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # of torch, about its own exporter, some of which also print
         program = torch.onnx.export(
             PixelsToProbability(classifier).eval(),
             (example,),
