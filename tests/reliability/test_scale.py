@@ -40,8 +40,8 @@ started = time.perf_counter()
 positives = sum(drawn["label"])
 dataset = ChestXrays(drawn, v2.Identity(), seed=0)
 batches = iter(TrainingBatches(
-    len(dataset), batch_size=64, gradient_accumulation_steps=1, num_processes=1, process_index=0, seed=0,
-    start_step=0, num_steps=3 * (len(dataset) // 64)))
+    len(dataset), images_per_step=64, gradient_accumulation_steps=1, num_processes=1, process_index=0, seed=0,
+    steps=range(3 * (len(dataset) // 64))))
 keys = next(batches)
 rows = dataset.rows[[index for _, index in keys]]
 seconds["first batch"] = time.perf_counter() - started
