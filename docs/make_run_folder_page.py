@@ -4,6 +4,7 @@ python docs/make_run_folder_page.py
 """
 
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def tables() -> dict[str, dict[str, Any]]:
 
 
 def describe(name: str, schema: dict[str, Any]) -> Iterator[str]:
-    yield f"\n## {name}\n\n{' '.join(schema.get('description', '').split())}\n"
+    yield f"\n## {name}\n\n{textwrap.fill(' '.join(schema.get('description', '').split()), width=110)}\n"
     yield "| field | type | what it is |\n| --- | --- | --- |"
     for field, value in schema.get("properties", {}).items():
         optional = "" if field in schema.get("required", ()) else " May be absent."

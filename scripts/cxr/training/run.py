@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import ViTImageProcessor
 
@@ -65,6 +66,7 @@ class Run:
     eval_loader: DataLoader = field(init=False)
     normalize: Normalizer = field(init=False)
     preemption: Preemption = field(init=False)
+    bar: tqdm = field(init=False)  # set by `steps`
     # Set by `end_step`, about the step that has ended.
     ends_epoch: bool = field(init=False)
     saves: bool = field(init=False)
