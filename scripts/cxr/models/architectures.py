@@ -168,8 +168,8 @@ def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str 
     if model in _PUBLISHED:
         return _PUBLISHED[model]
     raise UserError(
-        f"model {model}: found no folder and no downloaded model of this name, expected one that tells its "
-        f"family and size; name a folder, or download it first: hf download {model} --revision {revision}"
+        f"model {model}: found no folder and no downloaded model of this name, expected one, to know its "
+        f"kind and size; name a folder, or download it first: hf download {model} --revision {revision}"
     )
 
 
