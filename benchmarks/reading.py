@@ -32,7 +32,7 @@ from rich.progress import track
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
 
-from mimic_cxr_dataset.radiographs import shrink_jpeg
+from mimic_cxr_dataset.radiographs import shrink_radiograph
 
 NUM_CACHED = 16 * BATCH_SIZE  # shrunk images that a turn reads
 
@@ -46,7 +46,7 @@ def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
             f"--data_dir {root}: found {small or 'no image'}; expected originals of more than {CACHED_SIZE} "
             "pixels, which shrink"
         )
-    cached = [shrink_jpeg(path, CACHED_SIZE) for path in paths]
+    cached = [shrink_radiograph(path, CACHED_SIZE).content for path in paths]
     rates = take_turns(
         {
             "ours: shrink": paths,
@@ -215,7 +215,7 @@ def iterate(contents: list[bytes], transform: torch.nn.Module) -> Callable[[], N
 
 # What each side does with the images: prepared at the call, timed when the result is called.
 SIDES = {
-    "ours: shrink": functools.partial(each, functools.partial(shrink_jpeg, image_size=CACHED_SIZE)),
+    "ours: shrink": functools.partial(each, functools.partial(shrink_radiograph, shortest_side=CACHED_SIZE)),
     "ours: loader": load_cropped,
     "ours: loader, RandAugment": load_augmented,
     "example: originals": transform_as_example,

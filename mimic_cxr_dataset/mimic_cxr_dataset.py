@@ -15,7 +15,8 @@ ROOT is the PhysioNet folder as downloaded: `files/` beside the metadata, split 
 README.md beside this file gives the label rules, the options and the published counts.
 """
 
-# One import per line: the loader of `datasets` 3 reads "import a, b" as one package of that name.
+# One import per line: the loader of `datasets` 3 reads "import a, b" as one package of that name. It brings
+# the files of this folder that are named here and no others, so even those are that only others use.
 import csv
 import hashlib
 import logging
@@ -33,9 +34,15 @@ from datasets.exceptions import DatasetGenerationError
 from .choices import CHOICES
 from .choices import DEFAULTS
 from .choices import TASKS
+from .collection import read_collection
+from .dicom import read_dicom
 from .errors import DatasetError
+from .gray_levels import equalize
+from .radiographs import Reading
 from .radiographs import check_jpeg
-from .radiographs import shrink_jpeg
+from .radiographs import find_image
+from .radiographs import is_jpeg
+from .radiographs import shrink_radiograph
 from .tables import REASONS
 from .tables import SPLITS
 from .tables import check_options
@@ -47,6 +54,9 @@ from .tables import resolve_root
 
 # A fixed name: `datasets` imports this file under a name with a hash in it.
 logger = logging.getLogger("mimic_cxr_dataset")
+
+# Lists of images beside a split, NAME_SPLIT.csv: those left out, and those used with a warning.
+BAD_IMAGES, DOUBTFUL_IMAGES = "bad_images", "doubtful_images"
 
 
 @dataclass
@@ -76,6 +86,7 @@ class MimicCxrConfig(datasets.BuilderConfig):
             parts.append(str(resolve_root(self.data_dir)).encode("utf-8"))
             tables = ("metadata", "split", self.labeler)
             parts += [read_bytes(find_csv(self.data_dir, table)) for table in tables]
+            parts.append(repr(read_collection(resolve_root(self.data_dir)).equalized).encode("utf-8"))
         digests = b"".join(hashlib.blake2b(part).digest() for part in parts)
         return f"{self.name}-{hashlib.blake2b(digests, digest_size=8).hexdigest()}"
 
@@ -130,27 +141,32 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         return generators
 
     def _generate_examples(self, chunks: list[pd.DataFrame], split: str, streaming: bool):
+        equalized = read_collection(resolve_root(self.config.data_dir)).equalized
+        reading = Reading(equalizes=equalized is not False)
         for row in (row for chunk in chunks for row in chunk.itertuples()):
+            if streaming:  # else `_drop_missing` has done it
+                row = row._replace(path=find_image(row.path) or row.path)
             try:
-                image = self._load_image(row.path)
+                image, warnings = self._load_image(row.path, reading)
             except DatasetError as error:
                 if self.config.on_bad_image == "error":
                     advice = 'replace it, or leave such images out: on_bad_image="skip" (--on_bad_image skip)'
                     raise DatasetError(f"{row.path} is a bad image ({error}): {advice}.") from error
-                if streaming:
-                    logger.warning(f"{row.path} is a bad image ({error}): skipped.")
-                else:
-                    self._note_bad_images(split, [(row.Index, row.dicom_id, row.path, error)])
+                self._note_image(BAD_IMAGES, split, row, error, streaming=streaming)
                 continue
+            for warning in warnings:
+                self._note_image(DOUBTFUL_IMAGES, split, row, warning, streaming=streaming)
             columns = ("label", "dicom_id", "subject_id", "study_id", "view_position")
             yield row.dicom_id, {"image": image, **{column: getattr(row, column) for column in columns}}
 
-    def _load_image(self, path: str) -> dict:
-        if self.config.image_size is None:
-            check_jpeg(path)
-            return {"path": path, "bytes": None}
+    def _load_image(self, path: str, reading: Reading) -> tuple[dict, tuple[str, ...]]:
+        """The image as `datasets` has it, a JPEG of full size as it is, and what may be wrong with it."""
+        size = self.config.image_size
+        if size is None and is_jpeg(path):
+            return {"path": path, "bytes": None}, check_jpeg(path)
+        shrunk = shrink_radiograph(path, size, reading)
         # No path: `datasets` drops the bytes where the current folder has a file of that name.
-        return {"path": None, "bytes": shrink_jpeg(path, self.config.image_size)}
+        return {"path": None, "bytes": shrunk.content}, shrunk.warnings
 
     def _title(self) -> str:
         config = self.config
@@ -162,49 +178,67 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
 
     def _drop_missing(self, rows: pd.DataFrame) -> pd.DataFrame:
         with ThreadPoolExecutor(max_workers=16) as pool:  # a network disk answers many at once, each slowly
-            exists = pool.map(os.path.isfile, rows["path"], chunksize=256)
-            missing = ~np.fromiter(exists, dtype=bool, count=len(rows))
-        lost = rows[missing]
+            found = pd.Series(list(pool.map(find_image, rows["path"], chunksize=256)), index=rows.index)
+        rows = rows.assign(path=found.fillna(rows["path"]))
+        lost = rows[found.isna()]
         if len(lost) and self.config.on_bad_image == "error":
             raise DatasetError(
                 f"{len(lost):,} of {len(rows):,} images are missing, first {lost['path'].iloc[0]}: "
                 'download them, or leave them out with on_bad_image="skip" (--on_bad_image skip).'
             )
         for split, of_split in lost.groupby("split"):
-            notes = [(row.Index, row.dicom_id, row.path, "missing file") for row in of_split.itertuples()]
-            self._note_bad_images(split, notes)
-            self._count_left_out(split, "missing file", len(notes))
-        return rows[~missing]
+            for row in of_split.itertuples():
+                self._note_image(BAD_IMAGES, split, row, "missing file", streaming=False)
+            self._count_left_out(split, "missing file", len(of_split))
+        return rows[found.notna()]
 
     def _count_left_out(self, split: str, reason: str, count: int) -> None:
         self._exclusions.loc[split, reason] += count
         self._exclusions.loc[split, "kept"] -= count
 
-    def _note_bad_images(self, split: str, notes: list[tuple]) -> None:
-        """Each process adds to a file of its own; `_list_bad_images` joins them."""
-        path = Path(self._output_dir, f"bad_images_{split}.{os.getpid()}.part")
-        with path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(notes)
-
-    def _list_bad_images(self, split: str) -> None:
-        """Writes bad_images_SPLIT.csv beside the split, if there is anything to list."""
-        parts = sorted(Path(self._output_dir).glob(f"bad_images_{split}.*.part"))
-        if not parts:
+    def _note_image(self, kind: str, split: str, row, reason: object, *, streaming: bool) -> None:
+        """Each process adds to a file of its own, which `_join_notes` joins; a stream has the log alone."""
+        if streaming:
+            fate = "is a bad image, skipped" if kind == BAD_IMAGES else "is used with a warning"
+            logger.warning(f"{row.path} {fate}: {reason}.")
             return
+        path = Path(self._output_dir, f"{kind}_{split}.{os.getpid()}.part")
+        with path.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerow((row.Index, row.dicom_id, row.path, reason))
+
+    def _join_notes(self, kind: str, split: str) -> pd.DataFrame:
+        """Writes KIND_SPLIT.csv beside the split if there is anything to list; returns what is in it."""
         names = ["row", "dicom_id", "path", "reason"]
+        parts = sorted(Path(self._output_dir).glob(f"{kind}_{split}.*.part"))
+        if not parts:
+            return pd.DataFrame(columns=names)
         notes = pd.concat([pd.read_csv(part, names=names, dtype={"dicom_id": str}) for part in parts])
         # Not renamed into place by itself: the whole folder is when it is done.
-        path = Path(self._output_dir, f"bad_images_{split}.csv")
+        path = Path(self._output_dir, f"{kind}_{split}.csv")
         notes.sort_values("row").drop(columns="row").to_csv(path, index=False)
         for part in parts:
             part.unlink()
-        num_damaged = int((notes["reason"] != "missing file").sum())
-        self._count_left_out(split, "damaged file", num_damaged)
-        self._describe()
-        final_path = Path(str(path.parent).removesuffix(".incomplete"), path.name)
-        logger.warning(
-            f"{split}: bad images left out: {len(notes):,} ({num_damaged:,} damaged), see {final_path}"
-        )
+        return notes
+
+    def _list_images(self, split: str) -> None:
+        """Lists and counts the images of a finished split that were left out, or used with a warning."""
+        folder = str(self._output_dir).removesuffix(".incomplete")
+        bad, doubtful = (self._join_notes(kind, split) for kind in (BAD_IMAGES, DOUBTFUL_IMAGES))
+        if len(bad):
+            num_damaged = int((bad["reason"] != "missing file").sum())
+            self._count_left_out(split, "damaged file", num_damaged)
+            self._describe()
+            listing = Path(folder, f"{BAD_IMAGES}_{split}.csv")
+            logger.warning(
+                f"{split}: bad images left out: {len(bad):,} ({num_damaged:,} damaged), see {listing}"
+            )
+        if len(doubtful):
+            reasons = doubtful["reason"].value_counts()
+            listing = Path(folder, f"{DOUBTFUL_IMAGES}_{split}.csv")
+            logger.warning(
+                f"{split}: images used with a warning: {doubtful['dicom_id'].nunique():,}, most often "
+                f'"{reasons.index[0]}" ({reasons.iloc[0]:,}), see {listing}'
+            )
 
     # What follows wraps methods of `datasets` (tried with 3.6 and 5.2) where there is no other way.
 
@@ -224,7 +258,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         except DatasetError as error:
             raise error from None  # without the traceback of a worker process
         split = split_generator.name
-        self._list_bad_images(split)
+        self._list_images(split)
         if split_generator.split_info.num_examples == 0:
             raise DatasetError(f"{self.config.data_dir}: every image of the {split} split is damaged.")
 

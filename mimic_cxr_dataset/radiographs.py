@@ -2,29 +2,19 @@
 
 Whatever the format, pixels take the way of the training images: shrunk once, kept as a gray JPEG of quality
 95. So a JPEG of MIMIC-CXR-JPG gives, bit for bit, what `run_classification.py` evaluates, and the same
-picture as PNG nearly so.
+picture as PNG nearly so. What is peculiar to DICOM stands in dicom.py.
 
-DICOM files become what MIMIC-CXR-JPG holds (Johnson et al. 2019, arXiv:1901.07042): the lowest value is
-subtracted, the result divided by its highest and truncated to 0..255; MONOCHROME1 is inverted, so that air is
-dark; the histogram is equalised as by OpenCV. The authors did so with the stored values and left out the
-window that a header may ask for. Here the header's rescaling, and its VOI look-up table or window, come
-first, as other collections need them; `use_window=False` is the published procedure to the letter.
-
-Of a header nothing is read that names a patient: only the few tags that the pixels need, and the view.
+A property of a file that changes what its pixels mean is applied, or the file is refused by a DatasetError,
+or it is used with a warning; docs/using-a-model.md lists them.
 """
 
 import contextlib
-import functools
 import io
-import logging
-import os
 import re
 import struct
-import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
 from typing import BinaryIO
 
 import numpy as np
@@ -33,10 +23,11 @@ from PIL import Image
 from PIL import ImageOps
 from PIL import UnidentifiedImageError
 
+from .dicom import FEWEST_LEVELS
+from .dicom import read_dicom
 from .errors import DatasetError
-
-if TYPE_CHECKING:
-    import pydicom
+from .gray_levels import equalize
+from .gray_levels import scale_to_8_bits
 
 # The JPEG decoder may halve a side only while it stays this much above the final one: 2544 pixels are decoded
 # at an eighth for 256. On 120 radiographs of NIH ChestX-ray14 that agrees with full decoding and Lanczos to
@@ -49,15 +40,27 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 JPEG_MAGIC, PNG_MAGIC, DICOM_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"DICM"
 DICOM_PREAMBLE = 128  # bytes before the magic
 JPEG_QUALITY = 95  # of shrunk images, and of MIMIC-CXR-JPG
-# Packed pixels that pydicom unpacks only with a package beside it.
-PACKAGES = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-# What is read of a DICOM header.
-TAGS = (
-    "Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration BitsAllocated BitsStored "
-    "HighBit PixelRepresentation NumberOfFrames RescaleSlope RescaleIntercept ModalityLUTSequence "
-    "VOILUTSequence WindowCenter WindowWidth VOILUTFunction PixelData FloatPixelData DoubleFloatPixelData "
-    "ExtendedOffsetTable ExtendedOffsetTableLengths ViewPosition ViewCodeSequence CodeMeaning"
-)
+WINDOWS_GAMMA = 1 / 2.2  # of nearly every PNG that names one
+ENCODING_OF_SCREENS = (b"sRGB", b"Gamma 2.2")  # in a colour profile that changes nothing
+# A pixel has a colour where its channels lie so far apart, and a picture where so many of its pixels do.
+COLOUR_SPREAD, COLOURED_SHARE = 32, 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the one who reads decides; a file says the rest. The defaults are the way of MIMIC-CXR-JPG."""
+
+    use_window: bool = True  # the VOI look-up table or window of a DICOM header
+    equalizes: bool = True  # the histogram of DICOM files, and of pictures of more than 8 bits
+    equalizes_8_bits: bool = False  # that of other pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrunkRadiograph:
+    content: bytes  # a gray JPEG
+    view_position: str = ""  # of a DICOM header, such as PA, AP or LL; "" where the file says nothing
+    is_equalized: bool = False  # by the reading; the file may hold what was before
+    warnings: tuple[str, ...] = ()  # of what may be wrong with it
 
 
 @contextlib.contextmanager
@@ -78,24 +81,12 @@ def _one_line(error: Exception) -> str:
 
 def open_jpeg(file: BinaryIO) -> Image.Image:
     try:
-        return Image.open(file, formats=["JPEG"])
+        image = Image.open(file, formats=["JPEG"])
     except UnidentifiedImageError as error:
         raise OSError("no JPEG image of 8 bits a channel") from error
-
-
-@refuse_bad_files()
-def check_jpeg(path: str) -> None:
-    """Raises DatasetError if the file does not begin or end as a JPEG does."""
-    with Path(path).open("rb") as file:
-        with open_jpeg(file) as image:
-            try:  # as datasets does where it decodes the file
-                if ExifTags.Base.Orientation in image.getexif():
-                    ImageOps.exif_transpose(image)
-            except Exception as error:  # of any kind: Pillow takes the EXIF of a file as sound
-                raise OSError(f"it cannot be turned as its EXIF says: {error}") from error
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        if not file.read().rstrip(b"\x00\xff\r\n ").endswith(END_OF_IMAGE):  # some writers pad the end
-            raise OSError("no end-of-image marker: the file is cut off")
+    if (num_images := getattr(image, "n_frames", 1)) > 1:
+        raise DatasetError(f"JPEG with {num_images} images, expected one")
+    return image
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -120,67 +111,71 @@ def leads_to_end(content: bytes) -> bool:
     return False
 
 
-@refuse_bad_files()
-def shrink_jpeg(path: str, image_size: int) -> bytes:
-    """The file as a gray JPEG with shortest side `image_size`; one that is not larger keeps its size.
+def find_image(path: str) -> str | None:
+    """Returns the path, or the same with another of the SUFFIXES; None where no file is there."""
+    stem = path.removesuffix(".jpg")
+    return next((stem + suffix for suffix in SUFFIXES if Path(stem + suffix).is_file()), None)
 
-    Raises DatasetError, which does not name the file, for one that is no JPEG, is damaged or too large.
+
+@refuse_bad_files()
+def is_jpeg(path: str | Path) -> bool:
+    """Whether the file begins as a JPEG does. Raises DatasetError where it cannot be read."""
+    return read_head(Path(path)).startswith(JPEG_MAGIC)
+
+
+@refuse_bad_files()
+def check_jpeg(path: str | Path) -> tuple[str, ...]:
+    """Returns the warnings of a JPEG that stays as it is.
+
+    Raises DatasetError, which does not name the file, for one that is no JPEG, is damaged, or is constant.
     """
     content = Path(path).read_bytes()
+    if not content[-4096:].rstrip(b"\x00\xff\r\n ").endswith(END_OF_IMAGE):  # some writers pad the end
+        raise OSError("no end-of-image marker: the file is cut off")
     with open_jpeg(io.BytesIO(content)) as image:
-        scale, size = _scale(image, image_size)
-        drafted = None
-        if scale < 1:
-            # The decoder leaves out the frequencies that 1/2, 1/4 or 1/8 of the size does not need.
-            drafted = image.draft("L", tuple(round(side * scale * DRAFT_OVERSAMPLING) for side in image.size))
-        image.decodermaxblock = len(content)  # all at once; pieces of 64 KiB take 6 % longer
-        image.load()
-        orientation = read_orientation(image)
-        if scale >= 1 and image.mode == "L" and orientation == 1 and leads_to_end(content):
-            return content
-        image = image.convert("L")
-    if scale < 1:
-        # 3,057 pixels at an eighth are 383, of which the last is an eighth full: the box ends where they do.
-        box = None if drafted is None else drafted[1]
-        image = image.resize(size, Image.Resampling.LANCZOS, box=box)
-    # As datasets does where it reads the original. Of the EXIF, only this is kept: other tags may be garbage.
-    image.info = {}
-    image.getexif()[ExifTags.Base.Orientation] = orientation
-    return _encode(ImageOps.exif_transpose(image))
-
-
-def _scale(image: Image.Image, shortest_side: int) -> tuple[float, tuple[int, int]]:
-    scale = shortest_side / min(image.size)
-    return scale, tuple(max(1, round(side * scale)) for side in image.size)
-
-
-def _encode(gray: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    gray.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+        try:  # as datasets does where it decodes the file
+            if ExifTags.Base.Orientation in image.getexif():
+                ImageOps.exif_transpose(image)
+        except Exception as error:  # of any kind: Pillow takes the EXIF of a file as sound
+            raise OSError(f"it cannot be turned as its EXIF says: {error}") from error
+    with open_jpeg(io.BytesIO(content)) as image:
+        warned = _describe_profile(image)
+        image.draft(None, (1, 1))  # an eighth of its size is enough to look at
+        _check_not_constant(_to_gray(image, warned), content)
+    return tuple(warned)
 
 
 @refuse_bad_files()
-def shrink_radiograph(path: str | Path, shortest_side: int, *, use_window: bool = True) -> tuple[bytes, str]:
-    """Returns a JPEG, PNG or DICOM file, which its content tells, as a gray JPEG, and the view it names.
+def shrink_radiograph(
+    path: str | Path, shortest_side: int | None, reading: Reading | None = None
+) -> ShrunkRadiograph:
+    """Returns a JPEG, PNG or DICOM file, which its content tells, with shortest side `shortest_side`.
 
-    Its shortest side is at most `shortest_side` pixels; the view is that of a DICOM header, such as PA, AP or
-    LL, "" where the file says nothing. `use_window` is about DICOM: see above. Raises DatasetError, which
-    does not name the file, for one that is none of these, is damaged, or holds several images or colour.
+    One that is not larger, and any where that is None, keeps its size. Raises DatasetError, which does not
+    name the file, for one that is none of these, is damaged or constant, or holds several images.
     """
-    path = Path(path)
+    path, reading = Path(path), reading or Reading()
     head = read_head(path)
     if head.startswith(JPEG_MAGIC):
-        return shrink_jpeg(str(path), shortest_side), ""
+        return _shrink_jpeg(path, shortest_side, equalizes=reading.equalizes_8_bits)
     if head.startswith(PNG_MAGIC):
-        image, view_position = _read_png(path), ""
+        image, is_equalized, warned = _read_png(path, reading)
+        view_position = ""
     elif head[DICOM_PREAMBLE:] == DICOM_MAGIC:
-        pixels, view_position = read_dicom(path, use_window=use_window)
+        is_equalized = reading.equalizes
+        pixels, view_position, warned = read_dicom(
+            path, use_window=reading.use_window, equalizes=is_equalized
+        )
         image = Image.fromarray(pixels)
     else:
         raise DatasetError("neither JPEG, PNG nor DICOM" if head else "empty")
     scale, size = _scale(image, shortest_side)
-    return _encode(image.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image), view_position
+    return ShrunkRadiograph(
+        content=_encode(image.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image),
+        view_position=view_position,
+        is_equalized=is_equalized,
+        warnings=tuple(warned),
+    )
 
 
 def read_head(path: Path) -> bytes:
@@ -188,107 +183,118 @@ def read_head(path: Path) -> bytes:
         return file.read(DICOM_PREAMBLE + len(DICOM_MAGIC))
 
 
-def _read_png(path: Path) -> Image.Image:
-    """One with more than 8 bits is scaled from its lowest to its highest value: there is no header to ask."""
+def _shrink_jpeg(path: Path, shortest_side: int | None, *, equalizes: bool) -> ShrunkRadiograph:
+    content = path.read_bytes()
+    with open_jpeg(io.BytesIO(content)) as image:
+        warned = _describe_profile(image)
+        scale, size = _scale(image, shortest_side)
+        drafted = None
+        if scale < 1 and not equalizes:
+            # The decoder leaves out the frequencies that 1/2, 1/4 or 1/8 of the size does not need.
+            drafted = image.draft(
+                None, tuple(round(side * scale * DRAFT_OVERSAMPLING) for side in image.size)
+            )
+        image.decodermaxblock = len(content)  # all at once; pieces of 64 KiB take 6 % longer
+        gray = _to_gray(image, warned)
+        _check_not_constant(gray, content)
+        orientation = read_orientation(image)
+        is_ready = scale >= 1 and image.mode == "L" and orientation == 1 and not equalizes
+    if is_ready and leads_to_end(content):
+        return ShrunkRadiograph(content=content, warnings=tuple(warned))
+    if equalizes:
+        gray = Image.fromarray(equalize(np.asarray(gray)))
+    if scale < 1:
+        # 3,057 pixels at an eighth are 383, of which the last is an eighth full: the box ends where they do.
+        box = None if drafted is None else drafted[1]
+        gray = gray.resize(size, Image.Resampling.LANCZOS, box=box)
+    content = _encode(_turn_upright(gray, orientation))
+    return ShrunkRadiograph(content=content, is_equalized=equalizes, warnings=tuple(warned))
+
+
+def _read_png(path: Path, reading: Reading) -> tuple[Image.Image, bool, list[str]]:
+    """Returns the gray image, whether it was equalised here, and warnings.
+
+    One with more than 8 bits is scaled from its lowest to its highest value: there is no header to ask.
+    """
+    content = path.read_bytes()
+    depth, colour_type = content[24:26].ljust(2)  # in the header, which is the first block
     try:
-        image = Image.open(path, formats=["PNG"])
-    except UnidentifiedImageError as error:  # whose message is the path
+        image = Image.open(io.BytesIO(content), formats=["PNG"])
+    except UnidentifiedImageError as error:  # whose message is a number
         raise DatasetError("damaged PNG") from error
     with image:
+        if (num_images := getattr(image, "n_frames", 1)) > 1:
+            raise DatasetError(f"PNG with {num_images} images, expected one")
+        if depth == 16 and (colour_type or "transparency" in image.info):
+            raise DatasetError("PNG of 16 bits with colours or transparency, expected gray alone, or 8 bits")
         image.load()
-        if image.mode.startswith(("I", "F")):
-            return Image.fromarray(scale_to_8_bits(np.asarray(image)))
-        image = image.convert("L")
-        image.info = {}  # of the EXIF only the orientation counts, as in the dataset script
-        return ImageOps.exif_transpose(image)
+        warned = _describe_profile(image, content=content)
+        if depth == 16:
+            gray, equalizes = Image.fromarray(scale_to_8_bits(np.asarray(image))), reading.equalizes
+        else:
+            gray, equalizes = _to_gray(image, warned), reading.equalizes_8_bits
+            _check_not_constant(gray)
+        orientation = read_orientation(image)
+    if (num_levels := np.count_nonzero(gray.histogram())) <= FEWEST_LEVELS:
+        warned.append(f"the picture has only {num_levels} gray levels")
+    if equalizes:
+        gray = Image.fromarray(equalize(np.asarray(gray)))
+    return _turn_upright(gray, orientation), equalizes, warned
 
 
-def read_dicom(path: Path, *, use_window: bool = True) -> tuple[np.ndarray, str]:
-    """Returns the equalised pixels (H, W) uint8 at full size, and the view position, "" where unknown.
-
-    Raises DatasetError for what is not one gray image, or is packed in a way that needs a package.
-    """
-    try:
-        pydicom = _pydicom()
-        header = pydicom.dcmread(path, specific_tags=TAGS.split())
-        _check_header(header)
-        values = header.pixel_array
-        if use_window:
-            values = pydicom.pixels.apply_modality_lut(values, header)
-            values = pydicom.pixels.apply_voi_lut(values, header)
-        gray = scale_to_8_bits(values)
-        if header.PhotometricInterpretation == "MONOCHROME1":
-            gray = 255 - gray
-        return equalize(gray), _view_position(header)
-    except (DatasetError, MemoryError):
-        raise
-    except Exception as error:  # of any kind: pydicom takes a header as sound
-        raise DatasetError(f"unreadable DICOM ({_one_line(error)})") from error
+def _describe_profile(image: Image.Image, *, content: bytes = b"") -> list[str]:
+    """Returns a warning of what would change the brightness on a screen, and is not applied."""
+    info = image.info
+    profile = info.get("icc_profile", b"").replace(b"\x00", b"")  # text in it may have two bytes a letter
+    if profile and not any(name in profile for name in ENCODING_OF_SCREENS):
+        return ["the picture's colour profile is not applied"]
+    has_gamma = "srgb" not in info and abs(info.get("gamma", WINDOWS_GAMMA) - WINDOWS_GAMMA) > 0.02
+    if has_gamma or b"cICP" in content.partition(b"IDAT")[0]:
+        return ["the picture's gamma is not applied"]
+    return []
 
 
-@functools.cache
-def _pydicom() -> ModuleType:
-    """pydicom, silenced: it would quote what it finds wrong in a header."""
-    import pydicom.pixels  # here, as only those with DICOM files need it
-
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="pydicom")
-    return pydicom
-
-
-def _check_header(header: "pydicom.Dataset") -> None:
-    if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise DatasetError("DICOM without an image")
-    frames = int(header.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise DatasetError(f"DICOM with {frames} frames, expected one image")
-    colours = header.PhotometricInterpretation
-    if header.get("SamplesPerPixel", 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
-        raise DatasetError(f"DICOM in {colours}, expected a gray radiograph")
-    if header.Rows * header.Columns > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow does
-        raise DatasetError(f"DICOM of {header.Rows:,} x {header.Columns:,} pixels, which is absurd")
-    syntax = header.file_meta.TransferSyntaxUID
-    is_packed = syntax.is_compressed and syntax.is_encapsulated
-    if is_packed and not _pydicom().pixels.get_decoder(syntax).is_available:
-        raise DatasetError(f"DICOM packed as {syntax.name}, which needs more packages: {PACKAGES}")
+def _to_gray(image: Image.Image, warned: list[str]) -> Image.Image:
+    """Returns an opened image of 8 bits as gray."""
+    image.load()
+    gray = image
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        if colours.getextrema()[3][0] < 255:
+            warned.append("transparent parts of the picture are black")
+            gray = Image.alpha_composite(Image.new("RGBA", image.size, "black"), colours)
+    if gray.mode != "L":
+        colours = gray.convert("RGB")
+        spread = np.ptp(np.asarray(colours.reduce(max(1, min(image.size) // 128))), axis=2)
+        if np.mean(spread > COLOUR_SPREAD) > COLOURED_SHARE:
+            warned.append("the picture has colours, which become gray")
+        gray = gray.convert("L")
+    return gray
 
 
-def _view_position(header: "pydicom.Dataset") -> str:
-    position = str(header.get("ViewPosition") or "").strip().upper()
-    if position:
-        return position[:16]
-    meanings = [str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or []]
-    return "LATERAL" if any("lateral" in meaning.lower() for meaning in meanings) else ""
-
-
-def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Returns `values` (H, W) as uint8: less the lowest, divided by the highest that is left, truncated.
-
-    Raises DatasetError where all are the same, or some are NaN or infinite.
-    """
-    values = values.astype(np.float64)
-    values -= values.min()
-    peak = values.max()
-    if not np.isfinite(peak):
-        raise DatasetError("NaN or infinite pixels")
-    if peak == 0:
+def _check_not_constant(gray: Image.Image, content: bytes | None = None) -> None:
+    """Raises DatasetError where all pixels are the same; `content` is the JPEG that was decoded in part."""
+    darkest, brightest = gray.getextrema()
+    if darkest == brightest and content is not None:
+        with open_jpeg(io.BytesIO(content)) as whole:
+            darkest, brightest = whole.convert("L").getextrema()
+    if darkest == brightest:
         raise DatasetError("all pixels are the same")
-    values *= 255
-    values /= peak
-    return values.astype(np.uint8)
 
 
-def equalize(gray: np.ndarray) -> np.ndarray:
-    """Returns `gray` (H, W) uint8 with its histogram equalised as by OpenCV's equalizeHist, to the bit.
+def _turn_upright(gray: Image.Image, orientation: int) -> Image.Image:
+    """As datasets turns the original. Of the EXIF only this is kept, as the rest may be garbage."""
+    gray.info = {}
+    gray.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(gray)
 
-    The darkest value that occurs becomes 0, the others their rank among the rest. Pillow's rounds otherwise.
-    """
-    counts = np.bincount(gray.ravel(), minlength=256)
-    darkest = int(np.flatnonzero(counts)[0])
-    others = gray.size - counts[darkest]
-    if others == 0:
-        return gray.copy()
-    counts[darkest] = 0
-    table = np.rint(np.cumsum(counts).astype(np.float32) * (np.float32(255) / np.float32(others)))
-    return table.astype(np.uint8)[gray]
+
+def _scale(image: Image.Image, shortest_side: int | None) -> tuple[float, tuple[int, int]]:
+    scale = 1.0 if shortest_side is None else shortest_side / min(image.size)
+    return scale, tuple(max(1, round(side * scale)) for side in image.size)
+
+
+def _encode(gray: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    gray.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mimic_cxr_dataset.errors import DatasetError
-from mimic_cxr_dataset.radiographs import shrink_jpeg
+from mimic_cxr_dataset.radiographs import shrink_radiograph
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import TABLE_REASONS
 from mimic_cxr_dataset.tables import index_images
@@ -260,7 +260,7 @@ def find_examples(rows: pd.DataFrame, *, num_examples: int, seed: int) -> list[t
         if len(examples) == num_examples:
             break
         try:
-            content = shrink_jpeg(row.path, EXAMPLE_SIZE)
+            content = shrink_radiograph(row.path, EXAMPLE_SIZE).content
         except DatasetError:
             continue
         with Image.open(io.BytesIO(content)) as image:

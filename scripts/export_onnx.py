@@ -95,6 +95,7 @@ def about(classifier: Classifier) -> dict[str, str]:
         "threshold": repr(classifier.threshold),
         "threshold_is_chosen": json.dumps(classifier.has_threshold),  # else it is the customary 0.5
         "trained_view": classifier.trained_view,
+        "trained_equalized": json.dumps(classifier.trained_equalized),  # null is unknown
         "image_mean": json.dumps(classifier.image_mean),  # these two are applied in the graph
         "image_std": json.dumps(classifier.image_std),
         "preprocessing": "8-bit gray, upright, air dark; a JPEG larger than shortest_side decoded at the "
@@ -148,10 +149,10 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
     if missing or not found:
         said = " ".join(missing or names)
         raise UserError(f"--images {said}: found none; expected JPEG, PNG or DICOM files")
-    images = []
+    images, side, reading = [], classifier.shortest_side, classifier.choose_reading()
     for path in found[:NUM_RADIOGRAPHS]:
         try:
-            pixels = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side).pixels
+            pixels = radiographs.read_radiograph(path, shortest_side=side, reading=reading).pixels
         except UserError as error:
             raise UserError(f"--images {path}: {error}; leave it out") from error
         images.append(classifier.prepare(pixels))

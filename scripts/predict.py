@@ -11,30 +11,27 @@
     python scripts/predict.py my-lab/cxr chest.png --hub_dir /data/hub --output chest.jsonl
 
 JPEG, PNG and DICOM files give what `run_classification.py` would have measured on them;
-mimic_cxr_dataset/radiographs.py says how. Columns are path, probability (of the positive label), decision (at
-the model's threshold) and error. Rows are written as they come, to .NAME.partial beside the output, which is
-renamed to NAME when it is complete. A bad file has a row with its error, the others continue, and the exit
-status is 1. Not for clinical use.
+docs/using-a-model.md says how they are read. Columns are path, probability (of the positive label), decision
+(at the model's threshold), warning (the file was used, but may be none for this model) and error (it was
+not). The others continue; the exit status is 1 where there is an error. Rows are written as they come, to
+.NAME.partial beside the output: a call that was stopped continues there when it is repeated. Not for clinical
+use.
 """
 
 import argparse
 import contextlib
-import csv
 import hashlib
-import json
 import os
 import sys
+import textwrap
 from collections import Counter
-from collections import deque
+from collections.abc import Callable
 from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from dataclasses import replace
 from itertools import chain
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -45,22 +42,23 @@ from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
+from cxr.inference.classifier import EQUALIZED_UNKNOWN
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
+from cxr.inference.predictions import COLUMNS
+from cxr.inference.predictions import FORMATS
+from cxr.inference.predictions import Prediction
+from cxr.inference.predictions import Table
+from cxr.inference.predictions import TableHead
+from cxr.inference.predictions import partial_path
+from cxr.inference.predictions import readable
+from cxr.inference.radiographs import Radiograph
+from cxr.models.pretrained import identify
 from tqdm import tqdm
 
-COLUMNS = ("path", "probability", "decision", "error")
-FORMATS = (".csv", ".jsonl")
+from mimic_cxr_dataset.radiographs import Reading
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    path: str
-    probability: float | None = None  # of the positive label; None for a file that cannot be used
-    decision: str = ""
-    error: str = ""
-    heat_map: str | None = None  # the picture's path, where one was asked for
-    warning: str | None = None  # about the view; not a column
+MOST_REASONS = 10  # that the summary lists of a kind
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -70,17 +68,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("images", metavar="IMAGE", nargs="+", help="files, folders with all below them, or quoted patterns")
     add("--output", metavar="FILE", type=Path, help=".csv or .jsonl (default: CSV on the terminal)")
     command_line.add_folder(parser, "--heatmap", "write a PNG an image of what the model looked at")
-    add(
-        "--dicom_window",
-        choices=("header", "none"),
-        default="header",
-        help="the window of a DICOM file: that of its header, or none, as MIMIC-CXR-JPG was made",
-    )
+    command_line.add_reading_arguments(parser)
     command_line.add_number(
         parser, "--batch_size", positive, "images that the model gets at once", default=32
     )
     command_line.add_number(
-        parser, "--num_workers", positive, "threads that read images (default: one for each core)"
+        parser, "--num_workers", positive, "files that are read at once (default: one for each core)"
     )
     command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
@@ -106,52 +99,43 @@ def say(message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A classifier, how it is given files, and where the heat maps go."""
+    """A classifier, how files are read for it, and where the heat maps go."""
 
     classifier: Classifier
-    use_window: bool
+    reading: Reading
     heatmap_dir: Path | None
 
     def predict_all(self, paths: list[Path], *, batch_size: int, num_workers: int) -> Iterator[Prediction]:
-        """A prediction a file, in their order. Threads read: decoding and shrinking free Python's lock."""
+        """A prediction a file, in their order."""
         if self.heatmap_dir is not None:
             self.heatmap_dir.mkdir(parents=True, exist_ok=True)
-        remaining, waiting = iter(paths), deque()
-        with ThreadPoolExecutor(num_workers) as pool:
-            count = 2 * batch_size  # that wait for the model at most
-            while True:
-                waiting.extend((path, pool.submit(self._read, path)) for path in islice(remaining, count))
-                if not waiting:
-                    return
-                count = min(batch_size, len(waiting))
-                yield from self._predict_batch([waiting.popleft() for _ in range(count)])
+        side, num_ahead = self.classifier.shortest_side, 2 * max(batch_size, num_workers)
+        with radiographs.open_pool(len(paths), num_workers) as pool:
+            files = radiographs.read_in_order(
+                paths, shortest_side=side, reading=self.reading, pool=pool, num_ahead=num_ahead
+            )
+            while batch := list(islice(files, batch_size)):
+                yield from self._predict_batch(batch)
 
-    def _read(self, path: Path) -> tuple[torch.Tensor, str | None]:
-        """The model's view of a file (1, S, S), and a warning if its header names another view."""
+    def _predict_batch(self, batch: list[tuple[Path, Radiograph | Exception]]) -> Iterator[Prediction]:
         classifier = self.classifier
-        side, use_window = classifier.shortest_side, self.use_window
-        read = radiographs.read_radiograph(path, shortest_side=side, use_window=use_window)
-        warning = radiographs.describe_view(read.view_position, trained_view=classifier.trained_view)
-        return classifier.prepare(read.pixels), warning
-
-    def _predict_batch(self, batch: list[tuple[Path, Future]]) -> Iterator[Prediction]:
-        usable = [future.result()[0] for _, future in batch if future.exception() is None]
+        usable = [radiograph for _, radiograph in batch if isinstance(radiograph, Radiograph)]
         answers = iter(())
         if usable:
-            images = torch.stack(usable)
-            probabilities = self.classifier.probabilities(images).tolist()
-            heats = heatmaps.heat_maps(self.classifier, images) if self.heatmap_dir else [None] * len(usable)
+            images = torch.stack([classifier.prepare(radiograph.pixels) for radiograph in usable])
+            probabilities = classifier.probabilities(images).tolist()
+            heats = heatmaps.heat_maps(classifier, images) if self.heatmap_dir else [None] * len(usable)
             answers = iter(zip(probabilities, heats))
-        for path, future in batch:
-            if error := future.exception():
-                yield Prediction(path=readable(path), error=reason(error))
+        for path, radiograph in batch:
+            if isinstance(radiograph, Exception):
+                yield Prediction(path=readable(path), error=reason(radiograph))
                 continue
             probability, heat = next(answers)
             prediction = Prediction(
                 path=readable(path),
                 probability=probability,
-                decision=self.classifier.decide(probability),
-                warning=future.result()[1],
+                decision=classifier.decide(probability),
+                warning="; ".join(classifier.find_doubts(radiograph)),
             )
             yield prediction if heat is None else self._draw(path, heat, prediction)
 
@@ -159,10 +143,10 @@ class Predictor:
         picture = self.heatmap_dir / heat_map_name(path)
         name, label = Path(prediction.path).name[:60], self.classifier.labels[1]
         title = f"{name}\n{label}: {prediction.probability:.3f}, decision {prediction.decision}"
+        if prediction.warning:
+            title += "\n" + textwrap.fill(f"Warning: {prediction.warning}", width=90)
         try:
-            shown = radiographs.read_radiograph(
-                path, shortest_side=heatmaps.SHOWN_SIDE, use_window=self.use_window
-            )
+            shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE, reading=self.reading)
             heatmaps.plot_heat_map(shown.pixels, heat, picture, title=title)
         except Exception as error:  # of any kind: the other files continue
             return replace(prediction, error=f"no heat map: {reason(error)}")
@@ -172,11 +156,6 @@ class Predictor:
 def reason(error: BaseException) -> str:
     """Why a file could not be used. What is not about the file may be a fault of ours: it names its kind."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
-
-
-def readable(path: Path) -> str:
-    """The path as text that can be written: a name in another encoding is spelled out."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def heat_map_name(path: Path) -> str:
@@ -189,47 +168,58 @@ def heat_map_name(path: Path) -> str:
 # Writing ----------------------------------------------------------------------------------------------------
 
 
-def write_row(file: TextIO, row: dict[str, object], *, is_json: bool) -> None:
-    if is_json:
-        file.write(json.dumps(row) + "\n")
-    else:
-        csv.writer(file, lineterminator="\n").writerow(row.values())
-    file.flush()
-
-
 @contextlib.contextmanager
-def open_output(output: Path | None) -> Iterator[TextIO]:
-    """The terminal, or `.NAME.partial`, for its owner alone, which is renamed to `output` at the end."""
+def open_output(
+    args: argparse.Namespace, classifier: Classifier
+) -> Iterator[tuple[list[Prediction], Callable[[Prediction], None]]]:
+    """What an earlier call has written, and what writes a prediction: to the terminal or to --output."""
+    output = args.output
+    columns = tuple(name for name in COLUMNS if args.heatmap or name != "heat_map")
+    table = Table(columns, is_json=output is not None and output.suffix == ".jsonl")
     if output is None:
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know a name's letters
-        yield sys.stdout
+        yield [], table.open_terminal()
         return
-    unfinished = output.with_name(f".{output.name}.partial")
-    unfinished.unlink(missing_ok=True)
-    unfinished.touch(mode=0o600)
-    try:
-        with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-            os.fsync(file.fileno())
-        unfinished.replace(output)
-    except BaseException:
-        say(f"{unfinished} has the rows up to here")
-        raise
+    flags = ("images", "equalize", "dicom_window", "heatmap")
+    head = TableHead(
+        model=args.model,
+        commit=identify(args.model, hub_dir=args.hub_dir, revision=args.model_revision),
+        threshold=classifier.threshold,
+        flags={name: str(getattr(args, name)) for name in flags},
+    )
+    with table.open_file(output, head) as (done, write):
+        try:
+            if done:
+                say(f"{partial_path(output)}: {len(done):,} rows of an earlier call; it is continued")
+            yield done, write
+        except BaseException:
+            say(f"{partial_path(output)} has the rows up to here: repeat the call to continue")
+            raise
 
 
 def summarize(predictions: list[Prediction], classifier: Classifier, output: Path | None) -> None:
     decisions = Counter(one.decision for one in predictions if one.probability is not None)
     counts = ", ".join(f"{decisions[label]:,} {label}" for label in classifier.labels[::-1])
+    refused = [one for one in predictions if one.probability is None]
+    warned = [one for one in predictions if one.warning]
     where = f" in {output}" if output else ""
-    say(f"{decisions.total():,} images{where}: {counts} (threshold {classifier.threshold:.4g})")
-    warnings = [f"  {one.path}: {one.warning}" for one in predictions if one.warning]
-    if warnings:
-        say(f"{len(warnings):,} images may not be of a view that the model knows:")
-        say("\n".join(warnings))
-    errors = [f"  {one.path}: {one.error}" for one in predictions if one.error]
-    if errors:
-        say(f"{len(errors):,} of {len(predictions):,} files could not be used:")
-        say("\n".join(errors))
+    say(
+        f"{len(predictions):,} files{where}: {decisions.total():,} predicted ({counts}; threshold "
+        f"{classifier.threshold:.4g}), {len(warned):,} of them with a warning, {len(refused):,} refused"
+    )
+    without_map = [one for one in predictions if one.error and one.probability is not None]
+    say_reasons("warning", [(one.warning, one.path) for one in warned])
+    say_reasons("refused", [(one.error, one.path) for one in refused])
+    say_reasons("predicted", [(one.error, one.path) for one in without_map])
+
+
+def say_reasons(kind: str, reasons: list[tuple[str, str]]) -> None:
+    """How often each reason was met, and where first."""
+    first = {reason: path for reason, path in reversed(reasons)}
+    counts = Counter(reason for reason, _ in reasons)
+    for reason, count in counts.most_common(MOST_REASONS):
+        say(f"  {count:,} {kind}: {reason} (first {first[reason]})")
+    if len(counts) > MOST_REASONS:
+        say(f"  {len(counts) - MOST_REASONS:,} more reasons: the column says them")
 
 
 # The script -------------------------------------------------------------------------------------------------
@@ -247,26 +237,33 @@ def find_images(names: list[str]) -> tuple[list[Path], list[Prediction]]:
     return paths, [Prediction(path=readable(Path(name)), error=error) for name in missing]
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    paths, missing = find_images(args.images)
+def load_model(args: argparse.Namespace) -> Classifier:
+    """Loads the classifier, and says what it does not know about itself."""
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
         say(f"{args.model} has no decision_threshold of its own: it decides at {classifier.threshold}")
-    use_window, num_workers = args.dicom_window == "header", args.num_workers or num_cores()
-    predictor = Predictor(classifier=classifier, use_window=use_window, heatmap_dir=args.heatmap)
-    predictions = predictor.predict_all(paths, batch_size=args.batch_size, num_workers=num_workers)
-    columns = (*COLUMNS, "heat_map") if args.heatmap else COLUMNS
-    is_json = args.output is not None and args.output.suffix == ".jsonl"
+    if classifier.trained_equalized is None and args.equalize == "auto":
+        say(f"{args.model} {EQUALIZED_UNKNOWN}")
+    return classifier
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    paths, missing = find_images(args.images)
+    classifier = load_model(args)
+    reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
+    predictor = Predictor(classifier=classifier, reading=reading, heatmap_dir=args.heatmap)
+    num_workers = args.num_workers or num_cores()
     shows_bar = args.output is not None or not sys.stdout.isatty()  # else the rows come there
-    done = []
-    with open_output(args.output) as file:
-        if not is_json:
-            write_row(file, dict(zip(columns, columns)), is_json=False)
+    with open_output(args, classifier) as (done, write):
+        known = {prediction.path for prediction in done}
+        paths = [path for path in paths if readable(path) not in known]
+        missing = [prediction for prediction in missing if prediction.path not in known]
+        predictions = predictor.predict_all(paths, batch_size=args.batch_size, num_workers=num_workers)
         bar = tqdm(predictions, total=len(paths), unit="image", disable=None if shows_bar else True)
         for prediction in chain(bar, missing):
-            write_row(file, {name: getattr(prediction, name) for name in columns}, is_json=is_json)
+            write(prediction)
             done.append(prediction)
     summarize(done, classifier, args.output)
     if any(prediction.error for prediction in done):

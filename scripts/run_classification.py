@@ -31,6 +31,7 @@ from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.cli import arguments
 from cxr.cli import command_line
 from cxr.data import transforms
+from cxr.data.images import are_equalized
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import first_images
 from cxr.data.loading import EVALUATION_SEED
@@ -388,6 +389,7 @@ def main(argv: list[str] | None = None) -> None:
     # What a user of the saved model must know to show it images as this run does.
     model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view
+    model.config.equalized = are_equalized(sets["train"].images, args.data_dir)
     image_processor = pretrained.load_image_processor(
         args.model_name_or_path, image_size=image_size, **arguments.source_of(args)
     )

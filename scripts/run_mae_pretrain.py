@@ -24,6 +24,7 @@ import torch
 from cxr.cli import arguments
 from cxr.cli import command_line
 from cxr.data import transforms
+from cxr.data.images import are_equalized
 from cxr.data.images import first_images
 from cxr.data.loading import EVALUATION_SEED
 from cxr.data.loading import ChestXrays
@@ -262,6 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run.start(args, default_output_dir="mae_pretrain")
     model, image_processor = load_model(args)
     train_set, eval_set = load_datasets(run, model.config)
+    model.config.equalized = are_equalized(train_set.images, args.data_dir)
     run.plan(model, image_processor, synthetic_loss, num_images=len(train_set), betas=(0.9, 0.95))
     run.log_plan(
         {

@@ -32,10 +32,13 @@ from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
+from cxr.inference.classifier import EQUALIZED_UNKNOWN
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
 from cxr.models.pretrained import find_file
 from PIL import Image
+
+from mimic_cxr_dataset.radiographs import Reading
 
 if TYPE_CHECKING:
     import gradio
@@ -56,6 +59,7 @@ CONTENT_SECURITY_POLICY = (
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__, usage="MODEL [flags]")
     command_line.add_classifier_arguments(parser)
+    command_line.add_reading_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any but this one lets others use the page"
     )
@@ -114,10 +118,10 @@ def head_html(classifier: Classifier, *, is_local: bool) -> str:
     return render("head.html.j2", classifier=classifier, name=name, is_local=is_local)
 
 
-def answer_html(classifier: Classifier, path: Path) -> str:
+def answer_html(classifier: Classifier, path: Path, reading: Reading) -> str:
     """Returns what the model makes of a radiograph. Raises UserError for what is none."""
-    radiograph = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side)
-    shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE).pixels
+    radiograph = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side, reading=reading)
+    shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE, reading=reading).pixels
     images = classifier.prepare(radiograph.pixels)[None]  # (1, 1, S, S)
     probability = float(classifier.probabilities(images)[0])
     heat = heatmaps.heat_maps(classifier, images)[0]
@@ -125,7 +129,7 @@ def answer_html(classifier: Classifier, path: Path) -> str:
         "answer.html.j2",
         classifier=classifier,
         name=path.name,
-        warning=radiographs.describe_view(radiograph.view_position, trained_view=classifier.trained_view),
+        warnings=classifier.find_doubts(radiograph),
         probability=probability,
         has_heat=heat.any(),
         radiograph=as_jpeg(shown[0].numpy()),
@@ -136,14 +140,14 @@ def answer_html(classifier: Classifier, path: Path) -> str:
 # The page ---------------------------------------------------------------------------------------------------
 
 
-def make_page(classifier: Classifier, card: str, *, is_local: bool) -> "gradio.Blocks":
+def make_page(classifier: Classifier, reading: Reading, card: str, *, is_local: bool) -> "gradio.Blocks":
     import gradio as gr
 
     def answer(uploaded: str) -> Iterator[tuple[None, str]]:
         path = Path(uploaded)
         yield None, '<p class="note">One moment ...</p>'  # room for the next file; another's answer goes
         try:
-            yield None, answer_html(classifier, path)
+            yield None, answer_html(classifier, path, reading)
         except UserError as error:
             reason = f"{html.escape(path.name)} was not used: {html.escape(str(error))}. {EXPECTED}"
             yield None, f'<p class="warning">{reason}</p>'
@@ -240,9 +244,12 @@ def main(argv: list[str] | None = None) -> None:
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     card = read_card(find_file(args.model, "README.md", **source), classifier)
+    if classifier.trained_equalized is None and args.equalize == "auto":
+        print(f"{args.model} {EQUALIZED_UNKNOWN}")
+    reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
     is_local = args.host in LOOPBACK
     with private_files():
-        page = make_page(classifier, card, is_local=is_local)
+        page = make_page(classifier, reading, card, is_local=is_local)
         address = launch(page, host=args.host, port=args.port, open_browser=args.open_browser)
         if not is_local:
             print(f"--host {args.host}: whoever reaches this computer can use the page, without a password")

@@ -476,13 +476,16 @@ def encode_as(file_format, mode="L"):
 
 
 SOUND = encode_jpeg(radiograph())
+OTHER_FORMATS = {"PNG": encode_as("PNG"), "16-bit PNG": encode_as("PNG", "I;16")}  # under the name of a JPEG
+radiograph().save(
+    ANIMATED := io.BytesIO(), format="PNG", save_all=True, append_images=[radiograph().rotate(180)]
+)
 BAD_FILES = {
     "empty": b"",
     "text": b"<html>busy</html>",
     "cut in the header": SOUND[:100],
     "cut in the pixels": SOUND[: len(SOUND) * 2 // 3],
-    "PNG": encode_as("PNG"),
-    "16-bit PNG": encode_as("PNG", "I;16"),
+    "animated PNG": ANIMATED.getvalue(),
     "TIFF": encode_as("TIFF"),
     "16-bit TIFF": encode_as("TIFF", "I;16"),
     "GIF": encode_as("GIF"),
@@ -512,10 +515,10 @@ def image_path(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", sorted(BAD_FILES))
 @pytest.mark.parametrize("image_size", [None, 16, 1000])
-def test_files_that_are_no_8_bit_jpeg_are_refused(tmp_path, kind, image_size):
+def test_files_that_are_no_radiograph_are_refused(tmp_path, kind, image_size):
     path = tmp_path / "a.jpg"
     path.write_bytes(BAD_FILES[kind])
-    use = radiographs.shrink_jpeg if image_size else lambda path, _: radiographs.check_jpeg(path)
+    use = radiographs.shrink_radiograph if image_size else lambda path, _: radiographs.check_jpeg(path)
     assert " at 0x" not in refusal(lambda: use(str(path), image_size))  # no address of an object
 
 
@@ -532,7 +535,7 @@ def test_decompression_bombs_are_refused_without_the_memory_that_they_claim(imag
     def check(width, height, in_colour, progressive):
         image = radiograph().convert("CMYK" if in_colour else "L")
         image_path.write_bytes(with_size(encode_jpeg(image, progressive=progressive), width, height))
-        for use in (radiographs.check_jpeg, lambda path: radiographs.shrink_jpeg(path, 16)):
+        for use in (radiographs.check_jpeg, lambda path: radiographs.shrink_radiograph(path, 16).content):
             with pytest.raises(DatasetError):
                 use(str(image_path))
 
@@ -557,7 +560,7 @@ def test_jpegs_of_any_mode_size_and_orientation_come_out_as_full_decoding_shows_
         with Image.open(image_path) as original:
             reference = ImageOps.exif_transpose(original).convert("L")
         radiographs.check_jpeg(str(image_path))
-        got = pixels_of(radiographs.shrink_jpeg(str(image_path), image_size))
+        got = pixels_of(radiographs.shrink_radiograph(str(image_path), image_size).content)
         scale = min(1, image_size / min(size))
         shrunk = [max(1, round(side * scale)) for side in reference.size]
         assert got.shape == (shrunk[1], shrunk[0])
@@ -575,7 +578,7 @@ def test_garbage_in_the_exif_leaves_the_pixels_as_they_are(image_path, image_siz
     expected, outcomes = [], Counter()
     for orientation in range(1, 9):
         image_path.write_bytes(encode_jpeg(radiograph(), exif=exif_of(orientation)))
-        expected.append(pixels_of(radiographs.shrink_jpeg(str(image_path), image_size)))
+        expected.append(pixels_of(radiographs.shrink_radiograph(str(image_path), image_size).content))
     # With a density of its own, the EXIF is not looked at before the pixels.
     contents = [encode_jpeg(radiograph(), exif=exif_of(6), **more) for more in ({}, {"dpi": (72, 72)})]
     starts = [content.index(b"Exif\x00\x00") for content in contents]
@@ -590,7 +593,7 @@ def test_garbage_in_the_exif_leaves_the_pixels_as_they_are(image_path, image_siz
         for position, value in changed.items():
             content[starts[which] + position] = value
         image_path.write_bytes(content)
-        got = pixels_of(radiographs.shrink_jpeg(str(image_path), image_size))
+        got = pixels_of(radiographs.shrink_radiograph(str(image_path), image_size).content)
         match = [np.abs(got - other).mean() < 3 for other in expected if other.shape == got.shape]
         assert any(match)
         try:
@@ -628,7 +631,7 @@ def test_changed_bytes_of_a_jpeg_are_refused_or_give_a_gray_jpeg_that_decodes(im
         image_path.write_bytes(content[:end])
         outcomes["cases"] += 1
         try:
-            shrunk = radiographs.shrink_jpeg(str(image_path), image_size)
+            shrunk = radiographs.shrink_radiograph(str(image_path), image_size).content
         except DatasetError:
             pass
         else:
@@ -651,7 +654,9 @@ def test_changed_bytes_of_a_jpeg_are_refused_or_give_a_gray_jpeg_that_decodes(im
 @pytest.mark.slow
 def test_jpeg_cut_anywhere_is_refused_or_has_all_its_pixels(image_path):
     image_path.write_bytes(SOUND)
-    whole = {size: pixels_of(radiographs.shrink_jpeg(str(image_path), size)) for size in (16, 1000)}
+    whole = {
+        size: pixels_of(radiographs.shrink_radiograph(str(image_path), size).content) for size in (16, 1000)
+    }
 
     @cases(150)
     @given(st.integers(0, len(SOUND) - 1), st.sampled_from(sorted(whole)))
@@ -660,7 +665,7 @@ def test_jpeg_cut_anywhere_is_refused_or_has_all_its_pixels(image_path):
         with pytest.raises(DatasetError):
             radiographs.check_jpeg(str(image_path))
         try:
-            shrunk = radiographs.shrink_jpeg(str(image_path), image_size)
+            shrunk = radiographs.shrink_radiograph(str(image_path), image_size).content
         except DatasetError:
             return
         assert end >= len(SOUND) - 2  # only the end marker is lost
@@ -676,7 +681,7 @@ def test_small_jpeg_without_end_marker_is_refused_or_compressed_anew_as_other_de
             sound = encode_jpeg(Image.fromarray(pixels), quality=quality)
             image_path.write_bytes(sound[:-2])
             try:
-                shrunk = radiographs.shrink_jpeg(str(image_path), 1000)
+                shrunk = radiographs.shrink_radiograph(str(image_path), 1000).content
             except DatasetError:
                 continue
             assert shrunk.endswith(b"\xff\xd9")
@@ -690,7 +695,7 @@ def test_small_jpeg_whose_restart_marker_is_damaged_is_compressed_anew_as_other_
     path.write_bytes(sound[:at] + b"\xff\xe0" + sound[at + 2 :])
     with pytest.raises(RuntimeError, match="incomplete or truncated"):
         decode_for_training(path.read_bytes())
-    shrunk = radiographs.shrink_jpeg(str(path), 1000)
+    shrunk = radiographs.shrink_radiograph(str(path), 1000).content
     assert np.abs(decode_for_training(shrunk)[0].numpy() - pixels_of(path.read_bytes())).mean() < 3
 
 
@@ -709,7 +714,7 @@ def test_small_gray_jpeg_that_is_sound_stays_as_it_is_and_padding_is_no_damage(i
     for padding in (b"", b"\x00" * 7, b"\xff\xff", b"\r\n"):
         image_path.write_bytes(sound + padding)
         radiographs.check_jpeg(str(image_path))
-        assert radiographs.shrink_jpeg(str(image_path), 1000) == sound + padding
+        assert radiographs.shrink_radiograph(str(image_path), 1000).content == sound + padding
     image_path.write_bytes(sound[:-2] + bytes(9000))
     refusal(lambda: radiographs.check_jpeg(str(image_path)), "cut off")
 
@@ -721,14 +726,14 @@ def test_exif_that_cannot_be_written_back_turns_the_image_all_the_same(image_pat
     shrunk = []
     for content in (sound, changed):
         image_path.write_bytes(content)
-        shrunk.append(pixels_of(radiographs.shrink_jpeg(str(image_path), 16)))
+        shrunk.append(pixels_of(radiographs.shrink_radiograph(str(image_path), 16).content))
     assert np.array_equal(*shrunk) and shrunk[0].shape == (16, 19)
 
 
 def test_exif_that_breaks_off_leaves_the_image_upright_or_names_the_reason(image_path):
     sound = encode_jpeg(radiograph(), exif=exif_of(6), dpi=(72, 72))
     image_path.write_bytes(sound.replace(b"Exif\x00\x00MM", b"Exif\x00\x00XX"))
-    assert pixels_of(radiographs.shrink_jpeg(str(image_path), 16)).shape == (19, 16)
+    assert pixels_of(radiographs.shrink_radiograph(str(image_path), 16).content).shape == (19, 16)
     # By path, datasets would fail where it decodes the file.
     refusal(lambda: radiographs.check_jpeg(str(image_path)), "EXIF")
 
@@ -773,7 +778,8 @@ def build(root, cache_dir, **options):
 def test_builds_keep_exactly_the_sound_images_and_write_into_the_cache_alone(tmp_path_factory):
     rows = oracle(encode(sound_tables()), task="finding", uncertain="negative", view="all")[0]
     labelled = {row[0]: row for row in rows}
-    sound, absent = ["sound", "link out"], ["missing", "folder", "dangling link", "link to itself"]
+    sound = ["sound", "link out", *OTHER_FORMATS]
+    absent = ["missing", "folder", "dangling link", "link to itself"]
     # Sound ones often enough that no split is emptied.
     fates = st.sampled_from(sound * 30 + absent + sorted(BAD_FILES))
     outcomes = Counter()
@@ -786,8 +792,8 @@ def test_builds_keep_exactly_the_sound_images_and_write_into_the_cache_alone(tmp
         cache = folder / "cache"
         (folder / "elsewhere.jpg").write_bytes(SOUND)
         for path, fate in zip(paths, fates):
-            if fate in BAD_FILES:
-                path.write_bytes(BAD_FILES[fate])
+            if fate in BAD_FILES | OTHER_FORMATS:
+                path.write_bytes((BAD_FILES | OTHER_FORMATS)[fate])
             elif fate != "sound":
                 path.unlink()
             if fate == "folder":

@@ -42,6 +42,24 @@ def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_revision", metavar="REV", default="main", help=revision)
 
 
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what a user decides about the reading of radiographs; `choose_reading` says what it means."""
+    parser.add_argument(
+        "--equalize",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="equalise the histograms of all files, or of none; auto treats DICOM files and pictures of more "
+        "than 8 bits as the model was trained, and leaves others alone",
+    )
+    parser.add_argument(
+        "--dicom_window",
+        choices=("header", "none"),
+        default="header",
+        help="the window or VOI look-up table of a DICOM file: that of its header, or none, as MIMIC-CXR-JPG "
+        "was made",
+    )
+
+
 def add_number(
     group: argparse._ActionsContainer, flag: str, kind: Callable[[str], float], help: str, **options
 ) -> None:

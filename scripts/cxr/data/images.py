@@ -1,6 +1,7 @@
 """The images of a run: shrunk once by the dataset package, loaded by split, and those that are trained on."""
 
 import contextlib
+import io
 import logging
 import os
 import time
@@ -8,17 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+
 from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_record
 from cxr.errors import UserError
+from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.gray_levels import LARGEST_DISTANCE_OF_EQUALIZED
+from mimic_cxr_dataset.gray_levels import distance_from_uniform
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
 HEAD_START_SECONDS = 2
+NUM_TO_LOOK_AT = 200  # training images that tell whether they were equalised
 
 
 @contextlib.contextmanager
@@ -71,6 +79,33 @@ def load_images(
         if split not in splits:
             raise UserError(f"{data_dir} has no {split} images; expected some in its split CSV")
     return splits.cast_column("image", datasets.Image(decode=False))
+
+
+def are_equalized(images: "datasets.Dataset", data_dir: Path | None) -> bool:
+    """Whether the histograms of training images were equalised, as MIMIC-CXR-JPG's were.
+
+    By collection.json where it says so, else by the images: what the model's config.json keeps.
+    """
+    with user_errors():
+        said = read_collection(data_dir).equalized if data_dir else None
+    if said is not None:
+        logger.info("Images: %s, as collection.json says", "equalised" if said else "not equalised")
+        return said
+    chosen = images.select(np.linspace(0, len(images) - 1, min(NUM_TO_LOOK_AT, len(images)), dtype=int))
+    distances = []
+    for image in chosen["image"]:
+        with Image.open(io.BytesIO(image["bytes"])) as opened:
+            distances.append(distance_from_uniform(np.asarray(opened.convert("L"))))
+    distance = float(np.mean(distances))
+    found = distance <= LARGEST_DISTANCE_OF_EQUALIZED
+    logger.info(
+        "Images: %s, as the histograms of %d lie %.2f from uniform in the mean (equalised: at most %.2f)",
+        "equalised" if found else "not equalised",
+        len(chosen),
+        distance,
+        LARGEST_DISTANCE_OF_EQUALIZED,
+    )
+    return found
 
 
 def draw_training_images(

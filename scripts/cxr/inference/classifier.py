@@ -16,10 +16,12 @@ from transformers import PreTrainedModel
 from transformers import ResNetForImageClassification
 from transformers import ViTForImageClassification
 
+from cxr.choices import VIEWS
 from cxr.data.images import default_cache_image_size
 from cxr.data.transforms import Normalizer
 from cxr.data.transforms import evaluation_transform
 from cxr.errors import UserError
+from cxr.inference.radiographs import Radiograph
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.configs import ModelFields
 from cxr.models.configs import classifier_config
@@ -29,9 +31,15 @@ from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
 from cxr.models.pretrained import read_config
 from cxr.models.pretrained import read_object
+from mimic_cxr_dataset.gray_levels import looks_equalized
+from mimic_cxr_dataset.radiographs import Reading
 
 CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
 MAX_SIDE = 2**14  # pixels
+EQUALIZED_UNKNOWN = (
+    "does not say whether its images were equalised: DICOM files and pictures of more than 8 bits will be, "
+    "as MIMIC-CXR-JPG was (--equalize no if its images were not)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,7 @@ class Classifier:
     threshold: float  # the positive label is decided on from this probability
     has_threshold: bool  # whether the model came with it
     trained_view: str  # frontal, lateral or all
+    trained_equalized: bool | None = None  # whether the images were equalised; None is unknown
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns the model's view of a radiograph: (1, H, W) to (1, image_size, image_size), both uint8."""
@@ -57,6 +66,26 @@ class Classifier:
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Returns `pixel_values` (B, 3, S, S) float32, on the device, of prepared images (B, 1, S, S)."""
         return Normalizer(self.image_mean, self.image_std, self.device)(images)
+
+    def choose_reading(self, equalize: str = "auto", *, dicom_window: str = "header") -> Reading:
+        """Returns what the flags --equalize and --dicom_window mean for this model."""
+        as_trained = self.trained_equalized is not False  # unknown is taken for yes
+        return Reading(
+            use_window=dicom_window == "header",
+            equalizes={"yes": True, "no": False, "auto": as_trained}[equalize],
+            equalizes_8_bits=equalize == "yes",
+        )
+
+    def find_doubts(self, radiograph: Radiograph) -> list[str]:
+        """Returns warnings of what may be wrong with a radiograph, by itself or for this model."""
+        doubts, view, known_views = [*radiograph.warnings], radiograph.view_position, VIEWS[self.trained_view]
+        if view and known_views is not None and view not in known_views:
+            doubts.append(f"the header says view {view}; the model was trained on {self.trained_view} ones")
+        is_equalized = radiograph.is_equalized or looks_equalized(radiograph.pixels.numpy())
+        if self.trained_equalized not in (None, is_equalized):
+            found, expected = ("equalised", "not equalised")[:: 1 if is_equalized else -1]
+            doubts.append(f"the picture seems {found}; the model was trained on images that are {expected}")
+        return doubts
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor) -> np.ndarray:
@@ -103,6 +132,7 @@ def load_classifier(
         threshold=ours.decision_threshold,
         has_threshold="decision_threshold" in fields,
         trained_view=ours.trained_view,
+        trained_equalized=ours.equalized,
     )
 
 

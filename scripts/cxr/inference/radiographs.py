@@ -1,8 +1,21 @@
 """Files of a user as the pixels that a run evaluated: found by name, read by the dataset package, decoded."""
 
+import contextlib
+import functools
 import glob
+import multiprocessing
 import os
+import signal
+import threading
+from collections import deque
 from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from concurrent.futures import Future
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,20 +23,25 @@ import torch
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
 
-from cxr.choices import VIEWS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
 from cxr.errors import one_line
 from mimic_cxr_dataset.radiographs import DICOM_MAGIC
 from mimic_cxr_dataset.radiographs import DICOM_PREAMBLE
 from mimic_cxr_dataset.radiographs import SUFFIXES
+from mimic_cxr_dataset.radiographs import Reading
+from mimic_cxr_dataset.radiographs import ShrunkRadiograph
 from mimic_cxr_dataset.radiographs import read_head
 from mimic_cxr_dataset.radiographs import shrink_radiograph
+
+NUM_FOR_PROCESSES = 256  # files; with fewer, processes would take longer to start than to read them
 
 
 class Radiograph(NamedTuple):
     pixels: torch.Tensor  # (1, H, W) uint8, air dark
     view_position: str  # of a DICOM header, such as PA, AP or LL; "" where the file says nothing
+    is_equalized: bool  # by the reading; the file may hold what was before
+    warnings: tuple[str, ...]  # of what may be wrong with the file
 
 
 def find_radiographs(names: Iterable[str]) -> tuple[list[Path], list[str]]:
@@ -66,23 +84,79 @@ def _is_radiograph(path: Path) -> bool:
         return False
 
 
-def read_radiograph(path: str | Path, *, shortest_side: int, use_window: bool = True) -> Radiograph:
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+def read_radiograph(path: str | Path, *, shortest_side: int, reading: Reading | None = None) -> Radiograph:
     """Reads a file as `shrink_radiograph` does. Raises UserError, without its name, for a bad one."""
     with user_errors():
-        content, view_position = shrink_radiograph(path, shortest_side, use_window=use_window)
-    content = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return _decode(shrink_radiograph(path, shortest_side, reading))
+
+
+def _decode(shrunk: ShrunkRadiograph) -> Radiograph:
+    content = torch.frombuffer(bytearray(shrunk.content), dtype=torch.uint8)
     try:  # as `cxr.data.loading.ChestXrays` decodes
-        return Radiograph(decode_jpeg(content, mode=ImageReadMode.GRAY), view_position)
+        pixels = decode_jpeg(content, mode=ImageReadMode.GRAY)
     except RuntimeError as error:
         raise UserError(f"damaged JPEG ({one_line(error)})") from error
+    return Radiograph(pixels, shrunk.view_position, shrunk.is_equalized, shrunk.warnings)
 
 
-def describe_view(view_position: str, *, trained_view: str) -> str | None:
-    """Returns a warning where a header names another view than the model has seen; None where all is well.
+def read_in_order(
+    paths: Iterable[Path], *, shortest_side: int, reading: Reading, pool: Executor, num_ahead: int
+) -> Iterator[tuple[Path, Radiograph | Exception]]:
+    """Yields each file with what was read, or why it could not be, as UserError where the file is to blame.
 
-    `trained_view` is frontal, lateral or all, as the dataset's option `view`.
+    At most `num_ahead` files are read before they are asked for.
     """
-    known = VIEWS[trained_view]
-    if not view_position or known is None or view_position in known:
-        return None
-    return f"the header says view {view_position}; the model was trained on {trained_view} ones"
+    read = functools.partial(shrink_radiograph, shortest_side=shortest_side, reading=reading)
+    remaining, waiting = iter(paths), deque()
+    while True:
+        missing = num_ahead - len(waiting)
+        waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, missing))
+        if not waiting:
+            return
+        path, future = waiting.popleft()
+        yield path, _outcome(future)
+
+
+def _outcome(future: Future) -> Radiograph | Exception:
+    try:
+        with user_errors():
+            return _decode(future.result())
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that reads images was ended from outside, as a rule for want of memory: start again, "
+            "with fewer --num_workers"
+        ) from error
+    except Exception as error:  # of any kind: the other files continue
+        return error
+
+
+@contextlib.contextmanager
+def open_pool(num_files: int, num_workers: int) -> Iterator[Executor]:
+    """A pool of `num_workers` to read with: processes where there are many files, else threads.
+
+    Threads share Python's lock, which pydicom and NumPy need for a part of each file; processes do not, but
+    take seconds to start.
+    """
+    if num_workers == 1 or num_files < NUM_FOR_PROCESSES:
+        pool = ThreadPoolExecutor(num_workers)
+    else:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_process)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's, which ends the pool
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -50,6 +50,10 @@ class ModelFields(Record):
     trained_view: Literal[tuple(VIEWS)] = Field(
         default=DATASET_DEFAULTS["view"], description="the views of the images that it was trained on"
     )
+    equalized: bool | None = Field(
+        default=None,
+        description="whether the images that it was trained on had equalised histograms; null is unknown",
+    )
 
 
 def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:

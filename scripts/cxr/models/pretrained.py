@@ -1,6 +1,7 @@
 """Pretrained models by folder or name, and the image processor stored with each."""
 
 import contextlib
+import hashlib
 import logging
 import math
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from cxr.errors import UserError
 from cxr.models import configs
 from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
+from cxr.run_folder.files import sha256_of
 from cxr.sharing import local_hub
 
 logger = logging.getLogger(__name__)
@@ -123,6 +125,15 @@ def find_file(name: str, filename: str, *, hub_dir: Path | None, revision: str) 
     cache_dir = _source(name, hub_dir, revision).get("cache_dir")
     path = try_to_load_from_cache(name, filename, cache_dir=cache_dir, revision=revision)
     return Path(path) if isinstance(path, str) else None
+
+
+def identify(name: str, *, hub_dir: Path | None, revision: str) -> str:
+    """Returns the commit of a model that is here; of one in a folder, the hash of its files."""
+    config = find_file(name, "config.json", hub_dir=hub_dir, revision=revision)
+    if not Path(name).is_dir():
+        return config.parent.name  # in the Hub's layout a snapshot's folder is named for its commit
+    hashes = [sha256_of(path) for path in (config, *_weight_files(name, hub_dir, revision))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""What collection.json in the root of a data folder says about the images below it."""
+
+from pathlib import Path
+
+from pydantic import AliasChoices
+from pydantic import BaseModel
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import ValidationError
+
+from .errors import DatasetError
+
+COLLECTION_FILE = "collection.json"
+
+
+class Collection(BaseModel):
+    """Without the file, or a field of it, that is unknown; other fields are the collection's own."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    equalized: bool | None = Field(
+        default=None,
+        validation_alias=AliasChoices("equalized", "equalised"),
+        description="whether the histograms of the images are equalised, as MIMIC-CXR-JPG's are; where true, "
+        "DICOM files and pictures of more than 8 bits are equalised when they are read, else not",
+    )
+
+
+def read_collection(root: Path) -> Collection:
+    """Returns what `root` says of its images. Raises DatasetError for a file that says it in another way."""
+    path = root / COLLECTION_FILE
+    if not path.is_file():
+        return Collection()
+    try:
+        return Collection.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise DatasetError(
+            f'{path}: {problem.lower()}; expected JSON such as {{"equalized": false}}: correct it.'
+        ) from error
