@@ -5,12 +5,13 @@
     python benchmarks/benchmark.py step --mixed_precision bf16 --json step.json
     python benchmarks/benchmark.py step --config_name resnet-18 --batch_size 512 --json step.json
     python benchmarks/benchmark.py train --data_dir /data/mimic-cxr-jpg --json train.json
+    python benchmarks/benchmark.py dicom --json dicom.json
 
 `data` times the shrinking of an image and the loader, on one core, against the transforms of transformers'
 MAE example. `step` times run_mae_pretrain.py or run_classification.py on shrunk images against
 transformers.Trainer, whose one batch lies ready on the device. `train` times both from the files on: ours
-after its first run has shrunk them, Trainer with the example's transforms. The sides take turns, and medians
-count.
+after its first run has shrunk them, Trainer with the example's transforms. `dicom` times the reading of DICOM
+files with one process and with several. The sides take turns, and medians count.
 """
 
 import argparse
@@ -33,16 +34,18 @@ from reading import measure_data
 from rich.console import Console
 from rich.table import Table
 from training import measure_training
+from workers import measure_workers
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(__doc__, usage="{data,step,train} [flags]")
+    parser = command_line.ArgumentParser(__doc__, usage="{data,step,train,dicom} [flags]")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{data,step,train}", prog="benchmark.py"
+        dest="command", required=True, metavar="{data,step,train,dicom}", prog="benchmark.py"
     )
+    positive = command_line.positive_int
     for name in ("data", "step", "train"):
         command = commands.add_parser(name)
-        add, positive = command.add_argument, command_line.positive_int
+        add = command.add_argument
         add("--data_dir", type=Path, metavar="ROOT", help="MIMIC-CXR-JPG folder (default: synthetic images)")
         add("--json", type=Path, required=True, metavar="FILE", help="where to write the figures")
         command_line.add_number(command, "--rounds", positive, "turns that each side gets", default=3)
@@ -56,8 +59,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         add("--config_name", choices=names, default="vit-mae-tiny", help="the model trained")
         add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of both sides")
         add("--torch_compile", action="store_true", help="compile the models of both sides")
+    command = commands.add_parser("dicom")
+    command.add_argument(
+        "--json", type=Path, required=True, metavar="FILE", help="where to write the figures"
+    )
+    command_line.add_number(command, "--rounds", positive, "turns that each side gets", default=3)
+    command_line.add_number(command, "--num_files", positive, "files, each read 20 times a turn", default=50)
+    command_line.add_number(
+        command, "--num_workers", positive, "processes of the other side", default=num_cores()
+    )
     args = parser.parse_args(argv)
-    if args.data_dir and not (args.data_dir / "files").is_dir():
+    if args.command != "dicom" and args.data_dir and not (args.data_dir / "files").is_dir():
         parser.error(f"--data_dir {args.data_dir}: found no files/ in it; expected the MIMIC-CXR-JPG folder")
     if not args.json.absolute().parent.is_dir():
         parser.error(f"--json {args.json}: found no folder {args.json.parent}; make it first")
@@ -91,6 +103,10 @@ def print_table(command: str, measured: dict) -> None:
             ("MAE example's transforms, originals", loader["example_originals_images_per_second"], other),
             ("MAE example's transforms, shrunk", loader["example_cached_images_per_second"], other),
         ]
+    elif command == "dicom":
+        one = measured["one_process_images_per_second"]
+        several = measured["images_per_second"]
+        rows = [("one process", one, several), (f"{measured['num_workers']} processes", several, several)]
     else:
         ours = measured[command]["images_per_second"]
         rows = [("ours", ours, ours), ("Trainer", measured[command]["trainer_images_per_second"], ours)]
@@ -105,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as work_dir:
         if args.command == "data":
             measured = measure_data(args, Path(work_dir))
+        elif args.command == "dicom":
+            measured = measure_workers(args, Path(work_dir))
         else:
             measured = {args.command: measure_training(args, Path(work_dir))}
     write_json(args.json, {"machine": machine, **measured})

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic import ValidationError
 
 from .errors import DatasetError
+from .radiographs import Reading
 
 COLLECTION_FILE = "collection.json"
 
@@ -24,6 +25,11 @@ class Collection(BaseModel):
         description="whether the histograms of the images are equalised, as MIMIC-CXR-JPG's are; where true, "
         "DICOM files and pictures of more than 8 bits are equalised when they are read, else not",
     )
+
+    @property
+    def reading(self) -> Reading:
+        """How its files are read."""
+        return Reading(equalizes=self.equalized is not False)
 
 
 def read_collection(root: Path) -> Collection:

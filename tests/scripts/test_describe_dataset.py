@@ -65,7 +65,7 @@ def write_root(root: Path, studies=STUDIES, *, extension: str = ".csv", draw: bo
             if draw:
                 path = root / f"files/p10/p{subject}/s{study}/{dicom_id}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(np.full((48, 40), 20 * len(metadata), dtype=np.uint8)).save(path)
+                Image.linear_gradient("L").resize((40, 48)).rotate(20 * len(metadata)).save(path)
         for labeler, values in zip(labels, by_labeler):
             if values is not None:
                 labels[labeler].append([subject, study, *(values.get(name, "") for name in LABELS)])

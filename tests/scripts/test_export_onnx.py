@@ -1,5 +1,6 @@
 """The ONNX file: what it computes, what it says of itself, and its use without torch."""
 
+import itertools
 import json
 import os
 import shutil
@@ -46,8 +47,9 @@ def paths_of(sample_root: Path) -> list[Path]:
     return radiographs.find_radiographs([str(sample_root)])[0][:12]
 
 
-def prepared(classifier: Classifier, path: Path) -> torch.Tensor:
-    read = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side)
+def prepared(classifier: Classifier, path: Path, equalize: str = "auto") -> torch.Tensor:
+    side, reading = classifier.shortest_side, classifier.choose_reading(equalize)
+    read = radiographs.read_radiograph(path, shortest_side=side, reading=reading)
     return classifier.prepare(read.pixels)
 
 
@@ -85,7 +87,7 @@ import os, sys
 sys.modules.update(dict.fromkeys(["torch", "torchvision", "transformers"]))
 for folder in sys.argv[2:]:
     os.chdir(folder)
-    exec(sys.argv[1])
+    exec(sys.argv[1].replace('equalize = "auto"', f"equalize = {open('equalize').read()!r}"))
     print(probability)
 """
 
@@ -93,20 +95,28 @@ for folder in sys.argv[2:]:
 def test_documented_snippet_gives_predicts_probability_in_a_process_without_torch(
     vit, vit_file, sample_root, tmp_path
 ):
-    """For radiographs smaller and larger than those that it was trained on, up to where a JPEG is drafted."""
+    """For radiographs smaller and larger than those that it was trained on, up to where a JPEG is drafted.
+
+    They are JPEG and PNG of 8 and 16 bits, equalised or not, under the name of a JPEG, as content tells.
+    """
     page = (Path(__file__).parents[2] / "docs" / "using-a-model.md").read_text(encoding="utf-8")
     snippet = page.partition("```python\n")[2].partition("```")[0]
     classifier = load_classifier(str(vit / "model"), device="cpu")
     folders, expected = [], []
-    for path in paths_of(sample_root)[:6]:
-        for scale in (0.5, 1, 2.7, 12.3):
+    paths = paths_of(sample_root)
+    for kind, equalize in itertools.product(("JPEG", "PNG", "deep PNG"), ("auto", "yes", "no")):
+        for path, scale in zip(paths, (0.5, 1, 2.7, 12.3)):
             folder = tmp_path / str(len(folders))
             folder.mkdir()
             image = Image.open(path).convert("L")
-            image.resize([round(scale * side) for side in image.size]).save(folder / "xray.jpg", quality=95)
+            image = image.resize([round(scale * side) for side in image.size])
+            if kind == "deep PNG":
+                image = Image.fromarray(np.asarray(image).astype(np.uint16) * 16 + 100)
+            image.save(folder / "xray.jpg", quality=95, format=kind.removeprefix("deep "))
             shutil.copyfile(vit_file, folder / "finding.onnx")
+            (folder / "equalize").write_text(equalize, encoding="utf-8")
             folders.append(str(folder))
-            prepared_image = prepared(classifier, folder / "xray.jpg")
+            prepared_image = prepared(classifier, folder / "xray.jpg", equalize)
             expected.append(float(classifier.probabilities(prepared_image[None])[0]))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", DRIVER, snippet, *folders]
