@@ -149,25 +149,34 @@ def synthetic_loss(model: ViTMAEForPreTraining, num_images: int) -> torch.Tensor
     return model(pixel_values=pixel_values, noise=noise).loss
 
 
-def reconstruction_loss(model: ViTMAEForPreTraining, pixel_values: torch.Tensor, outputs) -> torch.Tensor:
-    """Returns each image's loss (B,), of which the model's own is the mean: the MSE over hidden patches."""
+def reconstruction_loss(
+    model: ViTMAEForPreTraining, pixel_values: torch.Tensor, outputs, *, by_image: bool = False
+) -> torch.Tensor:
+    """Returns the MSE over the hidden patches, of all images or, (B,), of each; `model` is not wrapped.
+
+    The first is what the model itself returns as its loss, to the bit.
+    """
     target = model.patchify(pixel_values)  # (B, L, patch_size² * 3)
     if model.config.norm_pix_loss:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    by_patch = ((outputs.logits - target) ** 2).mean(-1)
-    return (by_patch * outputs.mask).sum(1) / outputs.mask.sum(1)
+    by_patch = ((outputs.logits - target) ** 2).mean(-1) * outputs.mask
+    dims = 1 if by_image else (0, 1)
+    return by_patch.sum(dims) / outputs.mask.sum(dims)
 
 
 def train_step(run: Run, batches: Iterator[dict]) -> torch.Tensor:
     """One optimizer step over all its micro-batches; returns the loss, NaN where the step was skipped."""
     accelerator, num_micro_batches = run.accelerator, run.args.gradient_accumulation_steps
+    model = accelerator.unwrap_model(run.model)
     total = torch.zeros((), device=accelerator.device)
     for micro_batch in range(1, num_micro_batches + 1):
         batch = next(batches)
         last = micro_batch == num_micro_batches
         with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             noise = batch["noise"].to(accelerator.device, non_blocking=True)
-            loss = run.model(pixel_values=run.normalize(batch["image"]), noise=noise).loss / num_micro_batches
+            pixel_values = run.normalize(batch["image"])
+            outputs = run.model(pixel_values=pixel_values, noise=noise)
+            loss = reconstruction_loss(model, pixel_values, outputs) / num_micro_batches
             accelerator.backward(loss)
         total += loss.detach()
     return run.update_weights(total)
@@ -202,7 +211,8 @@ def evaluate(run: Run, model: torch.nn.Module) -> float:
     for batch in runtime.evaluation_bar(run.accelerator, run.eval_loader, "validation"):
         pixel_values = run.normalize(batch["image"])
         outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(run.accelerator.device))
-        losses.append(reconstruction_loss(run.accelerator.unwrap_model(model), pixel_values, outputs))
+        unwrapped = run.accelerator.unwrap_model(model)
+        losses.append(reconstruction_loss(unwrapped, pixel_values, outputs, by_image=True))
     num_samples = len(run.eval_loader.dataset)
     losses = gather_in_order(run.accelerator, torch.cat(losses), num_samples=num_samples)
     return nonfinite.check_evaluation(losses.mean().item(), "validation")

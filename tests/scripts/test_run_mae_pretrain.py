@@ -82,15 +82,16 @@ def test_pushed_autoencoder_loads_by_name_and_by_commit_without_a_network(finish
         assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
-def test_reconstruction_loss_of_each_image_has_the_models_loss_as_its_mean(finished_run):
+def test_reconstruction_loss_is_the_models_own_and_the_mean_of_those_of_the_images(finished_run):
     output_dir, _ = finished_run
     model = ViTMAEForPreTraining.from_pretrained(output_dir / "model")
     pixel_values = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for norm_pix_loss in (True, False):
         model.config.norm_pix_loss = norm_pix_loss
         outputs = model(pixel_values=pixel_values)
-        by_image = run_mae_pretrain.reconstruction_loss(model, pixel_values, outputs)
+        by_image = run_mae_pretrain.reconstruction_loss(model, pixel_values, outputs, by_image=True)
         assert by_image.shape == (5,)
+        assert torch.equal(run_mae_pretrain.reconstruction_loss(model, pixel_values, outputs), outputs.loss)
         assert by_image.mean().item() == pytest.approx(outputs.loss.item(), rel=1e-5)
 
 

@@ -182,9 +182,11 @@ def test_scale_of_fp16_that_keeps_falling_stops_the_run(sample_root, tmp_path, m
 
 
 def test_nan_loss_of_an_evaluation_stops_the_run(sample_root, tmp_path, monkeypatch):
-    def nan(model, pixel_values, outputs):
-        return torch.full((len(pixel_values),), float("nan"))
+    def nan(model, pixel_values, outputs, *, by_image=False):
+        loss = real(model, pixel_values, outputs, by_image=by_image)
+        return loss * float("nan") if by_image else loss
 
+    real = run_mae_pretrain.reconstruction_loss
     monkeypatch.setattr(run_mae_pretrain, "reconstruction_loss", nan)
     flags = [*TINY_VIT, *QUICK, f"--data_dir={sample_root}"]
     with pytest.raises(ValueError, match="the loss on validation is nan, expected a finite number; lower"):
