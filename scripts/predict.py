@@ -142,12 +142,14 @@ class Predictor:
     def _draw(self, path: Path, heat: np.ndarray, prediction: Prediction) -> Prediction:
         picture = self.heatmap_dir / heat_map_name(path)
         name, label = Path(prediction.path).name[:60], self.classifier.labels[1]
-        title = f"{name}\n{label}: {prediction.probability:.3f}, decision {prediction.decision}"
+        decision = f"{prediction.decision} (threshold {self.classifier.threshold:.3f})"
+        title = f"{name}\n{label}: {prediction.probability:.3f}, decision {decision}; research only\n"
+        title += heatmaps.describe(self.classifier, heat)
         if prediction.warning:
             title += "\n" + textwrap.fill(f"Warning: {prediction.warning}", width=90)
         try:
             shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE, reading=self.reading)
-            heatmaps.plot_heat_map(shown.pixels, heat, picture, title=title)
+            heatmaps.plot_heat_map(shown.pixels, heat, picture, title=title, label=label)
         except Exception as error:  # of any kind: the other files continue
             return replace(prediction, error=f"no heat map: {reason(error)}")
         return replace(prediction, heat_map=readable(picture))
@@ -252,6 +254,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     paths, missing = find_images(args.images)
     classifier = load_model(args)
+    if args.heatmap:
+        say(f"--heatmap: {heatmaps.describe(classifier, heatmaps.grid_of(classifier))}")
     reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
     predictor = Predictor(classifier=classifier, reading=reading, heatmap_dir=args.heatmap)
     num_workers = args.num_workers or num_cores()

@@ -132,6 +132,7 @@ def answer_html(classifier: Classifier, path: Path, reading: Reading) -> str:
         warnings=classifier.find_doubts(radiograph),
         probability=probability,
         has_heat=heat.any(),
+        method=heatmaps.describe(classifier, heat),
         radiograph=as_jpeg(shown[0].numpy()),
         overlay=as_jpeg(heatmaps.overlay(shown, heat)),
     )

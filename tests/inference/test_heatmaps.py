@@ -81,9 +81,11 @@ def noise(num_images: int) -> torch.Tensor:
     return torch.randint(256, (num_images, 1, 32, 32), dtype=torch.uint8, generator=generator)
 
 
-def test_heat_maps_have_the_images_size_and_a_maximum_of_one_or_none(tiny):
+def test_heat_maps_have_the_models_grid_and_a_maximum_of_one_or_none(tiny):
     heat = heatmaps.heat_maps(tiny, noise(11))
-    assert heat.shape == (11, 32, 32) and heat.dtype == np.float32
+    side = {"vit": 4, "resnet": 4}[tiny.model.config.model_type]
+    assert heat.shape == (11, side, side) and heat.dtype == np.float32
+    assert f"{side} x {side} cells: too coarse to show where" in heatmaps.describe(tiny, heat[0])
     assert heat.min() >= 0
     assert set(heat.max((1, 2)).round(6).tolist()) <= {0.0, 1.0}
     assert heat.max() == 1
@@ -139,6 +141,15 @@ def test_vit_heat_of_one_layer_is_its_helpful_attention(tiny_vit):
     assert torch.allclose(found, expected, atol=1e-7, rtol=1e-4) and expected.max() > 0
 
 
+@pytest.mark.parametrize("side, is_soft", [(2, False), (6, False), (7, True)])
+def test_few_cells_are_drawn_as_cells_and_many_softly(side, is_soft):
+    heat = np.zeros((side, side), dtype=np.float32)
+    heat[0] = 1
+    stretched = heatmaps.stretch(heat, (16 * side, 8 * side))
+    assert stretched.shape == (16 * side, 8 * side) and stretched.max() == 1
+    assert (len(np.unique(stretched)) > 2) == is_soft
+
+
 def test_overlay_shows_the_radiograph_where_there_is_no_heat():
     pixels = torch.arange(48, dtype=torch.uint8).view(1, 6, 8)
     heat = np.zeros((4, 4), dtype=np.float32)
@@ -154,7 +165,7 @@ def test_overlay_shows_the_radiograph_where_there_is_no_heat():
 def test_picture_of_a_heat_map_is_private_and_readable(tmp_path):
     pixels = torch.zeros(1, 40, 30, dtype=torch.uint8)
     path = tmp_path / "a.png"
-    heatmaps.plot_heat_map(pixels, np.eye(8, dtype=np.float32), path, title="costs $5 and $6_{")
+    heatmaps.plot_heat_map(pixels, np.eye(8, dtype=np.float32), path, title="costs $5 and $6_{", label="$x_{")
     assert min(Image.open(path).size) > 300
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -201,6 +212,7 @@ def test_heat_of_a_trained_model_lies_on_the_drawn_effusion_above_chance(name, e
     images = torch.stack([classifier.prepare(pixels) for pixels in read])
     positive = classifier.probabilities(images) >= classifier.threshold
     heat = heatmaps.heat_maps(classifier, images[torch.from_numpy(positive)])
+    heat = np.stack([heatmaps.stretch(one, (classifier.image_size, classifier.image_size)) for one in heat])
     inside = np.stack([paint(found, classifier.image_size) for found in boxes.values()])[positive]
 
     total = heat.sum((1, 2))

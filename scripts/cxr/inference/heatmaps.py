@@ -29,20 +29,35 @@ from cxr.inference.classifier import Classifier
 SHOWN_SIDE = 768  # pixels of the shortest side of a radiograph to look at; models see it smaller
 COLORS = matplotlib.colormaps["inferno"]
 OPACITY = 0.6  # of the heat where it is highest
+FINE_GRID = 7  # cells a side: a ResNet's at 224 pixels; a coarser one is drawn as cells, not as a soft cloud
 AT_ONCE = 8  # images; the attention of all layers, with its gradient, is large
 
 
 def heat_maps(classifier: Classifier, images: torch.Tensor) -> np.ndarray:
-    """Returns (B, S, S) float32 in [0, 1], each with a maximum of 1, of prepared images (B, 1, S, S) uint8.
+    """Returns the cells (B, h, w) float32 in [0, 1], each image's with a maximum of 1.
 
-    High where the image speaks for the positive label; all 0 where nothing in it does.
+    Of prepared images (B, 1, S, S) uint8. High where the image raises the probability of the positive label;
+    all 0 where nothing in it does.
     """
-    method = METHODS[classifier.model.config.model_type]
+    _, method = METHODS[classifier.model.config.model_type]
     parts = [method(classifier.model, classifier.normalize(part)) for part in images.split(AT_ONCE)]
-    heat = torch.cat(parts)[:, None].cpu()  # (B, 1, h, w)
-    heat = F.interpolate(heat, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    heat = torch.cat(parts).cpu()
     highest = heat.amax((1, 2), keepdim=True)
     return (heat / highest.where(highest > 0, torch.ones(()))).numpy()
+
+
+def grid_of(classifier: Classifier) -> np.ndarray:
+    """Returns an empty map (h, w), which tells how many cells the maps of this model have."""
+    side = classifier.image_size
+    return heat_maps(classifier, torch.zeros(1, 1, side, side, dtype=torch.uint8))[0]
+
+
+def describe(classifier: Classifier, heat: np.ndarray) -> str:
+    """Returns by which method and on which grid (h, w) a map was made, and what that means."""
+    name, _ = METHODS[classifier.model.config.model_type]
+    rows, columns = heat.shape
+    grid = f"{name} on a grid of {rows} x {columns} cells"
+    return f"{grid}: too coarse to show where" if min(rows, columns) < FINE_GRID else grid
 
 
 def grad_cam(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -79,29 +94,39 @@ def _log_odds(logits: torch.Tensor) -> torch.Tensor:
     return logits[:, 1] - logits[:, 0]
 
 
-METHODS = {"resnet": grad_cam, "vit": attention_rollout}
+METHODS = {"resnet": ("Grad-CAM", grad_cam), "vit": ("Attention rollout", attention_rollout)}
+
+
+def stretch(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns cells (h, w) at `size` (H, W): softly or, where they are few, as the cells that they are."""
+    is_fine = min(heat.shape) >= FINE_GRID
+    options = {"mode": "bilinear", "align_corners": False} if is_fine else {"mode": "nearest-exact"}
+    return F.interpolate(torch.from_numpy(heat)[None, None], size=size, **options)[0, 0].numpy()
 
 
 def overlay(pixels: torch.Tensor, heat: np.ndarray) -> np.ndarray:
-    """Returns a radiograph (1, H, W) uint8 under its heat (S, S), which is stretched to it: (H, W, 3) uint8.
+    """Returns a radiograph (1, H, W) uint8 under its heat (h, w), which is stretched to it: (H, W, 3) uint8.
 
     The heat is the more opaque the higher it is; where it is 0, the radiograph is as it was.
     """
-    size = pixels.shape[-2:]
-    heat = F.interpolate(torch.from_numpy(heat)[None, None], size=size, mode="bilinear", align_corners=False)
-    heat = heat[0, 0].numpy()
+    heat = stretch(heat, tuple(pixels.shape[-2:]))
     opacity = OPACITY * heat[..., None]
     gray = pixels[0].numpy()[..., None]
     return np.rint((1 - opacity) * gray + opacity * 255 * COLORS(heat)[..., :3]).astype(np.uint8)
 
 
-def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: str) -> None:
-    """Writes a PNG, readable by its owner alone: the radiograph under its heat, a colour bar and a title."""
+def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: str, label: str) -> None:
+    """Writes a PNG, readable by its owner alone: the radiograph under its heat, a colour bar and a title.
+
+    `label` is the positive one.
+    """
     figure = Figure(figsize=(8.5, 7.8))
     axes = figure.subplots()
     axes.imshow(overlay(pixels, heat))
     axes.axis("off")
     axes.set_title(title, fontsize="medium", parse_math=False)  # a file's name may have dollars in it
     bar = figure.colorbar(ScalarMappable(cmap=COLORS), ax=axes, fraction=0.046, pad=0.03)
-    bar.set_label("speaks for the label, relative to the image's highest")
+    raised = f"raises the probability of {label} (1 = this image's maximum)"
+    meaning = raised if heat.any() else f"no region raises the probability of {label}"
+    bar.set_label(meaning, parse_math=False)
     save_figure(figure, path, private=True)
