@@ -53,6 +53,7 @@ from cxr.sharing import push
 from cxr.training import nonfinite
 from cxr.training import optimization
 from cxr.training import runtime
+from cxr.training.convergence import why_undertrained
 from cxr.training.run import Run
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -348,7 +349,9 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
     """Draws the loss, pushes the model and, last of all, writes `results.json`."""
     args, best = run.args, run.progress.best
     title = f"{args.dataset_config_name}, {len(sets['train']):,} training images"
-    plots.plot_losses(run.record.epochs(), run.record.output_dir / "loss.png", title=title)
+    epochs = run.record.epochs()
+    plots.plot_losses(epochs, run.record.output_dir / "loss.png", title=title)
+    undertrained = why_undertrained([epoch["eval_loss"] for epoch in epochs], best_epoch=best.epoch)
     flags = ("labeler", "view", "uncertain", "augmentation", "mask_ratio", "random_erasing_prob")
     results = ClassificationResults(
         task=args.dataset_config_name,
@@ -357,6 +360,7 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
         train_last_layer_only=args.train_last_layer_only,
         learning_rate=run.schedule.peak_learning_rate,
         best_epoch=best.epoch,
+        undertrained=undertrained,
         **measured,
         train_loss=best.train_loss,
         num_train_positive=sum(sets["train"].images["label"]),
@@ -367,6 +371,8 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
         numbers = ("n", "auroc", "average_precision", "accuracy", "f1")
         shown = ", ".join(f"{name} {values[name]:.4g}" for name in numbers if values[name] is not None)
         logger.info("%s, epoch %d: %s", split, best.epoch, shown)
+    if undertrained:
+        logger.warning("undertrained: %s; train longer (--num_train_epochs)", undertrained)
     logger.info("Model, predictions, figures: %s", run.record.output_dir)
 
 

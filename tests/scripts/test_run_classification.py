@@ -114,6 +114,14 @@ def test_best_epoch_is_the_one_measured_at_the_end(vit_run):
     )
 
 
+def test_run_that_ends_with_its_best_epoch_says_that_it_is_undertrained(sample_root, tmp_path):
+    flags = [*TINY_VIT, *QUICK, "--max_train_steps=1", f"--data_dir={sample_root}"]
+    results = run_main(run_classification, tmp_path / "run", *flags)
+    assert results["undertrained"] == "the best epoch is the last"
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "undertrained: the best epoch is the last; train longer (--num_train_epochs)" in log
+
+
 def test_plain_transformers_pipeline_gives_the_same_probabilities(vit_run, sample_root, tmp_path):
     options = {"shortest_side": default_cache_image_size(32), "cache_dir": tmp_path, "num_proc": 1}
     splits = load_images(sample_root, config_name="finding", shows_progress=False, **options)

@@ -268,6 +268,9 @@ class ClassificationResults(Results):
     train_last_layer_only: bool
     learning_rate: float = Field(description="at its peak")
     best_epoch: Count = Field(description="the one whose weights are in model/")
+    undertrained: Name | None = Field(
+        default=None, description="in words, why the training has not converged; null where nothing says so."
+    )
     num_train_positive: Count
     validation: MeasuredSplit
     test: MeasuredSplit | None = None
