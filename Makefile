@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml
 DEMO := runs/demo
 
 .PHONY: install test test-slow test-lowest test-page lint demo

@@ -66,10 +66,15 @@ def locate_csv(data_dir: str | Path, table: str) -> Path | None:
 def find_csv(data_dir: str | Path, table: str) -> Path:
     path = locate_csv(data_dir, table)
     if path is None:
-        missing = resolve_root(data_dir) / f"mimic-cxr-2.0.0-{table}.csv.gz"
+        root = resolve_root(data_dir)
+        missing = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
+        below = next((path for path in root.glob(f"*/mimic-cxr-2.?.0-{table}.csv*")), None)
+        advice = (
+            f"The folder below has it: name {below.parent}." if below else "Download it, or correct data_dir."
+        )
         raise DatasetError(
             f"{missing} is missing, and so is {missing.stem}: data_dir must hold the tables of MIMIC-CXR-JPG "
-            "(https://physionet.org/content/mimic-cxr-jpg/). Download it, or correct data_dir."
+            f"(https://physionet.org/content/mimic-cxr-jpg/). {advice}"
         )
     return path
 

@@ -204,9 +204,10 @@ def summarize(predictions: list[Prediction], classifier: Classifier, output: Pat
     refused = [one for one in predictions if one.probability is None]
     warned = [one for one in predictions if one.warning]
     where = f" in {output}" if output else ""
+    files = "1 file" if len(predictions) == 1 else f"{len(predictions):,} files"
     say(
-        f"{len(predictions):,} files{where}: {decisions.total():,} predicted ({counts}; threshold "
-        f"{classifier.threshold:.4g}), {len(warned):,} of them with a warning, {len(refused):,} refused"
+        f"{files}{where}: {decisions.total():,} predicted ({counts}; threshold {classifier.threshold:.4g}), "
+        f"{len(warned):,} of them with a warning, {len(refused):,} refused"
     )
     without_map = [one for one in predictions if one.error and one.probability is not None]
     say_reasons("warning", [(one.warning, one.path) for one in warned])

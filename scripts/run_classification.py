@@ -4,14 +4,15 @@
     python scripts/run_classification.py
 
     # The paper's MAE-ViT on MIMIC-CXR-JPG with 1,000 labelled images, on one GPU.
-    accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/run_classification.py \\
-        --data_dir /data/mimic-cxr-jpg --model_name_or_path facebook/vit-mae-base --augmentation mae \\
+    accelerate launch --quiet --config_file accelerate_configs/single_gpu_fp16.yaml \\
+        scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
+        --model_name_or_path facebook/vit-mae-base --augmentation mae \\
         --max_train_samples 1000 --evaluate_test --output_dir runs/vit-1k
 
     # Its ResNet-18, and a ViT that run_mae_pretrain.py pretrained.
-    accelerate launch scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
+    accelerate launch --quiet scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
         --model_name_or_path microsoft/resnet-18 --augmentation classic --output_dir runs/resnet
-    accelerate launch scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
+    accelerate launch --quiet scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
         --model_name_or_path runs/mae/model --output_dir runs/vit
 
 The run folder gets model/ (of the epoch with the best validation AUROC), metrics.jsonl, predictions, plots
@@ -414,7 +415,7 @@ def main(argv: list[str] | None = None) -> None:
         measured = measure_best(run, run.load_saved(CLASSIFIERS[config.model_type]), sets)
         if run.accelerator.is_main_process:
             finish(run, sets, measured)
-    run.accelerator.end_training()
+    run.end()
 
 
 if __name__ == "__main__":

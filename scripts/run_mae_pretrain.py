@@ -4,12 +4,14 @@
     python scripts/run_mae_pretrain.py
 
     # From the ImageNet checkpoint, on MIMIC-CXR-JPG, on one GPU.
-    accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/run_mae_pretrain.py \\
-        --data_dir /data/mimic-cxr-jpg --model_name_or_path facebook/vit-mae-base --output_dir runs/mae
+    accelerate launch --quiet --config_file accelerate_configs/single_gpu_fp16.yaml \\
+        scripts/run_mae_pretrain.py --data_dir /data/mimic-cxr-jpg \\
+        --model_name_or_path facebook/vit-mae-base --output_dir runs/mae
 
     # From scratch, with the masking and crops of Medical MAE (Xiao et al. 2023).
-    accelerate launch scripts/run_mae_pretrain.py --data_dir /data/mimic-cxr-jpg --config_name vit-mae-base \\
-        --mask_ratio 0.9 --crop_scale 0.5 1.0 --no-norm_pix_loss --output_dir runs/mae-scratch
+    accelerate launch --quiet scripts/run_mae_pretrain.py --data_dir /data/mimic-cxr-jpg \\
+        --config_name vit-mae-base --mask_ratio 0.9 --crop_scale 0.5 1.0 --no-norm_pix_loss \\
+        --output_dir runs/mae-scratch
 
 The run folder gets model/ (for `from_pretrained`), metrics.jsonl, loss.png, reconstructions.png and, last,
 results.json. Fine-tune the model with run_classification.py --model_name_or_path OUTPUT_DIR/model.
@@ -288,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
         train(run)
         run.end_training()
         finish(run)
-    run.accelerator.end_training()
+    run.end()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """How a script ends: what the user can mend in one line, anything else with its trace."""
 
+import difflib
 import logging
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 logger = logging.getLogger("cxr")
@@ -42,16 +44,27 @@ class UserError(ValueError):
     """Something that the user can mend; the message says what was found, what was expected, what to do."""
 
 
+_undo: list[Callable[[], None]] = []  # one for each `run_script` that runs
+
+
+def undo_on_user_error(undo: Callable[[], None]) -> None:
+    """Has `run_script` call `undo` where a UserError ends it; the last one counts."""
+    if _undo:
+        _undo[-1] = undo
+
+
 def run_script(main: Callable[[], None], *, advice: dict[str, str] = INFERENCE_ADVICE) -> None:
     """Calls `main`. A UserError ends it with one line and exit status 2; train.log, if any, has the trace.
 
     Any other exception keeps its trace, on the terminal and in train.log, with exit status 1; where `advice`
     knows what to do about it, that is the last line.
     """
+    _undo.append(keep)
     try:
         main()
     except UserError as error:
         logger.debug("The run failed.", exc_info=True)
+        _undo[-1]()
         _say(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
@@ -64,6 +77,18 @@ def run_script(main: Callable[[], None], *, advice: dict[str, str] = INFERENCE_A
         if what_to_do is not None:
             _say(what_to_do)
         sys.exit(1)
+    finally:
+        _undo.pop()
+
+
+def keep() -> None:
+    """For `undo_on_user_error`: what was begun stays."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns a hint such as " (did you mean vit-mae-tiny?)" where a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -59,7 +59,10 @@ def test_advice_about_errors_names_flags_of_the_script(helps, name):
 @pytest.mark.parametrize("name", USES)
 def test_scripts_that_use_a_model_find_it_alike(helps, name):
     said = " ".join(helps[name].split())
-    assert "MODEL a classifier: its folder, or its organisation/name in --hub_dir or on the Hub" in said
+    assert (
+        "MODEL a classifier: its folder or its run's, or its organisation/name in --hub_dir or on the Hub"
+        in said
+    )
     assert "--model_revision REV branch, tag or commit of a model given by name (default: main)" in said
 
 
@@ -179,3 +182,26 @@ def test_numbers_are_taken_within_their_bounds_only(kind, good, bad):
     for text in bad:
         with pytest.raises(command_line.argparse.ArgumentTypeError, match="expected"):
             kind(text)
+
+
+@pytest.mark.parametrize(
+    "argv, hint",
+    [
+        (["--lerning_rate=1"], "did you mean --learning_rate?"),
+        (["--config_name=resnet-81"], "did you mean resnet-18?"),
+        (["--zzzzzzz"], None),
+    ],
+)
+def test_near_miss_of_a_flag_or_a_choice_is_named(argv, hint, capsys):
+    with pytest.raises(SystemExit):
+        run_classification.parse_args(argv)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and (hint in said if hint else "did you mean" not in said)
+
+
+def test_folder_of_a_run_stands_for_the_model_in_it(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}", encoding="utf-8")
+    assert command_line.model_name(str(tmp_path / "run")) == str(tmp_path / "run" / "model")
+    for name in (str(tmp_path / "run" / "model"), str(tmp_path), "my-lab/cxr"):
+        assert command_line.model_name(name) == name

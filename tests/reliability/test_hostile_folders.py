@@ -433,7 +433,9 @@ def test_revision_of_a_local_folder_and_a_file_in_its_place_are_refused(folder, 
     with pytest.raises(UserError, match=r"--model_revision v2: found the local folder .*no revisions; leave"):
         load_config(str(folder), expected=("vit",), hub_dir=None, revision="v2")
     monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match=r"config\.json: found no such folder; expected one with a model"):
+    with pytest.raises(
+        UserError, match=r"config\.json: found a file; expected a folder with config\.json and model"
+    ):
         load_config("config.json", expected=("vit",), **LOCAL)
 
 

@@ -126,7 +126,7 @@ def test_output_folder_with_something_in_it_is_refused_unless_the_run_continues_
     (tmp_path / "args.json").write_text("{}", encoding="utf-8")
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(
-        ValueError, match=r"is not empty; expected a new or empty folder.*--resume_from_checkpoint"
+        ValueError, match=r"has an unfinished run; .* continue that run with --resume_from_checkpoint latest"
     ):
         claim_output_dir(tmp_path, resume=False)
     claim_output_dir(tmp_path, resume=True)

@@ -17,6 +17,7 @@ from cxr.choices import VIEWS
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
+from cxr.cli.command_line import model_name
 from cxr.cli.command_line import non_negative_float
 from cxr.cli.command_line import non_negative_int
 from cxr.cli.command_line import positive_float
@@ -51,9 +52,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--model_name_or_path",
+        type=model_name,
         metavar="NAME|FOLDER",
-        help=f"start from this pretrained model: a folder, or a name in --hub_dir or on the Hugging Face Hub "
-        f"(default: {DEFAULT_MODEL})",
+        help="start from this pretrained model: its folder or its run's, or a name in --hub_dir or on the "
+        f"Hugging Face Hub (default: {DEFAULT_MODEL})",
     )
     which.add_argument("--config_name", choices=config_names, help="train this model from scratch instead")
     group.add_argument(

@@ -1,9 +1,13 @@
 """A command line whose errors are one line each: what was found, what was expected, what to do."""
 
 import argparse
+import re
 from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
+
+from cxr.errors import did_you_mean
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -29,17 +33,39 @@ class ArgumentParser(argparse.ArgumentParser):
             **options,  # argparse's own, of a parser for a subcommand
         )
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(flag, self._flags())}")
+        return parsed
+
+    def _flags(self) -> list[str]:
+        """The flags of this parser and of its commands."""
+        commands = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        parsers = [self, *(parser for choices in commands for parser in choices.values())]
+        return [flag for parser in parsers for flag in parser._option_string_actions]
+
     def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += did_you_mean(wrong[1], re.findall(r"[^\s',]+", wrong[2]))
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
 def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and where it is looked up, for the scripts that use a classifier."""
-    model = "a classifier: its folder, or its organisation/name in --hub_dir or on the Hub"
-    parser.add_argument("model", metavar="MODEL", help=model)
+    model = "a classifier: its folder or its run's, or its organisation/name in --hub_dir or on the Hub"
+    parser.add_argument("model", type=model_name, metavar="MODEL", help=model)
     add_folder(parser, "--hub_dir", "local directory of models, asked by name before the Hub")
     revision = "branch, tag or commit of a model given by name"
     parser.add_argument("--model_revision", metavar="REV", default="main", help=revision)
+
+
+def model_name(text: str) -> str:
+    """Returns a model's folder or name; the folder of a run stands for the model in it."""
+    folder = Path(text)
+    is_run = (folder / "model" / "config.json").is_file() and not (folder / "config.json").is_file()
+    return str(folder / "model") if is_run else text
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:

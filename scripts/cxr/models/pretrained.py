@@ -1,6 +1,7 @@
 """Pretrained models by folder or name, and the image processor stored with each."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import math
@@ -11,7 +12,10 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.utils import get_session
 from safetensors import safe_open
 from transformers import AutoImageProcessor
 from transformers import PretrainedConfig
@@ -21,6 +25,8 @@ from transformers import ViTImageProcessor
 from cxr.data.transforms import GRAY_MEAN
 from cxr.data.transforms import GRAY_STD
 from cxr.errors import UserError
+from cxr.errors import did_you_mean
+from cxr.errors import one_line
 from cxr.models import configs
 from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
@@ -28,6 +34,7 @@ from cxr.run_folder.files import sha256_of
 from cxr.sharing import local_hub
 
 logger = logging.getLogger(__name__)
+HUB_SECONDS = 5  # to answer in
 MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]  # that are fetched from the Hub
 
 
@@ -47,9 +54,16 @@ def load_config(
 def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
     """Returns a pretrained model's config.json as it is, with a model_type. Raises as `load_config` does."""
     is_folder = Path(name).is_dir()
-    if not is_folder and (Path(name).exists() or not local_hub.MODEL_ID.fullmatch(name)):
+    if Path(name).is_file():
         raise UserError(
-            f"model {name}: found no such folder; expected one with a model in it, or organisation/name"
+            f"model {name}: found a file; expected a folder with config.json and model.safetensors, or "
+            "organisation/name"
+        )
+    if not is_folder and not local_hub.MODEL_ID.fullmatch(name):
+        scratch = did_you_mean(name, configs.CONFIGS).replace("mean ", "mean --config_name ")
+        raise UserError(
+            f"model {name}: found no such folder{scratch}; expected one with a model in it, or "
+            "organisation/name"
         )
     if is_folder and revision != "main":
         raise UserError(
@@ -101,20 +115,34 @@ def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[
         where = name if Path(name).is_dir() else f"{name}, revision {revision}"
         text = str(error) or type(error).__name__
         reason = " ".join(text.split()).split(". ")[0].rstrip(".")[:200]  # its first sentence
-        known = (
-            f"{hub_dir}, which has {', '.join(local_hub.model_ids(hub_dir)) or 'none'}," if hub_dir else "DIR"
-        )
+        in_hub_dir = local_hub.model_ids(hub_dir) if hub_dir else []
+        known = f"{hub_dir}, which has {', '.join(in_hub_dir) or 'none'}," if hub_dir else "DIR"
         raise UserError(
-            f"model {where}: could not be loaded ({reason}); name a folder with a whole model, or "
-            f"organisation/name in --hub_dir {known} or on a Hub that can be reached"
+            f"model {where}: could not be loaded ({reason}){did_you_mean(name, in_hub_dir)}; name a folder "
+            f"with a whole model, or organisation/name in --hub_dir {known} or on a Hub that can be reached"
         ) from error
 
 
 def _source(name: str, hub_dir: Path | None, revision: str) -> dict[str, Any]:
     """Returns the keywords by which transformers finds `name`: in `hub_dir` where that has it."""
-    if hub_dir is not None and not Path(name).is_dir() and local_hub.repository_dir(hub_dir, name).is_dir():
+    if Path(name).is_dir():
+        return {"revision": revision}
+    if hub_dir is not None and local_hub.repository_dir(hub_dir, name).is_dir():
         return {"revision": revision, "cache_dir": str(hub_dir), "local_files_only": True}
-    return {"revision": revision}
+    return {"revision": revision, "local_files_only": not _reaches_hub()}
+
+
+@functools.cache
+def _reaches_hub() -> bool:
+    """One look, as the libraries try again for half a minute. Without a Hub they take what is here."""
+    if is_offline_mode():
+        return False
+    try:
+        get_session().head(ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # of any kind: it is the HTTP library's, which has changed before
+        logger.debug("%s cannot be reached (%s): models are looked up here alone", ENDPOINT, one_line(error))
+        return False
+    return True
 
 
 def find_file(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> Path | None:

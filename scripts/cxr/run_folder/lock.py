@@ -1,6 +1,7 @@
 """One run at a time in a run folder: its lock, and what a killed run left in it."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -63,10 +64,7 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     if resume and not is_run:
         refusal = f"--resume_from_checkpoint: found no run in {output_dir}; expected the --output_dir of one"
     elif found and not resume and not abandoned:
-        refusal = (
-            f"--output_dir {output_dir} is not empty; expected a new or empty folder: name another, "
-            "or continue the run in it with --resume_from_checkpoint latest"
-        )
+        refusal = f"--output_dir {output_dir} {_describe(found)}"
     if refusal:
         _give_back(output_dir, lock, was_run=was_run, was_there=was_there)
         raise UserError(refusal)
@@ -78,11 +76,34 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     return lock
 
 
+def _describe(found: set[str]) -> str:
+    """What is in a folder that a new run cannot have, and what to do."""
+    if "results.json" in found:
+        return "has a finished run; expected a new or empty folder: name another"
+    if "args.json" in found:
+        return (
+            "has an unfinished run; expected a new or empty folder: continue that run with "
+            "--resume_from_checkpoint latest, or name another"
+        )
+    return "is not empty; expected a new or empty folder: name another"
+
+
 def _give_back(output_dir: Path, lock: FileLock, *, was_run: bool, was_there: bool) -> None:
     """Leaves a folder as it was before it was claimed."""
     lock.release()
     if not was_run:
         (output_dir / LOCK_FILE).unlink(missing_ok=True)
+    if not was_there:
+        output_dir.rmdir()
+
+
+def abandon(output_dir: Path, lock: FileLock, *, was_there: bool) -> None:
+    """Removes a new run's folder, or empties one that was there: the run ended before its first step."""
+    for handler in logging.getLogger().handlers:
+        handler.close()  # Windows removes no open train.log
+    lock.release()
+    for path in list(output_dir.iterdir()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not was_there:
         output_dir.rmdir()
 

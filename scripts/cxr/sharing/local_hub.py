@@ -29,6 +29,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cxr.errors import UserError
+from cxr.errors import did_you_mean
 from cxr.run_folder.files import new_folder
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import remove_folder
@@ -95,8 +96,8 @@ def check_is_known(hub_dir: Path, model_id: str) -> None:
     known = model_ids(hub_dir)
     if model_id not in known:
         raise UserError(
-            f"--hub_dir {hub_dir}: found no model {model_id}; expected one of those in it: "
-            f"{', '.join(known) or 'none'}"
+            f"--hub_dir {hub_dir}: found no model {model_id}{did_you_mean(model_id, known)}; expected one of "
+            f"those in it: {', '.join(known) or 'none'}"
         )
 
 

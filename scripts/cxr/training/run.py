@@ -27,7 +27,10 @@ from cxr.data.images import load_images
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_training_loader
+from cxr.data.sources import is_synthetic
 from cxr.data.transforms import Normalizer
+from cxr.errors import keep
+from cxr.errors import undo_on_user_error
 from cxr.models.acceleration import speed_up
 from cxr.run_folder.files import write_text
 from cxr.run_folder.record import RunRecord
@@ -76,6 +79,8 @@ class Run:
     def start(cls, args: argparse.Namespace, *, default_output_dir: str) -> "Run":
         """Starts the processes and claims the run folder."""
         accelerator, record = runtime.start_run(args, default_output_dir=default_output_dir)
+        if is_synthetic(args.data_dir):
+            logger.info("Synthetic radiographs: what is measured says nothing about patients")
         return cls(args=args, accelerator=accelerator, record=record)
 
     def load_images(self, *, image_size: int, **options: Any) -> datasets.DatasetDict:
@@ -199,6 +204,7 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """Yields the steps that are left, each with its learning rate set, under a progress bar."""
+        undo_on_user_error(keep)  # from the first step on, the folder stays
         self.bar = runtime.progress_bar(self.accelerator, range(self.progress.step, self.schedule.num_steps))
         self.stopwatch.start(self.progress.step)
         for step in self.bar:
@@ -306,6 +312,12 @@ class Run:
         if self.stops:
             self.preemption.end_run(self.record.output_dir, step=self.progress.step)
         self.stopwatch.start(self.progress.step)
+
+    def end(self) -> None:
+        """The last of a run: trackers and processes end, and a synthetic run says so again."""
+        if is_synthetic(self.args.data_dir):
+            logger.info("These are results on synthetic radiographs")
+        self.accelerator.end_training()
 
     def finished_results(self) -> dict[str, Any]:
         """The fields of `results.json` that both scripts have."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
+from cxr.errors import undo_on_user_error
+from cxr.run_folder.lock import abandon
 from cxr.run_folder.lock import claim_output_dir
 from cxr.run_folder.privacy import MaskingFormatter
 from cxr.run_folder.record import FREE_TO_CHANGE
@@ -209,7 +212,10 @@ def _agree_on_output_dir(
         if args.push_to_hub:  # now, not after the training
             tag = None if args.resume_from_checkpoint else args.hub_revision  # it may have it already
             check_push(hub_dir=args.hub_dir, model_id=args.hub_model_id, tag=tag)
-        locks.append(claim_output_dir(output_dir, resume=args.resume_from_checkpoint is not None))
+        was_there, is_new = output_dir.is_dir(), args.resume_from_checkpoint is None
+        locks.append(claim_output_dir(output_dir, resume=not is_new))
+        if is_new:
+            undo_on_user_error(partial(abandon, output_dir, locks[0], was_there=was_there))
         return str(output_dir)
 
     output_dir = on_main_process(accelerator, claim)
