@@ -154,7 +154,7 @@ def _check_kind(header: "pydicom.Dataset") -> None:
         raise DatasetError("DICOM without an image")
     if (frames := _value(header, "NumberOfFrames") or 1) != 1:
         raise DatasetError(f"DICOM with {frames} frames, expected one")
-    colours = _value(header, "PhotometricInterpretation")
+    colours = _value(header, "PhotometricInterpretation") or "colours that it does not name"
     if (_value(header, "SamplesPerPixel") or 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
         raise DatasetError(f"DICOM in {colours}, expected a gray radiograph")
     if any(f"{kind}FunctionalGroupsSequence" in header for kind in ("Shared", "PerFrame")):
@@ -170,7 +170,7 @@ def _read_fields(header: "pydicom.Dataset") -> PixelHeader:
     except ValidationError as error:
         problem = error.errors()[0]
         name = problem["loc"][0]
-        found = f"{name} {str(found[name])[:40]!r}" if name in found else f"no {name}"
+        found = f"{name} {str(found[name])[:40]}" if name in found else f"no {name}"
         raise DatasetError(f"DICOM with {found}: {problem['msg'].lower()}") from error
     if not fields.BitsStored <= fields.HighBit + 1 <= fields.BitsAllocated:
         raise DatasetError(
@@ -337,10 +337,11 @@ def _is_padding(words: np.ndarray, fields: PixelHeader) -> np.ndarray:
 
 def _check_bits(words: np.ndarray, header: "pydicom.Dataset", fields: PixelHeader) -> None:
     """Raises DatasetError where bits outside of the stored ones are set, unless an overlay may lie there."""
-    has_overlay = any(_value(header, group + OVERLAY_BIT) for group in OVERLAYS)
+    outside = words & ~(((1 << fields.BitsStored) - 1) << fields.shift)
     whole = fields.as_numbers(words, fields.BitsAllocated)
     stored = fields.as_numbers(words >> fields.shift, fields.BitsStored)
-    if not has_overlay and not np.array_equal(whole, stored << fields.shift):
+    is_clean = (outside == 0) | (whole == stored << fields.shift)  # the sign may go on above
+    if not is_clean.all() and not any(_value(header, group + OVERLAY_BIT) for group in OVERLAYS):
         raise DatasetError(
             f"DICOM with bits set outside of the {fields.BitsStored} stored ones that end at {fields.HighBit}"
         )
