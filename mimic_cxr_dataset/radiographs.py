@@ -40,8 +40,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 JPEG_MAGIC, PNG_MAGIC, DICOM_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"DICM"
 DICOM_PREAMBLE = 128  # bytes before the magic
 JPEG_QUALITY = 95  # of shrunk images, and of MIMIC-CXR-JPG
+# How pixels lie in a PNG, as Pillow says it: those that it cuts to 8 bits, and those of which it compares the
+# value that is transparent with pixels that it has scaled.
+GRAY_OF_16_BITS = "I;16B"
+NEVER_WHOLE, NEVER_TRANSPARENT = ("RGB;16B", "RGBA;16B", "LA;16B"), ("L;2", "L;4", GRAY_OF_16_BITS)
 WINDOWS_GAMMA = 1 / 2.2  # of nearly every PNG that names one
 ENCODING_OF_SCREENS = (b"sRGB", b"Gamma 2.2")  # in a colour profile that changes nothing
+NOT_SQUARE = "the picture's pixels are not square, but used as if they were"
 # A pixel has a colour where its channels lie so far apart, and a picture where so many of its pixels do.
 COLOUR_SPREAD, COLOURED_SHARE = 32, 0.01
 
@@ -68,10 +73,12 @@ def refuse_bad_files() -> Iterator[None]:
     """Turns what Pillow and the system raise for a file into a DatasetError of one line, without its name."""
     try:
         yield
-    except DatasetError:
+    except (DatasetError, MemoryError):
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DatasetError(_one_line(error)) from error
+    except Exception as error:  # of any kind: Pillow takes much of a file as sound
+        raise DatasetError(f"unreadable ({type(error).__name__}: {_one_line(error)})") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -139,7 +146,7 @@ def check_jpeg(path: str | Path) -> tuple[str, ...]:
         except Exception as error:  # of any kind: Pillow takes the EXIF of a file as sound
             raise OSError(f"it cannot be turned as its EXIF says: {error}") from error
     with open_jpeg(io.BytesIO(content)) as image:
-        warned = _describe_profile(image)
+        warned = _describe(image)
         image.draft(None, (1, 1))  # an eighth of its size is enough to look at
         _check_not_constant(_to_gray(image, warned), content)
     return tuple(warned)
@@ -186,7 +193,7 @@ def read_head(path: Path) -> bytes:
 def _shrink_jpeg(path: Path, shortest_side: int | None, *, equalizes: bool) -> ShrunkRadiograph:
     content = path.read_bytes()
     with open_jpeg(io.BytesIO(content)) as image:
-        warned = _describe_profile(image)
+        warned = _describe(image)
         scale, size = _scale(image, shortest_side)
         drafted = None
         if scale < 1 and not equalizes:
@@ -217,7 +224,6 @@ def _read_png(path: Path, reading: Reading) -> tuple[Image.Image, bool, list[str
     One with more than 8 bits is scaled from its lowest to its highest value: there is no header to ask.
     """
     content = path.read_bytes()
-    depth, colour_type = content[24:26].ljust(2)  # in the header, which is the first block
     try:
         image = Image.open(io.BytesIO(content), formats=["PNG"])
     except UnidentifiedImageError as error:  # whose message is a number
@@ -225,11 +231,14 @@ def _read_png(path: Path, reading: Reading) -> tuple[Image.Image, bool, list[str
     with image:
         if (num_images := getattr(image, "n_frames", 1)) > 1:
             raise DatasetError(f"PNG with {num_images} images, expected one")
-        if depth == 16 and (colour_type or "transparency" in image.info):
-            raise DatasetError("PNG of 16 bits with colours or transparency, expected gray alone, or 8 bits")
+        coding = image.tile[0][3] if image.tile else ""  # of the pixels in the file
+        if coding in NEVER_WHOLE or (coding in NEVER_TRANSPARENT and "transparency" in image.info):
+            raise DatasetError(
+                f"PNG of {content[24]} bits with colours or transparency, expected gray alone, or 8 bits"
+            )
         image.load()
-        warned = _describe_profile(image, content=content)
-        if depth == 16:
+        warned = _describe(image, _png_blocks(content))
+        if coding == GRAY_OF_16_BITS:
             gray, equalizes = Image.fromarray(scale_to_8_bits(np.asarray(image))), reading.equalizes
         else:
             gray, equalizes = _to_gray(image, warned), reading.equalizes_8_bits
@@ -242,14 +251,34 @@ def _read_png(path: Path, reading: Reading) -> tuple[Image.Image, bool, list[str
     return _turn_upright(gray, orientation), equalizes, warned
 
 
-def _describe_profile(image: Image.Image, *, content: bytes = b"") -> list[str]:
-    """Returns a warning of what would change the brightness on a screen, and is not applied."""
-    info = image.info
-    profile = info.get("icc_profile", b"").replace(b"\x00", b"")  # text in it may have two bytes a letter
-    if profile and not any(name in profile for name in ENCODING_OF_SCREENS):
-        return ["the picture's colour profile is not applied"]
-    has_gamma = "srgb" not in info and abs(info.get("gamma", WINDOWS_GAMMA) - WINDOWS_GAMMA) > 0.02
-    if has_gamma or b"cICP" in content.partition(b"IDAT")[0]:
+def _png_blocks(content: bytes) -> dict[bytes, bytes]:
+    """The blocks before the pixels by their names. Pillow's `info` mixes them with texts of any name."""
+    blocks, position = {}, len(PNG_MAGIC)
+    while (name := content[position + 4 : position + 8]) not in (b"", b"IDAT"):
+        length = int.from_bytes(content[position : position + 4], "big")
+        blocks[name] = content[position + 8 : position + 8 + length]
+        position += 12 + length
+    return blocks
+
+
+def _describe(image: Image.Image, blocks: dict[bytes, bytes] | None = None) -> list[str]:
+    """Returns warnings of what would change the picture on a screen and is not applied; `blocks`: a PNG's."""
+    blocks = blocks or {}
+    across, down = image.info.get("jfif_density", (1, 1))
+    if b"pHYs" in blocks:
+        across, down = struct.unpack(">II", blocks[b"pHYs"][:8])
+    is_square = 0 in (across, down) or abs(across - down) <= 0.01 * down
+    return _describe_brightness(image, blocks) + ([] if is_square else [NOT_SQUARE])
+
+
+def _describe_brightness(image: Image.Image, blocks: dict[bytes, bytes]) -> list[str]:
+    if "icc_profile" in image.info:
+        profile = image.info["icc_profile"] or b""  # of one that is damaged, Pillow makes None
+        text = profile.replace(b"\x00", b"")  # it may have two bytes a letter
+        if b"linear" in text.lower() or not any(name in text for name in ENCODING_OF_SCREENS):
+            return ["the picture's colour profile is not applied"]
+    gamma = int.from_bytes(blocks.get(b"gAMA", b""), "big") / 100_000 or WINDOWS_GAMMA
+    if b"cICP" in blocks or (b"sRGB" not in blocks and abs(gamma - WINDOWS_GAMMA) > 0.02):
         return ["the picture's gamma is not applied"]
     return []
 
@@ -259,10 +288,10 @@ def _to_gray(image: Image.Image, warned: list[str]) -> Image.Image:
     image.load()
     gray = image
     if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        if colours.getextrema()[3][0] < 255:
+        gray = image.convert("RGBA")
+        if gray.getextrema()[3][0] < 255:
             warned.append("transparent parts of the picture are black")
-            gray = Image.alpha_composite(Image.new("RGBA", image.size, "black"), colours)
+            gray = Image.alpha_composite(Image.new("RGBA", image.size, "black"), gray)
     if gray.mode != "L":
         colours = gray.convert("RGB")
         spread = np.ptp(np.asarray(colours.reduce(max(1, min(image.size) // 128))), axis=2)

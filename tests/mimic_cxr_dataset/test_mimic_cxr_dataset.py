@@ -1,4 +1,4 @@
-"""The loading script on small handmade MIMIC-CXR-JPG trees: label rules, errors, caching, shrinking."""
+"""The loading script on small handmade MIMIC-CXR-JPG trees: rows, caching, errors."""
 
 import csv
 import gzip
@@ -13,61 +13,23 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from mimic_roots import build
+from mimic_roots import image_paths
+from mimic_roots import new_builder
+from mimic_roots import patients
+from mimic_roots import write_root
 from mimic_tables import refusal
 from mimic_tables import write_csv
 from PIL import Image
 
 from mimic_cxr_dataset import choices
 from mimic_cxr_dataset import mimic_cxr_dataset as mimic
-from mimic_cxr_dataset import radiographs
 from mimic_cxr_dataset import tables
 from mimic_cxr_dataset.errors import DatasetError
 
 FOLDER = Path(__file__).parents[2] / "mimic_cxr_dataset"
 NIH_ROOT = Path(__file__).parents[3] / "shared" / "data" / "nih-cxr"
 HAS_SCRIPTS = int(datasets.__version__.split(".")[0]) < 4  # later releases use the class, not load_dataset
-
-
-LABELS = [*choices.FINDINGS, "No Finding"]
-NO_ROW = None  # a study without a row in the label table
-
-
-def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", version="2.0.0", draw=True):
-    """A tree of images {subject, study, view, split}; `labels` by study, else "No Finding"."""
-    root.mkdir(parents=True, exist_ok=True)
-    metadata, split, studies = [], [], {}
-    for number, image in enumerate(images):
-        image = {"subject": 10000001, "study": 50000001, "view": "PA", "split": "train", **image}
-        dicom_id = f"{number:08x}-00000000-00000000-00000000-0000abcd"
-        # More columns than are read, and in another order, as in the real table.
-        ids = [dicom_id, image["subject"], image["study"]]
-        metadata.append([*ids, "CHEST (PA AND LAT)", image["view"], 9, 9])
-        split.append([dicom_id, image["study"], image["subject"], image["split"]])
-        studies[image["study"]] = image["subject"]
-        if draw:
-            patient = f"p{image['subject']}"
-            path = root / f"files/{patient[:3]}/{patient}/s{image['study']}/{dicom_id}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.add.outer(np.arange(size[1]), np.arange(size[0])) * 2 + number
-            Image.fromarray((pixels % 256).astype("uint8")).save(path, quality=95)
-    label_rows = []
-    for study, subject in studies.items():
-        values = (labels or {}).get(study, {"No Finding": 1.0})
-        if values is not NO_ROW:
-            label_rows.append([subject, study, *(values.get(name, "") for name in LABELS)])
-    name = f"mimic-cxr-{version}-"
-    columns = ["dicom_id", "subject_id", "study_id", "Procedure", "ViewPosition", "Rows", "Columns"]
-    write_csv(root / f"{name}metadata{ext}", columns, metadata)
-    write_csv(root / f"{name}split{ext}", ["dicom_id", "study_id", "subject_id", "split"], split)
-    for labeler in ("negbio", "chexpert"):
-        write_csv(root / f"{name}{labeler}{ext}", ["subject_id", "study_id", *LABELS], label_rows)
-    return root
-
-
-def patients(count, *, split="train", start=0, **image):
-    """`count` images, each of a study and patient of its own."""
-    numbers = range(start, start + count)
-    return [{"subject": 10000001 + n, "study": 50000001 + n, "split": split, **image} for n in numbers]
 
 
 @pytest.fixture
@@ -78,109 +40,12 @@ def root(tmp_path):
     return write_root(tmp_path / "root", images, labels=labels)
 
 
-def new_builder(root, tmp_path, name="finding", **options):
-    cache_dir = str(tmp_path / "cache")
-    return mimic.MimicCxr(config_name=name, data_dir=str(root), cache_dir=cache_dir, **options)
-
-
-def build(root, tmp_path, name="finding", *, num_proc=None, **options):
-    """A prepared builder, by the class itself: works on every release of datasets."""
-    builder = new_builder(root, tmp_path, name, **options)
-    builder.download_and_prepare(num_proc=num_proc)
-    return builder
-
-
 def load(root, tmp_path, name="finding", **options):
     if not HAS_SCRIPTS:
         pytest.skip("datasets 4 and later do not run loading scripts")
     cache = str(tmp_path / "cache")
     options = {"cache_dir": cache, "trust_remote_code": True, **options}
     return datasets.load_dataset(str(FOLDER), name, data_dir=str(root), **options)
-
-
-def image_paths(root):
-    return sorted(root.glob("files/*/*/*/*.jpg"))
-
-
-# Label rules ------------------------------------------------------------------------------------------------
-
-VIEW, ROW, UNC, OTHER = "view", "no label row", "uncertain", "other labels"
-# labels of the study; outcome under uncertain negative, positive, exclude for finding, for pleural effusion
-RULES = [
-    ({}, (0, 0, 0), (OTHER, OTHER, OTHER)),
-    ({"No Finding": 1.0}, (0, 0, 0), (0, 0, 0)),
-    ({"No Finding": 1.0, "Support Devices": 1.0}, (1, 1, 1), (0, 0, 0)),
-    ({"No Finding": 1.0, "Edema": -1.0}, (0, 1, UNC), (0, 0, 0)),
-    ({"Pleural Effusion": 1.0}, (1, 1, 1), (1, 1, 1)),
-    ({"Pleural Effusion": 1.0, "No Finding": 1.0}, (1, 1, 1), (1, 1, 1)),
-    ({"Pleural Effusion": 0.0}, (0, 0, 0), (OTHER, OTHER, OTHER)),
-    ({"Pleural Effusion": -1.0}, (0, 1, UNC), (OTHER, 1, UNC)),
-    ({"Pleural Effusion": -1.0, "No Finding": 1.0}, (0, 1, UNC), (0, 1, UNC)),
-    ({"Pleural Effusion": -1.0, "Fracture": 1.0}, (1, 1, 1), (OTHER, 1, UNC)),
-    ({"Edema": -1.0}, (0, 1, UNC), (OTHER, OTHER, OTHER)),
-    ({"Edema": -1.0, "Fracture": 1.0}, (1, 1, 1), (OTHER, OTHER, OTHER)),
-    ({"Edema": 0.0, "Fracture": 0.0}, (0, 0, 0), (OTHER, OTHER, OTHER)),
-    (NO_ROW, (ROW, ROW, ROW), (ROW, ROW, ROW)),
-]
-
-
-@pytest.mark.parametrize("task", ["finding", "pleural_effusion"])
-@pytest.mark.parametrize("uncertain", ["negative", "positive", "exclude"])
-def test_every_label_rule_gives_the_label_or_the_reason_of_the_table(tmp_path, task, uncertain):
-    images = patients(len(RULES))
-    labels = {image["study"]: rule[0] for image, rule in zip(images, RULES)}
-    write_root(tmp_path, images, labels=labels, draw=False)
-    rows, exclusions = tables.index_images(tmp_path, task=task, uncertain=uncertain)
-    got = dict(zip(rows["study_id"], rows["label"]))
-    column = ["negative", "positive", "exclude"].index(uncertain)
-    expected = [(rule[1] if task == "finding" else rule[2])[column] for rule in RULES]
-    assert [got.get(image["study"]) for image in images] == [e if e in (0, 1) else None for e in expected]
-    for reason in (ROW, UNC, OTHER):
-        assert exclusions.loc["train", reason] == expected.count(reason)
-    assert exclusions.loc["train", "kept"] == len(got)
-
-
-def test_each_of_the_13_findings_alone_is_a_finding(tmp_path):
-    images = patients(13)
-    labels = {image["study"]: {name: 1.0} for image, name in zip(images, choices.FINDINGS, strict=True)}
-    rows, _ = tables.index_images(write_root(tmp_path, images, labels=labels, draw=False))
-    assert rows["label"].tolist() == [1] * 13
-    assert "No Finding" not in choices.FINDINGS
-
-
-def test_view_keeps_its_codes_and_all_keeps_missing_and_rare_ones(tmp_path):
-    codes = ["AP", "PA", "LATERAL", "LL", "", "XTABLE LATERAL", "AP AXIAL"]
-    write_root(tmp_path, [{"view": code} for code in codes], draw=False)
-    kept = {view: tables.index_images(tmp_path, view=view)[0]["view_position"] for view in tables.VIEWS}
-    kept = {view: positions.tolist() for view, positions in kept.items()}
-    assert kept == {"frontal": ["AP", "PA"], "lateral": ["LATERAL", "LL"], "all": codes}
-    assert tables.index_images(tmp_path, view="lateral")[1].loc["train", VIEW] == 5
-
-
-def test_labeler_chooses_the_table(tmp_path):
-    write_root(tmp_path, [{}], draw=False)
-    values = ["1.0" if name == "Edema" else "" for name in LABELS]
-    header = ["subject_id", "study_id", *LABELS]
-    write_csv(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", header, [[10000001, 50000001, *values]])
-    assert tables.index_images(tmp_path)[0]["label"].tolist() == [0]
-    assert tables.index_images(tmp_path, labeler="chexpert")[0]["label"].tolist() == [1]
-
-
-def test_every_exclusion_row_adds_up_and_the_order_is_that_of_the_metadata(root):
-    rows, exclusions = tables.index_images(root)
-    left_out = exclusions[list(tables.REASONS)].sum(axis=1)
-    assert (exclusions["images"] == left_out + exclusions["kept"]).all()
-    assert exclusions["images"].to_dict() == {"train": 20, "validation": 2, "test": 3}
-    assert rows["dicom_id"].is_monotonic_increasing
-    assert all(Path(path).is_file() for path in rows["path"])
-
-
-@pytest.mark.parametrize(("ext", "version"), [(".csv", "2.0.0"), (".csv.gz", "2.1.0"), (".csv", "2.1.0")])
-def test_unpacked_and_newer_tables_index_alike(tmp_path, ext, version):
-    images = patients(4)
-    packed, _ = tables.index_images(write_root(tmp_path / "a", images, draw=False))
-    other, _ = tables.index_images(write_root(tmp_path / "b", images, ext=ext, version=version, draw=False))
-    pd.testing.assert_frame_equal(packed.drop(columns="path"), other.drop(columns="path"))
 
 
 # Datasets ---------------------------------------------------------------------------------------------------
@@ -240,6 +105,18 @@ def test_exclusion_table_is_logged_and_survives_the_cache(root, tmp_path, caplog
     assert first.info.description == again.info.description == table
     assert not caplog.records
     assert len({len(line) for line in table.splitlines()[1:]}) == 1  # aligned
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+@pytest.mark.parametrize("image_size", [None, 20, 1000])
+def test_colour_jpegs_become_gray(root, tmp_path, mode, image_size):
+    path = image_paths(root)[0]
+    pixels = np.full((48, 40, 3), (200, 100, 50), dtype="uint8")
+    pixels[24:] //= 2
+    Image.fromarray(pixels).convert(mode).save(path)
+    image = build(root, tmp_path, image_size=image_size).as_dataset(split="train")[0]["image"]
+    assert image.mode == "L"
+    assert abs(int(np.asarray(image).mean()) - 93) <= 6  # of lumas 124 and 62
 
 
 # Cache ------------------------------------------------------------------------------------------------------
@@ -460,53 +337,6 @@ def test_stream_skips_bad_images_with_a_warning_only(root, tmp_path, caplog):
     assert str(paths[2]) in caplog.text and str(paths[6]) in caplog.text
     builder = new_builder(root, tmp_path)
     refusal(lambda: list(builder.as_streaming_dataset(split="train")), paths[2])
-
-
-# Shrinking --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("image_size", [224, 256, 512])
-def test_shrunk_full_size_radiograph_is_within_40_db_of_full_decoding(tmp_path, image_size):
-    y, x = np.mgrid[0:3056, 0:2544].astype("float32")
-    smooth = 128 + 70 * np.sin(x / 260) + 50 * np.cos(y / 310)
-    noise = np.random.default_rng(0).normal(0, 6, smooth.shape).astype("float32")
-    ribs = 8 * np.sin((y + x / 3) / 12)
-    image = Image.fromarray((smooth + noise + ribs).clip(0, 255).astype("uint8"))
-    image.save(tmp_path / "a.jpg", quality=85)
-    shrunk = Image.open(
-        io.BytesIO(radiographs.shrink_radiograph(str(tmp_path / "a.jpg"), image_size).content)
-    )
-    with Image.open(tmp_path / "a.jpg") as original:
-        reference = original.resize(shrunk.size, Image.Resampling.LANCZOS)
-    assert min(shrunk.size) == image_size
-    assert shrunk.size == (image_size, round(image_size * 3056 / 2544))
-    error = np.asarray(shrunk, dtype=float) - np.asarray(reference, dtype=float)
-    assert 10 * np.log10(255**2 / np.square(error).mean()) >= 40
-
-
-@pytest.mark.parametrize("size", [(40, 48), (48, 40), (3000, 20), (64, 64)])
-@pytest.mark.parametrize("image_size", [8, 20, 33, 64])
-def test_shortest_side_is_image_size_and_nothing_is_enlarged(tmp_path, size, image_size):
-    Image.linear_gradient("L").resize(size).save(tmp_path / "a.jpg")
-    content = radiographs.shrink_radiograph(str(tmp_path / "a.jpg"), image_size).content
-    shrunk = Image.open(io.BytesIO(content))
-    assert shrunk.mode == "L"
-    assert min(shrunk.size) == min(image_size, *size)
-    assert max(shrunk.size) == pytest.approx(max(size) * min(shrunk.size) / min(size), rel=0.01, abs=0.51)
-    if image_size >= min(size):
-        assert content == (tmp_path / "a.jpg").read_bytes()  # not compressed twice
-
-
-@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
-@pytest.mark.parametrize("image_size", [None, 20, 1000])
-def test_colour_jpegs_become_gray(root, tmp_path, mode, image_size):
-    path = image_paths(root)[0]
-    pixels = np.full((48, 40, 3), (200, 100, 50), dtype="uint8")
-    pixels[24:] //= 2
-    Image.fromarray(pixels).convert(mode).save(path)
-    image = build(root, tmp_path, image_size=image_size).as_dataset(split="train")[0]["image"]
-    assert image.mode == "L"
-    assert abs(int(np.asarray(image).mean()) - 93) <= 6  # of lumas 124 and 62
 
 
 # The card and real images -----------------------------------------------------------------------------------
