@@ -139,6 +139,12 @@ class Origin(Record):
     dataset: Name = Field(description="the name of the data's folder")
     base_model: str | None = Field(description="the pretrained model that training started from")
     base_model_revision: str | None = Field(description="its commit, where it was named on a hub")
+    repository: Name | None = Field(
+        default=None, description="git's origin of this code, without credentials; null where it is local"
+    )
+    labeler: Word | None = Field(
+        default=None, description="of MIMIC-CXR-JPG's labels; null where the labels are another collection's"
+    )
 
 
 class Arguments(Record):

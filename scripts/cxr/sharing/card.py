@@ -13,6 +13,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub import ModelCardData
 
 from cxr.data.sources import is_synthetic
+from cxr.data.sources import label_tables_differ
+from cxr.data.sources import source_address
 from cxr.data.sources import source_revision
 from cxr.run_folder.files import write_text
 from cxr.run_folder.privacy import mask_ids
@@ -79,12 +81,15 @@ def describe_origin(args: argparse.Namespace) -> Origin:
     base_model = args.model_name_or_path
     is_by_name = base_model is not None and not Path(base_model).exists() and MODEL_ID.fullmatch(base_model)
     refs = read_refs(args.hub_dir, base_model) if is_by_name and args.hub_dir else {}
+    dataset = "synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir)
     return Origin(
         git_commit=source_revision(),
         is_synthetic=is_synthetic(args.data_dir),
-        dataset="synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir),
+        dataset=dataset,
         base_model=base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
         base_model_revision=refs.get(args.model_revision, args.model_revision) if is_by_name else None,
+        repository=source_address(),
+        labeler=args.labeler if "mimic-cxr" in dataset and label_tables_differ(args.data_dir) else None,
     )
 
 
