@@ -173,6 +173,33 @@ def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str 
     )
 
 
+def describe_architecture(model: Fields) -> str:
+    """Returns what a network is known by: its name, where it has one, and its size, in words."""
+    if model.family == "resnet":
+        name = f"resnet-{(2 if model.layer_type == 'basic' else 3) * sum(model.depths) + 2}"
+        name = name.replace("resnet", "ResNet") if RESNET_CONFIGS.get(name) == model else "ResNet"
+        widths = f"{model.hidden_sizes[0]} to {model.hidden_sizes[-1]}"
+        return (
+            f"{name}: {sum(model.depths)} {model.layer_type} blocks in {len(model.depths)} stages "
+            f"of {widths} channels"
+        )
+    size = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    names = [
+        name.removeprefix("vit-mae-").capitalize()
+        for name, known in VIT_MAE_CONFIGS.items()
+        if all(getattr(known, field) == getattr(model, field) for field in size)
+    ]
+    text = (
+        f"{'-'.join(['ViT', *names])}: {model.num_hidden_layers} layers of width {model.hidden_size} with "
+        f"{model.num_attention_heads} heads, patches of {model.patch_size} by {model.patch_size} pixels"
+    )
+    if isinstance(model, VitMaeFields):
+        text += (
+            f"; a decoder of {model.decoder_num_hidden_layers} layers of width {model.decoder_hidden_size}"
+        )
+    return text
+
+
 def estimate_gflop(
     architecture: Fields, *, image_size: int, overrides: str | None, share_seen: float
 ) -> float:

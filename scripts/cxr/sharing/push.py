@@ -13,7 +13,6 @@ from cxr.run_folder.record import Results
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import Sample
 from cxr.run_folder.record import Training
-from cxr.run_folder.record import installed_versions
 from cxr.run_folder.record import read_results
 from cxr.sharing import local_hub
 from cxr.sharing import online_hub
@@ -95,9 +94,8 @@ def share_finished(record: RunRecord, results: Results) -> None:
         raise failure
 
 
-def share_unfinished(output_dir: Path, *, task: str, step: int, images_per_step: int) -> None:
-    """Shares the model of a training after `step` steps. If that fails, the training continues."""
-    training = Training(task=task, steps=step, images_per_step=images_per_step, versions=installed_versions())
+def share_unfinished(output_dir: Path, training: Training) -> None:
+    """Shares the model of an unfinished training. If that fails, the training continues."""
     args = Arguments.read(output_dir / "args.json")
     try:
         write_card(output_dir, args, training)
