@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from cxr.errors import UserError
+from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_text
 from cxr.run_folder.privacy import files_to_share
 from cxr.run_folder.record import Arguments
@@ -37,12 +38,23 @@ def push(
     """Pushes to the directory, with `hub_dir` None to the Hugging Face Hub; see there. Returns the commit."""
     options = {"model_id": model_id, "message": message, "tag": tag}
     if hub_dir is None:
-        commit, where = online_hub.push(model_dir, **options), ""
+        commit = online_hub.push(model_dir, **options)
     else:
         commit = local_hub.push(model_dir, hub_dir=hub_dir, **options)
-        where = f", cache_dir={str(hub_dir)!r}, local_files_only=True"
-    logger.info("Pushed revision %s: from_pretrained(%r%s)", commit, model_id, where)
+    code = loading_code(model_dir, hub_dir=hub_dir, model_id=model_id, revision=tag or commit)
+    logger.info("Pushed revision %s. To load it:\n%s", commit, code)
     return commit
+
+
+def loading_code(model_dir: Path, *, hub_dir: Path | None, model_id: str, revision: str) -> str:
+    """Returns the Python, two lines, that loads a pushed revision of the model in `model_dir`, anywhere."""
+    kinds = read_json(model_dir / "config.json").get("architectures")
+    kind = kinds[0] if isinstance(kinds, list) and kinds else "AutoModel"
+    where = f", cache_dir={str(hub_dir.absolute())!r}, local_files_only=True" if hub_dir else ""
+    return (
+        f"from transformers import {kind}\n"
+        f"model = {kind}.from_pretrained({model_id!r}, revision={revision!r}{where})"
+    )
 
 
 def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None) -> str:
