@@ -160,6 +160,7 @@ def test_run_that_was_not_pushed_gets_the_card_of_its_name_when_it_is(runs, samp
     assert read_card(pushed).text.startswith("\n# my-lab/late\n")
     code = 'from_pretrained("my-lab/late", cache_dir="hub", local_files_only=True)'
     assert code in read_card(pushed).text
+    assert push_folder(run_dir / "model", **options) == commit
     missing = {"samples.json": "samples.json: found no", "results.json": "the run is not finished"}
     for name, said in missing.items():
         (run_dir / name).unlink()
@@ -285,26 +286,21 @@ def test_labels_of_another_collection_are_not_said_to_be_of_a_labeler_of_mimic(r
     brought.mkdir()
     for labeler in LABELERS:
         (brought / f"mimic-cxr-2.0.0-{labeler}.csv").write_text("subject_id", encoding="utf-8")
-    for text in (
-        nih,
-        make_card(data_dir=brought),
-        read_card(runs / "vit").text,
-        read_card(runs / "mae").text,
-    ):
+    drawn = [read_card(runs / name).text for name in ("vit", "mae")]
+    for text in (nih, make_card(data_dir=brought), *drawn):
         assert not re.search("negbio|chexpert|labeler", text, flags=re.IGNORECASE)
-    assert "| labels | drawn with the images |" in read_card(runs / "vit").text
+    assert all("| labels | drawn with the images |" in text for text in drawn)
 
 
 def test_card_names_the_network_its_input_and_the_chosen_epoch(runs):
     vit, mae, results = read_card(runs / "vit").text, read_card(runs / "mae").text, read_results(runs / "vit")
-    network = "ViT: 2 layers of width 32 with 2 heads, patches of 8 by 8 pixels"
-    assert f"| architecture | {network} |" in vit and f"{network}; a decoder of 1 layers of width 32 |" in mae
+    network = "ViT of depth 2 and width 32, 2 heads, patches of 8 by 8 pixels"
+    assert f"| architecture | {network} |" in vit and f"{network}; decoder of depth 1 and width 32 |" in mae
     weights = load_file(runs / "vit" / "model" / "model.safetensors").values()
     assert f"| parameters | {sum(one.numel() for one in weights):,}, with the head |" in vit
     assert "| input | one image of 32 × 32 pixels;" in vit  # noqa: RUF001
-    assert (
-        f"| chosen epoch | {results['best_epoch']} of 2, which had the highest AUROC on validation |" in vit
-    )
+    chosen = f"{results['best_epoch']} of 2, which had the highest AUROC on validation"
+    assert f"| chosen epoch | {chosen} |" in vit
     assert "| chosen epoch | the last of 2 |" in mae
     threshold = results["validation"]["at_chosen_threshold"]["threshold"]
     assert f"| decision threshold | {threshold:.3f}, `decision_threshold` in `config.json`" in vit
@@ -361,3 +357,13 @@ def test_card_has_the_address_of_the_code_without_credentials(monkeypatch):
     said |= {"remote": "/home/me/code", "describe": "abc"}
     text = make_card()
     assert "Code: git commit `abc`.\n" in text and "/home" not in text
+
+
+def test_card_of_a_model_that_was_pretrained_on_credentialed_data_has_its_terms_too():
+    stage = {"task": "mae_pretraining", "dataset": "mimic-cxr-jpg", "is_synthetic": False, "num_images": 5}
+    stage |= {"sha256": "1" * 64, "num_epochs": 1.0, "base_model": None, "base_model_revision": None}
+    last = stage | {"dataset": "nih-cxr", "sha256": "0" * 64, "base_model": "model"}
+    text = make_card(data_dir=Path("/mnt/nih-cxr"), config={"training_history": [stage, last]})
+    assert ModelCard(text).data.license_name.startswith("physionet") and "data-use agreement" in text
+    assert "Those of `nih-cxr` apply" in text
+    assert "of this repository: 5 training images of `mimic-cxr-jpg`, 1 epoch.\n" in text

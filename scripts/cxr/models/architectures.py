@@ -178,11 +178,8 @@ def describe_architecture(model: Fields) -> str:
     if model.family == "resnet":
         name = f"resnet-{(2 if model.layer_type == 'basic' else 3) * sum(model.depths) + 2}"
         name = name.replace("resnet", "ResNet") if RESNET_CONFIGS.get(name) == model else "ResNet"
-        widths = f"{model.hidden_sizes[0]} to {model.hidden_sizes[-1]}"
-        return (
-            f"{name}: {sum(model.depths)} {model.layer_type} blocks in {len(model.depths)} stages "
-            f"of {widths} channels"
-        )
+        blocks = f"{sum(model.depths)} {model.layer_type} blocks"
+        return f"{name} of {blocks}, {model.hidden_sizes[0]} to {model.hidden_sizes[-1]} channels"
     size = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     names = [
         name.removeprefix("vit-mae-").capitalize()
@@ -190,13 +187,12 @@ def describe_architecture(model: Fields) -> str:
         if all(getattr(known, field) == getattr(model, field) for field in size)
     ]
     text = (
-        f"{'-'.join(['ViT', *names])}: {model.num_hidden_layers} layers of width {model.hidden_size} with "
+        f"{'-'.join(['ViT', *names])} of depth {model.num_hidden_layers} and width {model.hidden_size}, "
         f"{model.num_attention_heads} heads, patches of {model.patch_size} by {model.patch_size} pixels"
     )
     if isinstance(model, VitMaeFields):
-        text += (
-            f"; a decoder of {model.decoder_num_hidden_layers} layers of width {model.decoder_hidden_size}"
-        )
+        depth, width = model.decoder_num_hidden_layers, model.decoder_hidden_size
+        text += f"; decoder of depth {depth} and width {width}"
     return text
 
 

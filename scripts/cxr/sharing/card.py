@@ -123,10 +123,10 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     """
     is_pretraining = training.task == "mae_pretraining"
     name, origin = args.hub_model_id or "model", args.origin
-    is_mimic = "mimic" in origin.dataset
     measured = ((split, getattr(training, split, None)) for split in ("validation", "test"))
     splits = {split: metrics for split, metrics in measured if metrics}
     fields = ModelFields.read(model_dir / "config.json")
+    is_mimic = any("mimic" in one.dataset for one in (origin, *fields.training_history))
     metadata = ModelCardData(
         **(LICENSE if is_mimic else {"license": "mit" if origin.is_synthetic else "other"}),
         library_name="transformers",

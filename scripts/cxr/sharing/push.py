@@ -62,6 +62,8 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
 
     Nothing in the folder changes. Raises UserError.
     """
+    if folder.name == "model" and (folder.parent / "results.json").is_file():
+        folder = folder.parent
     options = {"hub_dir": hub_dir, "model_id": model_id, "message": message, "tag": tag}
     if not (folder / "args.json").is_file():
         return push(folder, **options)

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import ViTImageProcessor
-from transformers import ViTMAEForPreTraining
 
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import draw_training_images
@@ -299,17 +298,16 @@ class Run:
         """Writes `model/`, for plain `from_pretrained`."""
         model_dir = self.record.output_dir / "model"
         if self.accelerator.is_main_process:
-            history = [*self.history, self._stage()]
             config = self.accelerator.unwrap_model(self.model).config
+            history = [*self.history, self._stage(config.model_type)]
             config.training_history = [stage.as_json() for stage in history]
         checkpoints.save_model(self.accelerator, self.model, self.image_processor, model_dir)
 
-    def _stage(self) -> Stage:
+    def _stage(self, model_type: str) -> Stage:
         """What the model says of this training to the next one."""
         origin = Arguments.read(self.record.output_dir / "args.json").origin
-        is_pretraining = isinstance(self.accelerator.unwrap_model(self.model), ViTMAEForPreTraining)
         return Stage(
-            task="mae_pretraining" if is_pretraining else self.args.dataset_config_name,
+            task="mae_pretraining" if model_type == "vit_mae" else self.args.dataset_config_name,
             dataset=origin.dataset,
             is_synthetic=origin.is_synthetic,
             num_images=self.sample.num_images,
