@@ -250,10 +250,10 @@ def test_data_in_the_working_directory_has_its_name(tmp_path, monkeypatch):
 
 def test_card_has_the_revision_of_a_base_model_by_name(runs):
     text = make_card(model_revision="v2")
-    assert "the model `facebook/vit-mae-base`, revision `v2`, published by `facebook`: a masked auto" in text
+    assert "the model `facebook/vit-mae-base`, revision `v2`, shared by `facebook`: a masked auto" in text
     assert "from a model in a folder named `model`; what" in make_card(model_name_or_path="/runs/mae/model")
     commit = read_results(runs / "mae")["hub_commit"]
-    result = f"Its result: the model `my-lab/mae`, revision `{commit}`, published by `my-lab`."
+    result = f"Its result: the model `my-lab/mae`, revision `{commit}`, shared by `my-lab`."
     assert result in read_card(runs / "vit").text
 
 
@@ -320,8 +320,10 @@ def test_card_says_which_pretraining_of_ours_came_before_and_that_its_images_are
     mae, vit = read_card(runs / "mae").text, read_card(runs / "vit").text
     number = read_results(runs / "mae")["num_train_images"]
     assert "1. Random weights: the model was not pretrained.\n2. The training that this card" in mae
-    assert "1. Random weights.\n2. Pretraining as a masked autoencoder by `run_mae_pretrain.py`" in vit
-    assert f"of this repository: {number:,} training images of `synthetic-radiographs`, 2 epochs." in vit
+    assert "1. Random weights.\n2. Pretraining as a masked autoencoder (`run_mae_pretrain.py`" in vit
+    assert (
+        f"of the code named below): {number:,} training images of `synthetic-radiographs`, 2 epochs." in vit
+    )
     assert f"describes. Its {number:,} images are the same as those of step 2.\n" in vit
 
 
@@ -366,4 +368,4 @@ def test_card_of_a_model_that_was_pretrained_on_credentialed_data_has_its_terms_
     text = make_card(data_dir=Path("/mnt/nih-cxr"), config={"training_history": [stage, last]})
     assert ModelCard(text).data.license_name.startswith("physionet") and "data-use agreement" in text
     assert "Those of `nih-cxr` apply" in text
-    assert "of this repository: 5 training images of `mimic-cxr-jpg`, 1 epoch.\n" in text
+    assert "of the code named below): 5 training images of `mimic-cxr-jpg`, 1 epoch.\n" in text

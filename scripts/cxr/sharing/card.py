@@ -189,13 +189,13 @@ def describe_history(history: list[Stage], origin: Origin, sample: Sample) -> li
         steps = [f"It starts from {_name_base(first)}."]
     for stage, following in itertools.pairwise(history):
         if stage.task == "mae_pretraining":
-            what = "Pretraining as a masked autoencoder by `run_mae_pretrain.py`"
+            what = "Pretraining as a masked autoencoder (`run_mae_pretrain.py`"
         else:
-            what = f"Training as a classifier for the task `{stage.task}` by `run_classification.py`"
+            what = f"Training as a classifier for `{stage.task}` (`run_classification.py`"
         epochs = f"{stage.num_epochs:.3g} epoch{'s' if stage.num_epochs != 1 else ''}"
         images = f"{stage.num_images:,} training images of `{stage.dataset}`, {epochs}."
         name = f" Its result: {_name_base(following)}." if following.base_model_revision else ""
-        steps.append(f"{what} of this repository: {images}{name}")
+        steps.append(f"{what} of the code named below): {images}{name}")
     last = "The training that this card describes."
     if len(history) > 1:
         number, seen, step = sample.num_images, sample.num_seen_before, f"step {len(steps)}"
@@ -216,7 +216,7 @@ def _name_base(start: Stage | Origin) -> str:
         return f"a model in a folder named `{name}`; what it was trained on is not known"
     known = next((f": {text}" for prefix, text in PUBLISHED.items() if name.startswith(prefix)), "")
     revision = start.base_model_revision
-    return f"the model `{name}`, revision `{revision}`, published by `{name.partition('/')[0]}`{known}"
+    return f"the model `{name}`, revision `{revision}`, shared by `{name.partition('/')[0]}`{known}"
 
 
 def dataset_name(data_dir: Path) -> str:

@@ -23,7 +23,8 @@ def read_base(args: argparse.Namespace) -> tuple[list[Stage], str | None]:
         return [], None
     fields = pretrained.read_config(name, **source)
     history = ModelFields.of(fields, where=f"model {name}: config.json").training_history
-    return history, None if Path(name).is_dir() else pretrained.identify(name, **source)
+    config = None if Path(name).is_dir() else pretrained.find_file(name, "config.json", **source)
+    return history, config and config.parent.name  # in the Hub's layout the folder is named for the commit
 
 
 def count_seen(sample: Sample, last: Stage, *, pool: Sequence[str], model: str) -> int | None:

@@ -314,7 +314,7 @@ class Run:
             sha256=self.sample.sha256,
             num_epochs=self.progress.step / self.schedule.steps_per_epoch,
             base_model=origin.base_model,
-            base_model_revision=self.base_commit,
+            base_model_revision=self.base_commit or origin.base_model_revision,
         )
 
     def save_config(self, model: PreTrainedModel, **fields: Any) -> None:
