@@ -227,6 +227,7 @@ def make_card(*, task: str = "pleural_effusion", config: dict | None = None, **c
         "seed": 10000032,
     } | changes
     origin = card.describe_origin(argparse.Namespace(**args))
+    args["hub_dir"] = args["hub_dir"] and str(args["hub_dir"])  # as args.json has it
     training = Training(task=task, steps=7, images_per_step=32, versions={"torch": "2.14"})
     sample = Sample(num_images=1000, seed=0, sha256="0" * 64, dicom_ids=[])
     with tempfile.TemporaryDirectory() as model_dir:
@@ -369,3 +370,12 @@ def test_card_of_a_model_that_was_pretrained_on_credentialed_data_has_its_terms_
     assert ModelCard(text).data.license_name.startswith("physionet") and "data-use agreement" in text
     assert "Those of `nih-cxr` apply" in text
     assert "of the code named below): 5 training images of `mimic-cxr-jpg`, 1 epoch.\n" in text
+
+
+@pytest.mark.parametrize(
+    ("hub_dir", "name"), [("/mnt/someone/hub", "hub"), ("hub", "hub"), ("..", "models"), (".", "models")]
+)
+def test_card_has_the_name_of_the_directory_of_models_and_not_its_path(hub_dir, name):
+    text = make_card(hub_model_id="my-lab/vit", hub_dir=Path(hub_dir), model_name_or_path="/home/me/x/model")
+    assert text.count(f'from_pretrained("my-lab/vit", cache_dir="{name}", local_files_only=True)') == 2
+    assert not re.search("/mnt|/home|someone", text)
