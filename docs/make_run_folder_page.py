@@ -11,8 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # for cxr
 
-from cxr.models.configs import ModelFields
 from cxr.run_folder import record
+from cxr.run_folder.model_fields import ModelFields
 from cxr.study.grid import Plan
 from cxr.training.progress import Progress
 

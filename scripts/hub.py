@@ -7,10 +7,10 @@
     python scripts/hub.py verify --hub_dir models
     python scripts/hub.py gc --hub_dir models
 
-Every script takes `--model_name_or_path my-lab/cxr-vit --hub_dir models`, and plain transformers
-`from_pretrained("my-lab/cxr-vit", cache_dir="models", local_files_only=True, revision="v1")`. Without
---hub_dir, push goes to the Hugging Face Hub, as a private model. Exit status: 0, 1 where verify or list finds
-a problem, 2 where a command could not do its work.
+Every script takes `--model_name_or_path my-lab/cxr-vit --hub_dir models`. push and tag print the commit and,
+below it, the `from_pretrained` line by which plain transformers loads it. Without --hub_dir, push goes to the
+Hugging Face Hub, as a private model. Exit status: 0, 1 where verify or list finds a problem, 2 where a
+command could not do its work.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from cxr.cli.command_line import ArgumentParser
 from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.sharing import local_hub
+from cxr.sharing.push import loading_code
 from cxr.sharing.push import push_folder
 from rich.console import Console
 from rich.table import Table
@@ -76,7 +77,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def push_model(args: argparse.Namespace) -> None:
     options = {"hub_dir": args.hub_dir, "model_id": args.model_id, "message": args.message, "tag": args.tag}
-    print(push_folder(args.model_dir, **options))
+    commit = push_folder(args.model_dir, **options)
+    is_run = (args.model_dir / "args.json").is_file()
+    model_dir = args.model_dir / "model" if is_run else args.model_dir
+    print_loading_code(args, model_dir, commit, args.tag or commit)
 
 
 def list_models(args: argparse.Namespace) -> None:
@@ -108,7 +112,15 @@ def show_log(args: argparse.Namespace) -> None:
 
 
 def set_tag(args: argparse.Namespace) -> None:
-    print(local_hub.set_tag(args.hub_dir, args.model_id, args.tag, args.revision))
+    commit = local_hub.set_tag(args.hub_dir, args.model_id, args.tag, args.revision)
+    snapshot = local_hub.repository_dir(args.hub_dir, args.model_id) / "snapshots" / commit
+    print_loading_code(args, snapshot, commit, args.tag)
+
+
+def print_loading_code(args: argparse.Namespace, model_dir: Path, commit: str, revision: str) -> None:
+    """Prints the commit and, below it, the Python that loads it."""
+    code = loading_code(model_dir, hub_dir=args.hub_dir, model_id=args.model_id, revision=revision)
+    print(f"{commit}\n{code}")
 
 
 def verify(args: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ import torch
 import torchvision
 from cxr.errors import UserError
 from cxr.models import configs
+from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import describe_architecture
 from cxr.models.pretrained import check_image_size
 from cxr.models.pretrained import load_config
 from cxr.models.pretrained import load_image_processor
@@ -274,3 +276,15 @@ def test_stored_processor_makes_three_channels_of_a_gray_image(mae_folder):
     pixels = processor(Image.new("L", (40, 60), 127), return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 32, 32)
     torch.testing.assert_close(pixels, torch.full_like(pixels, (127 / 255 - 0.4978) / 0.2449))
+
+
+def test_architecture_is_named_where_it_is_a_known_one_and_has_its_size():
+    described = {name: describe_architecture(fields) for name, fields in CONFIGS.items()}
+    assert described["vit-mae-base"].startswith(
+        "ViT-Base of depth 12 and width 768, 12 heads, patches of 16 "
+    )
+    assert described["resnet-18"] == "ResNet-18 of 8 basic blocks, 64 to 512 channels"
+    assert described["resnet-152"] == "ResNet-152 of 50 bottleneck blocks, 256 to 2048 channels"
+    narrow = CONFIGS["resnet-18"].model_copy(update={"hidden_sizes": [8, 16, 32, 64]})
+    assert describe_architecture(narrow) == "ResNet of 8 basic blocks, 8 to 64 channels"
+    assert len(set(described.values())) == len(CONFIGS)

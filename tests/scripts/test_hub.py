@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from hashlib import sha1
 from pathlib import Path
 
+import hub
 import pytest
 from cxr.errors import UserError
 from cxr.models.pretrained import load_config
@@ -383,16 +384,36 @@ def test_commands_push_list_log_tag_verify_and_gc(tmp_path):
     where = ["--hub_dir", tmp_path / "hub"]
     model = make_model(tmp_path / "model", bias=1.0)
     words = ["push", model, NAME, *where, "--message", "the first", "--tag", "v1"]
-    commit = run_command(*words).stdout.strip()
+    commit = run_command(*words).stdout.splitlines()[0]
     assert commit == main_of(tmp_path / "hub")
     assert commit[:8] in run_command("list", *where).stdout
     assert run_command("log", NAME, *where).stdout.startswith(f"{commit} (main, v1)\n")
-    assert run_command("tag", NAME, "v2", "--revision", "v1", *where).stdout.strip() == commit
+    assert run_command("tag", NAME, "v2", "--revision", "v1", *where).stdout.startswith(f"{commit}\n")
     assert "All files of 1 models are as they were pushed." in run_command("verify", *where).stdout
     assert run_command("gc", NAME, *where).stdout == f"{NAME}: removed 0 revisions and 0 files\n"
     (repository(tmp_path / "hub") / "snapshots" / commit / "config.json").unlink()
     done = run_command("verify", NAME, *where)
     assert done.returncode == 1 and "config.json: is missing" in done.stdout
+
+
+def test_printed_lines_load_what_was_pushed_or_tagged_from_anywhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    codes = []
+    for words in (
+        f"push {make_model(tmp_path / 'first', bias=1.0)} {NAME}",
+        f"push {make_model(tmp_path / 'second', bias=2.0)} {NAME} --tag v2",
+        f"push {make_model(tmp_path / 'third', bias=3.0)} {NAME}",
+        f"tag {NAME} v1 --revision {{first}}",
+    ):
+        hub.main([*words.format(first=codes and codes[0][0][:6]).split(), "--hub_dir", "hub"])
+        commit, *code = capsys.readouterr().out.splitlines()
+        codes.append((commit, "\n".join(code)))
+    monkeypatch.chdir("/")
+    for (commit, code), bias, revision in zip(codes, (1.0, 2.0, 3.0, 1.0), (None, "v2", None, "v1")):
+        names = {}
+        exec(code, names)
+        assert names["model"].classifier.bias[0].item() == bias
+        assert code.count("\n") == 1 and f"revision={revision or commit!r}, cache_dir=" in code
 
 
 WRONG = [f"log {NAME}", f"tag {NAME} main", f"push no-such-folder {NAME}", "push . x", "verify a/b", "verify"]

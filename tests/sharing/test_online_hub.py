@@ -117,7 +117,9 @@ def run_python(words: list[str], url: str, *, token: str = "hf_secret") -> subpr
 def test_push_makes_a_private_model_with_every_file_and_a_tag(server, tmp_path):
     model = make_model(tmp_path / "model", bias=1.0)
     done = push(model, server.url)
-    assert done.stdout.strip() == COMMIT, done.stderr[-2000:]
+    assert done.stdout.startswith(f"{COMMIT}\n"), done.stderr[-2000:]
+    line = f"model = ViTForImageClassification.from_pretrained('{NAME}', revision='v1')"
+    assert done.stdout.splitlines()[1:] == ["from transformers import ViTForImageClassification", line]
     state = server.state
     assert state["created"]["name"] == "mae-cxr" and state["created"]["organization"] == "my-lab"
     assert "private" in (state["created"].get("visibility"), "private" * state["created"].get("private", 0))
@@ -147,7 +149,7 @@ def test_push_that_the_hub_does_not_take_says_what_to_do(reason, server, tmp_pat
 def test_revision_has_no_file_of_an_earlier_one(server, tmp_path):
     server.state["files"] = [".gitattributes", "config.json", "pytorch_model.bin"]
     done = push(make_model(tmp_path / "model", bias=1.0), server.url)
-    assert done.stdout.strip() == COMMIT, done.stderr[-2000:]
+    assert done.stdout.startswith(f"{COMMIT}\n"), done.stderr[-2000:]
     parts = server.state["commit"][1:]
     assert [part["value"]["path"] for part in parts if part["key"] == "deletedFile"] == ["pytorch_model.bin"]
 
@@ -165,7 +167,7 @@ def test_tag_is_not_moved_but_a_push_can_be_repeated(tagged, server, tmp_path):
     server.state |= {"tags": {"v1": tagged}, "files": ["config.json"], "main": COMMIT}
     done = push(make_model(tmp_path / "model", bias=1.0), server.url)
     if tagged == COMMIT:
-        assert done.stdout.strip() == COMMIT, done.stderr[-2000:]
+        assert done.stdout.startswith(f"{COMMIT}\n"), done.stderr[-2000:]
     else:
         assert done.returncode == 2 and "found the tag v1 at revision eeeeeeee" in done.stderr
         assert "commit" not in server.state and not server.state["uploads"]

@@ -1,12 +1,17 @@
 """Where the images and this code come from: the synthetic sample, and git."""
 
+import gzip
+import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from cxr.choices import LABELERS
 from cxr.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -18,12 +23,55 @@ def is_synthetic(data_dir: Path | None) -> bool:
     return data_dir is None or (data_dir / "sample-findings.json.gz").is_file()
 
 
+def label_tables_differ(data_dir: Path) -> bool:
+    """Whether two labelers said different things, as MIMIC-CXR-JPG's did; true where a table is missing.
+
+    A collection that was only brought into that layout has the same labels in both.
+    """
+    paths = [path for name in LABELERS for path in sorted(data_dir.glob(f"mimic-cxr-*-{name}.csv*"))[:1]]
+    try:
+        tables = [path.read_bytes() for path in paths]
+        tables = [gzip.decompress(one) if path.suffix == ".gz" else one for path, one in zip(paths, tables)]
+    except (OSError, EOFError, zlib.error):  # the reading of the labels says what is wrong
+        return True
+    return len(tables) < len(LABELERS) or tables[0] != tables[1]
+
+
 def source_revision() -> str:
     """Returns the git commit of this code, marked where it was changed; "unknown" without git."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
+
+
+def source_address() -> str | None:
+    """Returns where others find this code: the address of git's `origin`, without names and passwords."""
+    return public_address(_git("remote", "get-url", "origin"))
+
+
+def public_address(url: str) -> str | None:
+    """Returns a git address without user, password, token and query; None where no one else could use it.
+
+    An SSH address of the user `git` becomes the https one, as all large hosts of repositories have it.
+    """
+    url = re.sub(r"^git@([^:/]+):(?!/)", r"ssh://git@\1/", url)  # the short form of SSH
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return None
+    is_ssh = parts.scheme == "ssh" and parts.username == "git" and not port
+    is_public = re.fullmatch(r"([a-z0-9-]+\.)+[a-z][a-z0-9-]+", parts.hostname or "")
+    is_plain = re.fullmatch(r"/\w[\w./+-]*", parts.path, flags=re.ASCII)
+    if not (is_ssh or parts.scheme in ("http", "https")) or not is_public or not is_plain:
+        return None
+    return f"{'https' if is_ssh else parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def _git(*words: str) -> str:
+    """What git says of this repository; "" without git, or where this is none."""
     if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
-        return "unknown"
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+        return ""
+    command = ["git", "-C", str(REPOSITORY), *words]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def make_sample_data_once() -> Path:

@@ -4,7 +4,6 @@ What `run_classification.py` saves is enough: the network, the statistics and si
 the labels, and `ModelFields` in config.json, which may be absent in a model of other origin.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from cxr.data.transforms import evaluation_transform
 from cxr.errors import UserError
 from cxr.inference.radiographs import Radiograph
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
-from cxr.models.configs import ModelFields
 from cxr.models.configs import classifier_config
 from cxr.models.configs import config_from_json
 from cxr.models.pretrained import download
@@ -31,6 +29,7 @@ from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
 from cxr.models.pretrained import read_config
 from cxr.models.pretrained import read_object
+from cxr.run_folder.model_fields import ModelFields
 from mimic_cxr_dataset.gray_levels import looks_equalized
 from mimic_cxr_dataset.radiographs import Reading
 
@@ -115,8 +114,7 @@ def load_classifier(
     labels = list(config.id2label.values())
     source = {"hub_dir": download(name, hub_dir=hub_dir, revision=revision), "revision": revision}
     image_size = config.image_size if config.model_type == "vit" else _stored_input_size(name, **source)
-    stored = json.dumps({field: fields[field] for field in ModelFields.model_fields if field in fields})
-    ours = ModelFields.parse(stored, where=f"model {name}: config.json")
+    ours = ModelFields.of(fields, where=f"model {name}: config.json")
     processor = load_image_processor(name, image_size=image_size, **source)
     network, model_config = CLASSIFIERS[config.model_type], classifier_config(config, labels)
     model = load_pretrained(network, name, config=model_config, **source)

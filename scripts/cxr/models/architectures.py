@@ -173,6 +173,29 @@ def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str 
     )
 
 
+def describe_architecture(model: Fields) -> str:
+    """Returns what a network is known by: its name, where it has one, and its size, in words."""
+    if model.family == "resnet":
+        name = f"resnet-{(2 if model.layer_type == 'basic' else 3) * sum(model.depths) + 2}"
+        name = name.replace("resnet", "ResNet") if RESNET_CONFIGS.get(name) == model else "ResNet"
+        blocks = f"{sum(model.depths)} {model.layer_type} blocks"
+        return f"{name} of {blocks}, {model.hidden_sizes[0]} to {model.hidden_sizes[-1]} channels"
+    size = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    names = [
+        name.removeprefix("vit-mae-").capitalize()
+        for name, known in VIT_MAE_CONFIGS.items()
+        if all(getattr(known, field) == getattr(model, field) for field in size)
+    ]
+    text = (
+        f"{'-'.join(['ViT', *names])} of depth {model.num_hidden_layers} and width {model.hidden_size}, "
+        f"{model.num_attention_heads} heads, patches of {model.patch_size} by {model.patch_size} pixels"
+    )
+    if isinstance(model, VitMaeFields):
+        depth, width = model.decoder_num_hidden_layers, model.decoder_hidden_size
+        text += f"; decoder of depth {depth} and width {width}"
+    return text
+
+
 def estimate_gflop(
     architecture: Fields, *, image_size: int, overrides: str | None, share_seen: float
 ) -> float:

@@ -1,13 +1,9 @@
 """What the configuration of a model may hold, whoever wrote it: a flag, a config.json, or this repository."""
 
-from typing import Annotated
 from typing import Any
-from typing import ClassVar
-from typing import Literal
 
 import psutil
 import torch
-from pydantic import Field
 from pydantic import ValidationError
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
@@ -18,42 +14,17 @@ from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
 
-from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import DEFAULT_IMAGE_SIZE
-from cxr.choices import VIEWS
 from cxr.errors import UserError
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import FIELDS
 from cxr.models.architectures import VitFields
 from cxr.models.architectures import VitMaeFields
-from cxr.run_folder.record import Record
-from cxr.run_folder.record import Share
 from cxr.run_folder.record import first_problem
 
 CONFIG_CLASSES = {"vit": ViTConfig, "vit_mae": ViTMAEConfig, "resnet": ResNetConfig}
 # Not by --config_overrides: the side has a flag, images have their channels, and these two are lists.
 NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
-
-
-class ModelFields(Record):
-    """Our fields in a model's `config.json`; a model of other origin has none of them."""
-
-    advice: ClassVar[str] = "change it"
-
-    decision_threshold: Share = Field(
-        default=0.5, description="the probability from which an image gets the positive label"
-    )
-    cache_image_size: Annotated[int, Field(gt=0, le=2**14)] | None = Field(
-        default=None,
-        description="shortest side in pixels of the images that the run saw; by default 8/7 of the input",
-    )
-    trained_view: Literal[tuple(VIEWS)] = Field(
-        default=DATASET_DEFAULTS["view"], description="the views of the images that it was trained on"
-    )
-    equalized: bool | None = Field(
-        default=None,
-        description="whether the images that it was trained on had equalised histograms; null is unknown",
-    )
 
 
 def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:

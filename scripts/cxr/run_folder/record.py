@@ -139,6 +139,12 @@ class Origin(Record):
     dataset: Name = Field(description="the name of the data's folder")
     base_model: str | None = Field(description="the pretrained model that training started from")
     base_model_revision: str | None = Field(description="its commit, where it was named on a hub")
+    repository: Name | None = Field(
+        default=None, description="git's origin of this code, without credentials; null where it is local"
+    )
+    labeler: Word | None = Field(
+        default=None, description="of MIMIC-CXR-JPG's labels; null where the labels are another collection's"
+    )
 
 
 class Arguments(Record):
@@ -177,6 +183,10 @@ class Sample(Record):
     seed: Seed
     sha256: str = Field(description="of the sorted ids: equal for runs that were trained on the same images")
     dicom_ids: list[str]
+    num_seen_before: Count | None = Field(
+        default=None,
+        description="how many of them the model was trained on before this run; null is unknown",
+    )
 
 
 class AtThreshold(Record):
@@ -233,6 +243,9 @@ class Training(Record):
     steps: Count
     images_per_step: Annotated[int, Field(gt=0, le=10**9)]
     versions: dict[str, str] = Field(description="of the libraries")
+    architecture: Name | None = Field(default=None, description="kind and size of the network, in words")
+    num_parameters: Count | None = Field(default=None, description="of the network")
+    image_size: Count | None = Field(default=None, description="side of its square input, in pixels")
 
 
 class Results(Training):
@@ -243,6 +256,7 @@ class Results(Training):
     images_per_second: Annotated[float, Field(gt=0)] = Field(description="while training")
     bad_steps: Count = Field(description="skipped for a NaN or infinite loss or gradient")
     num_train_images: Annotated[int, Field(gt=0, le=10**9)]
+    num_epochs: Count | None = Field(default=None, description="trained; the last one may be cut short")
     seed: Seed
     hub_commit: str | None = Field(default=None, description="of the revision that was pushed")
 

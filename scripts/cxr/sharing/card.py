@@ -1,6 +1,8 @@
 """The model card: README.md of a run and of its model, with the metadata that the Hugging Face Hub reads."""
 
 import argparse
+import itertools
+import json
 import os
 import re
 import shutil
@@ -13,8 +15,12 @@ from huggingface_hub import ModelCard
 from huggingface_hub import ModelCardData
 
 from cxr.data.sources import is_synthetic
+from cxr.data.sources import label_tables_differ
+from cxr.data.sources import source_address
 from cxr.data.sources import source_revision
 from cxr.run_folder.files import write_text
+from cxr.run_folder.model_fields import ModelFields
+from cxr.run_folder.model_fields import Stage
 from cxr.run_folder.privacy import mask_ids
 from cxr.run_folder.record import Arguments
 from cxr.run_folder.record import MeasuredSplit
@@ -41,6 +47,11 @@ METRICS = {  # ours -> the Hub's id, its name
     "precision": ("precision", "Precision"),
     "recall": ("recall", "Recall"),
     "f1": ("f1", "F1"),
+}
+# What others' models were trained on, by the beginning of their name.
+PUBLISHED = {
+    "facebook/vit-mae-": "a masked autoencoder of the photographs of ImageNet-1k (He et al. 2021)",
+    "microsoft/resnet-": "a classifier of the photographs of ImageNet-1k (He et al. 2015)",
 }
 # Flags that say what was trained; the others say how and where.
 HYPERPARAMETERS = (
@@ -79,12 +90,15 @@ def describe_origin(args: argparse.Namespace) -> Origin:
     base_model = args.model_name_or_path
     is_by_name = base_model is not None and not Path(base_model).exists() and MODEL_ID.fullmatch(base_model)
     refs = read_refs(args.hub_dir, base_model) if is_by_name and args.hub_dir else {}
+    dataset = "synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir)
     return Origin(
         git_commit=source_revision(),
         is_synthetic=is_synthetic(args.data_dir),
-        dataset="synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir),
+        dataset=dataset,
         base_model=base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
         base_model_revision=refs.get(args.model_revision, args.model_revision) if is_by_name else None,
+        repository=source_address(),
+        labeler=args.labeler if "mimic-cxr" in dataset and label_tables_differ(args.data_dir) else None,
     )
 
 
@@ -109,9 +123,10 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     """
     is_pretraining = training.task == "mae_pretraining"
     name, origin = args.hub_model_id or "model", args.origin
-    is_mimic = "mimic" in origin.dataset
     measured = ((split, getattr(training, split, None)) for split in ("validation", "test"))
     splits = {split: metrics for split, metrics in measured if metrics}
+    fields = ModelFields.read(model_dir / "config.json")
+    is_mimic = any("mimic" in one.dataset for one in (origin, *fields.training_history))
     metadata = ModelCardData(
         **(LICENSE if is_mimic else {"license": "mit" if origin.is_synthetic else "other"}),
         library_name="transformers",
@@ -128,19 +143,80 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     body = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), **options).render(
         metadata=metadata.to_yaml(),
         name=name,
+        source=json.dumps(name) + local_keywords(args),
+        history=describe_history(fields.training_history, origin, sample),
+        fields=fields,
         is_pretraining=is_pretraining,
         is_finished=isinstance(training, Results),
         origin=origin,
         is_mimic=is_mimic,
         args=args,
-        results=training,
+        training=training,
         sample=sample,
         figures={name: caption for name, caption in FIGURES.items() if (model_dir / name).is_file()},
         metrics=METRICS,
+        at_threshold=("accuracy", "precision", "recall", "f1"),
+        with_interval=with_interval,
         splits=splits,
+        decision=splits["validation"].at_chosen_threshold if "validation" in splits else None,
         hyperparameters=HYPERPARAMETERS,
     )
     return str(ModelCard(body))
+
+
+def with_interval(measured: MeasuredSplit, metric: str) -> str:
+    """A metric with its interval, as a cell of a table."""
+    value, interval = getattr(measured, metric), measured.intervals.get(metric)
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def local_keywords(args: Arguments) -> str:
+    """What finds a model in a local directory: its name alone, as a card has no path of the machine."""
+    if not args.hub_model_id or not args.hub_dir:
+        return ""
+    name = mask_ids(Path(args.hub_dir).name)
+    return f", cache_dir={json.dumps(name if name.strip('.') else 'models')}, local_files_only=True"
+
+
+def describe_history(history: list[Stage], origin: Origin, sample: Sample) -> list[str]:
+    """What the weights have gone through, in order, a sentence or two each; the last one is this training."""
+    first = history[0] if history else origin
+    if first.base_model is None:
+        steps = ["Random weights." if len(history) > 1 else "Random weights: the model was not pretrained."]
+    else:
+        steps = [f"It starts from {_name_base(first)}."]
+    for stage, following in itertools.pairwise(history):
+        if stage.task == "mae_pretraining":
+            what = "Pretraining as a masked autoencoder (`run_mae_pretrain.py`"
+        else:
+            what = f"Training as a classifier for `{stage.task}` (`run_classification.py`"
+        epochs = f"{stage.num_epochs:.3g} epoch{'s' if stage.num_epochs != 1 else ''}"
+        images = f"{stage.num_images:,} training images of `{stage.dataset}`, {epochs}."
+        name = f" Its result: {_name_base(following)}." if following.base_model_revision else ""
+        steps.append(f"{what} of the code named below): {images}{name}")
+    last = "The training that this card describes."
+    if len(history) > 1:
+        number, seen, step = sample.num_images, sample.num_seen_before, f"step {len(steps)}"
+        if history[-2].sha256 == sample.sha256:
+            last += f" Its {number:,} images are the same as those of {step}."
+        elif seen == number:
+            last += f" All of its {number:,} images are among those of {step}."
+        elif seen is None:
+            last += f" How many of its {number:,} images are among those of {step} is not known."
+        else:
+            last += f" Of its {number:,} images, {seen:,} are among those of {step}."
+    return [*steps, last]
+
+
+def _name_base(start: Stage | Origin) -> str:
+    name = start.base_model
+    if not start.base_model_revision:
+        return f"a model in a folder named `{name}`; what it was trained on is not known"
+    known = next((f": {text}" for prefix, text in PUBLISHED.items() if name.startswith(prefix)), "")
+    revision = start.base_model_revision
+    return f"the model `{name}`, revision `{revision}`, shared by `{name.partition('/')[0]}`{known}"
 
 
 def dataset_name(data_dir: Path) -> str:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from cxr.errors import UserError
+from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_text
 from cxr.run_folder.privacy import files_to_share
 from cxr.run_folder.record import Arguments
@@ -13,7 +14,6 @@ from cxr.run_folder.record import Results
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import Sample
 from cxr.run_folder.record import Training
-from cxr.run_folder.record import installed_versions
 from cxr.run_folder.record import read_results
 from cxr.sharing import local_hub
 from cxr.sharing import online_hub
@@ -38,12 +38,23 @@ def push(
     """Pushes to the directory, with `hub_dir` None to the Hugging Face Hub; see there. Returns the commit."""
     options = {"model_id": model_id, "message": message, "tag": tag}
     if hub_dir is None:
-        commit, where = online_hub.push(model_dir, **options), ""
+        commit = online_hub.push(model_dir, **options)
     else:
         commit = local_hub.push(model_dir, hub_dir=hub_dir, **options)
-        where = f", cache_dir={str(hub_dir)!r}, local_files_only=True"
-    logger.info("Pushed revision %s: from_pretrained(%r%s)", commit, model_id, where)
+    code = loading_code(model_dir, hub_dir=hub_dir, model_id=model_id, revision=tag or commit)
+    logger.info("Pushed revision %s. To load it:\n%s", commit, code)
     return commit
+
+
+def loading_code(model_dir: Path, *, hub_dir: Path | None, model_id: str, revision: str) -> str:
+    """Returns the Python, two lines, that loads a pushed revision of the model in `model_dir`, anywhere."""
+    kinds = read_json(model_dir / "config.json").get("architectures")
+    kind = kinds[0] if isinstance(kinds, list) and kinds else "AutoModel"
+    where = f", cache_dir={str(hub_dir.absolute())!r}, local_files_only=True" if hub_dir else ""
+    return (
+        f"from transformers import {kind}\n"
+        f"model = {kind}.from_pretrained({model_id!r}, revision={revision!r}{where})"
+    )
 
 
 def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None) -> str:
@@ -51,6 +62,8 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
 
     Nothing in the folder changes. Raises UserError.
     """
+    if folder.name == "model" and (folder.parent / "results.json").is_file():
+        folder = folder.parent
     options = {"hub_dir": hub_dir, "model_id": model_id, "message": message, "tag": tag}
     if not (folder / "args.json").is_file():
         return push(folder, **options)
@@ -95,9 +108,8 @@ def share_finished(record: RunRecord, results: Results) -> None:
         raise failure
 
 
-def share_unfinished(output_dir: Path, *, task: str, step: int, images_per_step: int) -> None:
-    """Shares the model of a training after `step` steps. If that fails, the training continues."""
-    training = Training(task=task, steps=step, images_per_step=images_per_step, versions=installed_versions())
+def share_unfinished(output_dir: Path, training: Training) -> None:
+    """Shares the model of an unfinished training. If that fails, the training continues."""
     args = Arguments.read(output_dir / "args.json")
     try:
         write_card(output_dir, args, training)

@@ -32,9 +32,14 @@ from cxr.data.transforms import Normalizer
 from cxr.errors import keep
 from cxr.errors import undo_on_user_error
 from cxr.models.acceleration import speed_up
+from cxr.models.architectures import FIELDS
+from cxr.models.architectures import describe_architecture
 from cxr.run_folder.files import write_text
+from cxr.run_folder.model_fields import Stage
+from cxr.run_folder.record import Arguments
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import Sample
+from cxr.run_folder.record import Training
 from cxr.run_folder.record import installed_versions
 from cxr.sharing import push
 from cxr.training import checkpoints
@@ -42,6 +47,8 @@ from cxr.training import nonfinite
 from cxr.training import optimization
 from cxr.training import runtime
 from cxr.training.batch_size import resolve_batch_size
+from cxr.training.history import count_seen
+from cxr.training.history import read_base
 from cxr.training.preemption import Preemption
 from cxr.training.progress import Progress
 from cxr.training.throughput import Stopwatch
@@ -57,8 +64,13 @@ class Run:
     accelerator: Accelerator
     record: RunRecord
     losses: list[torch.Tensor] = field(default_factory=list)  # of the steps since the last reading
+    # Set by `draw_training_images`.
+    sample: Sample = field(init=False)
+    history: list[Stage] = field(init=False)  # of the model that it starts from
+    base_commit: str | None = field(init=False)  # of that, where it has one
     # Set by `plan`.
     model: nn.Module = field(init=False)
+    network: dict[str, Any] = field(init=False)  # what it is, for the records
     image_processor: ViTImageProcessor = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     schedule: optimization.Schedule = field(init=False)
@@ -96,9 +108,14 @@ class Run:
 
     def draw_training_images(self, images: datasets.Dataset) -> datasets.Dataset:
         """Returns the images to train on, as the flags ask for them, and writes `samples.json`."""
-        args = self.args
+        args, pool = self.args, images["dicom_id"]
         images, sample = draw_training_images(images, num_samples=args.max_train_samples, seed=args.seed)
-        self.record.write_sample(Sample(**sample))
+        self.sample = Sample(**sample)
+        self.history, self.base_commit = read_base(args)
+        if self.history:
+            seen = count_seen(self.sample, self.history[-1], pool=pool, model=args.model_name_or_path)
+            self.sample.num_seen_before = seen
+        self.record.write_sample(self.sample)
         return images
 
     def plan(
@@ -138,6 +155,12 @@ class Run:
             kind=args.lr_scheduler_type,
         )
         self.model, self.image_processor = model, image_processor
+        fields = FIELDS[model.config.model_type].model_validate(model.config.to_dict())
+        self.network = {
+            "architecture": describe_architecture(fields),
+            "num_parameters": sum(one.numel() for one in model.parameters()),
+            "image_size": image_processor.size["height"],
+        }
         self.optimizer = optimization.make_adamw(
             model,
             learning_rate=self.schedule.peak_learning_rate,
@@ -158,7 +181,7 @@ class Run:
             "optimizer steps": f"{schedule.num_steps:,}, {schedule.steps_per_epoch:,} an epoch",
             "learning rate": f"{schedule.peak_learning_rate:.3g} at its peak, {schedule.kind}, "
             f"after {schedule.num_warmup_steps:,} steps of warm-up",
-            "trainable parameters": f"{trainable:,} of {sum(p.numel() for p in self.model.parameters()):,}",
+            "trainable parameters": f"{trainable:,} of {self.network['num_parameters']:,}",
         }
         for name, value in plan.items():
             logger.info("  %-22s %s", name, f"{value:,}" if isinstance(value, int) else value)
@@ -280,7 +303,25 @@ class Run:
     def save_model(self) -> None:
         """Writes `model/`, for plain `from_pretrained`."""
         model_dir = self.record.output_dir / "model"
+        if self.accelerator.is_main_process:
+            config = self.accelerator.unwrap_model(self.model).config
+            history = [*self.history, self._stage(config.model_type)]
+            config.training_history = [stage.as_json() for stage in history]
         checkpoints.save_model(self.accelerator, self.model, self.image_processor, model_dir)
+
+    def _stage(self, model_type: str) -> Stage:
+        """What the model says of this training to the next one."""
+        origin = Arguments.read(self.record.output_dir / "args.json").origin
+        return Stage(
+            task="mae_pretraining" if model_type == "vit_mae" else self.args.dataset_config_name,
+            dataset=origin.dataset,
+            is_synthetic=origin.is_synthetic,
+            num_images=self.sample.num_images,
+            sha256=self.sample.sha256,
+            num_epochs=self.progress.step / self.schedule.steps_per_epoch,
+            base_model=origin.base_model,
+            base_model_revision=self.base_commit or origin.base_model_revision,
+        )
 
     def save_config(self, model: PreTrainedModel, **fields: Any) -> None:
         """Adds our `fields` to the config.json of `model/`, which `model` was loaded from."""
@@ -303,7 +344,14 @@ class Run:
         """Pushes `model/`, which is that after `step`; the other processes wait, however long it takes."""
         if self.accelerator.is_main_process:
             push.share_unfinished(
-                self.record.output_dir, task=task, step=step, images_per_step=self.schedule.images_per_step
+                self.record.output_dir,
+                Training(
+                    task=task,
+                    steps=step,
+                    images_per_step=self.schedule.images_per_step,
+                    versions=installed_versions(),
+                    **self.network,
+                ),
             )
         runtime.wait_for_all(self.accelerator, f"pushed after step {self.progress.step}")
 
@@ -329,6 +377,8 @@ class Run:
             "bad_steps": progress.num_bad_steps,
             "images_per_step": self.schedule.images_per_step,
             "num_train_images": len(self.train_loader.dataset),
+            "num_epochs": self.schedule.epoch(progress.step),
             "seed": args.seed,
             "versions": installed_versions(),
+            **self.network,
         }
