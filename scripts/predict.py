@@ -53,6 +53,7 @@ from cxr.inference.predictions import TableHead
 from cxr.inference.predictions import partial_path
 from cxr.inference.predictions import readable
 from cxr.inference.radiographs import Radiograph
+from cxr.inference.workers import open_pool
 from cxr.models.pretrained import identify
 from tqdm import tqdm
 
@@ -110,7 +111,7 @@ class Predictor:
         if self.heatmap_dir is not None:
             self.heatmap_dir.mkdir(parents=True, exist_ok=True)
         side, num_ahead = self.classifier.shortest_side, 2 * max(batch_size, num_workers)
-        with radiographs.open_pool(len(paths), num_workers) as pool:
+        with open_pool(len(paths), num_workers) as pool:
             files = radiographs.read_in_order(
                 paths, shortest_side=side, reading=self.reading, pool=pool, num_ahead=num_ahead
             )
@@ -183,10 +184,10 @@ def open_output(
         return
     flags = ("images", "equalize", "dicom_window", "heatmap")
     head = TableHead(
-        model=args.model,
+        model=readable(Path(args.model)),
         commit=identify(args.model, hub_dir=args.hub_dir, revision=args.model_revision),
         threshold=classifier.threshold,
-        flags={name: str(getattr(args, name)) for name in flags},
+        flags={name: readable(Path(str(getattr(args, name)))) for name in flags},
     )
     with table.open_file(output, head) as (done, write):
         try:

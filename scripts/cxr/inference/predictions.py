@@ -17,6 +17,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import ConfigDict
+
 from cxr.errors import UserError
 from cxr.run_folder.files import write_text
 from cxr.run_folder.record import Record
@@ -41,6 +43,7 @@ COLUMNS = tuple(field.name for field in fields(Prediction))
 class TableHead(Record):
     """The first line of a table that is not whole: what must be the same where it is continued."""
 
+    model_config = ConfigDict(extra="forbid")  # what this version does not know may have changed the rows
     writer: ClassVar[str] = "predict.py"
     advice: ClassVar[str] = ADVICE
 
@@ -65,8 +68,9 @@ class Table:
         row = {name: getattr(prediction, name) for name in self.columns}
         if self.is_json:
             return json.dumps(row) + "\n"
-        csv.writer(line := io.StringIO(), lineterminator="\n").writerow(row.values())
-        return line.getvalue()
+        # With "\n" as terminator, a "\r" in a name would have no quotes, and be the end of a row to a reader.
+        csv.writer(line := io.StringIO(), lineterminator="\r\n").writerow(row.values())
+        return line.getvalue().removesuffix("\r\n") + "\n"
 
     def read(self, text: str) -> list[Prediction]:
         """The predictions of the whole lines in `text`, without the header; the last may be cut off."""
@@ -74,10 +78,13 @@ class Table:
             rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         else:
             cells = list(csv.reader(io.StringIO(text, newline="")))
-            whole = cells if text.endswith("\n") else cells[:-1]
+            is_whole = text.endswith("\n") and text.count('"') % 2 == 0  # a name may have "\n" in it
+            whole = cells if is_whole else cells[:-1]
             rows = [dict(zip(self.columns, row, strict=True)) for row in whole]
             for row in rows:
                 row["probability"] = float(row["probability"]) if row["probability"] else None
+        if any(tuple(row) != self.columns for row in rows):
+            raise ValueError("other columns")
         return [Prediction(**row) for row in rows]
 
     def open_terminal(self) -> Callable[[Prediction], None]:
@@ -98,16 +105,17 @@ class Table:
         done = self._read_unfinished(unfinished, head) if unfinished.exists() else []
         lines = [head.model_dump_json() + "\n", self.header, *map(self.line, done)]
         write_text(unfinished, "".join(lines), private=True)
-        with unfinished.open("a", encoding="utf-8", newline="") as file:
+        with unfinished.open("a+", encoding="utf-8", newline="") as file:
 
             def write(prediction: Prediction) -> None:
                 file.write(self.line(prediction))
                 file.flush()
 
             yield done, write
-        text = unfinished.read_bytes().decode("utf-8")
+            file.seek(0)  # not by its name, which may be that of another call by now
+            text = file.read()
         write_text(output, text.partition("\n")[2], private=True)
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
 
     def _read_unfinished(self, path: Path, head: TableHead) -> list[Prediction]:
         first, _, text = path.read_bytes().decode("utf-8", "replace").partition("\n")
@@ -119,7 +127,7 @@ class Table:
             )
         try:
             return self.read(text.removeprefix(self.header))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError, csv.Error) as error:
             raise UserError(f"{path}: found rows that predict.py does not write; {ADVICE}") from error
 
 

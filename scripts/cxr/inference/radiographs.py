@@ -3,17 +3,12 @@
 import contextlib
 import functools
 import glob
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from concurrent.futures import Future
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
@@ -33,8 +28,6 @@ from mimic_cxr_dataset.radiographs import Reading
 from mimic_cxr_dataset.radiographs import ShrunkRadiograph
 from mimic_cxr_dataset.radiographs import read_head
 from mimic_cxr_dataset.radiographs import shrink_radiograph
-
-NUM_FOR_PROCESSES = 256  # files; with fewer, processes would take longer to start than to read them
 
 
 class Radiograph(NamedTuple):
@@ -113,50 +106,33 @@ def read_in_order(
     remaining, waiting = iter(paths), deque()
     while True:
         missing = num_ahead - len(waiting)
-        waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, missing))
+        with _advice_on_killed_processes():
+            waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, missing))
         if not waiting:
             return
         path, future = waiting.popleft()
-        yield path, _outcome(future)
+        with _advice_on_killed_processes():
+            outcome = _outcome(future)
+        yield path, outcome
+
+
+@contextlib.contextmanager
+def _advice_on_killed_processes() -> Iterator[None]:
+    """Raises UserError where a process of the pool was killed: who submits or waits is told."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that reads images was ended from outside, as a rule for want of memory: start again, "
+            "with fewer --num_workers"
+        ) from error
 
 
 def _outcome(future: Future) -> Radiograph | Exception:
     try:
         with user_errors():
             return _decode(future.result())
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that reads images was ended from outside, as a rule for want of memory: start again, "
-            "with fewer --num_workers"
-        ) from error
+    except BrokenProcessPool:
+        raise
     except Exception as error:  # of any kind: the other files continue
         return error
-
-
-@contextlib.contextmanager
-def open_pool(num_files: int, num_workers: int) -> Iterator[Executor]:
-    """A pool of `num_workers` to read with: processes where there are many files, else threads.
-
-    Threads share Python's lock, which pydicom and NumPy need for a part of each file; processes do not, but
-    take seconds to start.
-    """
-    if num_workers == 1 or num_files < NUM_FOR_PROCESSES:
-        pool = ThreadPoolExecutor(num_workers)
-    else:
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_process)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's, which ends the pool
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
