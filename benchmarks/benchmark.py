@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     command_line.add_number(command, "--rounds", positive, "turns that each side gets", default=3)
     command_line.add_number(command, "--num_files", positive, "files, each read 20 times a turn", default=50)
     command_line.add_number(
-        command, "--num_workers", positive, "processes of the other side", default=num_cores()
+        command, "--num_workers", positive, "processes of the other side", default=max(2, num_cores())
     )
     args = parser.parse_args(argv)
     if args.command != "dicom" and args.data_dir and not (args.data_dir / "files").is_dir():

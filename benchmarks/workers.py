@@ -1,14 +1,15 @@
 """How fast DICOM files are read, with one process and with several, as predict.py reads many files."""
 
 import argparse
+import functools
 import statistics
 import time
-from concurrent.futures import Executor
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from cxr.inference.radiographs import open_pool
-from cxr.inference.radiographs import read_in_order
+from cxr.inference.workers import NUM_FOR_PROCESSES
+from cxr.inference.workers import open_pool
 from originals import CACHED_SIZE
 from pydicom.dataset import Dataset
 from pydicom.dataset import FileMetaDataset
@@ -17,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.uid import generate_uid
 from rich.progress import track
 
-from mimic_cxr_dataset.radiographs import Reading
+from mimic_cxr_dataset.radiographs import shrink_radiograph
 
 ROWS, COLUMNS = 2500, 2000
 NUM_FILES, NUM_TIMES = 50, 20  # each file is read so often in a turn
@@ -27,33 +28,29 @@ NUM_TO_START = 8  # files a process, before the clock starts
 def measure_workers(args: argparse.Namespace, work_dir: Path) -> dict:
     """Returns the images a second of one process and of --num_workers, which take turns; medians."""
     paths = [draw_dicom(work_dir / f"{number:02}.dcm", seed=number) for number in range(args.num_files)]
-    rates = {1: [], args.num_workers: []}
-    turns = [(round_, workers) for round_ in range(args.rounds) for workers in rates]
-    with open_pool(len(paths) * NUM_TIMES, 1) as one, open_pool(10**6, args.num_workers) as several:
-        for _, workers in track(turns, description="Reading by turns"):
-            pool = one if workers == 1 else several
-            rates[workers].append(measure_rate(paths, pool, num_workers=workers))
-    single, multiple = (statistics.median(values) for values in rates.values())
+    read = functools.partial(shrink_radiograph, shortest_side=CACHED_SIZE)
+    with open_pool(NUM_FOR_PROCESSES, args.num_workers) as pool:
+        list(pool.map(read, paths[:1] * NUM_TO_START * args.num_workers))
+        sides = {"one": map, "several": pool.map}
+        rates = {name: [] for name in sides}
+        for name in track(list(sides) * args.rounds, description="Reading by turns"):
+            rates[name].append(measure_rate(sides[name], read, paths * NUM_TIMES))
+    one, several = (statistics.median(values) for values in rates.values())
     return {
         "images": {"rows": ROWS, "columns": COLUMNS, "files": len(paths), "times": NUM_TIMES},
         "num_workers": args.num_workers,
-        "one_process_images_per_second": single,
-        "images_per_second": multiple,
-        "ratio_to_one_process": multiple / single,
+        "one_process_images_per_second": one,
+        "images_per_second": several,
+        "ratio_to_one_process": several / one,
     }
 
 
-def measure_rate(paths: list[Path], pool: Executor, *, num_workers: int) -> float:
-    """Returns the images a second of the reading alone: the processes have started."""
-    options = {"shortest_side": CACHED_SIZE, "reading": Reading(), "pool": pool, "num_ahead": 4 * num_workers}
-    for _ in read_in_order(paths[:1] * NUM_TO_START * num_workers, **options):
-        pass
+def measure_rate(apply: Callable, read: Callable, paths: list[Path]) -> float:
+    """Returns the images a second of the reading alone, with `apply`: `map`, or that of a pool."""
     started = time.perf_counter()
-    failed = [read for _, read in read_in_order(paths * NUM_TIMES, **options) if isinstance(read, Exception)]
-    seconds = time.perf_counter() - started
-    if failed:
-        raise failed[0]
-    return len(paths) * NUM_TIMES / seconds
+    for _ in apply(read, paths):
+        pass
+    return len(paths) / (time.perf_counter() - started)
 
 
 def draw_dicom(path: Path, *, seed: int) -> Path:

@@ -93,6 +93,16 @@ def test_the_decoder_beats_the_loader_and_that_the_example_on_the_same_cache(mea
     assert measured_data["loader"]["ratio_to_example_cached"] > 1.5
 
 
+@pytest.mark.slow
+def test_reading_of_dicom_files_is_timed_with_one_process_and_with_two(tmp_path):
+    path = tmp_path / "dicom.json"
+    flags = ["--num_files", "1", "--rounds", "1", "--num_workers", "2"]
+    run_script("benchmark.py", "dicom", *flags, "--json", str(path))
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    one, two = measured["one_process_images_per_second"], measured["images_per_second"]
+    assert one > 0 and measured["ratio_to_one_process"] == pytest.approx(two / one)
+
+
 def test_small_images_are_refused_in_one_line(sample_root, tmp_path):
     flags = [f"--data_dir={sample_root}", f"--json={tmp_path / 'data.json'}"]
     with pytest.raises(UserError, match=r"^--data_dir .* expected originals of more than 256 pixels.*$"):

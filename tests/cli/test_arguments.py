@@ -9,6 +9,8 @@ import run_mae_pretrain
 import torch
 from cxr.run_folder.record import RunRecord
 from cxr.training.run import Run
+from transformers import ResNetConfig
+from transformers import ResNetForImageClassification
 
 
 def test_nothing_named_is_a_tiny_model_on_the_sample():
@@ -51,7 +53,9 @@ def test_model_named_for_the_sample_gets_the_learning_rate_of_pretrained_models(
 def plan_steps(args, *, num_processes):
     accelerator = SimpleNamespace(num_processes=num_processes, device=torch.device("cpu"))
     run = Run(args=args, accelerator=accelerator, record=RunRecord(Path("unused"), enabled=False))
-    run.plan(torch.nn.Linear(2, 2), None, None, num_images=1000, betas=(0.9, 0.95))
+    model = ResNetForImageClassification(ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1]))
+    processor = SimpleNamespace(size={"height": 32})
+    run.plan(model, processor, None, num_images=1000, betas=(0.9, 0.95))
     return run.schedule
 
 
