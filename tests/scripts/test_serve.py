@@ -37,6 +37,8 @@ from PIL import Image
 from refused import refused
 from tiny_runs import TINY_VIT
 
+from mimic_cxr_dataset.radiographs import Reading
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FIGURES = "![loss](loss.png) ![remote](https://example.org/x.png)"
 CARD = f"---\nlicense: other\n---\n\n# A tiny model\n\n{FIGURES}\n"
@@ -86,7 +88,7 @@ def pictures(html: str) -> list[Image.Image]:
 
 
 def test_answer_has_probability_threshold_decision_and_both_pictures(classifier, radiograph):
-    html = serve.answer_html(classifier, radiograph, classifier.choose_reading())
+    html = serve.answer_html(classifier, radiograph, Reading())
     probability = probability_of(classifier, radiograph)
     assert f"Probability of Finding: <b>{probability:.3f}</b>" in html
     assert "<b>0.250</b>, chosen on validation images" in html
@@ -101,9 +103,7 @@ def test_names_of_files_and_labels_put_no_markup_into_the_page(classifier, radio
     hostile = dataclasses.replace(classifier, name="<i>/<b>", labels=labels)
     path = tmp_path / "<img src=x onerror=alert()>.jpg"
     shutil.copyfile(radiograph, path)
-    html = serve.answer_html(hostile, path, hostile.choose_reading()) + serve.head_html(
-        hostile, is_local=True
-    )
+    html = serve.answer_html(hostile, path, Reading()) + serve.head_html(hostile, is_local=True)
     assert "<script" not in html and "<img src=x" not in html and "<b>/" not in html
     assert "&lt;script&gt;yes()" in html and "&lt;img src=x" in html
 
@@ -141,7 +141,7 @@ def test_what_is_no_image_is_refused_with_the_reason(classifier, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(UserError):
-            serve.answer_html(classifier, path, classifier.choose_reading())
+            serve.answer_html(classifier, path, Reading())
 
 
 # Files of patients ------------------------------------------------------------------------------------------
