@@ -134,7 +134,7 @@ def test_warnings_of_file_header_and_histogram_stand_in_one_row_and_each_in_the_
 
 
 def test_title_of_a_heat_map_carries_the_warning(models, files, tmp_path, capsys, monkeypatch):
-    def record(pixels, heat, path, *, title):
+    def record(pixels, heat, path, *, title, label):
         titles.append(title)
 
     titles = []
@@ -143,7 +143,8 @@ def test_title_of_a_heat_map_carries_the_warning(models, files, tmp_path, capsys
     rows, _ = run_predict(capsys, models[True], paths, f"--heatmap={tmp_path}")
     assert [bool(row["warning"]) for row in rows] == [True, False]
     for title, row in zip(titles, rows, strict=True):
-        first, second, *rest = title.split("\n")
+        first, second, method, *rest = title.split("\n")
+        assert "on a grid of" in method
         assert first == Path(row["path"]).name and f"decision {row['decision']}" in second
         assert " ".join(rest) == (f"Warning: {SEEMS_RAW}" if row["warning"] else "")
         assert max(map(len, title.split("\n"))) <= 90
