@@ -7,9 +7,10 @@ import numpy as np
 
 from .errors import DatasetError
 
-# 99 of 100 radiographs of NIH ChestX-ray14 lie farther than this from a uniform histogram (median 0.25) and,
-# once equalised and shrunk to 256 pixels, 98 of 100 nearer (median 0.01).
+# 99 of 100 radiographs of NIH ChestX-ray14 lie farther than this from a uniform histogram (median 0.24) and,
+# once equalised and shrunk to 256 pixels, 99 of 100 nearer (median 0.01).
 LARGEST_DISTANCE_OF_EQUALIZED = 0.07
+NUM_BORDER_LEVELS = 16  # black borders, which equalising leaves alone, as shrinking and JPEG smear them
 ROWS_AT_ONCE = 32
 
 
@@ -72,12 +73,11 @@ def equalize(gray: np.ndarray) -> np.ndarray:
 def distance_from_uniform(gray: np.ndarray) -> float:
     """Returns Kolmogorov and Smirnov's distance of the levels in uint8 `gray` from equally many of each.
 
-    Of 0 to 1. The darkest level, often a border, does not count, as equalising leaves it alone.
+    Of 0 to 1. Pixels of the darkest NUM_BORDER_LEVELS do not count.
     """
-    counts = count_levels(gray)
-    counts[np.flatnonzero(counts)[0]] = 0
+    counts = count_levels(gray)[NUM_BORDER_LEVELS:]
     share = np.cumsum(counts) / max(1, counts.sum())
-    return float(abs(share - np.arange(1, 257) / 256).max())
+    return float(abs(share - np.arange(1, len(counts) + 1) / len(counts)).max())
 
 
 def looks_equalized(gray: np.ndarray) -> bool:
