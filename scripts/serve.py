@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     classifier = load_classifier(args.model, device=args.device, **source)
     card = read_card(find_file(args.model, "README.md", **source), classifier)
     if classifier.trained_equalized is None and args.equalize == "auto":
-        print(f"{args.model} {EQUALIZED_UNKNOWN}")
+        print(f"{args.model} {EQUALIZED_UNKNOWN}", file=sys.stderr)
     reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
     is_local = args.host in LOOPBACK
     with private_files():
