@@ -195,7 +195,8 @@ def free_port() -> int:
 def server(model_dir, tmp_path_factory) -> Iterator[tuple[str, Path, subprocess.Popen]]:
     """The script at work: the page's address, the folder of its temporary files, its process."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [sys.executable, str(Path(serve.__file__)), str(model_dir), f"--port={port}", "--device=cpu"]
+    flags = [f"--port={port}", "--device=cpu", "--equalize=no"]
+    command = [sys.executable, str(Path(serve.__file__)), str(model_dir), *flags]
     environment = {**os.environ, "TMPDIR": str(folder)}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
