@@ -1,16 +1,19 @@
 """What collection.json in the root of a data folder says about the images below it."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import AliasChoices
 from pydantic import BaseModel
 from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import ValidationError
+from pydantic import model_validator
 
 from .errors import DatasetError
 
 COLLECTION_FILE = "collection.json"
+SPELLINGS = ("equalized", "equalised")
 
 
 class Collection(BaseModel):
@@ -20,10 +23,19 @@ class Collection(BaseModel):
 
     equalized: bool | None = Field(
         default=None,
-        validation_alias=AliasChoices("equalized", "equalised"),
-        description="whether the histograms of the images are equalised, as MIMIC-CXR-JPG's are; where true, "
-        "DICOM files and pictures of more than 8 bits are equalised when they are read, else not",
+        validation_alias=AliasChoices(*SPELLINGS),
+        description="whether the histograms of the images are equalised, as MIMIC-CXR-JPG's are; DICOM files "
+        "and pictures of more than 8 bits are equalised when they are read, unless this is false",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_spelling(cls, fields: Any) -> Any:
+        """A field that is meant, and not read, would be missed in silence."""
+        names = [name for name in fields if "equali" in name.lower()] if isinstance(fields, dict) else []
+        if len(names) > 1 or not {*names} <= {*SPELLINGS}:
+            raise ValueError(f"found {' and '.join(map(repr, names))[:100]}")
+        return fields
 
 
 def read_collection(root: Path) -> Collection:
@@ -35,6 +47,8 @@ def read_collection(root: Path) -> Collection:
         return Collection.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        problem = problem.removeprefix("Value error, ")
         raise DatasetError(
-            f'{path}: {problem.lower()}; expected JSON such as {{"equalized": false}}: correct it.'
+            f'{path}: {problem[:1].lower()}{problem[1:]}; expected JSON such as {{"equalized": false}}: '
+            "correct it."
         ) from error

@@ -7,9 +7,10 @@ import numpy as np
 
 from .errors import DatasetError
 
-# 99 of 100 radiographs of NIH ChestX-ray14 lie farther than this from a uniform histogram (median 0.25) and,
-# once equalised and shrunk to 256 pixels, 98 of 100 nearer (median 0.01).
+# Of 602 radiographs of NIH ChestX-ray14, shrunk to 256 pixels, all but 2 lie farther than this from a uniform
+# histogram (median 0.24) and, where they were equalised before, all but 11 nearer (median 0.01).
 LARGEST_DISTANCE_OF_EQUALIZED = 0.07
+LEVELS_OF_BORDER = 9  # a black border has only the first of them; shrinking and JPEG add the next ones
 ROWS_AT_ONCE = 32
 
 
@@ -72,12 +73,14 @@ def equalize(gray: np.ndarray) -> np.ndarray:
 def distance_from_uniform(gray: np.ndarray) -> float:
     """Returns Kolmogorov and Smirnov's distance of the levels in uint8 `gray` from equally many of each.
 
-    Of 0 to 1. The darkest level, often a border, does not count, as equalising leaves it alone.
+    Of 0 to 1. Levels of a border do not count, as equalising leaves the darkest where it is.
     """
     counts = count_levels(gray)
-    counts[np.flatnonzero(counts)[0]] = 0
-    share = np.cumsum(counts) / max(1, counts.sum())
-    return float(abs(share - np.arange(1, 257) / 256).max())
+    counts = counts[np.flatnonzero(counts)[0] + LEVELS_OF_BORDER :]
+    if counts.sum() == 0:
+        return 1.0
+    share = np.cumsum(counts) / counts.sum()
+    return float(abs(share - np.arange(1, len(counts) + 1) / len(counts)).max())
 
 
 def looks_equalized(gray: np.ndarray) -> bool:
