@@ -142,7 +142,8 @@ class Predictor:
 
     def _draw(self, path: Path, heat: np.ndarray, prediction: Prediction) -> Prediction:
         picture = self.heatmap_dir / heat_map_name(path)
-        name, label = Path(prediction.path).name[:60], self.classifier.labels[1]
+        name = "".join(one if one.isprintable() else "\ufffd" for one in Path(prediction.path).name[:60])
+        label = self.classifier.labels[1]
         title = f"{name}\n{label}: {prediction.probability:.3f}, decision {prediction.decision}"
         if prediction.warning:
             title += "\n" + textwrap.fill(f"Warning: {prediction.warning}", width=90)

@@ -12,6 +12,7 @@ a cell in a ResNet, a patch in a ViT.
 """
 
 import math
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -104,4 +105,6 @@ def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: 
     axes.set_title(title, fontsize="medium", parse_math=False)  # a file's name may have dollars in it
     bar = figure.colorbar(ScalarMappable(cmap=COLORS), ax=axes, fraction=0.046, pad=0.03)
     bar.set_label("speaks for the label, relative to the image's highest")
-    save_figure(figure, path, private=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a name in letters that the font does not have
+        save_figure(figure, path, private=True)
