@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic import model_validator
 
 from .errors import DatasetError
+from .radiographs import Reading
 
 COLLECTION_FILE = "collection.json"
 SPELLINGS = ("equalized", "equalised")
@@ -27,6 +28,10 @@ class Collection(BaseModel):
         description="whether the histograms of the images are equalised, as MIMIC-CXR-JPG's are; DICOM files "
         "and pictures of more than 8 bits are equalised when they are read, unless this is false",
     )
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(equalizes=self.equalized is not False)
 
     @model_validator(mode="before")
     @classmethod

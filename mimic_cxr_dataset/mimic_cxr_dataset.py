@@ -141,8 +141,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         return generators
 
     def _generate_examples(self, chunks: list[pd.DataFrame], split: str, streaming: bool):
-        equalized = read_collection(resolve_root(self.config.data_dir)).equalized
-        reading = Reading(equalizes=equalized is not False)
+        reading = read_collection(resolve_root(self.config.data_dir)).reading
         for row in (row for chunk in chunks for row in chunk.itertuples()):
             if streaming:  # else `_drop_missing` has done it
                 row = row._replace(path=find_image(row.path) or row.path)

@@ -36,7 +36,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.radiographs import Reading
+from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.radiographs import shrink_radiograph
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import TABLE_REASONS
@@ -252,7 +255,9 @@ def index_csv(kept: pd.DataFrame, root: Path) -> str:
     return index[columns].to_csv(index=False, lineterminator="\n")
 
 
-def find_examples(rows: pd.DataFrame, *, num_examples: int, seed: int) -> list[tuple[str, np.ndarray]]:
+def find_examples(
+    rows: pd.DataFrame, reading: Reading, *, num_examples: int, seed: int
+) -> list[tuple[str, np.ndarray]]:
     """Pairs of view and gray image, uint8 (H, W), of different patients; bad files are skipped."""
     order = np.random.default_rng(derive_seed(seed, "examples")).permutation(len(rows))
     examples = []
@@ -260,7 +265,7 @@ def find_examples(rows: pd.DataFrame, *, num_examples: int, seed: int) -> list[t
         if len(examples) == num_examples:
             break
         try:
-            content = shrink_radiograph(row.path, EXAMPLE_SIZE).content
+            content = shrink_radiograph(find_image(row.path) or row.path, EXAMPLE_SIZE, reading).content
         except DatasetError:
             continue
         with Image.open(io.BytesIO(content)) as image:
@@ -273,9 +278,10 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
     path.unlink(missing_ok=True)  # one of other data would be taken for these
     if not (root / "files").is_dir():
         return f"{root} has no folder files/ with images"
-    train = kept[kept["split"] == "train"]
+    train, reading = kept[kept["split"] == "train"], read_collection(root).reading
+    options = {"num_examples": args.num_examples, "seed": args.seed}
     examples = {
-        name: find_examples(train[train["label"] == label], num_examples=args.num_examples, seed=args.seed)
+        name: find_examples(train[train["label"] == label], reading, **options)
         for label, name in enumerate(TASKS[args.dataset_config_name])
     }
     absent = [name for name, pictures in examples.items() if not pictures]
