@@ -164,7 +164,7 @@ def heat_map_name(path: Path) -> str:
     """The image's own name, and of its path enough of a hash that no two are the same."""
     digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:10]
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.name.removesuffix(path.suffix))
-    return f"{stem[:80]}-{digest}.png"
+    return f"{stem[:40]}-{digest}.png"  # 40 letters may be 160 bytes, of 255 that a name has
 
 
 # Writing ----------------------------------------------------------------------------------------------------
@@ -227,9 +227,15 @@ def say_reasons(kind: str, reasons: list[tuple[str, str]]) -> None:
 # The script -------------------------------------------------------------------------------------------------
 
 
-def find_images(names: list[str]) -> tuple[list[Path], list[Prediction]]:
-    """The files, and a row for each name that stands for none. Raises UserError where there is no file."""
+def find_images(names: list[str], heatmap_dir: Path | None) -> tuple[list[Path], list[Prediction]]:
+    """The files, and a row for each name that stands for none. Raises UserError where there is no file.
+
+    Their heat maps, which an earlier call may have put among them, are left out.
+    """
     paths, missing = radiographs.find_radiographs(names)
+    if heatmap_dir is not None:
+        maps = {(heatmap_dir / heat_map_name(path)).absolute() for path in paths}
+        paths = [path for path in paths if path.absolute() not in maps]
     if not paths:
         raise UserError(
             f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders with "
@@ -252,7 +258,7 @@ def load_model(args: argparse.Namespace) -> Classifier:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    paths, missing = find_images(args.images)
+    paths, missing = find_images(args.images, args.heatmap)
     classifier = load_model(args)
     reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
     predictor = Predictor(classifier=classifier, reading=reading, heatmap_dir=args.heatmap)

@@ -69,12 +69,12 @@ def stop_after(monkeypatch, num_batches: int) -> list:
     return calls
 
 
-@pytest.mark.parametrize("flags", [[], ["--heatmap={maps}"]])
+@pytest.mark.parametrize("flags", [[], ["--heatmap={images}"]])
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_stopped_calls_are_continued_to_the_table_of_an_uninterrupted_one(
     suffix, flags, model, images, tmp_path, capsys, monkeypatch
 ):
-    flags = [flag.format(maps=tmp_path / "maps") for flag in flags]
+    flags = [flag.format(images=images) for flag in flags]  # maps among the images are no images
     inputs, unfinished = [images, images / "*.nothing"], tmp_path / f".out.{suffix}.partial"
     whole, output = tmp_path / f"whole.{suffix}", tmp_path / f"out.{suffix}"
     assert call(capsys, model, *inputs, f"--output={whole}", *flags)[0] == 1
@@ -164,6 +164,17 @@ def test_killed_script_is_continued_to_the_same_table(model, tmp_path, capsys):
     status, said = call(capsys, model, folder, f"--output={output}")
     assert status == 0 and "rows of an earlier call; it is continued" in said
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other pipes")
+def test_reader_of_the_rows_may_go_away(model, images):
+    command = [sys.executable, predict.__file__, str(model), str(images), "--device=cpu", "--batch_size=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"path,probability,decision,warning,error\n"
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 141 and "Traceback" not in said and "Broken" not in said
 
 
 # The summary ------------------------------------------------------------------------------------------------
