@@ -95,9 +95,8 @@ class Table:
             try:
                 print(text, end="", flush=True)
             except BrokenPipeError:  # who reads wants no more, as `| head`
-                os.dup2(
-                    os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-                )  # else Python flushes at its end
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())  # Python flushes once more at its end
                 sys.exit(128 + 13)  # as by SIGPIPE
 
         write(self.header)
