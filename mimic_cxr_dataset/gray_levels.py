@@ -7,8 +7,8 @@ import numpy as np
 
 from .errors import DatasetError
 
-# 99 of 100 radiographs of NIH ChestX-ray14 lie farther than this from a uniform histogram (median 0.24) and,
-# once equalised and shrunk to 256 pixels, 99 of 100 nearer (median 0.01).
+# All 602 radiographs of NIH ChestX-ray14 that were tried, shrunk to 256 pixels, lie farther than this from a
+# uniform histogram (median 0.24) and, where they were equalised before, all but 5 nearer (median 0.01).
 LARGEST_DISTANCE_OF_EQUALIZED = 0.07
 NUM_BORDER_LEVELS = 16  # black borders, which equalising leaves alone, as shrinking and JPEG smear them
 ROWS_AT_ONCE = 32

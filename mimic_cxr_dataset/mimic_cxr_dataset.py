@@ -214,7 +214,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
         notes = pd.concat([pd.read_csv(part, names=names, dtype={"dicom_id": str}) for part in parts])
         # Not renamed into place by itself: the whole folder is when it is done.
         path = Path(self._output_dir, f"{kind}_{split}.csv")
-        notes.sort_values("row").drop(columns="row").to_csv(path, index=False)
+        notes.sort_values("row", kind="stable").drop(columns="row").to_csv(path, index=False)
         for part in parts:
             part.unlink()
         return notes

@@ -186,6 +186,8 @@ def shrink_radiograph(
 
 
 def read_head(path: Path) -> bytes:
+    if path.is_fifo():  # to open it would wait for who writes
+        raise DatasetError("a pipe, expected a file")
     with path.open("rb") as file:
         return file.read(DICOM_PREAMBLE + len(DICOM_MAGIC))
 

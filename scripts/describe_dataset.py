@@ -265,8 +265,7 @@ def find_examples(
         if len(examples) == num_examples:
             break
         try:
-            path = find_image(row.path) or row.path
-            content = shrink_radiograph(path, EXAMPLE_SIZE, reading).content
+            content = shrink_radiograph(find_image(row.path) or row.path, EXAMPLE_SIZE, reading).content
         except DatasetError:
             continue
         with Image.open(io.BytesIO(content)) as image:
@@ -279,12 +278,10 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
     path.unlink(missing_ok=True)  # one of other data would be taken for these
     if not (root / "files").is_dir():
         return f"{root} has no folder files/ with images"
-    train = kept[kept["split"] == "train"]
-    reading = read_collection(root).reading
+    train, reading = kept[kept["split"] == "train"], read_collection(root).reading
+    options = {"num_examples": args.num_examples, "seed": args.seed}
     examples = {
-        name: find_examples(
-            train[train["label"] == label], reading, num_examples=args.num_examples, seed=args.seed
-        )
+        name: find_examples(train[train["label"] == label], reading, **options)
         for label, name in enumerate(TASKS[args.dataset_config_name])
     }
     absent = [name for name, pictures in examples.items() if not pictures]

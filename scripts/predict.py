@@ -142,8 +142,9 @@ class Predictor:
 
     def _draw(self, path: Path, heat: np.ndarray, prediction: Prediction) -> Prediction:
         picture = self.heatmap_dir / heat_map_name(path)
-        name, label = Path(prediction.path).name[:60], self.classifier.labels[1]
-        decision = f"{prediction.decision} (threshold {self.classifier.threshold:.3f})"
+        name = "".join(one if one.isprintable() else "\ufffd" for one in Path(prediction.path).name[:60])
+        label, threshold = self.classifier.labels[1], self.classifier.threshold
+        decision = f"{prediction.decision} (threshold {threshold:.3f})"
         title = f"{name}\n{label}: {prediction.probability:.3f}, decision {decision}; research only\n"
         title += heatmaps.describe(self.classifier, heat)
         if prediction.warning:
@@ -165,7 +166,7 @@ def heat_map_name(path: Path) -> str:
     """The image's own name, and of its path enough of a hash that no two are the same."""
     digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:10]
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.name.removesuffix(path.suffix))
-    return f"{stem[:80]}-{digest}.png"
+    return f"{stem[:40]}-{digest}.png"  # 40 letters may be 160 bytes, of 255 that a name has
 
 
 # Writing ----------------------------------------------------------------------------------------------------
@@ -229,9 +230,15 @@ def say_reasons(kind: str, reasons: list[tuple[str, str]]) -> None:
 # The script -------------------------------------------------------------------------------------------------
 
 
-def find_images(names: list[str]) -> tuple[list[Path], list[Prediction]]:
-    """The files, and a row for each name that stands for none. Raises UserError where there is no file."""
+def find_images(names: list[str], heatmap_dir: Path | None) -> tuple[list[Path], list[Prediction]]:
+    """The files, and a row for each name that stands for none. Raises UserError where there is no file.
+
+    Their heat maps, which an earlier call may have put among them, are left out.
+    """
     paths, missing = radiographs.find_radiographs(names)
+    if heatmap_dir is not None:
+        maps = {(heatmap_dir / heat_map_name(path)).absolute() for path in paths}
+        paths = [path for path in paths if path.absolute() not in maps]
     if not paths:
         raise UserError(
             f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders with "
@@ -254,7 +261,7 @@ def load_model(args: argparse.Namespace) -> Classifier:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    paths, missing = find_images(args.images)
+    paths, missing = find_images(args.images, args.heatmap)
     classifier = load_model(args)
     if args.heatmap:
         say(f"--heatmap: {heatmaps.describe(classifier, heatmaps.grid_of(classifier))}")

@@ -251,6 +251,7 @@ REFUSED = {
         "all pixels are the same",
     ),
     "no palette": (encode_png(PICTURE, PALETTE), "unreadable"),
+    "empty profile after the pixels": (encode_png(PICTURE, after=png_block(b"iCCP")), "unreadable"),
     "no pixels": (encode_png(PICTURE)[:33] + png_block(b"IEND"), "cannot load this image"),
     "cut in the pixels": (encode_png(PICTURE)[:2000], "truncated"),
     "cut in the header": (encode_png(PICTURE)[:20], "."),

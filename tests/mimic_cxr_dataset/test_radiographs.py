@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -170,6 +171,13 @@ def holding(content):
     return make
 
 
+def make_pipe(folder, gray):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("a system without named pipes")
+    os.mkfifo(folder / "a.png")
+    return folder / "a.png"
+
+
 def cut_jpeg(gray):
     buffer = io.BytesIO()
     Image.fromarray(gray).save(buffer, format="JPEG")
@@ -184,6 +192,7 @@ BAD = {
     "missing": (lambda folder, gray: folder / "nothing.jpg", "No such file"),
     "folder": (lambda folder, gray: folder, "directory|denied"),
     "empty": (holding(b""), "empty"),
+    "pipe": (make_pipe, "a pipe, expected a file"),
     "text": (holding(b"no picture"), "neither JPEG, PNG nor DICOM"),
     "cut-off JPEG": (holding(cut_jpeg), "truncated"),
     "JPEG of garbage": (holding(b"\xff\xd8\xff" * 99), "JPEG"),

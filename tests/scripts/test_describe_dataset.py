@@ -13,11 +13,15 @@ import pytest
 from cxr.choices import LABELS
 from cxr.errors import UserError
 from cxr.study import paper
+from dicom_files import write_dicom
 from mimic_tables import write_csv
 from mimic_tables import write_published_number_of_rows
+from picture_files import distance
+from picture_files import soft_picture
 from PIL import Image
 from refused import refused
 
+from mimic_cxr_dataset.gray_levels import equalize
 from mimic_cxr_dataset.tables import index_images
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -65,7 +69,8 @@ def write_root(root: Path, studies=STUDIES, *, extension: str = ".csv", draw: bo
             if draw:
                 path = root / f"files/p10/p{subject}/s{study}/{dicom_id}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.linear_gradient("L").resize((40, 48)).rotate(20 * len(metadata)).save(path)
+                pixels = np.arange(40, dtype=np.uint8) + np.full((48, 1), 20 * len(metadata), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
         for labeler, values in zip(labels, by_labeler):
             if values is not None:
                 labels[labeler].append([subject, study, *(values.get(name, "") for name in LABELS)])
@@ -260,6 +265,21 @@ def test_figure_shows_labels_and_views_but_no_ids(tmp_path, monkeypatch):
     assert {view for pictures in examples.values() for view, _ in pictures} == {"AP", "PA"}
     assert examples["Finding"][0][1].shape == (48, 40)
     assert not any(digit in options["title"] for digit in "0123456789")
+
+
+@pytest.mark.parametrize("equalized", [True, False])
+def test_figure_shows_dicom_files_as_collection_json_says(equalized, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(describe_dataset, "plot_examples", lambda found, *_, **options: drawn.append(found))
+    root = write_root(tmp_path / "root", draw=True)
+    (root / "collection.json").write_text(json.dumps({"equalized": equalized}), encoding="utf-8")
+    gray = soft_picture()
+    for path in root.glob("files/*/*/*/*.jpg"):
+        write_dicom(path.with_suffix(".dcm"), gray)
+        path.unlink()
+    describe(root, tmp_path / "out")
+    (_, found), *_ = drawn[0]["Finding"]
+    assert distance(found, equalize(gray) if equalized else gray) < 1.5
 
 
 def test_without_images_there_is_no_figure_and_a_line_says_why(tmp_path, capsys):

@@ -168,36 +168,6 @@ def test_output_file_has_the_rows_and_is_private(suffix, runs, test_images, tmp_
         assert stat.S_IMODE(output.stat().st_mode) == 0o600
 
 
-def test_rows_are_written_as_they_come_and_stay_when_the_script_is_stopped(
-    runs, test_images, tmp_path, capsys, monkeypatch
-):
-    paths, calls = list(test_images.values())[:4], []
-
-    def stopped(classifier, images):
-        calls.append(images)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return probabilities(classifier, images)
-
-    probabilities = predict.Classifier.probabilities
-    monkeypatch.setattr(predict.Classifier, "probabilities", stopped)
-    flags = [f"--output={tmp_path / 'out.csv'}", "--batch_size=1"]
-    with pytest.raises(KeyboardInterrupt):
-        run_predict(capsys, runs / "vit" / "model", *paths, *flags)
-    (unfinished,) = tmp_path.iterdir()
-    assert unfinished.name == ".out.csv.partial"
-    assert unfinished.read_text(encoding="utf-8").count("\n") == 4  # what they are of, the header, two rows
-    assert sys.platform == "win32" or stat.S_IMODE(unfinished.stat().st_mode) == 0o600
-    assert f"{unfinished} has the rows up to here" in capsys.readouterr().err
-    calls[:] = [None] * 3
-    assert run_predict(capsys, runs / "vit" / "model", *paths, *flags)[0] == 0
-    assert len(calls) == 3 + 2  # the others alone
-    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
-    monkeypatch.undo()
-    run_predict(capsys, runs / "vit" / "model", *paths, "--batch_size=1", f"--output={tmp_path / 'new.csv'}")
-    assert (tmp_path / "out.csv").read_text() == (tmp_path / "new.csv").read_text()
-
-
 @pytest.mark.parametrize("step", ["shrink_radiograph", "plot_heat_map"])
 def test_any_exception_of_one_file_is_its_row_and_the_others_continue(
     step, runs, test_images, tmp_path, capsys, monkeypatch

@@ -12,6 +12,7 @@ a cell in a ResNet, a patch in a ViT.
 """
 
 import math
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -129,4 +130,6 @@ def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: 
     raised = f"raises the probability of {label} (1 = this image's maximum)"
     meaning = raised if heat.any() else f"no region raises the probability of {label}"
     bar.set_label(meaning, parse_math=False)
-    save_figure(figure, path, private=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a name in letters that the font does not have
+        save_figure(figure, path, private=True)

@@ -90,8 +90,17 @@ class Table:
     def open_terminal(self) -> Callable[[Prediction], None]:
         """Returns what writes a prediction to standard output."""
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know a name's letters
-        print(self.header, end="", flush=True)
-        return lambda prediction: print(self.line(prediction), end="", flush=True)
+
+        def write(text: str) -> None:
+            try:
+                print(text, end="", flush=True)
+            except BrokenPipeError:  # who reads wants no more, as `| head`
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())  # Python flushes once more at its end
+                sys.exit(128 + 13)  # as by SIGPIPE
+
+        write(self.header)
+        return lambda prediction: write(self.line(prediction))
 
     @contextlib.contextmanager
     def open_file(

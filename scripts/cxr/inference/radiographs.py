@@ -21,6 +21,7 @@ from torchvision.io import decode_jpeg
 from cxr.data.images import user_errors
 from cxr.errors import UserError
 from cxr.errors import one_line
+from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.radiographs import DICOM_MAGIC
 from mimic_cxr_dataset.radiographs import DICOM_PREAMBLE
 from mimic_cxr_dataset.radiographs import SUFFIXES
@@ -73,7 +74,7 @@ def _is_radiograph(path: Path) -> bool:
         return False
     try:
         return read_head(path)[DICOM_PREAMBLE:] == DICOM_MAGIC
-    except OSError:
+    except (OSError, DatasetError):
         return False
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import ThreadPoolExecutor
 
 NUM_FOR_PROCESSES = 256  # files; with fewer, processes would take longer to start than to read them
+MOST_PROCESSES = 61  # that Windows lets a pool have
 
 
 @contextlib.contextmanager
@@ -24,8 +25,12 @@ def open_pool(num_files: int, num_workers: int) -> Iterator[Executor]:
     if num_workers == 1 or num_files < NUM_FOR_PROCESSES:
         pool = ThreadPoolExecutor(num_workers)
     else:
-        pool = _start_processes(num_workers)
+        num_workers = min(num_workers, MOST_PROCESSES)
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_prepare_process)
     try:
+        if isinstance(pool, ProcessPoolExecutor):
+            _start_processes(pool, num_workers)
         yield pool
     except BaseException:
         for process in multiprocessing.active_children():  # they may still import, and need not end that
@@ -35,33 +40,28 @@ def open_pool(num_files: int, num_workers: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_processes(num_workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_prepare_process)
-    with _inherited():
-        for _ in range(num_workers):
-            pool.submit(int)  # each starts one, as none is ready yet
-    return pool
+def _start_processes(pool: ProcessPoolExecutor, num_workers: int) -> None:
+    """Starts all at once, so that they do without Ctrl-C, which is the script's, and without the script.
 
-
-@contextlib.contextmanager
-def _inherited() -> Iterator[None]:
-    """What processes get that start meanwhile: no Ctrl-C, which is the script's, and nothing of the script.
-
-    Else each would import it once more, and with torch take ten seconds and nearly 1 GiB.
+    They would import it once more, and with torch take ten seconds and nearly 1 GiB each.
     """
     script = sys.modules["__main__"]
-    handler, path = signal.signal(signal.SIGINT, signal.SIG_IGN), script.__dict__.pop("__file__", None)
+    path = script.__dict__.pop("__file__", None)
+    can_block = hasattr(signal, "pthread_sigmask")  # which is inherited; Windows has nothing of the kind
+    if can_block:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        for _ in range(num_workers):
+            pool.submit(int)  # each starts one, as none is ready yet
     finally:
-        signal.signal(signal.SIGINT, handler)
         if path is not None:
             script.__file__ = path
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _prepare_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the script's, which ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
