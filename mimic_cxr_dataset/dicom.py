@@ -34,8 +34,10 @@ from pydantic import Field
 from pydantic import ValidationError
 
 from .errors import DatasetError
+from .errors import one_line
 from .gray_levels import count_levels
 from .gray_levels import equalization_table
+from .gray_levels import few_levels
 from .gray_levels import look_up
 from .gray_levels import scale_to_8_bits
 
@@ -45,12 +47,11 @@ if TYPE_CHECKING:
 # Packed pixels that pydicom unpacks only with a package beside it.
 PACKAGES = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 FRAME_MAGIC = (b"\xff\xd8", b"\xff\x4f\xff\x51")  # a frame in JPEG or JPEG-LS, and in JPEG 2000, begins so
-WITHOUT_WINDOW = "--dicom_window none leaves it out"
+WITHOUT_WINDOW = "predict.py and serve.py leave it out with --dicom_window none"
 OVERLAYS = [0x60000000 + (group << 16) for group in range(0, 0x20, 2)]  # sixteen may lie in a file
 OVERLAY_ROWS, OVERLAY_BIT = 0x0010, 0x0102
 MODALITIES = ("CR", "DX", "RG")
 CHEST = ("CHEST", "THORA", "TORA", "LUNG")  # in THORAX, TORAX, PORT CHEST, CHESTABDOMEN
-FEWEST_LEVELS = 16  # of gray: with no more, something is wrong with the header, or was before this file
 # What is used with a warning wherever a header has it.
 NOT_APPLIED = {
     "ShutterShape": "display shutter",
@@ -114,8 +115,7 @@ def read_dicom(
     except (DatasetError, MemoryError):
         raise
     except Exception as error:  # of any kind: pydicom takes a header as sound
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DatasetError(f"unreadable DICOM ({reason})") from error
+        raise DatasetError(f"unreadable DICOM ({one_line(error)})") from error
 
 
 @functools.cache
@@ -169,9 +169,9 @@ def _read_fields(header: "pydicom.Dataset") -> PixelHeader:
         fields = PixelHeader.model_validate(found)
     except ValidationError as error:
         problem = error.errors()[0]
-        name = problem["loc"][0]
-        found = f"{name} {str(found[name])[:40]}" if name in found else f"no {name}"
-        raise DatasetError(f"DICOM with {found}: {problem['msg'].lower()}") from error
+        name, message = problem["loc"][0], problem["msg"]
+        what = f"{name} {str(found[name])[:40]}" if name in found else f"no {name}"
+        raise DatasetError(f"DICOM with {what}: {message[:1].lower()}{message[1:]}") from error
     if not fields.BitsStored <= fields.HighBit + 1 <= fields.BitsAllocated:
         raise DatasetError(
             f"DICOM with BitsStored {fields.BitsStored}, HighBit {fields.HighBit} and BitsAllocated "
@@ -313,8 +313,7 @@ def _to_gray(
     gray = stored.astype(np.uint8) if is_8_bit and not equalizes else scale_to_8_bits(shown)
     if header.PhotometricInterpretation == "MONOCHROME1":
         gray = 255 - gray
-    if (num_levels := len(np.unique(gray))) <= FEWEST_LEVELS:
-        warned.append(f"the picture has only {num_levels} gray levels")
+    warned += few_levels(len(np.unique(gray)))
     if equalizes:
         of_gray = np.bincount(gray, weights=counts[found], minlength=256).astype(np.int64)
         gray = equalization_table(of_gray)[gray]

@@ -11,6 +11,7 @@ from .errors import DatasetError
 # uniform histogram (median 0.24) and, where they were equalised before, all but 5 nearer (median 0.01).
 LARGEST_DISTANCE_OF_EQUALIZED = 0.07
 NUM_BORDER_LEVELS = 16  # black borders, which equalising leaves alone, as shrinking and JPEG smear them
+FEWEST_LEVELS = 16
 ROWS_AT_ONCE = 32
 
 
@@ -29,6 +30,11 @@ def scale_to_8_bits(levels: np.ndarray) -> np.ndarray:
     scaled *= 255
     scaled /= peak
     return scaled.astype(np.uint8)
+
+
+def few_levels(num_levels: int) -> list[str]:
+    """Returns a warning where a picture has so few gray levels that something was wrong with it before."""
+    return [f"the picture has only {num_levels} gray levels"] if num_levels <= FEWEST_LEVELS else []
 
 
 def equalization_table(counts: np.ndarray) -> np.ndarray:

@@ -23,10 +23,11 @@ from PIL import Image
 from PIL import ImageOps
 from PIL import UnidentifiedImageError
 
-from .dicom import FEWEST_LEVELS
 from .dicom import read_dicom
 from .errors import DatasetError
+from .errors import one_line
 from .gray_levels import equalize
+from .gray_levels import few_levels
 from .gray_levels import scale_to_8_bits
 
 # The JPEG decoder may halve a side only while it stays this much above the final one: 2544 pixels are decoded
@@ -76,14 +77,9 @@ def refuse_bad_files() -> Iterator[None]:
     except (DatasetError, MemoryError):
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DatasetError(_one_line(error)) from error
+        raise DatasetError(one_line(error)) from error
     except Exception as error:  # of any kind: Pillow takes much of a file as sound
-        raise DatasetError(f"unreadable ({type(error).__name__}: {_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:300] or type(error).__name__
+        raise DatasetError(f"unreadable ({type(error).__name__}: {one_line(error)})") from error
 
 
 def open_jpeg(file: BinaryIO) -> Image.Image:
@@ -246,8 +242,7 @@ def _read_png(path: Path, reading: Reading) -> tuple[Image.Image, bool, list[str
             gray, equalizes = _to_gray(image, warned), reading.equalizes_8_bits
             _check_not_constant(gray)
         orientation = read_orientation(image)
-    if (num_levels := np.count_nonzero(gray.histogram())) <= FEWEST_LEVELS:
-        warned.append(f"the picture has only {num_levels} gray levels")
+    warned += few_levels(np.count_nonzero(gray.histogram()))
     if equalizes:
         gray = Image.fromarray(equalize(np.asarray(gray)))
     return _turn_upright(gray, orientation), equalizes, warned

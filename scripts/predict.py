@@ -12,8 +12,8 @@
 
 JPEG, PNG and DICOM files give what `run_classification.py` would have measured on them;
 docs/using-a-model.md says how they are read. Columns are path, probability (of the positive label), decision
-(at the model's threshold), warning (the file was used, but may be none for this model) and error (it was
-not). The others continue; the exit status is 1 where there is an error. Rows are written as they come, to
+(at the model's threshold), warning (look at the file before you believe its row) and error (the file was not
+used; the others are). The exit status is 1 where there is an error. Rows are written as they come, to
 .NAME.partial beside the output: a call that was stopped continues there when it is repeated. Not for clinical
 use.
 """
@@ -42,7 +42,6 @@ from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
-from cxr.inference.classifier import EQUALIZED_UNKNOWN
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
 from cxr.inference.predictions import COLUMNS
@@ -179,7 +178,7 @@ def open_output(
     """What an earlier call has written, and what writes a prediction: to the terminal or to --output."""
     output = args.output
     columns = tuple(name for name in COLUMNS if args.heatmap or name != "heat_map")
-    table = Table(columns, is_json=output is not None and output.suffix == ".jsonl")
+    table = Table(columns=columns, is_json=output is not None and output.suffix == ".jsonl")
     if output is None:
         yield [], table.open_terminal()
         return
@@ -254,8 +253,8 @@ def load_model(args: argparse.Namespace) -> Classifier:
     classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
         say(f"{args.model} has no decision_threshold of its own: it decides at {classifier.threshold}")
-    if classifier.trained_equalized is None and args.equalize == "auto":
-        say(f"{args.model} {EQUALIZED_UNKNOWN}")
+    if doubt := classifier.doubt_equalize(args.equalize):
+        say(doubt)
     return classifier
 
 

@@ -32,7 +32,6 @@ from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
-from cxr.inference.classifier import EQUALIZED_UNKNOWN
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
 from cxr.models.pretrained import find_file
@@ -245,8 +244,8 @@ def main(argv: list[str] | None = None) -> None:
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     card = read_card(find_file(args.model, "README.md", **source), classifier)
-    if classifier.trained_equalized is None and args.equalize == "auto":
-        print(f"{args.model} {EQUALIZED_UNKNOWN}", file=sys.stderr)
+    if doubt := classifier.doubt_equalize(args.equalize):
+        print(doubt, file=sys.stderr)  # the first line of the output is the page's address
     reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
     is_local = args.host in LOOPBACK
     with private_files():

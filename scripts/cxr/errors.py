@@ -59,7 +59,7 @@ def run_script(main: Callable[[], None], *, advice: dict[str, str] = INFERENCE_A
     Any other exception keeps its trace, on the terminal and in train.log, with exit status 1; where `advice`
     knows what to do about it, that is the last line.
     """
-    _undo.append(keep)
+    _undo.append(undo_nothing)
     try:
         main()
     except UserError as error:
@@ -81,7 +81,7 @@ def run_script(main: Callable[[], None], *, advice: dict[str, str] = INFERENCE_A
         _undo.pop()
 
 
-def keep() -> None:
+def undo_nothing() -> None:
     """For `undo_on_user_error`: what was begun stays."""
 
 

@@ -27,7 +27,7 @@ ROWS = [
 
 def make_table(suffix: str, *, has_maps: bool) -> Table:
     columns = tuple(name for name in COLUMNS if has_maps or name != "heat_map")
-    return Table(columns, is_json=suffix == ".jsonl")
+    return Table(columns=columns, is_json=suffix == ".jsonl")
 
 
 def write_rows(table: Table, output, rows, *, stop_after: int | None = None, head: TableHead = HEAD) -> list:
@@ -91,7 +91,7 @@ def test_both_files_are_private(suffix, tmp_path):
 
 
 OTHER_HEADS = {
-    "images": ({"flags": {"images": "['b']", "equalize": "auto"}}, "--images ['a'], now ['b']"),
+    "images": ({"flags": {"images": "['b']", "equalize": "auto"}}, "IMAGE ['a'], now ['b']"),
     "equalize": ({"flags": {"images": "['a']", "equalize": "no"}}, "--equalize auto, now no"),
     "model": ({"model": "n"}, "model m, now n"),
     "commit": ({"commit": "c1"}, "commit c0, now c1"),

@@ -102,7 +102,7 @@ CHANGES = {
     "--equalize": (["--equalize=yes"], "--equalize auto, now yes"),
     "--dicom_window": (["--dicom_window=none"], "--dicom_window header, now none"),
     "--heatmap": (["--heatmap={maps}"], "--heatmap None, now {maps}"),
-    "images": (["{images}/a.jpg"], "--images ['{images}'], now ['{images}', '{images}/a.jpg']"),
+    "images": (["{images}/a.jpg"], "IMAGE ['{images}'], now ['{images}', '{images}/a.jpg']"),
 }
 
 

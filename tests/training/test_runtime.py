@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cxr.errors import UserError
-from cxr.errors import keep
 from cxr.errors import run_script
+from cxr.errors import undo_nothing
 from cxr.errors import undo_on_user_error
 from cxr.training import runtime
 
@@ -51,7 +51,7 @@ def test_start_seeds_the_initial_weights(tmp_path):
 def test_users_error_is_traced_in_the_log(tmp_path):
     def main():
         runtime.start_run(arguments(tmp_path / "run"), default_output_dir="x")
-        undo_on_user_error(keep)  # as at the first step
+        undo_on_user_error(undo_nothing)  # as at the first step
         raise UserError("found a")
 
     with pytest.raises(SystemExit):

@@ -75,6 +75,11 @@ class Classifier:
             equalizes_8_bits=equalize == "yes",
         )
 
+    def doubt_equalize(self, equalize: str) -> str | None:
+        """Returns a warning where --equalize means what the model was trained on, and that is unknown."""
+        is_guessed = equalize == "auto" and self.trained_equalized is None
+        return f"{self.name} {EQUALIZED_UNKNOWN}" if is_guessed else None
+
     def find_doubts(self, radiograph: Radiograph) -> list[str]:
         """Returns warnings of what may be wrong with a radiograph, by itself or for this model."""
         doubts, view, known_views = [*radiograph.warnings], radiograph.view_position, VIEWS[self.trained_view]
@@ -83,7 +88,8 @@ class Classifier:
         is_equalized = radiograph.is_equalized or looks_equalized(radiograph.pixels.numpy())
         if self.trained_equalized not in (None, is_equalized):
             found, expected = ("equalised", "not equalised")[:: 1 if is_equalized else -1]
-            doubts.append(f"the picture seems {found}; the model was trained on images that are {expected}")
+            verb = "is" if radiograph.is_equalized else "seems"
+            doubts.append(f"the picture {verb} {found}; the model was trained on images that are {expected}")
         return doubts
 
     @torch.no_grad()

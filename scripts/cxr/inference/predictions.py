@@ -53,12 +53,12 @@ class TableHead(Record):
     flags: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """Predictions as CSV or JSON lines, `columns` of them."""
+    """How predictions are written: some of the COLUMNS, as CSV or JSON lines."""
 
-    def __init__(self, columns: tuple[str, ...], *, is_json: bool):
-        self.columns = columns
-        self.is_json = is_json
+    columns: tuple[str, ...]
+    is_json: bool
 
     @property
     def header(self) -> str:
@@ -147,10 +147,11 @@ def partial_path(output: Path) -> Path:
 def _difference(before: TableHead, now: TableHead) -> str:
     """The first thing that an earlier call had otherwise, in words."""
     names = dict.fromkeys([*before.flags, *now.flags])
-    pairs = [(f"--{name}", before.flags.get(name), now.flags.get(name)) for name in names]
+    words = {"images": "IMAGE"}  # as --help has it
+    pairs = [(words.get(name, f"--{name}"), before.flags.get(name), now.flags.get(name)) for name in names]
     pairs += [(name, getattr(before, name), getattr(now, name)) for name in ("model", "commit", "threshold")]
     name, was, wanted = next(pair for pair in pairs if pair[1] != pair[2])
-    return f"a call with {name} {was}, now {wanted}"
+    return f"a call with {name} {str(was)[:200]}, now {str(wanted)[:200]}"
 
 
 def readable(path: Path) -> str:

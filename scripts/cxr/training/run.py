@@ -29,7 +29,7 @@ from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_training_loader
 from cxr.data.sources import is_synthetic
 from cxr.data.transforms import Normalizer
-from cxr.errors import keep
+from cxr.errors import undo_nothing
 from cxr.errors import undo_on_user_error
 from cxr.models.acceleration import speed_up
 from cxr.models.architectures import FIELDS
@@ -227,7 +227,7 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """Yields the steps that are left, each with its learning rate set, under a progress bar."""
-        undo_on_user_error(keep)  # from the first step on, the folder stays
+        undo_on_user_error(undo_nothing)  # from the first step on, the folder stays
         self.bar = runtime.progress_bar(self.accelerator, range(self.progress.step, self.schedule.num_steps))
         self.stopwatch.start(self.progress.step)
         for step in self.bar:
