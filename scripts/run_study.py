@@ -42,6 +42,7 @@ from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_below_one
 from cxr.data.sources import REPOSITORY
 from cxr.data.sources import make_sample_data_once
+from cxr.errors import did_you_mean
 from cxr.errors import run_script
 from cxr.models.architectures import CONFIGS
 from cxr.run_folder.files import write_json
@@ -63,9 +64,10 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
             f"found {text!r}, expected FLAG=VALUE or SCOPE.FLAG=VALUE, such as vit.learning_rate=1e-4"
         )
     scope, flag, value = match.groups()
-    if scope and not re.fullmatch(r"pretraining|classification|vit|resnet|all|\d+", scope):
+    if scope and scope not in (*grid.SCOPES, "all") and not scope.isdecimal():
         raise argparse.ArgumentTypeError(
-            f"found the scope {scope!r}, expected pretraining, classification, vit, resnet or a training size"
+            f"found the scope {scope!r}{did_you_mean(scope, grid.SCOPES)}, expected one of "
+            f"{', '.join(grid.SCOPES)}, or a training size"
         )
     return scope or "", {flag: parse_value(flag, value)}
 
@@ -92,7 +94,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="the grid to start from (default: smoke without --data_dir, else paper)",
+        help="the grid to start from (default: smoke without --data_dir, compare with --models, else paper); "
+        "--presets prints them",
     )
     add_folder(
         parser, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
@@ -160,8 +163,16 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         type=setting,
         default=[],
         metavar="[SCOPE.]FLAG=VALUE",
-        help="flags of the cells' scripts; SCOPE: pretraining, classification, vit, resnet, a training size",
+        help=f"flags of the cells' scripts; SCOPE: {', '.join(grid.SCOPES)}, a training size; scratch and "
+        "pretrained are classifiers by how they start",
     )
+
+
+def default_preset(args: argparse.Namespace) -> str:
+    """The paper's rates are for its own models: others get rates at which they converge."""
+    if args.data_dir is None:
+        return "smoke"
+    return "compare" if args.models else "paper"
 
 
 def chosen_grid(args: argparse.Namespace, preset: grid.Grid) -> grid.Grid:
@@ -178,7 +189,7 @@ def report(output_dir: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    preset = grid.GRIDS[args.preset or ("paper" if args.data_dir else "smoke")]
+    preset = grid.GRIDS[args.preset or default_preset(args)]
     config_file = args.config_file or REPOSITORY / "accelerate_configs" / preset.config_file
     output_dir = args.output_dir.expanduser().absolute()
     if args.data_dir is None:

@@ -1,11 +1,13 @@
 """How a script ends: what the user can mend in one line, anything else with its trace."""
 
+import difflib
 import logging
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 logger = logging.getLogger("cxr")
@@ -64,6 +66,12 @@ def run_script(main: Callable[[], None], *, advice: dict[str, str] = INFERENCE_A
         if what_to_do is not None:
             _say(what_to_do)
         sys.exit(1)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Which known name a wrong one is like, to end a clause: " (did you mean resnet-18?)", or ""."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -177,7 +177,10 @@ def test_setting_has_the_value_that_args_json_has(text, value):
     ("argv", "said"),
     [
         (["--set", "learning_rate"], "found 'learning_rate', expected FLAG=VALUE or SCOPE.FLAG=VALUE"),
-        (["--set", "vits.learning_rate=1"], "found the scope 'vits', expected pretraining, classification"),
+        (
+            ["--set", "vits.learning_rate=1"],
+            "found the scope 'vits' (did you mean vit?), expected one of pretraining",
+        ),
         (["--train_sizes", "most"], "found 'most', expected a whole number from 1"),
         (["--mask_ratios", "1"], "found 1, expected a number in [0, 1)"),
         (["--tasks", "edema"], "'edema'"),
@@ -200,6 +203,19 @@ def test_every_axis_is_a_list_flag():
     for axis, values in (("tasks", TASKS), ("training_modes", TRAINING_MODES), ("views", VIEWS)):
         chosen = run_study.chosen_grid(parse(f"--{axis}", *values), GRIDS["paper"])
         assert getattr(chosen, axis) == tuple(values)
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        ([], "smoke"),
+        (["--models", "resnet-18"], "smoke"),
+        (["--data_dir=a"], "paper"),
+        (["--data_dir=a", "--models", "resnet-18"], "compare"),
+    ],
+)
+def test_preset_follows_from_what_is_named(flags, preset):
+    assert run_study.default_preset(parse(*flags)) == preset
 
 
 def test_preset_is_smoke_without_data_and_paper_with_it(cells, sample_root, tmp_path, monkeypatch, capsys):

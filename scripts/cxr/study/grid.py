@@ -21,6 +21,9 @@ from cxr.models.architectures import find_architecture
 from cxr.run_folder import record
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
+# What a setting may reach, beside the classifiers of one training size: all runs of a script, classifiers
+# by how they start, all runs of a family.
+SCOPES = ("pretraining", "classification", "scratch", "pretrained", "vit", "resnet")
 Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts), later ones count
 
 
@@ -52,10 +55,11 @@ PAPER = Grid(
     training_modes=choices.TRAINING_MODES,
     views=("frontal",),
     seeds=(0, 1, 2),
-    # Section 5 of the paper, which also names AdamW.
+    # Section 5 of the paper, which also names AdamW. Its models are pretrained: one from scratch would not
+    # learn at their rate.
     settings=(
-        ("classification", {"num_train_epochs": 20, "learning_rate": 1e-6}),
-        ("classification", {"per_device_train_batch_size": 32}),
+        ("classification", {"num_train_epochs": 20, "per_device_train_batch_size": 32}),
+        *((start, {"learning_rate": rate}) for start, rate in choices.LEARNING_RATES.items()),
         ("pretraining", {"num_train_epochs": 100}),
     ),
     config_file="single_gpu_fp16.yaml",
@@ -70,6 +74,24 @@ FUTURE = dataclasses.replace(
     tasks=("finding",),
     training_modes=("full",),
     views=("frontal", "lateral"),
+)
+# Models of any start beside each other, each trained until it has converged. The values are for small models
+# and hundreds of images: docs/study.md has the figures.
+COMPARE = Grid(
+    models=("vit-mae-tiny", "resnet-18"),
+    arms={"vit": (("classic", 0.0),), "resnet": (("classic", 0.0),)},
+    train_sizes=(100, None),
+    tasks=("finding",),
+    training_modes=("full",),
+    views=("frontal",),
+    seeds=(0, 1, 2),
+    settings=(
+        ("", {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1}),
+        ("classification", {"num_train_epochs": 50, "per_device_train_batch_size": 32}),
+        ("classification", {"learning_rate": 1e-4}),
+        ("pretraining", {"num_train_epochs": 200, "learning_rate": 1e-3}),
+    ),
+    config_file="single_gpu_fp16.yaml",
 )
 SMOKE = Grid(
     models=("vit-mae-tiny", "resnet-18"),
@@ -94,7 +116,7 @@ SMOKE = Grid(
     config_file="cpu.yaml",
     pretrain="instead",
 )
-GRIDS = dict(zip(choices.PRESETS, (PAPER, FUTURE, SMOKE)))
+GRIDS = dict(zip(choices.PRESETS, (PAPER, COMPARE, FUTURE, SMOKE)))
 
 
 class Point(record.Record):
@@ -212,7 +234,8 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             view=view,
             seed=seed,
         )
-        scopes = ["classification", families[model], size_name(size)]
+        start = "pretrained" if own or not point.from_scratch else "scratch"
+        scopes = ["classification", start, families[model], size_name(size)]
         planned = [classification_cell(point, grid.settings, scopes, data_dir, output_dir)]
         if own:
             scopes = ["pretraining", families[model]]
