@@ -10,6 +10,7 @@ import torch
 from cxr.errors import INFERENCE_ADVICE
 from cxr.errors import TRAINING_ADVICE
 from cxr.errors import UserError
+from cxr.errors import did_you_mean
 from cxr.errors import run_script
 from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
@@ -121,3 +122,15 @@ def test_compiling_without_a_compiler_says_what_to_do(sample_root, tmp_path):
     assert "Traceback" in done.stderr
     assert "--torch_compile needs a C++ compiler" in done.stderr.splitlines()[-1]
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vit-mae-tini", " (did you mean vit-mae-tiny?)"),
+        ("resnet18", " (did you mean resnet-18?)"),
+        ("x", ""),
+    ],
+)
+def test_name_like_a_known_one_is_answered_by_it(name, said):
+    assert did_you_mean(name, ["vit-mae-tiny", "resnet-18"]) == said

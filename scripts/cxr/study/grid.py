@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,7 @@ Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the script
 class Grid:
     """The axes. An arm is (augmentation, share masked); the models of its family are trained with it."""
 
+    purpose: str
     models: tuple[str, ...]
     arms: dict[str, tuple[tuple[str, float], ...]]  # family -> arms
     train_sizes: tuple[int | None, ...]  # None: all images
@@ -45,6 +47,7 @@ class Grid:
 
 
 PAPER = Grid(
+    purpose="the tables of Fradkin and Boxer (2023)",
     models=("facebook/vit-mae-base", "microsoft/resnet-18"),
     arms={
         "vit": (("mae", 0.25), ("mae", 0.5), ("mae", 0.75), ("none", 0.0)),
@@ -67,6 +70,7 @@ PAPER = Grid(
 # Section 8: larger models and lateral views. It shares its first cells with the paper's grid.
 FUTURE = dataclasses.replace(
     PAPER,
+    purpose="the paper's outlook: larger models, lateral views",
     models=(
         *(f"facebook/vit-mae-{size}" for size in ("base", "large", "huge")),
         *(f"microsoft/resnet-{depth}" for depth in (18, 34, 50, 152)),
@@ -78,6 +82,7 @@ FUTURE = dataclasses.replace(
 # Models of any start beside each other, each trained until it has converged. The values are for small models
 # and hundreds of images: docs/study.md has the figures.
 COMPARE = Grid(
+    purpose="small models of your choice, on few images",
     models=("vit-mae-tiny", "resnet-18"),
     arms={"vit": (("classic", 0.0),), "resnet": (("classic", 0.0),)},
     train_sizes=(100, None),
@@ -94,6 +99,7 @@ COMPARE = Grid(
     config_file="single_gpu_fp16.yaml",
 )
 SMOKE = Grid(
+    purpose="seeing that everything works, in minutes on a CPU",
     models=("vit-mae-tiny", "resnet-18"),
     arms={"vit": (("mae", 0.5), ("none", 0.0)), "resnet": (("classic", 0.0),)},
     train_sizes=(64, None),
@@ -318,6 +324,19 @@ def add_settings(planned: dict[str, Any], settings: Settings, scopes: list[str])
     if "config_name" not in flags:
         flags.pop("config_overrides", None)  # a pretrained model has its own configuration
     return flags
+
+
+def to_words(flags: dict[str, Any]) -> Iterator[str]:
+    for name, value in flags.items():
+        if value is True:
+            yield f"--{name}"
+        elif isinstance(value, list):
+            yield f"--{name}"
+            yield from map(str, value)
+        elif value is False and name in ("norm_pix_loss", "horizontal_flip"):  # the only ones on by default
+            yield f"--no-{name}"
+        elif value is not None and value is not False:
+            yield f"--{name}={value}"
 
 
 def slug(model: str) -> str:
