@@ -27,10 +27,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from cxr.choices import AUGMENTATIONS
 from cxr.choices import DEFAULT_IMAGE_SIZE
+from cxr.choices import LEARNING_RATES
 from cxr.cli import arguments
-from cxr.cli import command_line
+from cxr.cli import classification
 from cxr.data import transforms
 from cxr.data.images import are_equalized
 from cxr.data.images import default_cache_image_size
@@ -44,7 +44,6 @@ from cxr.errors import run_script
 from cxr.evaluation import intervals
 from cxr.evaluation import metrics
 from cxr.evaluation import plots
-from cxr.models import architectures
 from cxr.models import configs
 from cxr.models import pretrained
 from cxr.models.scratch import new_classifier
@@ -68,60 +67,12 @@ CLASSIFIERS = {
     "vit": ViTForImageClassification,
     "resnet": ResNetForImageClassification,
 }
-DEFAULT_CROP_SCALE = (0.08, 1.0)  # He et al. 2021
 
 logger = logging.getLogger("cxr.classification")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(__doc__)
-    config_names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
-    arguments.add_model_arguments(parser, config_names=config_names)
-
-    study = parser.add_argument_group("what the study varies")
-    study.add_argument("--augmentation", choices=AUGMENTATIONS, default="none", help="of training images")
-    arguments.add_crop_scale(study, "the random crop of --augmentation mae", default=DEFAULT_CROP_SCALE)
-    erased = "probability that a rectangle of a training image is replaced by noise"
-    command_line.add_number(study, "--random_erasing_prob", command_line.probability, erased, default=0.0)
-    hidden = "share of the patches that a ViT does not see in training; in an evaluation it sees all"
-    command_line.add_number(study, "--mask_ratio", command_line.share_below_one, hidden, default=0.0)
-    study.add_argument(
-        "--train_last_layer_only",
-        action="store_true",
-        help="train the classifier's head only",
-    )
-
-    arguments.add_data_arguments(parser)
-    training = arguments.add_training_arguments(
-        parser,
-        num_train_epochs=20,
-        per_device_train_batch_size=32,
-        weight_decay=0.01,
-        lr_scheduler_type="constant",
-        warmup_ratio=0.0,
-    )
-    arguments.add_learning_rate_arguments(training, default="learning_rate 1e-6")
-    training.add_argument(
-        "--sync_batchnorm",
-        action="store_true",
-        help="normalise a ResNet's batches over all GPUs, not over each",
-    )
-    training.add_argument(
-        "--evaluate_test", action="store_true", help="also measure the best epoch on the test split"
-    )
-    arguments.add_output_arguments(parser, default_output_dir="runs/classification")
-    return arguments.parse_with_defaults(
-        parser,
-        argv,
-        default_learning_rate={"learning_rate": 1e-6},
-        sample_defaults={
-            **arguments.SAMPLE_MODEL,
-            "num_train_epochs": 15,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "cosine",
-            "warmup_ratio": 0.1,
-        },
-    )
+    return classification.parse_args(argv, description=__doc__)
 
 
 def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
@@ -145,7 +96,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
 
 
 def warn_of_flags_without_effect(args: argparse.Namespace, config: PretrainedConfig) -> None:
-    if args.crop_scale != DEFAULT_CROP_SCALE and args.augmentation != "mae":
+    if args.crop_scale != classification.DEFAULT_CROP_SCALE and args.augmentation != "mae":
         logger.warning("--crop_scale has no effect: only --augmentation mae crops")
     if args.sync_batchnorm and config.model_type != "resnet":
         logger.warning("--sync_batchnorm has no effect: a ViT has no batch normalisation")
@@ -158,7 +109,9 @@ def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[
         model = new_classifier(config, labels)
         if args.learning_rate and args.learning_rate < 1e-5:
             logger.warning(
-                "--learning_rate %g is for pretrained models: from scratch try 5e-4", args.learning_rate
+                "--learning_rate %g is for pretrained models: from scratch try %g",
+                args.learning_rate,
+                LEARNING_RATES["scratch"],
             )
     else:
         model = pretrained.load_pretrained(
@@ -407,7 +360,10 @@ def main(argv: list[str] | None = None) -> None:
         patch_dropout.noise = torch.zeros(1, sets["train"].num_patches)
     one_step = functools.partial(synthetic_loss, image_size=image_size)
     run.plan(model, image_processor, one_step, num_images=len(sets["train"]), betas=(0.9, 0.999))
-    run.log_plan({"model": arguments.describe_model(args), **describe_sets(sets)})
+    default = classification.describe_default_learning_rate(args)
+    run.log_plan(
+        {"model": arguments.describe_model(args), **describe_sets(sets), "default learning rate": default}
+    )
     run.prepare(sets["train"], sets["validation"])
     with run.preemption:
         train(run, patch_dropout)

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 
 import torch
 from cxr.cli import arguments
-from cxr.cli import command_line
+from cxr.cli import pretraining
 from cxr.data import transforms
 from cxr.data.images import are_equalized
 from cxr.data.images import first_images
@@ -35,7 +35,6 @@ from cxr.errors import TRAINING_ADVICE
 from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.evaluation import plots
-from cxr.models import architectures
 from cxr.models import configs
 from cxr.models import pretrained
 from cxr.models.scratch import new_mae
@@ -53,48 +52,7 @@ logger = logging.getLogger("cxr.pretrain")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(__doc__)
-    arguments.add_model_arguments(parser, config_names=list(architectures.VIT_MAE_CONFIGS))
-
-    mae = parser.add_argument_group("masked autoencoder")
-    hidden = "share of the patches that is hidden from the encoder"
-    command_line.add_number(mae, "--mask_ratio", command_line.share_below_one, hidden, default=0.75)
-    mae.add_argument(
-        "--norm_pix_loss",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="predict the pixels of a patch normalised by its own mean and standard deviation",
-    )
-    arguments.add_crop_scale(mae, "a random resized crop", default=(0.2, 1.0))
-    mae.add_argument(
-        "--horizontal_flip",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="mirror half of them",
-    )
-
-    arguments.add_data_arguments(parser)
-    training = arguments.add_training_arguments(
-        parser,
-        num_train_epochs=100,
-        per_device_train_batch_size=64,
-        weight_decay=0.05,
-        lr_scheduler_type="cosine",
-        warmup_ratio=0.05,
-    )
-    arguments.add_learning_rate_arguments(training, default="base_learning_rate 1.5e-4")
-    arguments.add_output_arguments(parser, default_output_dir="runs/mae_pretrain")
-    return arguments.parse_with_defaults(
-        parser,
-        argv,
-        default_learning_rate={"base_learning_rate": 1.5e-4},
-        sample_defaults={
-            **arguments.SAMPLE_MODEL,
-            "num_train_epochs": 30,
-            "per_device_train_batch_size": 32,
-            "learning_rate": 1e-3,
-        },
-    )
+    return pretraining.parse_args(argv, description=__doc__)
 
 
 def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:

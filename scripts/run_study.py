@@ -3,6 +3,10 @@
     # Minutes on a laptop: tiny models on a synthetic sample.
     python scripts/run_study.py --output_dir runs/smoke
 
+    # Is a ViT pretrained on your images better than a ResNet-18? First the plan, which is checked.
+    python scripts/run_study.py --data_dir DATA --output_dir runs/compare --models vit-mae-tiny resnet-18 \\
+        --pretrain --set image_size=64 --config_file accelerate_configs/cpu.yaml --dry_run
+
     # The paper's grid on MIMIC-CXR-JPG: first what it takes, then all of it, on two GPUs.
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper --dry_run
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper --parallel 2
@@ -42,14 +46,30 @@ from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_below_one
 from cxr.data.sources import REPOSITORY
 from cxr.data.sources import make_sample_data_once
+from cxr.errors import did_you_mean
 from cxr.errors import run_script
 from cxr.models.architectures import CONFIGS
 from cxr.run_folder.files import write_json
 from cxr.run_folder.lock import lock_folder
+from cxr.study import checks
 from cxr.study import grid
+from cxr.study import plan_tables
 from cxr.study import runner
+from cxr.study.cells import check_cells
 from cxr.study.costs import count_images
+from cxr.study.costs import duration
 from cxr.study.costs import estimate_seconds
+from cxr.study.machine import Launch
+from cxr.study.machine import measure_device
+from cxr.study.machine import plan_launch
+
+
+class PrintPresets(argparse.Action):
+    """As --help: prints, and ends the script."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        plan_tables.print_presets()
+        parser.exit()
 
 
 def train_size(text: str) -> int | None:
@@ -63,9 +83,10 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
             f"found {text!r}, expected FLAG=VALUE or SCOPE.FLAG=VALUE, such as vit.learning_rate=1e-4"
         )
     scope, flag, value = match.groups()
-    if scope and not re.fullmatch(r"pretraining|classification|vit|resnet|all|\d+", scope):
+    if scope and scope not in (*grid.SCOPES, "all") and not scope.isdecimal():
         raise argparse.ArgumentTypeError(
-            f"found the scope {scope!r}, expected pretraining, classification, vit, resnet or a training size"
+            f"found the scope {scope!r}{did_you_mean(scope, grid.SCOPES)}, expected one of "
+            f"{', '.join(grid.SCOPES)}, or a training size"
         )
     return scope or "", {flag: parse_value(flag, value)}
 
@@ -92,8 +113,10 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="the grid to start from (default: smoke without --data_dir, else paper)",
+        help="the grid to start from (default: smoke without --data_dir, compare with --models, else paper); "
+        "--presets prints them",
     )
+    parser.add_argument("--presets", action=PrintPresets, nargs=0, help="print each preset, and run nothing")
     add_folder(
         parser, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
     )
@@ -160,8 +183,16 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         type=setting,
         default=[],
         metavar="[SCOPE.]FLAG=VALUE",
-        help="flags of the cells' scripts; SCOPE: pretraining, classification, vit, resnet, a training size",
+        help=f"flags of the cells' scripts; SCOPE: {', '.join(grid.SCOPES)}, a training size; scratch and "
+        "pretrained are classifiers by how they start",
     )
+
+
+def default_preset(args: argparse.Namespace) -> str:
+    """The paper's rates are for its own models: others get rates at which they converge."""
+    if args.data_dir is None:
+        return "smoke"
+    return "compare" if args.models else "paper"
 
 
 def chosen_grid(args: argparse.Namespace, preset: grid.Grid) -> grid.Grid:
@@ -176,33 +207,55 @@ def report(output_dir: Path) -> bool:
     return subprocess.run([sys.executable, str(script), str(output_dir)], check=False).returncode == 0
 
 
+def check(
+    cells: list[grid.Cell], data_dir: Path, output_dir: Path, launch: Launch, *, prints: bool
+) -> dict[str, float]:
+    """Checks all that can be checked before the first cell starts; returns the seconds that each takes.
+
+    `prints` shows what was found, the plan, before the last checks: it can be read without a GPU.
+    """
+    images = count_images(cells, data_dir)
+    facts = check_cells(cells)
+    runner.check_study(output_dir, cells)
+    checks.check_batches(facts, images, launch.num_processes)
+    device = measure_device(launch)
+    seconds, basis = estimate_seconds(facts, images, output_dir, device)
+    left = {name: facts[name] for name in facts if runner.state_on_disk(output_dir / name) != "finished"}
+    if prints:
+        plan_tables.print_cells(cells, images, seconds, output_dir)
+        plan_tables.print_kinds(cells, facts, num_processes=launch.num_processes)
+        remaining = duration(sum(seconds[name] for name in left) / len(launch.gpus))
+        print(f"{len(cells)} cells; what is left takes about {remaining}, estimated {basis}.")
+    checks.check_disk(left, output_dir, len(launch.gpus))
+    checks.check_device(facts, launch, device)
+    return seconds
+
+
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    preset = grid.GRIDS[args.preset or ("paper" if args.data_dir else "smoke")]
-    config_file = args.config_file or REPOSITORY / "accelerate_configs" / preset.config_file
+    preset = args.preset or default_preset(args)
+    chosen = chosen_grid(args, grid.GRIDS[preset])
+    config_file = args.config_file or REPOSITORY / "accelerate_configs" / chosen.config_file
     output_dir = args.output_dir.expanduser().absolute()
     if args.data_dir is None:
         print("No --data_dir given: using the synthetic sample.", file=sys.stderr)
     data_dir = (args.data_dir or make_sample_data_once()).expanduser().absolute()
 
     # Nothing is written before all of it is known to be possible.
-    cells = grid.plan_cells(chosen_grid(args, preset), data_dir=data_dir, output_dir=output_dir)
-    parallel = min(args.parallel, len(cells))
-    device, gpus, num_threads = runner.devices(config_file, parallel)
-    images = count_images(cells, data_dir)
-    runner.check_study(output_dir, cells)
-    seconds, basis = estimate_seconds(cells, images, output_dir, device)
+    cells = grid.plan_cells(chosen, data_dir=data_dir, output_dir=output_dir)
+    launch = plan_launch(config_file, parallel=min(args.parallel, len(cells)))
     if args.dry_run:
-        runner.print_plan(cells, images, seconds, output_dir, parallel)
-        print(f"The times are estimated {basis}.")
+        print(f"Preset {preset}; flags of its cells:", *plan_tables.settings_in_words(chosen.settings))
+    seconds = check(cells, data_dir, output_dir, launch, prints=args.dry_run)
+    if args.dry_run:
         return
 
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(output_dir)
     plan = runner.check_study(output_dir, cells)  # again, now that nobody else writes it
     write_json(output_dir / "plan.json", plan.as_json())
-    study = runner.StudyRunner(cells, output_dir, seconds=seconds, parallel=parallel)
-    study.run(config_file, gpus, num_threads)
+    study = runner.StudyRunner(cells, output_dir, seconds=seconds, parallel=len(launch.gpus))
+    study.run(launch)
     is_reported = report(output_dir) if study.has_classifier() else True
     lock.release()
     if study.print_failures() or not is_reported:

@@ -1,8 +1,11 @@
 """Pages that are made from the code are what the code says."""
 
-from make_run_folder_page import PAGE
-from make_run_folder_page import page
+import make_run_folder_page
+import make_study_page
+import pytest
 
 
-def test_the_page_on_the_run_folder_is_made_from_the_declarations():
-    assert PAGE.read_text(encoding="utf-8") == page(), "run: python docs/make_run_folder_page.py"
+@pytest.mark.parametrize("made_by", [make_run_folder_page, make_study_page])
+def test_page_is_made_from_the_declarations_in_the_code(made_by):
+    said = f"run: python docs/{made_by.__name__}.py"
+    assert made_by.PAGE.read_text(encoding="utf-8") == made_by.page(), said

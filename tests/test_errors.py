@@ -10,6 +10,7 @@ import torch
 from cxr.errors import INFERENCE_ADVICE
 from cxr.errors import TRAINING_ADVICE
 from cxr.errors import UserError
+from cxr.errors import did_you_mean
 from cxr.errors import run_script
 from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
@@ -134,3 +135,15 @@ def test_start_that_a_user_can_mend_leaves_no_folder_behind(was_there, sample_ro
     assert done.returncode == 2 and "error: --mask_ratio 0.0 hides 0 of 16 patches" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run"] * was_there
     assert not was_there or not list(output_dir.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vit-mae-tini", " (did you mean vit-mae-tiny?)"),
+        ("resnet18", " (did you mean resnet-18?)"),
+        ("x", ""),
+    ],
+)
+def test_name_like_a_known_one_is_answered_by_it(name, said):
+    assert did_you_mean(name, ["vit-mae-tiny", "resnet-18"]) == said

@@ -22,9 +22,12 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "all")
 
 DEFAULT_MODEL = "facebook/vit-mae-base"
 DEFAULT_IMAGE_SIZE = 224
+# Of a classifier, by how it starts: the paper's, at which a new model would hardly move, and one that trains
+# small new models (docs/study.md has the figures).
+LEARNING_RATES = {"pretrained": 1e-6, "scratch": 1e-4}
 
 # The study.
-PRESETS = ("paper", "future", "smoke")
+PRESETS = ("paper", "compare", "future", "smoke")
 TRAINING_MODES = ("full", "last_layer")
 # What a share of masking means (the paper's text says patches, its code erases): the flag that it sets.
 MASKINGS = {"patches": "mask_ratio", "erasing": "random_erasing_prob"}

@@ -7,6 +7,7 @@ import pytest
 import run_classification
 import run_mae_pretrain
 import torch
+from cxr.cli.classification import describe_default_learning_rate
 from cxr.run_folder.record import RunRecord
 from cxr.training.run import Run
 from transformers import ResNetConfig
@@ -48,6 +49,30 @@ def test_one_kind_of_learning_rate_replaces_the_default_of_the_other():
 def test_model_named_for_the_sample_gets_the_learning_rate_of_pretrained_models():
     args = run_classification.parse_args(["--model_name_or_path", "some/model"])
     assert (args.learning_rate, args.config_name, args.num_train_epochs) == (1e-6, None, 20)
+
+
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [
+        (["--config_name", "resnet-18"], 1e-4),
+        (["--config_name", "vit-mae-tiny", "--learning_rate", "1e-6"], 1e-6),  # asked for by name
+        (["--config_name", "vit-mae-tiny", "--base_learning_rate", "0.5"], None),
+        (["--model_name_or_path", "microsoft/resnet-18"], 1e-6),
+    ],
+)
+def test_model_from_scratch_has_a_learning_rate_of_its_own_unless_one_is_named(flags, rate, tmp_path):
+    assert run_classification.parse_args([f"--data_dir={tmp_path}", *flags]).learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config_name=resnet-18", "0.0001, as the model starts from scratch; 1e-06 is for pretrained ones"),
+        ("--model_name_or_path=a/b", "1e-06, the paper's, as the model is pretrained; 0.0001 is for those"),
+    ],
+)
+def test_plan_says_which_learning_rate_is_the_default_and_why(flag, said):
+    assert said in describe_default_learning_rate(run_classification.parse_args([flag]))
 
 
 def plan_steps(args, *, num_processes):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,11 +31,12 @@ from cxr.run_folder.record import check_unchanged
 from cxr.study import runner
 from cxr.study.grid import GRIDS
 from cxr.study.grid import plan_cells
+from cxr.study.grid import to_words
+from cxr.study.machine import Device
+from cxr.study.machine import plan_launch
 from cxr.study.runner import StudyRunner
 from cxr.study.runner import command
-from cxr.study.runner import devices
 from cxr.study.runner import tail
-from cxr.study.runner import to_words
 from cxr.training.progress import Progress
 from cxr.training.progress import has_checkpoint
 from finished_runs import arguments
@@ -55,6 +57,8 @@ ALL = [PRETRAINED, TUNED, RESNET]
 # Three cells: a pretraining, the classifier that needs it, and a ResNet.
 SMALL = ["--preset=smoke", "--models", "vit-mae-tiny", "resnet-18", "--augmentations", "none"]
 SMALL += ["--mask_ratios", "0", "--train_sizes", "16", "--tasks", "finding"]
+SMALL += ["--set", "per_device_train_batch_size=8"]
+SPEED = {"vit": 0.05, "resnet": 0.05}  # TFLOP/s
 
 PROGRESS = Progress(images_per_step=8, step=2).as_json()  # in a checkpoint that is complete
 
@@ -103,6 +107,7 @@ class Cells:
     commands: dict[str, list[str]] = field(default_factory=dict)  # what the study would have started
     reports: list[Path] = field(default_factory=list)
     reportable: bool = True
+    device: Device = field(default_factory=lambda: Device(kind="cpu", tflops=SPEED))
 
 
 @pytest.fixture
@@ -118,6 +123,9 @@ def cells(monkeypatch):
 
     monkeypatch.setattr(runner, "command", command)
     monkeypatch.setattr(run_study, "report", lambda folder: cells.reports.append(folder) or cells.reportable)
+    monkeypatch.setattr(run_study, "measure_device", lambda launch: cells.device)
+    room = shutil.disk_usage(Path.cwd())._replace(free=10**13)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
     sleep = time.sleep
     monkeypatch.setattr(runner.time, "sleep", lambda seconds: sleep(seconds / 10))
     before = signal.getsignal(signal.SIGTERM)
@@ -177,7 +185,10 @@ def test_setting_has_the_value_that_args_json_has(text, value):
     ("argv", "said"),
     [
         (["--set", "learning_rate"], "found 'learning_rate', expected FLAG=VALUE or SCOPE.FLAG=VALUE"),
-        (["--set", "vits.learning_rate=1"], "found the scope 'vits', expected pretraining, classification"),
+        (
+            ["--set", "vits.learning_rate=1"],
+            "found the scope 'vits' (did you mean vit?), expected one of pretraining",
+        ),
         (["--train_sizes", "most"], "found 'most', expected a whole number from 1"),
         (["--mask_ratios", "1"], "found 1, expected a number in [0, 1)"),
         (["--tasks", "edema"], "'edema'"),
@@ -202,11 +213,26 @@ def test_every_axis_is_a_list_flag():
         assert getattr(chosen, axis) == tuple(values)
 
 
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        ([], "smoke"),
+        (["--models", "resnet-18"], "smoke"),
+        (["--data_dir=a"], "paper"),
+        (["--data_dir=a", "--models", "resnet-18"], "compare"),
+    ],
+)
+def test_preset_follows_from_what_is_named(flags, preset):
+    assert run_study.default_preset(parse(*flags)) == preset
+
+
 def test_preset_is_smoke_without_data_and_paper_with_it(cells, sample_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_study, "make_sample_data_once", lambda: sample_root)
-    run_study.main([f"--output_dir={tmp_path / 'a'}", "--train_sizes", "16", "all", "--dry_run"])
+    batch = ["--set", "per_device_train_batch_size=8"]
+    run_study.main([f"--output_dir={tmp_path / 'a'}", "--train_sizes", "32", "all", "--dry_run", *batch])
     assert "13 cells" in capsys.readouterr().out
-    sizes = ["--train_sizes", "8", "16", "all"]
+    sizes = ["--train_sizes", "8", "16", "all", *batch]
+    cells.device = Device(kind="cuda", tflops=SPEED)
     run_study.main([f"--data_dir={sample_root}", f"--output_dir={tmp_path / 'b'}", *sizes, "--dry_run"])
     assert "216 cells" in capsys.readouterr().out
 
@@ -274,20 +300,21 @@ def test_scripts_take_every_planned_command_line_and_note_what_was_planned(prese
 @pytest.mark.parametrize(
     ("config", "parallel", "visible", "expected"),
     [
-        ("single_gpu_fp16.yaml", 1, None, ("gpu", [None], None)),
-        ("single_gpu_fp16.yaml", 2, None, ("gpu", ["0", "1"], None)),
-        ("single_gpu_fp16.yaml", 2, "4,7,5", ("gpu", ["4", "7"], None)),
-        ("single_gpu_fp16.yaml", 1, "4,7,5", ("gpu", ["4"], None)),
-        ("multi_gpu_fp16.yaml", 1, "4,7,5", ("gpu", [None], None)),
-        ("cpu.yaml", 1, None, ("cpu", [None], None)),
-        ("cpu.yaml", 1000, None, ("cpu", [None] * 1000, 1)),
+        ("single_gpu_fp16.yaml", 1, None, (False, "fp16", [None], None)),
+        ("single_gpu_fp16.yaml", 2, None, (False, "fp16", ["0", "1"], None)),
+        ("single_gpu_fp16.yaml", 2, "4,7,5", (False, "fp16", ["4", "7"], None)),
+        ("single_gpu_fp16.yaml", 1, "4,7,5", (False, "fp16", ["4"], None)),
+        ("multi_gpu_fp16.yaml", 1, "4,7,5", (False, "fp16", [None], None)),
+        ("cpu.yaml", 1, None, (True, "no", [None], None)),
+        ("cpu.yaml", 1000, None, (True, "no", [None] * 1000, 1)),
     ],
 )
 def test_slots_are_the_visible_gpus_in_their_order(config, parallel, visible, expected, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert devices(CONFIGS / config, parallel) == expected
+    launch = plan_launch(CONFIGS / config, parallel)
+    assert (launch.on_cpu, launch.mixed_precision, launch.gpus, launch.num_threads) == expected
 
 
 @pytest.mark.parametrize(
@@ -300,7 +327,7 @@ def test_slots_are_the_visible_gpus_in_their_order(config, parallel, visible, ex
 def test_more_slots_than_visible_gpus_and_cells_of_several_processes_are_refused(config, said, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(UserError, match=said):
-        devices(CONFIGS / config, 2)
+        plan_launch(CONFIGS / config, 2)
 
 
 NO_CONFIGS = (None, "", "- a", "use_cpu: true", "a: [", "use_cpu: true\nnum_processes: x")
@@ -318,6 +345,7 @@ def test_no_accelerate_config_is_refused_before_anything_is_written(text, study,
 
 def test_parallel_spreads_cells_over_gpus_and_waits_for_what_they_need(study, cells, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cells.device = Device(kind="cuda", tflops=SPEED)
     assert study("--parallel=2", f"--config_file={CONFIGS / 'single_gpu_fp16.yaml'}") == 0
     gpus = {name: words[words.index("--gpu_ids") + 1] for name, words in cells.commands.items()}
     assert cells.launched == [PRETRAINED, RESNET, TUNED]  # the classifier has to wait
@@ -486,12 +514,62 @@ def test_folder_that_is_no_study_is_refused_and_kept(study, cells, folder, capsy
         (["--train_sizes", "16", "1000"], "--train_sizes 1000: found "),
         (["--data_dir=/no/such/folder"], "/no/such/folder"),
         (["--set", "seed=3"], "--set seed: found a flag that the study itself sets"),
+        (
+            ["--set", "learning_rat=1"],
+            "--set learning_rat: run_mae_pretrain.py has no such flag (did you mean learning_rate?)",
+        ),
+        (["--set", "norm_pix_loss=true"], "has no such flag; write pretraining.norm_pix_loss=..."),
+        (["--set", "learning_rate=fast"], "--set: --learning_rate: found 'fast', expected a number above 0"),
+        (["--set", "vit.config_overrides=patch_sizes=8"], "found no such key; expected some of hidden_size"),
+        (["--set", "image_size=30"], "found image_size=30, expected a multiple of patch_size=4"),
+        (["--set", "pretraining.image_size=64"], "image_size=32: found a model for images of 64 pixels"),
+        (["--set", "per_device_train_batch_size=auto"], "found cpu, expected an NVIDIA or AMD GPU; leave it"),
+        (["--set", "per_device_train_batch_size=17"], "found 16 training images, expected at least the 17"),
+        (["--models", "vit-mae-tini"], "of this name (did you mean vit-mae-tiny?)"),
+        (["--models", "resnet-18", "--pretrain", "no"], "invalid choice: 'no'"),
+        (
+            [f"--config_file={CONFIGS / 'single_gpu_fp16.yaml'}"],
+            "use --config_file accelerate_configs/cpu.yaml",
+        ),
         (["--mask_ratios", "0.33333", "0.33334"], "two different cells would have the name"),
     ],
 )
 def test_impossible_plan_is_refused_before_anything_runs(flags, said, study, cells, folder, capsys):
     assert study(*flags) == 2
     assert said in error_line(capsys) and not cells.launched and not folder.exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+def test_models_that_do_not_fit_on_the_disk_are_refused(dry, study, cells, folder, monkeypatch, capsys):
+    usage = shutil.disk_usage(folder.parent)._replace(free=10**6)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert study(*dry) == 2
+    assert "0.0 GB free, expected 0.3 GB for the models of 3 cells" in error_line(capsys)
+    assert not cells.launched and not folder.exists()
+
+
+def test_dry_run_shows_the_kinds_of_cells_and_the_flags_of_the_preset(study, cells, capsys):
+    assert study("--dry_run", "--set", "resnet.learning_rate=0.5") == 0
+    printed = capsys.readouterr().out
+    assert "Preset smoke; flags of its cells: image_size=32" in printed
+    assert "resnet.learning_rate=0.5" in printed
+    rows = [line.strip("│ ") for line in printed.splitlines() if " px " in line]
+    cells_of = {tuple(word.strip() for word in row.split("│")) for row in rows}
+    assert cells_of == {
+        ("vit-mae-tiny", "from scratch", "0.3 M", "1 MB", "32 px", "10", "0.001, cosine", "8", "1"),
+        ("vit-mae-tiny", "pretrained here", "0.2 M", "1 MB", "32 px", "6", "0.001, cosine", "8", "1"),
+        ("resnet-18", "from scratch", "11.2 M", "45 MB", "32 px", "6", "0.5, cosine", "8", "1"),
+    }
+    assert "estimated from a few steps of small layers on this cpu" in printed
+
+
+@pytest.mark.parametrize("preset", GRIDS)
+def test_presets_are_printed_with_their_axes_and_flags(preset, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_study.main(["--presets"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert ended.value.code == 0 and f"--preset {preset}" in printed
+    assert GRIDS[preset].purpose in printed and GRIDS[preset].config_file in printed
 
 
 def test_cell_that_a_killed_study_left_running_is_waited_for(study, cells, folder, monkeypatch, capsys):
@@ -560,6 +638,8 @@ from cxr.study import runner
 from cxr.study.costs import ImageCounts
 runner.command = command
 counts = ImageCounts(train=16, validation=7)  # a quick start
+from cxr.study.machine import Device
+run_study.measure_device = lambda launch: Device(kind="cpu", tflops={{"vit": 1.0, "resnet": 1.0}})
 run_study.count_images = lambda cells, _: {{cell.run_id: counts for cell in cells}}
 from cxr.errors import run_script
 run_script(run_study.main)
@@ -649,10 +729,11 @@ def test_study_killed_inside_a_cell_goes_on_there_skips_what_is_finished_and_rep
 @pytest.mark.slow
 def test_error_of_a_real_cell_is_what_the_study_prints(sample_root, folder):
     log = folder.with_name("study.log")
-    flags = [*SMALL, "--models", "resnet-18", f"--data_dir={sample_root}", "--set", "no_such_flag=1"]
+    flags = [*SMALL, "--models", "resnet-18", f"--data_dir={sample_root}"]
+    flags += ["--set", "resnet.config_overrides=hidden_act=no_such_function"]  # known to transformers only
     process = start_study(folder, log, *flags)
     with kill_afterwards(process):
         assert process.wait(timeout=300) == 1
     said = log.read_text(encoding="utf-8")
-    assert "    run_classification.py: error: unrecognized arguments: --no_such_flag=1" in said
+    assert "    run_classification.py: error: --config_overrides" in said and "no_such_function" in said
     assert "Traceback" not in said and f"1 of 1 cells failed: {RESNET}" in said

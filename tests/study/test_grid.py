@@ -124,6 +124,27 @@ def test_smoke_is_a_grid_of_tiny_models_from_scratch_on_the_cpu():
     assert {cell.flags["image_size"] for cell in cells} == {32}
 
 
+@pytest.mark.parametrize("preset", GRIDS)
+def test_model_from_scratch_never_has_the_rate_of_a_pretrained_one_unless_it_is_named(preset):
+    scratch = ids_and_rates(plan(GRIDS[preset], models=["resnet-18", "vit-mae-tiny"]))
+    assert all(rate >= 1e-4 for name, rate in scratch.items() if "-pre_" not in name)
+    named = plan(GRIDS[preset], models=["resnet-18"], settings=[("scratch", {"learning_rate": 1e-6})])
+    assert set(ids_and_rates(named).values()) == {1e-6}
+
+
+def ids_and_rates(cells: list[Cell]) -> dict[str, float]:
+    return {cell.run_id: cell.flags["learning_rate"] for cell in cells}
+
+
+def test_compare_trains_models_of_any_start_with_the_same_images_and_augmentation_until_they_converge():
+    cells = plan(GRIDS["compare"], models=["vit-mae-tiny", "resnet-18"], pretrain="beside", seeds=[0])
+    classifiers = [cell for cell in cells if cell.script == CLASSIFICATION]
+    assert {arm_of(cell.point) for cell in classifiers} == {("classic", 0.0)}
+    assert len(classifiers) == 3 * 2 and len(cells) == 7
+    assert {cell.flags["lr_scheduler_type"] for cell in cells} == {"cosine"}
+    assert all(cell.flags["learning_rate"] >= 1e-4 for cell in cells)
+
+
 # Names ------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +365,8 @@ def test_model_from_scratch_that_is_pretrained_here_is_fine_tuned_without_its_ov
         ("resnet", {"resnet-20", "resnet-all"}),
         ("pretraining", {"vit-pretrain"}),
         ("classification", {"vit-20", "vit-all", "resnet-20", "resnet-all"}),
+        ("scratch", {"resnet-20", "resnet-all"}),
+        ("pretrained", {"vit-20", "vit-all"}),
         ("20", {"vit-20", "resnet-20"}),
         ("all", {"vit-all", "resnet-all"}),
     ],

@@ -269,21 +269,22 @@ def parse_with_defaults(
     parser: ArgumentParser,
     argv: list[str] | None,
     *,
-    default_learning_rate: dict[str, float],
+    default_learning_rates: dict[str, dict[str, float]],
     sample_defaults: dict[str, object],
 ) -> argparse.Namespace:
     """Parses `argv` with the defaults that fit it, and checks it.
 
     Neither data nor model named: `sample_defaults`, a model so small that a CPU trains it in minutes. Data
-    but no model: DEFAULT_MODEL. No learning rate: `default_learning_rate`, unless the sample's defaults
-    have their own.
+    but no model: DEFAULT_MODEL. No learning rate: that of `default_learning_rates` which fits how the model
+    starts, pretrained or from scratch, unless the sample's defaults have their own.
     """
     named = parser.parse_args(argv)
     defaults = {}
     if not named.model_name_or_path and not named.config_name:
         defaults = {"model_name_or_path": DEFAULT_MODEL} if named.data_dir else dict(sample_defaults)
     if not named.learning_rate and not named.base_learning_rate:
-        defaults = {**default_learning_rate, **defaults}
+        start = "scratch" if named.config_name else "pretrained"
+        defaults = {**default_learning_rates[start], **defaults}
     else:
         defaults = {name: value for name, value in defaults.items() if not name.endswith("learning_rate")}
     parser.set_defaults(**defaults)

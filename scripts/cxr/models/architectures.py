@@ -8,12 +8,15 @@ from typing import Literal
 from huggingface_hub import try_to_load_from_cache
 from pydantic import ConfigDict
 from pydantic import Field
+from pydantic import ValidationError
 from pydantic import model_validator
 from typing_extensions import Self
 
 from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.errors import UserError
+from cxr.errors import did_you_mean
 from cxr.run_folder.record import Record
+from cxr.run_folder.record import first_problem
 from cxr.sharing.local_hub import MODEL_ID
 
 # The bounds keep a model from being built for hours.
@@ -100,6 +103,9 @@ class ResnetFields(Fields):
         return self
 
 
+# Not by --config_overrides: the side has a flag, images have their channels, and these two are lists.
+NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
+TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 FIELDS = {"vit": VitFields, "vit_mae": VitMaeFields, "resnet": ResnetFields}
 
 
@@ -167,9 +173,10 @@ def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str 
         return FIELDS[ModelType.read(path).model_type].read(path)
     if model in _PUBLISHED:
         return _PUBLISHED[model]
+    close = did_you_mean(model, [*CONFIGS, *_PUBLISHED])
     raise UserError(
-        f"model {model}: found no folder and no downloaded model of this name, expected one, to know its "
-        f"kind and size; name a folder, or download it first: hf download {model} --revision {revision}"
+        f"model {model}: found no folder and no downloaded model of this name{close}, expected one, to know "
+        f"its kind and size; name a folder, or download it first: hf download {model} --revision {revision}"
     )
 
 
@@ -196,9 +203,34 @@ def describe_architecture(model: Fields) -> str:
     return text
 
 
-def estimate_gflop(
-    architecture: Fields, *, image_size: int, overrides: str | None, share_seen: float
-) -> float:
+def override(architecture: Fields, overrides: str | None, *, image_size: int | None) -> Fields:
+    """Returns the architecture with `overrides` ("key=value,...") and, where it is a ViT, the image size.
+
+    Raises UserError for a key that it does not have, and for a value that no model has.
+    """
+    fields, changes = architecture.model_dump(), {}
+    allowed = [name for name in fields if name not in NOT_OVERRIDDEN]
+    for name, _, text in [pair.partition("=") for pair in overrides.split(",")] if overrides else ():
+        where = f"--config_overrides {name}={text}"[:70]
+        if name not in allowed:
+            raise UserError(
+                f"{where}: found no such key; expected some of {', '.join(allowed)}"
+                + did_you_mean(name, allowed)
+            )
+        kind = type(fields[name])
+        try:
+            changes[name] = TRUTHS[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{where}: expected a value such as {fields[name]}: change it") from error
+    if image_size and "image_size" in fields:
+        changes["image_size"] = image_size
+    try:
+        return type(architecture).model_validate(fields | changes)
+    except ValidationError as error:
+        raise UserError(f"--config_overrides, --image_size: {first_problem(error)}: change it") from error
+
+
+def estimate_gflop(architecture: Fields, *, image_size: int, share_seen: float) -> float:
     """Returns roughly what a forward pass of one image takes, in GFLOP.
 
     It is for saying beforehand whether a study takes hours or weeks. `share_seen` is the share of the patches
@@ -206,16 +238,11 @@ def estimate_gflop(
     """
     if not 0 < image_size <= 10**6:  # a larger one overflows
         raise UserError(f"image_size: found {str(image_size)[:50]}, expected a number from 1 to 1,000,000")
-    pairs = [pair.partition("=") for pair in (overrides or "").split(",")]
-    # Of the values that the script will refuse, none is taken: no model has more than seven digits.
-    sizes = {key: int(value) for key, _, value in pairs if value.isdecimal() and len(value) < 8}
-    sizes = {key: size for key, size in sizes.items() if size and type(getattr(architecture, key, 0)) is int}
-    model = architecture.model_copy(update=sizes)
-    if model.family == "resnet":
-        return 2e-9 * _resnet_macs(model, image_size)
-    width, tokens = model.hidden_size, 1 + share_seen * (image_size // model.patch_size) ** 2
-    per_token = 4 * width**2 + 2 * width * model.intermediate_size + 2 * tokens * width
-    return 2e-9 * model.num_hidden_layers * tokens * per_token
+    if architecture.family == "resnet":
+        return 2e-9 * _resnet_macs(architecture, image_size)
+    width, tokens = architecture.hidden_size, 1 + share_seen * (image_size // architecture.patch_size) ** 2
+    per_token = 4 * width**2 + 2 * width * architecture.intermediate_size + 2 * tokens * width
+    return 2e-9 * architecture.num_hidden_layers * tokens * per_token
 
 
 def _resnet_macs(model: ResnetFields, image_size: int) -> float:

@@ -14,41 +14,24 @@ from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
 
-from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.errors import UserError
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import FIELDS
 from cxr.models.architectures import VitFields
 from cxr.models.architectures import VitMaeFields
+from cxr.models.architectures import override
 from cxr.run_folder.record import first_problem
 
 CONFIG_CLASSES = {"vit": ViTConfig, "vit_mae": ViTMAEConfig, "resnet": ResNetConfig}
-# Not by --config_overrides: the side has a flag, images have their channels, and these two are lists.
-NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
 
 
 def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:
     """Returns the configuration `config_name` with the image size and `overrides` ("key=value,...")."""
-    fields = CONFIGS[config_name].model_dump()
-    if isinstance(CONFIGS[config_name], VitMaeFields):
-        config = ViTMAEConfig(**fields | {"image_size": image_size or DEFAULT_IMAGE_SIZE})
-        model_class = ViTMAEForPreTraining
+    fields = override(CONFIGS[config_name], overrides, image_size=image_size)
+    if isinstance(fields, VitMaeFields):
+        config, model_class = ViTMAEConfig(**fields.model_dump()), ViTMAEForPreTraining
     else:
-        config, model_class = ResNetConfig(**fields), ResNetForImageClassification
-    if overrides:
-        allowed = [name for name in FIELDS[config.model_type].model_fields if name not in NOT_OVERRIDDEN]
-        for pair in overrides.split(","):
-            if pair.partition("=")[0] not in allowed:
-                raise UserError(
-                    f"--config_overrides {pair[:50]}: {config_name} has no such key; expected some of "
-                    + ", ".join(allowed)
-                )
-        try:
-            config.update_from_string(overrides)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"--config_overrides {overrides[:200]}: {error}; expected values as {config_name} has them"
-            ) from error
+        config, model_class = ResNetConfig(**fields.model_dump()), ResNetForImageClassification
     check_fields(config.to_dict(), where="--config_overrides, --image_size")
     check_memory(model_class, config, where=f"--config_name {config_name}, --config_overrides, --image_size")
     return config

@@ -5,22 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.choices import LABEL_OPTIONS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
-from cxr.models.architectures import Fields
 from cxr.models.architectures import estimate_gflop
-from cxr.models.architectures import find_architecture
 from cxr.run_folder.record import read_results
-from cxr.study.grid import PRETRAINING
+from cxr.study.cells import CellFacts
 from cxr.study.grid import Cell
-from cxr.study.grid import where_to_look
+from cxr.study.machine import Device
 from mimic_cxr_dataset.tables import index_images
 
+USUAL_BATCH = 32  # for a batch size of auto, which is not known yet
 START_SECONDS = 20  # of a cell: imports, tables, the first batch
-# TFLOP/s that a device sustains, until a finished cell has shown it.
-ASSUMED_TFLOPS = {"cpu": 0.03, "gpu": 20}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,59 +51,46 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     return images
 
 
-def architecture_of(cell: Cell) -> Fields:
-    return find_architecture(cell.point.model, **where_to_look(cell.flags))
-
-
-def gflop_per_image(cell: Cell) -> tuple[float, float]:
+def gflop_per_image(facts: CellFacts) -> tuple[float, float]:
     """Roughly what training on one image once takes, and evaluating it."""
-    is_pretraining = cell.script == PRETRAINING
-    masked = 0.0 if is_pretraining else flag_number(cell, "mask_ratio", 0)
+    masked = 0.0 if facts.is_pretraining else facts.args.mask_ratio
     evaluated, trained = (
-        estimate_gflop(
-            architecture_of(cell),
-            image_size=flag_number(cell, "image_size", DEFAULT_IMAGE_SIZE),
-            overrides=cell.flags.get("config_overrides"),
-            share_seen=share,
-        )
+        estimate_gflop(facts.architecture, image_size=facts.image_size, share_seen=share)
         for share in (1.0, 1 - masked)
     )
-    if is_pretraining:
+    if facts.is_pretraining:
         forward = 0.56 * evaluated  # a quarter of the patches, and the decoder: counted for ViT-MAE-base
         return 3 * forward, forward
-    return trained if cell.flags["train_last_layer_only"] else 3 * trained, evaluated
+    return trained if facts.args.train_last_layer_only else 3 * trained, evaluated
 
 
-def flag_number(cell: Cell, flag: str, default: int) -> float:
-    """A flag's value; the default for one that is not known yet, such as a batch size of auto."""
-    value = cell.flags.get(flag)
-    return value if isinstance(value, int | float) else default
+def num_epochs(facts: CellFacts, num_images: int) -> float:
+    """How often a cell sees its training images."""
+    if not facts.args.max_train_steps:
+        return facts.args.num_train_epochs
+    return facts.args.max_train_steps * (facts.images_per_step(1) or USUAL_BATCH) / num_images
 
 
 def estimate_seconds(
-    cells: list[Cell], images: dict[str, ImageCounts], output_dir: Path, device: str
+    facts: dict[str, CellFacts], images: dict[str, ImageCounts], output_dir: Path, device: Device
 ) -> tuple[dict[str, float], str]:
     """Returns the seconds that each cell takes, by run_id, and in words what that rests on."""
     measured: dict[str, list[float]] = {}  # family -> TFLOP/s
-    for cell in cells:
-        if results := read_results(output_dir / cell.run_id):
-            rate = results.images_per_second * gflop_per_image(cell)[0] / 1e3
-            measured.setdefault(architecture_of(cell).family, []).append(rate)
+    for name, of_cell in facts.items():
+        if results := read_results(output_dir / name):
+            rate = results.images_per_second * gflop_per_image(of_cell)[0] / 1e3
+            measured.setdefault(of_cell.architecture.family, []).append(rate)
     rates = {name: median(of_family) for name, of_family in measured.items()}
-    assumed = ASSUMED_TFLOPS[device]
     seconds = {}
-    for cell in cells:
-        counts, (training, evaluation) = images[cell.run_id], gflop_per_image(cell)
-        epochs = flag_number(cell, "num_train_epochs", 1)
-        if steps := flag_number(cell, "max_train_steps", 0):
-            epochs = steps * flag_number(cell, "per_device_train_batch_size", 32) / counts.train
+    for name, of_cell in facts.items():
+        counts, (training, evaluation) = images[name], gflop_per_image(of_cell)
+        epochs, family = num_epochs(of_cell, counts.train), of_cell.architecture.family
         gflop = epochs * (counts.train * training + counts.validation * evaluation)
-        rate = rates.get(architecture_of(cell).family, assumed)
-        seconds[cell.run_id] = START_SECONDS + gflop / 1e3 / rate
+        seconds[name] = START_SECONDS + gflop / 1e3 / (rates.get(family) or device.tflops[family])
+    shown = ", ".join(f"{name} {rate:.2g}" for name, rate in (rates or device.tflops).items())
     if rates:
-        shown = ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
         return seconds, f"from the speed of the finished cells (TFLOP/s: {shown})"
-    return seconds, f"assuming {assumed} TFLOP/s, which may be far off, as no cell has finished yet"
+    return seconds, f"from a few steps of small layers on this {device.kind} (TFLOP/s: {shown})"
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,9 @@ from cxr.models.architectures import find_architecture
 from cxr.run_folder import record
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
+# What a setting may reach, beside the classifiers of one training size: all runs of a script, classifiers
+# by how they start, all runs of a family.
+SCOPES = ("pretraining", "classification", "scratch", "pretrained", "vit", "resnet")
 Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts), later ones count
 
 
@@ -28,6 +32,7 @@ Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the script
 class Grid:
     """The axes. An arm is (augmentation, share masked); the models of its family are trained with it."""
 
+    purpose: str
     models: tuple[str, ...]
     arms: dict[str, tuple[tuple[str, float], ...]]  # family -> arms
     train_sizes: tuple[int | None, ...]  # None: all images
@@ -42,6 +47,7 @@ class Grid:
 
 
 PAPER = Grid(
+    purpose="the tables of Fradkin and Boxer (2023)",
     models=("facebook/vit-mae-base", "microsoft/resnet-18"),
     arms={
         "vit": (("mae", 0.25), ("mae", 0.5), ("mae", 0.75), ("none", 0.0)),
@@ -52,10 +58,11 @@ PAPER = Grid(
     training_modes=choices.TRAINING_MODES,
     views=("frontal",),
     seeds=(0, 1, 2),
-    # Section 5 of the paper, which also names AdamW.
+    # Section 5 of the paper, which also names AdamW. Its models are pretrained: one from scratch would not
+    # learn at their rate.
     settings=(
-        ("classification", {"num_train_epochs": 20, "learning_rate": 1e-6}),
-        ("classification", {"per_device_train_batch_size": 32}),
+        ("classification", {"num_train_epochs": 20, "per_device_train_batch_size": 32}),
+        *((start, {"learning_rate": rate}) for start, rate in choices.LEARNING_RATES.items()),
         ("pretraining", {"num_train_epochs": 100}),
     ),
     config_file="single_gpu_fp16.yaml",
@@ -63,6 +70,7 @@ PAPER = Grid(
 # Section 8: larger models and lateral views. It shares its first cells with the paper's grid.
 FUTURE = dataclasses.replace(
     PAPER,
+    purpose="the paper's outlook: larger models, lateral views",
     models=(
         *(f"facebook/vit-mae-{size}" for size in ("base", "large", "huge")),
         *(f"microsoft/resnet-{depth}" for depth in (18, 34, 50, 152)),
@@ -71,7 +79,27 @@ FUTURE = dataclasses.replace(
     training_modes=("full",),
     views=("frontal", "lateral"),
 )
+# Models of any start beside each other, each trained until it has converged. The values are for small models
+# and hundreds of images: docs/study.md has the figures.
+COMPARE = Grid(
+    purpose="small models of your choice, on few images",
+    models=("vit-mae-tiny", "resnet-18"),
+    arms={"vit": (("classic", 0.0),), "resnet": (("classic", 0.0),)},
+    train_sizes=(100, None),
+    tasks=("finding",),
+    training_modes=("full",),
+    views=("frontal",),
+    seeds=(0, 1, 2),
+    settings=(
+        ("", {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1}),
+        ("classification", {"num_train_epochs": 50, "per_device_train_batch_size": 32}),
+        ("classification", {"learning_rate": 1e-4}),
+        ("pretraining", {"num_train_epochs": 200, "learning_rate": 1e-3}),
+    ),
+    config_file="single_gpu_fp16.yaml",
+)
 SMOKE = Grid(
+    purpose="seeing that everything works, in minutes on a CPU",
     models=("vit-mae-tiny", "resnet-18"),
     arms={"vit": (("mae", 0.5), ("none", 0.0)), "resnet": (("classic", 0.0),)},
     train_sizes=(64, None),
@@ -94,7 +122,7 @@ SMOKE = Grid(
     config_file="cpu.yaml",
     pretrain="instead",
 )
-GRIDS = dict(zip(choices.PRESETS, (PAPER, FUTURE, SMOKE)))
+GRIDS = dict(zip(choices.PRESETS, (PAPER, COMPARE, FUTURE, SMOKE)))
 
 
 class Point(record.Record):
@@ -212,7 +240,8 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             view=view,
             seed=seed,
         )
-        scopes = ["classification", families[model], size_name(size)]
+        start = "pretrained" if own or not point.from_scratch else "scratch"
+        scopes = ["classification", start, families[model], size_name(size)]
         planned = [classification_cell(point, grid.settings, scopes, data_dir, output_dir)]
         if own:
             scopes = ["pretraining", families[model]]
@@ -295,6 +324,19 @@ def add_settings(planned: dict[str, Any], settings: Settings, scopes: list[str])
     if "config_name" not in flags:
         flags.pop("config_overrides", None)  # a pretrained model has its own configuration
     return flags
+
+
+def to_words(flags: dict[str, Any]) -> Iterator[str]:
+    for name, value in flags.items():
+        if value is True:
+            yield f"--{name}"
+        elif isinstance(value, list):
+            yield f"--{name}"
+            yield from map(str, value)
+        elif value is False and name in ("norm_pix_loss", "horizontal_flip"):  # the only ones on by default
+            yield f"--no-{name}"
+        elif value is not None and value is not False:
+            yield f"--{name}={value}"
 
 
 def slug(model: str) -> str:

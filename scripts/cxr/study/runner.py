@@ -8,13 +8,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import psutil
-import yaml
 from rich.console import Console
 from rich.console import Group
 from rich.live import Live
@@ -27,8 +24,8 @@ from cxr.run_folder import record
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.privacy import mask_ids
 from cxr.study import grid
-from cxr.study.costs import ImageCounts
 from cxr.study.costs import duration
+from cxr.study.machine import Launch
 from cxr.study.results import format_number
 from cxr.training.progress import has_checkpoint
 
@@ -68,27 +65,6 @@ def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
     return grid.Plan(cells=planned | {cell.run_id: cell for cell in cells})
 
 
-def print_plan(
-    cells: list[grid.Cell],
-    images: dict[str, ImageCounts],
-    seconds: dict[str, float],
-    output_dir: Path,
-    parallel: int,
-) -> None:
-    """Prints what there is to do, and what is left of it."""
-    table = Table()
-    for name in ("run", "training images", "epochs", "time", "state"):
-        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name == "run")
-    remaining = 0.0
-    for cell in cells:
-        name, state = cell.run_id, state_on_disk(output_dir / cell.run_id)
-        remaining += seconds[name] * (state != "finished")
-        epochs = str(cell.flags.get("num_train_epochs", ""))
-        table.add_row(name, f"{images[name].train:,}", epochs, duration(seconds[name]), state)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    print(f"{len(cells)} cells; what is left takes about {duration(remaining / parallel)}.")
-
-
 def command(cell: grid.Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
     launcher += ["--quiet"]  # its own trace would push the script's error out of the log's tail
@@ -96,37 +72,22 @@ def command(cell: grid.Cell, run: Path, config_file: Path, gpu: str | None) -> l
         launcher += ["--gpu_ids", gpu]
     resume = "latest" if has_checkpoint(run) else None
     flags = {**cell.flags, "output_dir": run, "resume_from_checkpoint": resume}
-    return [*launcher, str(REPOSITORY / "scripts" / cell.script), *to_words(flags)]
+    return [*launcher, str(REPOSITORY / "scripts" / cell.script), *grid.to_words(flags)]
 
 
-def to_words(flags: dict[str, Any]) -> Iterator[str]:
-    for name, value in flags.items():
-        if value is True:
-            yield f"--{name}"
-        elif isinstance(value, list):
-            yield f"--{name}"
-            yield from map(str, value)
-        elif value is False and name in ("norm_pix_loss", "horizontal_flip"):  # the only ones on by default
-            yield f"--no-{name}"
-        elif value is not None and value is not False:
-            yield f"--{name}={value}"
-
-
-def start_cell(
-    cell: grid.Cell, output_dir: Path, config_file: Path, *, gpu: str | None, num_threads: int | None
-) -> subprocess.Popen:
+def start_cell(cell: grid.Cell, output_dir: Path, launch: Launch, *, gpu: str | None) -> subprocess.Popen:
     """Starts a cell's process, its output in `logs/RUN_ID.log`."""
     run = output_dir / cell.run_id
     if not has_checkpoint(run):
         shutil.rmtree(run, ignore_errors=True)  # what ended before its first checkpoint starts anew
     environment = dict(os.environ, TQDM_MININTERVAL="30", PYTHONUNBUFFERED="1")
-    if num_threads:
-        environment["OMP_NUM_THREADS"] = str(num_threads)
+    if launch.num_threads:
+        environment["OMP_NUM_THREADS"] = str(launch.num_threads)
     log = log_of(cell, output_dir)
     log.parent.mkdir(exist_ok=True)
     log.touch(mode=0o600)  # an error names the file that it found
     with log.open("w", encoding="utf-8") as file:
-        words = command(cell, run, config_file, gpu)
+        words = command(cell, run, launch.config_file, gpu)
         return subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
         )
@@ -156,44 +117,6 @@ def stop_process(process: subprocess.Popen) -> None:
     for one in psutil.wait_procs(processes, timeout=SAVING_SECONDS)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-
-
-def devices(config_file: Path, parallel: int) -> tuple[str, list[str | None], int | None]:
-    """Returns cpu or gpu, the GPU of each slot (None: as accelerate chooses), and the threads of a cell.
-
-    Raises UserError for a file that is no accelerate config, or one that does not go with --parallel.
-    """
-    try:
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        on_cpu, num_processes = bool(config["use_cpu"]), int(config["num_processes"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"--config_file {config_file}: found no accelerate config ({error}); expected one as in "
-            "accelerate_configs/"
-        ) from error
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if parallel == 1:
-        # The config's gpu_ids would count for more than what the user made visible.
-        first = visible.split(",")[0] if visible and num_processes == 1 and not on_cpu else None
-        return "cpu" if on_cpu else "gpu", [first], None
-    if num_processes > 1:
-        raise UserError(
-            f"--parallel {parallel} runs cells of one process each, but {config_file} has num_processes "
-            f"{num_processes}; use single_gpu_fp16.yaml, or leave out --parallel"
-        )
-    if on_cpu:
-        return "cpu", [None] * parallel, max(1, (os.cpu_count() or 1) // parallel)
-    names = visible.split(",") if visible else [str(number) for number in range(count_gpus() or parallel)]
-    if len(names) < parallel:
-        raise UserError(f"--parallel {parallel}: found the GPUs {', '.join(names)}; expected one for each")
-    return "gpu", names[:parallel], None
-
-
-def count_gpus() -> int:
-    """The GPUs that the driver lists; 0 where it cannot be asked."""
-    with contextlib.suppress(OSError):
-        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).stdout.count(b"\n")
-    return 0
 
 
 class StudyRunner:
@@ -322,8 +245,8 @@ class StudyRunner:
         words += [state for state in ("running", "failed", "impossible") if state in states]
         return " ".join(words) or "-"
 
-    def run(self, config_file: Path, gpus: list[str | None], num_threads: int | None) -> None:
-        """Runs what waits, a cell on each of `gpus` at a time, until nothing does or a signal ends them."""
+    def run(self, launch: Launch) -> None:
+        """Runs what waits, a cell in each slot of `launch`, until nothing does or a signal ends them."""
         slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
         for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
@@ -332,11 +255,9 @@ class StudyRunner:
         with live if self.console.is_terminal else contextlib.nullcontext():
             try:
                 while slots or self.names_in("waiting"):
-                    for slot in range(len(gpus)):
+                    for slot in range(len(launch.gpus)):
                         if slot not in slots and (cell := self.next_cell()):
-                            process = start_cell(
-                                cell, self.output_dir, config_file, gpu=gpus[slot], num_threads=num_threads
-                            )
+                            process = start_cell(cell, self.output_dir, launch, gpu=launch.gpus[slot])
                             slots[slot] = cell, process, time.monotonic()
                             self.states[cell.run_id] = "running"
                     time.sleep(0.2)

@@ -1,0 +1,77 @@
+"""The flags of run_classification.py, which a study checks before its first run; no torch."""
+
+import argparse
+
+from cxr.choices import AUGMENTATIONS
+from cxr.choices import LEARNING_RATES
+from cxr.cli import arguments
+from cxr.cli import command_line
+from cxr.cli.command_line import ArgumentParser
+from cxr.models.architectures import CONFIGS
+
+DEFAULT_CROP_SCALE = (0.08, 1.0)  # He et al. 2021
+
+
+def parse_args(
+    argv: list[str] | None,
+    *,
+    description: str | None = None,
+    parser_class: type[ArgumentParser] = ArgumentParser,
+) -> argparse.Namespace:
+    parser = parser_class(description)
+    config_names = list(CONFIGS)
+    arguments.add_model_arguments(parser, config_names=config_names)
+
+    study = parser.add_argument_group("what the study varies")
+    study.add_argument("--augmentation", choices=AUGMENTATIONS, default="none", help="of training images")
+    arguments.add_crop_scale(study, "the random crop of --augmentation mae", default=DEFAULT_CROP_SCALE)
+    erased = "probability that a rectangle of a training image is replaced by noise"
+    command_line.add_number(study, "--random_erasing_prob", command_line.probability, erased, default=0.0)
+    hidden = "share of the patches that a ViT does not see in training; in an evaluation it sees all"
+    command_line.add_number(study, "--mask_ratio", command_line.share_below_one, hidden, default=0.0)
+    study.add_argument(
+        "--train_last_layer_only",
+        action="store_true",
+        help="train the classifier's head only",
+    )
+
+    arguments.add_data_arguments(parser)
+    training = arguments.add_training_arguments(
+        parser,
+        num_train_epochs=20,
+        per_device_train_batch_size=32,
+        weight_decay=0.01,
+        lr_scheduler_type="constant",
+        warmup_ratio=0.0,
+    )
+    defaults_in_words = "learning_rate {pretrained:g}, from scratch {scratch:g}".format(**LEARNING_RATES)
+    arguments.add_learning_rate_arguments(training, default=defaults_in_words)
+    training.add_argument(
+        "--sync_batchnorm",
+        action="store_true",
+        help="normalise a ResNet's batches over all GPUs, not over each",
+    )
+    training.add_argument(
+        "--evaluate_test", action="store_true", help="also measure the best epoch on the test split"
+    )
+    arguments.add_output_arguments(parser, default_output_dir="runs/classification")
+    return arguments.parse_with_defaults(
+        parser,
+        argv,
+        default_learning_rates={start: {"learning_rate": rate} for start, rate in LEARNING_RATES.items()},
+        sample_defaults={
+            **arguments.SAMPLE_MODEL,
+            "num_train_epochs": 15,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+        },
+    )
+
+
+def describe_default_learning_rate(args: argparse.Namespace) -> str:
+    """Which learning rate a model has that starts as this one does, and why, whatever the flags say."""
+    pretrained, scratch = LEARNING_RATES["pretrained"], LEARNING_RATES["scratch"]
+    if args.config_name:
+        return f"{scratch:g}, as the model starts from scratch; {pretrained:g} is for pretrained ones"
+    return f"{pretrained:g}, the paper's, as the model is pretrained; {scratch:g} is for those from scratch"

@@ -1,0 +1,53 @@
+"""How many parameters a model has, from its architecture alone; nothing here needs torch."""
+
+from cxr.models.architectures import Fields
+from cxr.models.architectures import ResnetFields
+from cxr.models.architectures import VitFields
+from cxr.models.architectures import VitMaeFields
+
+NUM_LABELS = 2
+
+
+def count_parameters(architecture: Fields, *, is_pretraining: bool) -> int:
+    """Returns the parameters of the masked autoencoder or of the classifier, position embeddings included."""
+    if isinstance(architecture, ResnetFields):
+        return _resnet(architecture) + NUM_LABELS * (architecture.hidden_sizes[-1] + 1)
+    head = _decoder(architecture) if is_pretraining else NUM_LABELS * (architecture.hidden_size + 1)
+    return _encoder(architecture) + head
+
+
+def _encoder(vit: VitFields) -> int:
+    width, tokens = vit.hidden_size, 1 + (vit.image_size // vit.patch_size) ** 2
+    patches = (vit.num_channels * vit.patch_size**2 + 1) * width
+    layer = _layer(width, vit.intermediate_size, has_bias=vit.qkv_bias)
+    return patches + (1 + tokens) * width + vit.num_hidden_layers * layer + 2 * width
+
+
+def _decoder(mae: VitMaeFields) -> int:
+    width, tokens = mae.decoder_hidden_size, 1 + (mae.image_size // mae.patch_size) ** 2
+    pixels = mae.num_channels * mae.patch_size**2
+    layer = _layer(width, mae.decoder_intermediate_size, has_bias=mae.qkv_bias)
+    ends = (mae.hidden_size + 1) * width + (width + 1) * pixels  # from the encoder, to the pixels
+    return ends + (1 + tokens) * width + mae.decoder_num_hidden_layers * layer + 2 * width
+
+
+def _layer(width: int, inner: int, *, has_bias: bool) -> int:
+    attention = 4 * width**2 + (4 if has_bias else 1) * width
+    return attention + (2 * inner + 1) * width + inner + 4 * width  # two norms
+
+
+def _resnet(resnet: ResnetFields) -> int:
+    """Convolutions have no biases, and each has a batch normalisation of two numbers a channel."""
+    count = (49 * resnet.num_channels + 2) * resnet.embedding_size
+    before = resnet.embedding_size
+    for stage, (width, depth) in enumerate(zip(resnet.hidden_sizes, resnet.depths)):
+        for block in range(depth):
+            is_smaller = block == 0 and (stage > 0 or resnet.downsample_in_first_stage)
+            count += (before + 2) * width * (is_smaller or before != width)  # the shortcut
+            if resnet.layer_type == "basic":
+                count += (9 * before + 2) * width + (9 * width + 2) * width
+            else:
+                inner = width // 4
+                count += (before + 2) * inner + (9 * inner + 2) * inner + (inner + 2) * width
+            before = width
+    return count

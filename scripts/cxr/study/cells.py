@@ -1,0 +1,106 @@
+"""What a cell's flags come to: as its script takes them, with all defaults, and the model that it trains."""
+
+import argparse
+import functools
+from dataclasses import dataclass
+from typing import NoReturn
+
+from cxr.choices import DEFAULT_IMAGE_SIZE
+from cxr.cli import classification
+from cxr.cli import pretraining
+from cxr.cli.command_line import ArgumentParser
+from cxr.errors import UserError
+from cxr.errors import did_you_mean
+from cxr.models.architectures import Fields
+from cxr.models.architectures import VitMaeFields
+from cxr.models.architectures import find_architecture
+from cxr.models.architectures import override
+from cxr.models.parameters import count_parameters
+from cxr.study.grid import CLASSIFICATION
+from cxr.study.grid import PRETRAINING
+from cxr.study.grid import Cell
+from cxr.study.grid import to_words
+from cxr.study.grid import where_to_look
+
+PARSERS = {PRETRAINING: pretraining.parse_args, CLASSIFICATION: classification.parse_args}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFacts:
+    """What is known of a cell before it starts."""
+
+    args: argparse.Namespace  # of its script
+    architecture: Fields
+    image_size: int
+    start: str  # scratch, pretrained, or pretrained here
+
+    @property
+    def is_pretraining(self) -> bool:
+        return not hasattr(self.args, "train_last_layer_only")
+
+    @property
+    def num_parameters(self) -> int:
+        return count_parameters(self.architecture, is_pretraining=self.is_pretraining)
+
+    def images_per_step(self, num_processes: int) -> int | None:
+        """None where the device's memory decides."""
+        batch_size = self.args.per_device_train_batch_size
+        if batch_size == "auto":
+            return None
+        return batch_size * self.args.gradient_accumulation_steps * num_processes
+
+
+class SettingsParser(ArgumentParser):
+    """Of the flags of a cell, which a user knows as --set."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"--set: {message.removeprefix('argument ')}")
+
+
+def check_cells(cells: list[Cell]) -> dict[str, CellFacts]:
+    """Returns what is known of each cell, by run_id; a pretraining comes before the cells that need it.
+
+    Raises UserError for a flag that its script does not have, a value that the script refuses, and a size of
+    images that the model does not take.
+    """
+    facts: dict[str, CellFacts] = {}
+    for cell in cells:
+        facts[cell.run_id] = check_cell(cell, facts.get(cell.needs))
+    return facts
+
+
+def check_cell(cell: Cell, pretrained: CellFacts | None = None) -> CellFacts:
+    """`pretrained` is what is known of the pretraining that the cell starts from."""
+    for flag in cell.flags.keys() - flags_of(cell.script):
+        others = [script for script in PARSERS if flag in flags_of(script)]
+        scope = "pretraining" if others == [PRETRAINING] else "classification"
+        raise UserError(
+            f"--set {flag}: {cell.script} has no such flag{did_you_mean(flag, flags_of(cell.script))}; "
+            + (f"write {scope}.{flag}=..." if others else f"expected one that {cell.script} --help shows")
+        )
+    args = PARSERS[cell.script](list(to_words(cell.flags)), parser_class=SettingsParser)
+    architecture = pretrained.architecture if pretrained else architecture_of(cell)
+    own_size = getattr(architecture, "image_size", None) if pretrained or not args.config_name else None
+    if own_size and args.image_size not in (None, own_size):
+        raise UserError(
+            f"--set image_size={args.image_size}: found a model for images of {own_size} pixels, "
+            f"{cell.point.model}; leave it out for this model, or name one from scratch"
+        )
+    if cell.script == PRETRAINING and not isinstance(architecture, VitMaeFields):
+        raise UserError(f"--pretrain: found {cell.point.model}, expected a ViT-MAE; leave the model out")
+    start = "pretrained here" if pretrained else "from scratch" if args.config_name else "pretrained"
+    image_size = own_size or args.image_size or getattr(architecture, "image_size", DEFAULT_IMAGE_SIZE)
+    return CellFacts(args=args, architecture=architecture, image_size=image_size, start=start)
+
+
+@functools.cache
+def flags_of(script: str) -> frozenset[str]:
+    return frozenset(vars(PARSERS[script]([])))
+
+
+def architecture_of(cell: Cell) -> Fields:
+    """That of the model that a cell names, with its overrides."""
+    named = find_architecture(cell.point.model, **where_to_look(cell.flags))
+    if "config_name" not in cell.flags:
+        return named
+    return override(named, cell.flags.get("config_overrides"), image_size=cell.flags.get("image_size"))

@@ -1,0 +1,58 @@
+"""What would stop a study after hours, seen before its first cell: batches, the device, the disk."""
+
+import shutil
+from pathlib import Path
+
+from cxr.errors import UserError
+from cxr.study.cells import CellFacts
+from cxr.study.costs import ImageCounts
+from cxr.study.machine import Device
+from cxr.study.machine import Launch
+
+BYTES = 4  # of a parameter: weights are saved in float32
+COPIES_WHILE_TRAINING = 6  # the last checkpoint and the next one, each with weights and two moments
+
+
+def check_batches(facts: dict[str, CellFacts], images: dict[str, ImageCounts], num_processes: int) -> None:
+    """Raises UserError for a cell whose images do not fill one optimizer step."""
+    for name, of_cell in facts.items():
+        needed, found = of_cell.images_per_step(num_processes), images[name].train
+        if needed and found < needed:
+            scope = "pretraining" if of_cell.is_pretraining else "classification"
+            raise UserError(
+                f"{name}: found {found} training images, expected at least the {needed} of one optimizer "
+                f"step; add --set {scope}.per_device_train_batch_size={max(1, found // 2)}, or add images"
+            )
+
+
+def check_device(facts: dict[str, CellFacts], launch: Launch, device: Device) -> None:
+    """Raises UserError for a precision or a flag that the device does not have."""
+    if device.kind == "cpu" and launch.mixed_precision == "fp16":
+        raise UserError(
+            f"{launch.config_file.name}: found mixed precision fp16, which needs a GPU, and no GPU here; "
+            "use --config_file accelerate_configs/cpu.yaml"
+        )
+    for of_cell in facts.values():
+        for flag, value in (("per_device_train_batch_size", "auto"), ("sync_batchnorm", True)):
+            if device.kind != "cuda" and getattr(of_cell.args, flag, None) == value:
+                shown = flag if value is True else f"{flag}={value}"
+                raise UserError(
+                    f"--set {shown}: found {device.kind}, expected an NVIDIA or AMD GPU; leave it out"
+                )
+
+
+def check_disk(facts: dict[str, CellFacts], output_dir: Path, parallel: int) -> None:
+    """Raises UserError where the models of the cells in `facts`, and a checkpoint, do not fit on the disk."""
+    sizes = [BYTES * of_cell.num_parameters for of_cell in facts.values()]
+    needed = sum(sizes) + COPIES_WHILE_TRAINING * sum(sorted(sizes)[-parallel:])
+    existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"--output_dir {output_dir}: found {gigabytes(free)} free, expected {gigabytes(needed)} for the "
+            f"models of {len(facts)} cells and their checkpoints; make room, or name a folder elsewhere"
+        )
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB"

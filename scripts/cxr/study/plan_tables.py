@@ -1,0 +1,118 @@
+"""The tables that say beforehand what a study is: its cells, its kinds of cells, and the presets."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cxr.study import grid
+from cxr.study.cells import CellFacts
+from cxr.study.costs import ImageCounts
+from cxr.study.costs import duration
+from cxr.study.runner import state_on_disk
+
+KIND_COLUMNS = ("model", "start", "parameters", "size", "images", "epochs", "learning rate", "batch", "cells")
+
+
+def print_cells(
+    cells: list[grid.Cell], images: dict[str, ImageCounts], seconds: dict[str, float], output_dir: Path
+) -> None:
+    """Prints a row for each cell: what it takes, and where it stands."""
+    table = Table()
+    for name in ("run", "training images", "epochs", "time", "state"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name == "run")
+    for cell in cells:
+        name = cell.run_id
+        epochs = str(cell.flags.get("num_train_epochs", ""))
+        state = state_on_disk(output_dir / name)
+        table.add_row(name, f"{images[name].train:,}", epochs, duration(seconds[name]), state)
+    console().print(table)
+
+
+def print_kinds(cells: list[grid.Cell], facts: dict[str, CellFacts], *, num_processes: int) -> None:
+    """Prints a table for each script: what differs between its cells, and how many are alike."""
+    kinds: dict[str, dict[tuple[str, ...], int]] = defaultdict(lambda: defaultdict(int))
+    for cell in cells:
+        kinds[cell.script][kind_of(cell, facts[cell.run_id], num_processes)] += 1
+    titles = {
+        grid.PRETRAINING: "Pretraining, by kind of cell",
+        grid.CLASSIFICATION: "Classification, by kind",
+    }
+    for script, rows in kinds.items():
+        table = Table(title=titles[script], title_justify="left")
+        for name in KIND_COLUMNS:
+            justify = "left" if name in KIND_COLUMNS[:2] else "right"
+            table.add_column(name, justify=justify, no_wrap=name == "model")
+        for row, count in rows.items():
+            table.add_row(*map(escape, row), str(count))
+        console().print(table)
+
+
+def kind_of(cell: grid.Cell, facts: CellFacts, num_processes: int) -> tuple[str, ...]:
+    """The columns of a cell's row but the last."""
+    args, num_parameters = facts.args, facts.num_parameters
+    images_per_step = facts.images_per_step(num_processes)
+    rate = args.learning_rate
+    if rate is None and images_per_step:
+        rate = args.base_learning_rate * images_per_step / 256
+    shown = f"{rate:.3g}" if rate else f"{args.base_learning_rate:g} for 256 images"
+    head_only = getattr(args, "train_last_layer_only", False)
+    return (
+        cell.point.model,
+        facts.start + ", last layer only" * head_only,
+        f"{num_parameters / 1e6:.1f} M",
+        f"{4 * num_parameters / 1e6:,.0f} MB",
+        f"{facts.image_size} px",
+        f"{args.max_train_steps:,} steps" if args.max_train_steps else str(args.num_train_epochs),
+        f"{shown}, {args.lr_scheduler_type}",
+        str(images_per_step or "auto"),
+    )
+
+
+def settings_in_words(settings: grid.Settings) -> Iterator[str]:
+    """Each flag of a grid as --set takes it."""
+    for scope, changes in settings:
+        for flag, value in changes.items():
+            yield f"{scope}.{flag}={value}".removeprefix(".")
+
+
+def preset_rows() -> list[list[str]]:
+    """The presets side by side: a heading, and a row for each axis and for the flags."""
+    grids = grid.GRIDS.values()
+    lists = ("models", "train_sizes", "tasks", "training_modes", "views", "seeds")
+    rows = [["", *grid.GRIDS], ["for", *(one.purpose for one in grids)]]
+    rows += [[f"--{name}", *(spoken(getattr(one, name)) for one in grids)] for name in lists]
+    for family, title in (("vit", "ViT: augmentation, share masked"), ("resnet", "ResNet: augmentation")):
+        rows.append([title, *("; ".join(arm_in_words(arm) for arm in one.arms[family]) for one in grids)])
+    rows.append(["--masking", *(one.masking for one in grids)])
+    rows.append(["--pretrain", *(one.pretrain or "no" for one in grids)])
+    rows.append(["--config_file", *(one.config_file for one in grids)])
+    rows.append(["--set", *(" ".join(settings_in_words(one.settings)) for one in grids)])
+    return rows
+
+
+def spoken(values: tuple) -> str:
+    return ", ".join("all" if value is None else str(value) for value in values)
+
+
+def arm_in_words(arm: tuple[str, float]) -> str:
+    augmentation, share = arm
+    return f"{augmentation} {share:g}" if share else augmentation
+
+
+def print_presets() -> None:
+    """Prints a table for each preset: side by side, four do not fit on a terminal."""
+    (_, *names), *rows = preset_rows()
+    for column, name in enumerate(names, start=1):
+        table = Table(title=f"--preset {name}", title_justify="left", show_header=False)
+        for row in rows:
+            table.add_row(row[0], escape(row[column]))
+        console().print(table)
+
+
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
