@@ -243,6 +243,11 @@ class Results(Training):
     images_per_second: Annotated[float, Field(gt=0)] = Field(description="while training")
     bad_steps: Count = Field(description="skipped for a NaN or infinite loss or gradient")
     num_train_images: Annotated[int, Field(gt=0, le=10**9)]
+    num_train_patients: Count | None = None
+    num_parameters: Count | None = Field(default=None, description="of the whole model")
+    image_size: Count | None = Field(default=None, description="the side of the model's input, in pixels")
+    mixed_precision: Word | None = Field(default=None, description="in training; `no` is float32")
+    hardware: Name | None = Field(default=None, description="number and name of the devices")
     seed: Seed
     hub_commit: str | None = Field(default=None, description="of the revision that was pushed")
 
@@ -271,6 +276,9 @@ class ClassificationResults(Results):
     num_train_positive: Count
     validation: MeasuredSplit
     test: MeasuredSplit | None = None
+    undertrained: str | None = Field(
+        default=None, description="in words, what shows that training has not converged; null: nothing does"
+    )
 
 
 def read_results(run: Path) -> PretrainingResults | ClassificationResults | None:

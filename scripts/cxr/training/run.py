@@ -56,6 +56,7 @@ class Run:
     losses: list[torch.Tensor] = field(default_factory=list)  # of the steps since the last reading
     # Set by `plan`.
     model: nn.Module = field(init=False)
+    num_parameters: int = field(init=False)  # counted before processes share them out
     image_processor: ViTImageProcessor = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     schedule: optimization.Schedule = field(init=False)
@@ -133,6 +134,7 @@ class Run:
             kind=args.lr_scheduler_type,
         )
         self.model, self.image_processor = model, image_processor
+        self.num_parameters = sum(one.numel() for one in model.parameters())
         self.optimizer = optimization.make_adamw(
             model,
             learning_rate=self.schedule.peak_learning_rate,
@@ -153,7 +155,7 @@ class Run:
             "optimizer steps": f"{schedule.num_steps:,}, {schedule.steps_per_epoch:,} an epoch",
             "learning rate": f"{schedule.peak_learning_rate:.3g} at its peak, {schedule.kind}, "
             f"after {schedule.num_warmup_steps:,} steps of warm-up",
-            "trainable parameters": f"{trainable:,} of {sum(p.numel() for p in self.model.parameters()):,}",
+            "trainable parameters": f"{trainable:,} of {self.num_parameters:,}",
         }
         for name, value in plan.items():
             logger.info("  %-22s %s", name, f"{value:,}" if isinstance(value, int) else value)
@@ -309,14 +311,19 @@ class Run:
 
     def finished_results(self) -> dict[str, Any]:
         """The fields of `results.json` that both scripts have."""
-        progress, args = self.progress, self.args
+        progress, args, images = self.progress, self.args, self.train_loader.dataset.images
         return {
             "model": args.config_name or args.model_name_or_path,
             "images_per_second": progress.step * self.schedule.images_per_step / progress.train_seconds,
             "steps": progress.step,
             "bad_steps": progress.num_bad_steps,
             "images_per_step": self.schedule.images_per_step,
-            "num_train_images": len(self.train_loader.dataset),
+            "num_train_images": len(images),
+            "num_train_patients": len(set(images["subject_id"])),
+            "num_parameters": self.num_parameters,
+            "image_size": self.image_processor.size["height"],
+            "mixed_precision": self.accelerator.mixed_precision,
+            "hardware": runtime.describe_hardware(self.accelerator),
             "seed": args.seed,
             "versions": installed_versions(),
         }
