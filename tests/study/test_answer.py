@@ -165,7 +165,7 @@ def test_a_model_pretrained_in_the_study_is_compared_with_itself_from_scratch(tm
     cells = [write_planned(tmp_path, own_pretraining=own, model="vit-mae-tiny") for own in (False, True)]
     write_json(tmp_path / "plan.json", grid.Plan(cells=dict(cells)).as_json())
     (one,) = answer(measure_tables(gather_rows([tmp_path]), 50))
-    assert one.compared == "vit-mae-tiny: pretrained on these images against from scratch"
+    assert one.compared == "vit-mae-tiny: pretrained here against from scratch"
 
 
 def test_undertrained_rows_are_marked_and_the_verdict_says_what_that_means(tmp_path, capsys):

@@ -74,7 +74,7 @@ class Answer:
 
 def start(row: Row) -> str:
     """Where a model's weights came from; a pretrained one is named, as there may be several."""
-    return ("pretrained on these images", f"pretrained ({row.name.model})", "from scratch")[row.start]
+    return ("pretrained here", f"pretrained ({row.name.model})", "from scratch")[row.start]
 
 
 AXES: dict[str, Callable[[Row], str]] = {
@@ -88,7 +88,7 @@ AXES: dict[str, Callable[[Row], str]] = {
 
 
 def each_pair(sides: Sides) -> Iterator[tuple[str, str]]:
-    """Every pair; of starts, that on the study's own images comes first."""
+    """Every pair; of starts, that pretrained here comes first."""
     yield from itertools.combinations(sorted(sides, key=lambda name: sides[name][0].start), 2)
 
 

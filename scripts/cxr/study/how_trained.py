@@ -21,22 +21,41 @@ SAID_BY_FACTS = FREE_TO_CHANGE | {
     *("seed", "dataset_config_name", "labeler", "view", "uncertain", "max_train_samples", "image_size"),
     *("augmentation", "mask_ratio", "random_erasing_prob", "train_last_layer_only", "weight_decay"),
     *("num_train_epochs", "max_train_steps", "learning_rate", "base_learning_rate"),
-    *("lr_scheduler_type", "warmup_ratio", "config_name", "model_name_or_path", "model_revision"),
+    *(
+        "lr_scheduler_type",
+        "warmup_ratio",
+        "config_name",
+        "config_overrides",
+        "model_name_or_path",
+        "model_revision",
+    ),
 }
 
 
-def how_trained(tables: list[ResultTable]) -> tuple[dict[str, str], list[str], list[dict[str, str]]]:
-    """Returns the facts that all rows have in common, the names of the others, and those others a row."""
+Facts = list[dict[str, str]]  # the rows of a table: heading -> cell
+
+
+def how_trained(tables: list[ResultTable]) -> tuple[dict[str, str], list[Facts]]:
+    """Returns what all rows have in common and tables of what differs: between models, and beyond that."""
     rows = [row for table in tables for row in table.measured]
     flags = {name for row in rows for run in row.runs for name in run.args.flags} - SAID_BY_FACTS
     others = {name: functools.partial(flag, name=name, unknown="none") for name in sorted(flags)}
     found = [{name: fact(row, one) for name, one in (FACTS | others).items()} for row in rows]
-    differing = [name for name in FACTS | others if len({facts[name] for facts in found}) > 1]
-    common = {name: found[0][name] for name in FACTS if name not in differing} if found else {}
-    names = [", ".join([row.name.model, *[row.name.setup] * bool(row.name.setup)]) for row in rows]
-    # The name of a row stands in its table, whatever else does.
-    of_rows = [{"model": name} | {one: facts[one] for one in differing} for name, facts in zip(names, found)]
-    return common, ["model", *differing] if differing else [], of_rows
+    models = [", ".join([row.name.model, *[row.name.setup] * bool(row.name.setup)]) for row in rows]
+    by_model: list[str] = []
+    by_row: list[str] = []
+    for name in FACTS | others:
+        values = {(model, facts[name]) for model, facts in zip(models, found)}
+        if len({value for _, value in values}) > 1:
+            (by_model if len(values) == len(set(models)) else by_row).append(name)
+    common = {name: found[0][name] for name in FACTS if name not in (*by_model, *by_row)} if found else {}
+    differing = []
+    for names in filter(None, (by_model, by_row)):
+        cells = [
+            {"model": model} | {name: facts[name] for name in names} for model, facts in zip(models, found)
+        ]
+        differing.append(cells if names is by_row else [*{one["model"]: one for one in cells}.values()])
+    return common, differing
 
 
 def fact(row: Row, one: Callable[[Run], str]) -> str:
@@ -62,13 +81,8 @@ def parameters(run: Run) -> str:
 
 def pretraining(run: Run) -> str:
     if found := run.pretraining:
-        patients = found.results.num_train_patients
         images = plural(found.results.num_train_images, "image")
-        images += f" of {plural(patients, 'patient')}" if patients else ""
-        return (
-            f"masked autoencoder, on {images} of {found.args.origin.dataset}: "
-            f"{length(found)}, {rate(found)}, batch {found.results.images_per_step}"
-        )
+        return f"masked autoencoder here, on {images} of {found.args.origin.dataset}, {length(found)}"
     return (
         f"as published: {run.args.origin.base_model or run.results.model}"
         if run.results.pretrained
@@ -76,18 +90,19 @@ def pretraining(run: Run) -> str:
     )
 
 
+def configuration(run: Run) -> str:
+    """How the model differs from the one whose name it has, from its pretraining on."""
+    changes = run.args.flags.get("config_overrides")
+    if run.pretraining and not changes:
+        changes = run.pretraining.args.flags.get("config_overrides")
+    return changes.replace(",", ", ") if changes else "as named"
+
+
 def length(run: Run | Pretraining) -> str:
     """What a run was asked to train for."""
     if run.args.flags.get("max_train_steps"):
         return plural(run.results.steps, "step")
     return plural(run.args.num_train_epochs, "epoch") if run.args.num_train_epochs else UNKNOWN
-
-
-def rate(run: Pretraining) -> str:
-    """Of a pretraining: the peak learning rate, which a base rate means for 256 images a step."""
-    base = run.args.flags.get("base_learning_rate") or 0
-    peak = run.args.flags.get("learning_rate") or base * run.results.images_per_step / 256
-    return f"learning rate {peak:.3g}" if peak else f"learning rate {UNKNOWN}"
 
 
 def schedule(run: Run) -> str:
@@ -151,6 +166,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "positive training images": lambda run: f"{run.results.num_train_positive:,}",
     "pretraining": pretraining,
     "parameters": parameters,
+    "configuration": configuration,
     "augmentation": lambda run: run.results.augmentation,
     "masking": masking,
     "image size": image_size,

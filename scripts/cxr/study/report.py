@@ -181,7 +181,7 @@ def write_report(
     # A cell of a Markdown table, in which a name is text and no markup.
     environment.filters["cell"] = lambda text: str(text).replace("|", "/").replace("<", "&lt;")
     environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
-    common, differing, of_rows = how_trained(tables)
+    common, differing = how_trained(tables)
     content = {
         "title": title,
         "answers": grouped(answers),
@@ -191,7 +191,6 @@ def write_report(
         "measured_on": measured_on(tables),
         "common": common,
         "differing": differing,
-        "of_rows": of_rows,
         "tables": tables,
         "figures": figures,
         "paper_metrics": PAPER_METRICS,
@@ -215,8 +214,9 @@ def grouped(answers: list[Answer]) -> dict[str, list[Answer]]:
     names = {one.table.name.of_any_size for one in answers}
     groups: dict[str, list[Answer]] = defaultdict(list)
     for one in answers:
-        context = f"{one.table.name.of_any_size.title}, " * (len(names) > 1)
-        groups[f"{one.question} ({context}{one.table.n})"].append(one)
+        name = one.table.name.of_any_size
+        context = name.title if len(names) > 1 else f"{name.split} split"
+        groups[f"{one.question} ({context}, {one.table.n})"].append(one)
     return groups
 
 

@@ -163,7 +163,7 @@ class Row:
 
     @property
     def start(self) -> int:
-        """0: pretrained on these images, 1: pretrained, 2: from scratch."""
+        """0: pretrained here, 1: pretrained elsewhere, 2: from scratch."""
         point = self.runs[0].point
         return 0 if point.own_pretraining else 2 if point.from_scratch else 1
 
