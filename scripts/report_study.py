@@ -1,13 +1,14 @@
-"""Turns a study, or any finished runs, into tables with intervals, figures and a page.
+"""Turns a study, or any finished runs, into an answer, tables with intervals, figures and a page.
 
     python scripts/report_study.py runs/paper
     python scripts/report_study.py runs/vit-1k runs/resnet-1k --output_dir runs/side-by-side
 
 A run is a folder with results.json; a folder without one stands for the runs in it, and for those that its
-plan.json names. Writes report.html (one file, for any browser), report.md, report.csv and figures/*.png.
-Runs that differ only in their seed make up a row; rows that differ only in model, augmentation or masking, a
-table. Nothing here needs torch, and no image or id of a patient gets into what it writes. Exit status:
-0 done, 2 a wrong flag, or records that no run wrote.
+plan.json names. First comes the answer: for each question that the runs can answer, the difference of AUROC
+with its interval and p-value, and the verdict in words. Writes report.html (one file, for any browser),
+report.md, report.csv and figures/, each as PNG and SVG. Runs that differ only in their seed make up a row;
+rows that differ only in model, augmentation or masking, a table. Nothing here needs torch, and no image or id
+of a patient gets into what it writes. Exit status: 0 done, 2 a wrong flag, or records that no run wrote.
 """
 
 import argparse
@@ -20,8 +21,10 @@ from cxr.cli.command_line import add_number
 from cxr.cli.command_line import positive_int
 from cxr.errors import run_script
 from cxr.evaluation import intervals
+from cxr.study.answer import answer
 from cxr.study.measuring import measure_tables
 from cxr.study.report import draw_figures
+from cxr.study.report import print_answer
 from cxr.study.report import print_table
 from cxr.study.report import write_report
 from cxr.study.results import gather_rows
@@ -52,11 +55,15 @@ def main(argv: list[str] | None = None) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(tables, output_dir / "figures")
     title = f"Chest X-ray study: {args.folders[0].absolute().name}"
-    write_report(tables, figures, output_dir, title=title, num_resamples=args.num_resamples)
+    answers = answer(tables)
+    write_report(tables, answers, figures, output_dir, title=title, num_resamples=args.num_resamples)
     console = Console(width=None if sys.stdout.isatty() else 140)
+    print_answer(answers, tables, console)
     for table in tables:
         print_table(table, console)
-    print(f"Report: {output_dir / 'report.html'}, report.md and report.csv beside it; figures in figures/")
+    print(
+        f"Report: {output_dir / 'report.html'}, report.md and report.csv beside it; figures/ has PNG and SVG"
+    )
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_log_of_a_study_is_private_as_an_error_names_an_image(ids, sample_root, 
         f"--data_dir={root}",
         f"--output_dir={tmp_path / 'study'}",
         "--preset=smoke",
-        "--train_sizes=16",
+        "--train_sizes=32",
     ]
     done = subprocess.run([*command, "--tasks=finding"], capture_output=True)
     assert done.returncode == 1 and not ids.search(done.stdout + done.stderr)

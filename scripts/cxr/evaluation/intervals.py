@@ -16,6 +16,7 @@ LEVEL = 0.95
 METRICS = ("accuracy", "precision", "f1", "recall", "auroc", "average_precision", "brier", "ece")
 NUM_BINS = 10  # of a reliability diagram, of equal width
 NUM_RESAMPLES = 2000
+MIN_SEEDS = 3  # of an interval over seeds: that of two is so wide (t = 12.7) that it says nothing
 BLOCK = 200_000  # weights at a time
 
 
@@ -149,8 +150,8 @@ def patient_intervals(
 
 
 def seed_interval(values: Sequence[float]) -> Interval | None:
-    """The t interval of a metric's mean over seeds, within [0, 1] as all metrics are; None for one seed."""
-    if len(values) < 2:
+    """The t interval of a metric's mean over seeds, within [0, 1]; None for fewer than MIN_SEEDS."""
+    if len(values) < MIN_SEEDS:
         return None
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
     low, high = np.clip(np.mean(values) + np.array([-half, half]), 0, 1)
@@ -177,9 +178,9 @@ def seed_noise(by_seed: Sequence[dict[int, float]]) -> SeedNoise:
 
 
 def paired_difference(
-    value: float, resampled: np.ndarray, *, num_patients: int, num_seeds: int, noise: SeedNoise
+    value: float, resampled: np.ndarray, *, num_patients: int, num_runs: tuple[int, int], noise: SeedNoise
 ) -> Difference | None:
-    """Compares two rows by their mean difference over `num_seeds` seeds, measured on the same images.
+    """Compares two means of runs, `num_runs` on each side, that were measured on the same images.
 
     `resampled` (R,) is that difference in each resample of patients. Two kinds of chance make up the
     variance: which patients were tested, and which seeds trained. Degrees of freedom are Satterthwaite's; the
@@ -190,7 +191,7 @@ def paired_difference(
         return None
     components = [(np.var(resampled, ddof=1), num_patients - 1)]  # variance, degrees of freedom
     if noise.freedom:
-        components.append((2 * noise.variance / num_seeds, noise.freedom))
+        components.append((noise.variance * sum(1 / number for number in num_runs), noise.freedom))
     variance = sum(part for part, _ in components)
     if variance == 0:  # equal predictions
         return Difference(value=value, low=value, high=value, p=float(value == 0))

@@ -9,11 +9,13 @@ from sklearn import metrics
 
 
 def save_figure(figure: Figure, path: Path, *, private: bool = False) -> None:
-    """Writes a PNG atomically; `private` is mode 0600, from before there is anything in it."""
+    """Writes a PNG or SVG atomically; `private` is mode 0600, from before there is anything in it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch(mode=0o600 if private else 0o666)
-        figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
+        kind = path.suffix.removeprefix(".")
+        undated = {"metadata": {"Date": None}} if kind == "svg" else {}  # equal figures are equal files
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", format=kind, **undated)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

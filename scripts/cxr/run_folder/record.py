@@ -257,6 +257,9 @@ class Results(Training):
     bad_steps: Count = Field(description="skipped for a NaN or infinite loss or gradient")
     num_train_images: Annotated[int, Field(gt=0, le=10**9)]
     num_epochs: Count | None = Field(default=None, description="trained; the last one may be cut short")
+    num_train_patients: Count | None = Field(default=None, description="whose images these are")
+    mixed_precision: Word | None = Field(default=None, description="in training; `no` is float32")
+    hardware: Name | None = Field(default=None, description="number and name of the devices")
     seed: Seed
     hub_commit: str | None = Field(default=None, description="of the revision that was pushed")
 

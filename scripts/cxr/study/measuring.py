@@ -101,21 +101,36 @@ def compare(rows: list[results.Row], noise: SeedNoise) -> list[results.Compariso
     """Every pair of rows that were measured on the same images, the clearest difference first."""
     found = []
     for first, second in itertools.combinations(rows, 2):
-        seeds = sorted(first.aurocs.keys() & second.aurocs.keys())
-        if seeds and first.images == second.images:
-            differences = [first.aurocs[seed] - second.aurocs[seed] for seed in seeds]
-            difference = np.mean(differences, axis=0)  # (1 + R,)
-            if difference[0] < 0:
-                first, second, difference = second, first, -difference
-            tested = intervals.paired_difference(
-                float(difference[0]),
-                difference[1:],
-                num_patients=first.runs[0].predictions["subject_id"].nunique(),
-                num_seeds=len(seeds),
-                noise=noise,
-            )
-            if tested:
-                found.append(results.Comparison(first.label, second.label, len(seeds), tested))
+        measured = difference_of_means([first], [second], noise)
+        if measured and measured[0].value < 0:
+            first, second = second, first
+            measured = difference_of_means([first], [second], noise)
+        if measured:
+            found.append(results.Comparison(first.label, second.label, measured[1], measured[0]))
     for comparison, p in zip(found, intervals.holm([one.difference.p for one in found])):
         comparison.p = p
     return sorted(found, key=lambda comparison: (comparison.p, comparison.difference.p))
+
+
+def difference_of_means(
+    first: list[results.Row], second: list[results.Row], noise: SeedNoise
+) -> tuple[intervals.Difference, int] | None:
+    """The mean AUROC of some rows of a table minus that of others, over the seeds that all of them have.
+
+    Returns it with the number of seeds; None where the images or all seeds are not the same.
+    """
+    seeds = sorted(set.intersection(*(set(row.aurocs) for row in (*first, *second))))
+    if not seeds or any(row.images != first[0].images for row in (*first, *second)):
+        return None
+    means = [
+        np.mean([row.aurocs[seed] for row in side for seed in seeds], axis=0) for side in (first, second)
+    ]
+    difference = means[0] - means[1]  # (1 + R,)
+    tested = intervals.paired_difference(
+        float(difference[0]),
+        difference[1:],
+        num_patients=first[0].runs[0].predictions["subject_id"].nunique(),
+        num_runs=(len(first) * len(seeds), len(second) * len(seeds)),
+        noise=noise,
+    )
+    return tested and (tested, len(seeds))

@@ -1,5 +1,11 @@
 """The figures of a study: losses, learning curves, ROC and calibration, with their spread."""
 
+import itertools
+import textwrap
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 
 import matplotlib
@@ -12,10 +18,18 @@ from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import reliability
 from cxr.evaluation.plots import save_figure
 
-COLORS = matplotlib.colormaps["tab20"].colors
-COLORS = (*COLORS[::2], *COLORS[1::2])  # the ten strong ones first
+# Okabe and Ito's palette, told apart by the colour-blind, too; its yellow is left out, as paper is white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*Xph"
+MOST_IN_A_PANEL = 4  # curves whose intervals can be told apart
+LABEL_WIDTH = 24  # letters
 Predictions = tuple[np.ndarray, np.ndarray]  # of a run: labels (N,) in {0, 1} and probabilities (N,)
+
+
+def style(number: int) -> dict[str, str]:
+    """Of the row `number`: where the colours begin anew, the line is another."""
+    return {"color": COLORS[number % len(COLORS)], "ls": DASHES[number // len(COLORS) % len(DASHES)]}
 
 
 def plot_mean_losses(rows: dict[str, list[list[dict]]], path: Path, *, title: str) -> None:
@@ -31,37 +45,139 @@ def plot_mean_losses(rows: dict[str, list[list[dict]]], path: Path, *, title: st
             numbers = [record["epoch"] for record in runs[0][:length]]
             # (seeds, epochs)
             losses = np.array([[record[key] for record in epochs[:length]] for epochs in runs])
-            color = COLORS[number % len(COLORS)]
-            axes.plot(numbers, losses.mean(axis=0), color=color, label=as_label(row))
-            axes.fill_between(numbers, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.15, lw=0)
+            axes.plot(numbers, losses.mean(axis=0), label=as_label(row), **style(number))
+            low, high, color = losses.min(axis=0), losses.max(axis=0), style(number)["color"]
+            axes.fill_between(numbers, low, high, color=color, alpha=0.12, lw=0)
         axes.set(xlabel="epoch", ylabel="mean loss", title=name)
         axes.grid(alpha=0.3)
     finish(figure, panels[0], path, title=title)
 
 
-def plot_learning_curves(
-    rows: dict[str, list[tuple[int, float, Interval | None]]], path: Path, *, title: str
-) -> None:
-    """AUROC against training images; `rows`: name -> (images, AUROC, its interval) by size."""
-    figure = Figure(figsize=(8, 5))
-    axes = figure.subplots()
-    sizes = sorted({size for points in rows.values() for size, _, _ in points})
-    for number, (row, points) in enumerate(rows.items()):
-        x = np.array([size for size, _, _ in points]) * 1.012 ** (number - len(rows) / 2)  # side by side
-        y = np.array([value for _, value, _ in points])
-        low = [y_ - (interval.low if interval else y_) for y_, (_, _, interval) in zip(y, points)]
-        high = [(interval.high if interval else y_) - y_ for y_, (_, _, interval) in zip(y, points)]
-        errors = np.maximum([low, high], 0)
-        style = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)]}
+@dataclass(kw_only=True)
+class Curve:
+    """A row's AUROC by training size."""
+
+    panel: str  # its model
+    label: str  # its name in that panel
+    full_label: str
+    points: list[tuple[int, float, Interval | None]] = field(default_factory=list)  # images, AUROC, interval
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return np.array([size for size, _, _ in self.points])
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.array([value for _, value, _ in self.points])
+
+    @property
+    def errors(self) -> np.ndarray:
+        """How far the interval reaches below and above each value: (2, sizes)."""
+        ends = [
+            (interval.low, interval.high) if interval else (value,) * 2 for _, value, interval in self.points
+        ]
+        low, high = np.array(ends).T
+        return np.maximum([self.values - low, high - self.values], 0)
+
+
+def plot_learning_curves(curves: list[Curve], path: Path, *, title: str) -> None:
+    """AUROC against training images: all rows in one panel or, where they are many, a panel a model.
+
+    A panel shows the rows of the other models in gray, and names each of its own at the end of its curve.
+    """
+    together = len(curves) <= MOST_IN_A_PANEL
+    panels = [""] if together else list(dict.fromkeys(curve.panel for curve in curves))
+    across = min(len(panels), 2 if len(panels) <= 4 else 3)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(max(8, 5.2 * across), max(4.6, 3.6 * down)))
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes, panel in itertools.zip_longest(grid.flat, panels):
+        if panel is None:
+            axes.set_visible(False)
+            continue
+        own = [curve for curve in curves if together or curve.panel == panel]
+        for other in [curve for curve in curves if curve not in own]:
+            axes.plot(np.log10(other.sizes), other.values, color="0.82", lw=1, zorder=1)
+        draw_curves(axes, own, lambda curve: curve.full_label if together else curve.label)
+        axes.set_title("\n".join(textwrap.wrap(as_label(panel), 2 * LABEL_WIDTH)), fontsize="medium")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    sizes = sorted({size for curve in curves for size in curve.sizes})
+    grid.flat[0].set_xticks(np.log10(sizes), [f"{size:,}" for size in sizes])
+    for axes in grid[:, 0]:
+        axes.set_ylabel("AUROC")
+    for axes in grid.flat[max(0, len(panels) - across) :]:
+        axes.set_xlabel("training images")
+        axes.tick_params(labelbottom=True)
+    figure.suptitle(title + "\ngray: the rows of the other panels" * (len(panels) > 1), fontsize="medium")
+    figure.tight_layout()
+    for axes in grid.flat[: len(panels)]:  # last, when the limits are known
+        spread_labels(axes)
+    save(figure, path)
+
+
+def draw_curves(axes: Axes, curves: list[Curve], name: Callable[[Curve], str]) -> None:
+    """Curves with their intervals, beside each other so that none hides another, each named at its end."""
+    sizes = np.unique(np.log10(np.concatenate([curve.sizes for curve in curves])))
+    step = min(0.12, 0.5 / len(curves)) * (np.diff(sizes).min() if len(sizes) > 1 else 1)
+    for number, curve in enumerate(curves):
+        x = np.log10(curve.sizes) + step * (number - (len(curves) - 1) / 2)
+        marker, of_line = MARKERS[number % len(MARKERS)], style(number)
         axes.errorbar(
-            x, y, yerr=errors, label=as_label(row), capsize=3, lw=1.4, elinewidth=0.8, ms=5, **style
+            x,
+            curve.values,
+            yerr=curve.errors,
+            marker=marker,
+            ms=5,
+            capsize=2.5,
+            lw=1.4,
+            elinewidth=1,
+            **of_line,
         )
-    axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.minorticks_off()
-    axes.set(xlabel="training images", ylabel="AUROC")
-    axes.grid(alpha=0.3)
-    finish(figure, axes, path, title=title)
+        text = "\n".join(textwrap.wrap(as_label(name(curve)), LABEL_WIDTH))
+        axes.annotate(
+            text,
+            (x[-1], curve.values[-1]),
+            xytext=(1.03, curve.values[-1]),
+            textcoords=axes.get_yaxis_transform(),
+            color=of_line["color"],
+            fontsize="small",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": of_line["color"], "lw": 0.5, "alpha": 0.5},
+            annotation_clip=False,
+        )
+
+
+def spread_labels(axes: Axes) -> None:
+    """Moves the labels at the right of a panel apart, up and down, so that none covers another."""
+    labels = sorted(axes.texts, key=lambda label: label.xyann[1])
+    bottom, top = axes.get_ylim()
+    line = (top - bottom) * 12 / (axes.get_window_extent().height / axes.figure.dpi * 72)  # of 12 points
+    heights = [line * (label.get_text().count("\n") + 1.3) for label in labels]
+    places = spread([label.xyann[1] for label in labels], heights)
+    for label, place in zip(labels, places):
+        label.xyann = (label.xyann[0], place)
+
+
+def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Returns places near the `wanted` ones, which rise, with room for a label of its height around each."""
+    blocks: list[tuple[list[float], list[float]]] = []  # of labels that touch: what they want, their heights
+    for place, height in zip(wanted, heights):
+        blocks.append(([place], [height]))
+        while len(blocks) > 1 and block_ends(*blocks[-2])[1] > block_ends(*blocks[-1])[0]:
+            (places, of_places), last = blocks.pop(-2), blocks.pop()
+            blocks.append((places + last[0], of_places + last[1]))
+    found = []
+    for places, of_places in blocks:
+        ends = block_ends(places, of_places)[0] + np.cumsum(of_places)
+        found += (ends - np.array(of_places) / 2).tolist()
+    return found
+
+
+def block_ends(places: list[float], heights: list[float]) -> tuple[float, float]:
+    """The lower and the upper end of labels above each other, around the mean of their places."""
+    middle, half = float(np.mean(places)), sum(heights) / 2
+    return middle - half, middle + half
 
 
 def plot_roc(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> None:
@@ -73,8 +189,7 @@ def plot_roc(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> N
     for number, (row, runs) in enumerate(rows.items()):
         curves = [roc_curve(*run)[:2] for run in runs]
         mean = np.mean([np.interp(grid, false, true) for false, true in curves], axis=0)
-        color = COLORS[number % len(COLORS)]
-        axes.plot([0, *grid], [0, *mean], color=color, label=as_label(row), lw=1.4)
+        axes.plot([0, *grid], [0, *mean], label=as_label(row), lw=1.4, **style(number))
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
     axes.grid(alpha=0.3)
     finish(figure, axes, path, title=title)
@@ -88,10 +203,9 @@ def plot_calibration(rows: dict[str, list[Predictions]], path: Path, *, title: s
     for number, (row, runs) in enumerate(rows.items()):
         labels, probabilities = map(np.concatenate, zip(*runs))
         said, was, counts = zip(*reliability(labels, probabilities))
-        color = COLORS[number % len(COLORS)]
-        axes.plot(said, was, color=color, label=as_label(row), lw=1.2)
+        axes.plot(said, was, label=as_label(row), lw=1.2, **style(number))
         areas = 200 * np.array(counts) / len(labels)
-        axes.scatter(said, was, s=areas, color=color, alpha=0.6)
+        axes.scatter(said, was, s=areas, color=style(number)["color"], alpha=0.6)
     axes.set(xlabel="probability", ylabel="share of positives (dots: images)", aspect="equal")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
@@ -107,8 +221,15 @@ def finish(figure: Figure, axes: Axes, path: Path, *, title: str) -> None:
     """Adds the title and, below, one legend for all panels; saves."""
     handles, names = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, names)) > 45 else 2
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle("\n".join(textwrap.wrap(title, 90)), fontsize="medium")
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False}
     figure.legend(handles, names, ncols=columns, fontsize="small", **below)
     figure.tight_layout()
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the PNG `path` and, beside it, an SVG, which is the same for the same figure."""
     save_figure(figure, path)
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        save_figure(figure, path.with_suffix(".svg"))

@@ -12,49 +12,60 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cxr.evaluation.intervals import MIN_SEEDS
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.run_folder.files import write_text
 from cxr.run_folder.record import RunRecord
 from cxr.study import plots
+from cxr.study.answer import Answer
+from cxr.study.answer import format_p
+from cxr.study.answer import sentence
+from cxr.study.answer import training_images
+from cxr.study.how_trained import how_trained
 from cxr.study.measuring import arrays
 from cxr.study.results import OUR_METRICS
 from cxr.study.results import PAPER_METRICS
 from cxr.study.results import ResultTable
 from cxr.study.results import TableName
 from cxr.study.results import format_number
+from cxr.study.results import plural
 
-SIGNIFICANT = 0.05
-MOST_SAID = 4  # differences in a sentence; all are in a table
 TEMPLATES = Path(__file__).parent / "templates"
+PAPERS_WORD = "The paper calls the column “augmentation” “transformer”."
+UNDERTRAINED = "†"
 
 
-def verdict(table: ResultTable) -> str:
-    """Says in a sentence which differences of AUROC are more than chance."""
+def why_not_compared(table: ResultTable) -> str:
+    """Says why a table has no differences; "" where it has some, or one row."""
     if len(table.measured) < 2:
         return "There is nothing to compare yet." if len(table.rows) > 1 else ""
-    if not table.comparisons:
-        return "The rows were not measured on the same images, so they are not compared."
-    clear = [comparison for comparison in table.comparisons if comparison.p < SIGNIFICANT]
-    total = len(table.comparisons)
-    if not clear:
-        none = f"None of the {total} differences of AUC is" if total > 1 else "The difference of AUC is not"
-        return f"{none} distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm)."
-    said = [f"{one.first} over {one.second} by {signed(one.difference)}" for one in clear[:MOST_SAID]]
-    more = f"; and {len(clear) - MOST_SAID} more, listed in the report" if len(clear) > MOST_SAID else ""
     return (
-        f"Distinguishable from noise (p < {SIGNIFICANT}, corrected by Holm): {len(clear)} of the {total} "
-        f"differences of AUC. {'; '.join(said)}{more}."
+        ""
+        if table.comparisons
+        else "The rows were not measured on the same images, so they are not compared."
     )
+
+
+def general_notes(tables: list[ResultTable]) -> list[str]:
+    """What few seeds leave unsaid."""
+    said = []
+    rows = [row for table in tables for row in table.measured]
+    if few := [row for row in rows if len(row.runs) < MIN_SEEDS]:
+        who = "All rows have" if len(few) == len(rows) else f"{len(few)} of the {len(rows)} rows have"
+        said.append(
+            f"{who} fewer than {MIN_SEEDS} seeds: too few for an interval over seeds, so theirs are over "
+            "patients only, and do not say what other seeds would have given."
+        )
+    if any(table.comparisons and not table.noise.freedom for table in tables):
+        said.append("Where all rows have one seed, differences leave out what other seeds would have given.")
+    return said
 
 
 def notes(table: ResultTable) -> list[str]:
     """What a reader of the table must know to take its numbers for what they are."""
-    said = []
-    if table.comparisons and not table.noise.freedom:
-        said.append(
-            "There are too few seeds to say what others would have given: differences leave that out."
-        )
+    said = [why_not_compared(table)] * bool(why_not_compared(table))
+    said += [f"{UNDERTRAINED} {row.label} is undertrained: {row.undertrained}." for row in table.undertrained]
     if any(row.published for row in table.rows):
         said.append(
             "The paper's figures are of its own validation images, which are not known, and have no "
@@ -67,7 +78,7 @@ def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
     """Draws each table's figures, and returns those that join several tables: caption -> file."""
     folder.mkdir(exist_ok=True)
     for table in tables:
-        title, slug = plots.as_label(table.name.title), table.name.slug
+        title, slug = plots.as_label(table.title), table.name.slug
         epochs = {
             row.label: [RunRecord(run.folder, enabled=False).epochs() for run in row.runs]
             for row in table.measured
@@ -75,10 +86,12 @@ def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
         epochs = {label: runs for label, runs in epochs.items() if all(runs)}
         of_both_classes = [row for row in table.measured if row.values["auroc"] is not None]
         predictions = {row.label: [arrays(run.predictions) for run in row.runs] for row in of_both_classes}
+        of_seeds = ", the mean over seeds" if any(len(row.runs) > 1 for row in table.measured) else ""
+        spread = "; the band is the range over seeds" if of_seeds else ""
         for kind, plot, rows, caption in (
-            ("loss", plots.plot_mean_losses, epochs, "Mean loss by epoch; the band is the range over seeds"),
-            ("roc", plots.plot_roc, predictions, "ROC curves, the mean over seeds"),
-            ("calibration", plots.plot_calibration, predictions, "Reliability diagram"),
+            ("loss", plots.plot_mean_losses, epochs, f"Mean loss by epoch{spread}"),
+            ("roc", plots.plot_roc, predictions, f"ROC curves{of_seeds}, {table.n}"),
+            ("calibration", plots.plot_calibration, predictions, f"Reliability diagram, {table.n}"),
         ):
             if rows:
                 table.figures[caption] = folder / f"{kind}-{slug}.png"
@@ -90,24 +103,33 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
     """A figure for each group of tables that differ only in the training size, if there are several."""
     groups: dict[TableName, list[ResultTable]] = defaultdict(list)
     for table in tables:
-        groups[dataclasses.replace(table.name, size="")].append(table)
+        groups[table.name.of_any_size].append(table)
     figures = {}
     for group, of_group in groups.items():
-        points: dict[str, list] = defaultdict(list)
-        for row in (row for table in of_group for row in table.measured):
-            if row.values["auroc"] is not None:
-                size = row.runs[0].results.num_train_images
-                interval = row.over_seeds["auroc"] or row.over_patients["auroc"]
-                points[row.label].append((size, row.values["auroc"], interval))
-        if len({size for of_row in points.values() for size, _, _ in of_row}) > 1:
+        rows = [row for table in of_group for row in table.measured if row.values["auroc"] is not None]
+        over_seeds = all(row.over_seeds["auroc"] for row in rows)  # the same kind of bar for all
+        curves: dict[str, plots.Curve] = {}
+        for row in rows:
+            label = dataclasses.replace(row.name, model="").label(one.name for one in rows).removeprefix(", ")
+            curve = plots.Curve(panel=row.name.model, label=label or row.architecture, full_label=row.label)
+            size = row.runs[0].results.num_train_images
+            interval = (row.over_seeds if over_seeds else row.over_patients)["auroc"]
+            curves.setdefault(row.label, curve).points.append((size, row.values["auroc"], interval))
+        if len({size for curve in curves.values() for size in curve.sizes}) > 1:
             path = folder / f"auroc-by-size-{group.slug}.png"
-            plots.plot_learning_curves(dict(points), path, title=plots.as_label(group.title))
-            figures[f"AUC against training images: {group.title}"] = path
+            title = f"{group.title} ({measured_on(of_group)})"
+            plots.plot_learning_curves(list(curves.values()), path, title=plots.as_label(title))
+            bars = "seeds" if over_seeds else "patients"
+            figures[f"AUC against training images: {title}. The bars are 95 % intervals over {bars}"] = path
     return figures
 
 
+def measured_on(tables: list[ResultTable]) -> str:
+    return " or ".join(dict.fromkeys(table.n for table in tables if table.measured))
+
+
 def signed(difference: Difference) -> str:
-    return f"{difference.value:.3f} [{difference.low:.3f}, {difference.high:.3f}]"
+    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def span(interval: Interval | None) -> str:
@@ -139,7 +161,13 @@ def csv_text(tables: list[ResultTable]) -> str:
 
 
 def write_report(
-    tables: list[ResultTable], figures: dict[str, Path], output_dir: Path, *, title: str, num_resamples: int
+    tables: list[ResultTable],
+    answers: list[Answer],
+    figures: dict[str, Path],
+    output_dir: Path,
+    *,
+    title: str,
+    num_resamples: int,
 ) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -149,17 +177,28 @@ def write_report(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": format_number, "signed": signed, "span": span, "embed": embed}
+    environment.filters |= {"p": format_p, "plural": plural}
     # A cell of a Markdown table, in which a name is text and no markup.
     environment.filters["cell"] = lambda text: str(text).replace("|", "/").replace("<", "&lt;")
     environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
+    common, differing = how_trained(tables)
     content = {
         "title": title,
+        "answers": grouped(answers),
+        "num_answers": len(answers),
+        "sentence": sentence(answers, tables),
+        "training_images": training_images,
+        "measured_on": measured_on(tables),
+        "common": common,
+        "differing": differing,
         "tables": tables,
         "figures": figures,
         "paper_metrics": PAPER_METRICS,
         "our_metrics": OUR_METRICS,
-        "verdict": verdict,
         "notes": notes,
+        "general_notes": general_notes(tables),
+        "papers_word": PAPERS_WORD,
+        "undertrained": UNDERTRAINED,
         "view_headings": lambda table: [f"AUC of {view}" for view in table.views],
         "num_resamples": num_resamples,
         "runs": [run for table in tables for row in table.rows for run in row.runs],
@@ -170,12 +209,47 @@ def write_report(
     write_text(output_dir / "report.csv", csv_text(tables))
 
 
+def grouped(answers: list[Answer]) -> dict[str, list[Answer]]:
+    """The answers by heading: the question, on what it was measured and, where there are several, of what."""
+    names = {one.table.name.of_any_size for one in answers}
+    groups: dict[str, list[Answer]] = defaultdict(list)
+    for one in answers:
+        name = one.table.name.of_any_size
+        context = name.title if len(names) > 1 else f"{name.split} split"
+        groups[f"{one.question} ({context}, {one.table.n})"].append(one)
+    return groups
+
+
+def print_answer(answers: list[Answer], tables: list[ResultTable], console: Console) -> None:
+    """First of all: the sentence that says it all, and a row a difference."""
+    console.print(f"The answer: {sentence(answers, tables)}", highlight=False, markup=False, style="bold")
+    for heading, of_question in grouped(answers).items():
+        shown = Table(title=escape(heading), title_justify="left")
+        for name in ("training images", "compared", "difference of AUC, 95 %", "p, corrected", "verdict"):
+            shown.add_column(
+                name, overflow="fold", justify="left" if name in ("compared", "verdict") else "right"
+            )
+        for one in of_question:
+            numbers = (signed(one.difference), format_p(one.p))
+            shown.add_row(*map(Text, (training_images(one.table), one.compared, *numbers, one.verdict)))
+        console.print(shown)
+    for said in general_notes(tables):
+        console.print(said, highlight=False, markup=False)
+
+
 def print_table(table: ResultTable, console: Console) -> None:
-    metrics = PAPER_METRICS if console.width >= 100 else {"auroc": "AUC"}
-    shown = Table(title=escape(table.name.title))
+    is_wide = console.width >= 100
+    shown = Table(title=escape(table.title))
     shown.add_column("", overflow="fold", min_width=20)
-    for heading in ("seeds", *metrics.values(), "AUC, 95 %"):
-        shown.add_column(heading, justify="right", no_wrap=True)
+    metrics = PAPER_METRICS if is_wide else {"auroc": "AUC"}
+    intervals = {"patients": "over_patients"} | ({"seeds": "over_seeds"} if is_wide else {})
+    intervals = {
+        over: name
+        for over, name in intervals.items()
+        if any(getattr(row, name).get("auroc") for row in table.measured)
+    }
+    for heading in ("seeds", *metrics.values(), *(f"AUC, 95 % over {over}" for over in intervals)):
+        shown.add_column(heading, justify="right", overflow="fold")
     for row in table.rows:
         seeds = f"{len(row.runs)} of {row.num_planned}" if len(row.runs) != row.num_planned else len(row.runs)
         cells = [
@@ -184,8 +258,9 @@ def print_table(table: ResultTable, console: Console) -> None:
             else Text("not run", style="dim")
             for metric in metrics
         ]
-        interval = row.over_seeds.get("auroc") or row.over_patients.get("auroc")
-        shown.add_row(Text(row.label), str(seeds), *cells, Text(span(interval)))
+        spans = [Text(span(getattr(row, name).get("auroc"))) for name in intervals.values()]
+        label = row.label + f" {UNDERTRAINED}" * bool(row.undertrained)
+        shown.add_row(Text(label), str(seeds), *cells, *spans)
     console.print(shown)
-    for said in (verdict(table), *notes(table)):
+    for said in notes(table):
         console.print(said, highlight=False, markup=False)

@@ -56,8 +56,12 @@ class TableName:
     def title(self) -> str:
         sizes = {"": [], "all": ["all training images"]}
         parts = [" vs ".join(reversed(TASKS.get(self.task, (self.task,))))]
-        parts += sizes[self.size] if self.size in sizes else [f"{int(self.size):,} training images"]
+        parts += sizes[self.size] if self.size in sizes else [plural(int(self.size), "training image")]
         return ", ".join([*parts, f"{self.view} views", *self.unusual(), f"{self.split} split"])
+
+    @property
+    def of_any_size(self) -> "TableName":
+        return dataclasses.replace(self, size="")
 
     @property
     def slug(self) -> str:
@@ -81,7 +85,7 @@ class RowName:
     setup: str = ""  # flags in which it differs from a row that is like it in all else
 
     @property
-    def transformer(self) -> str:
+    def augmented(self) -> str:
         return "not augmented" if self.augmentation == "none" else f"augmented ({self.augmentation})"
 
     @property
@@ -89,13 +93,26 @@ class RowName:
         erased = " erased" * (self.masking_kind == "erasing")
         return f"{self.masking:.2f}{erased}" if self.masking else ""
 
+    @property
+    def share_masked(self) -> str:
+        """The masking in a sentence."""
+        verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
+        return f"{self.masking:.0%} {verb}" if self.masking else "nothing masked"
+
     def label(self, others: Iterable["RowName"]) -> str:
         """The name in a sentence or a legend, without an augmentation that all `others` have, too."""
-        verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
         parts = [self.model]
-        parts += [self.transformer] * any(other.augmentation != self.augmentation for other in others)
-        parts += [f"{self.masking:.0%} {verb}"] * bool(self.masking)
+        parts += [self.augmented] * any(other.augmentation != self.augmentation for other in others)
+        parts += [self.share_masked] * bool(self.masking)
         return ", ".join([*parts, *[self.setup] * bool(self.setup)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """A finished run of run_mae_pretrain.py, whose model a classifier started from."""
+
+    args: record.Arguments
+    results: record.PretrainingResults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +120,10 @@ class Run:
     """A finished run: its records, and its predictions for the split that is reported."""
 
     folder: Path
+    point: grid.ClassificationPoint
     args: record.Arguments
     results: record.ClassificationResults
+    pretraining: Pretraining | None  # None where it is not ours, or its folder is not found
     split: str
     predictions: pd.DataFrame
 
@@ -135,6 +154,26 @@ class Row:
     def images(self) -> tuple[str, ...]:
         return tuple(self.runs[0].predictions["dicom_id"]) if self.runs else ()
 
+    @property
+    def architecture(self) -> str:
+        """The body's name without who published it: that of a pretrained model and of one from scratch."""
+        run = self.runs[0]
+        name = run.pretraining.results.model if run.pretraining else run.point.model
+        return name.rstrip("/").rpartition("/")[2]
+
+    @property
+    def start(self) -> int:
+        """0: pretrained here, 1: pretrained elsewhere, 2: from scratch."""
+        point = self.runs[0].point
+        return 0 if point.own_pretraining else 2 if point.from_scratch else 1
+
+    @property
+    def undertrained(self) -> str:
+        """What shows that training had not converged, in words; "" where nothing does."""
+        reasons = [run.results.undertrained for run in self.runs if run.results.undertrained]
+        of = f"{len(reasons)} of {len(self.runs)} seeds: " if 0 < len(reasons) < len(self.runs) else ""
+        return of + "; ".join(dict.fromkeys(reasons))
+
 
 @dataclass
 class Comparison:
@@ -158,6 +197,20 @@ class ResultTable:
     @property
     def measured(self) -> list[Row]:
         return [row for row in self.rows if row.values]
+
+    @property
+    def undertrained(self) -> list[Row]:
+        return [row for row in self.measured if row.undertrained]
+
+    @property
+    def n(self) -> str:
+        """On what its rows were measured."""
+        counts = list(dict.fromkeys(count_images(row.runs[0].predictions) for row in self.measured))
+        return " or ".join(f"n = {count}" for count in counts) or "nothing measured yet"
+
+    @property
+    def title(self) -> str:
+        return f"{self.name.title} ({self.n})"
 
     @property
     def views(self) -> list[str]:
@@ -187,17 +240,32 @@ def find_runs(folders: list[Path]) -> list[Path]:
     return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]  # once, where FOLDERs overlap
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, cell: grid.ClassificationCell | None) -> Run:
     """Reads a finished run: the test split where it was evaluated, else validation. Raises UserError."""
     results = record.ClassificationResults.read(folder / "results.json")
     split = "test" if results.test else "validation"
     return Run(
         folder=folder,
+        point=cell.point if cell else point_of(results),
         args=record.Arguments.read(folder / "args.json"),
         results=results,
+        pretraining=find_pretraining(folder, results, needs=cell.needs if cell else None),
         split=split,
         predictions=read_predictions(folder / f"predictions_{split}.csv", getattr(results, split).n),
     )
+
+
+def find_pretraining(
+    folder: Path, results: record.ClassificationResults, *, needs: str | None
+) -> Pretraining | None:
+    """The run of ours that a classifier started from: where its model was, or beside it in a moved study."""
+    model = Path(results.model)
+    folders = [model.parent if model.name == "model" else model] * results.pretrained
+    folders += [folder.parent / needs] if needs else []
+    for found in folders:
+        if isinstance(its_results := record.read_results(found), record.PretrainingResults):
+            return Pretraining(args=record.Arguments.read(found / "args.json"), results=its_results)
+    return None
 
 
 def read_predictions(path: Path, num_images: int) -> pd.DataFrame:
@@ -248,9 +316,9 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
     cells = {folder / name: cell for folder in folders for name, cell in grid.read_plan(folder).items()}
     plan = {run: cell for run, cell in cells.items() if isinstance(cell, grid.ClassificationCell)}
     for folder in dict.fromkeys([*plan, *finished]):
-        run = read_run(folder) if folder in finished else None
         cell = plan.get(folder)
-        point = cell.point if cell else point_of(run.results)
+        run = read_run(folder, cell) if folder in finished else None
+        point = run.point if run else cell.point
         labels = run.results.as_json() if run else LABEL_OPTIONS | cell.flags
         table = TableName(
             task=point.task,
@@ -317,6 +385,16 @@ def check_samples(rows: list[Row], table: TableName) -> None:
                 f"{run.folder} and {first} are in one table ({table.title}) but were trained on other "
                 "images; expected the same sample: report them apart"
             )
+
+
+def count_images(predictions: pd.DataFrame) -> str:
+    """How many images, patients and positive images there are."""
+    patients = plural(predictions["subject_id"].nunique(), "patient")
+    return f"{plural(len(predictions), 'image')} of {patients}, {predictions['label'].sum():,} positive"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def format_number(value: float | None) -> str:

@@ -369,14 +369,17 @@ class Run:
 
     def finished_results(self) -> dict[str, Any]:
         """The fields of `results.json` that both scripts have."""
-        progress, args = self.progress, self.args
+        progress, args, images = self.progress, self.args, self.train_loader.dataset.images
         return {
             "model": args.config_name or args.model_name_or_path,
             "images_per_second": progress.step * self.schedule.images_per_step / progress.train_seconds,
             "steps": progress.step,
             "bad_steps": progress.num_bad_steps,
             "images_per_step": self.schedule.images_per_step,
-            "num_train_images": len(self.train_loader.dataset),
+            "num_train_images": len(images),
+            "num_train_patients": len(set(images["subject_id"])),
+            "mixed_precision": self.accelerator.mixed_precision,
+            "hardware": runtime.describe_hardware(self.accelerator),
             "num_epochs": self.schedule.epoch(progress.step),
             "seed": args.seed,
             "versions": installed_versions(),

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -98,6 +99,17 @@ def _check_machine(args: argparse.Namespace, accelerator: Accelerator) -> None:
         )
     if getattr(args, "sync_batchnorm", False) and device != "cuda":
         raise UserError(f"--sync_batchnorm needs GPUs, found {device}; leave it out")
+
+
+def describe_hardware(accelerator: Accelerator) -> str:
+    """The devices that train, such as "2 x NVIDIA H100 80GB HBM3"."""
+    if accelerator.device.type == "cuda":
+        name = torch.cuda.get_device_name(accelerator.device)
+    elif accelerator.device.type == "cpu":
+        name = f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+    else:
+        name = accelerator.device.type
+    return f"{accelerator.num_processes} x {name}"
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:

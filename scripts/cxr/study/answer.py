@@ -1,0 +1,271 @@
+"""The answer of a study: for each question of its grid, a difference of AUROC and what it means in words."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
+
+from cxr.evaluation.intervals import Difference
+from cxr.evaluation.intervals import holm
+from cxr.study.measuring import difference_of_means
+from cxr.study.results import ResultTable
+from cxr.study.results import Row
+from cxr.study.results import plural
+
+SIGNIFICANT = 0.05
+MOST_SAID = 3  # differences in the sentence; all are in the table
+Sides = dict[str, list[Row]]  # what is compared -> its rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a study may ask of the rows of a table.
+
+    Rows are compared that are alike in what must be `equal` and, where there are such, in all `others`; each
+    value of an axis is a name in words. `choose` picks the pairs of sides to compare.
+    """
+
+    name: str
+    sides: str  # the axis whose values are compared
+    equal: tuple[str, ...]
+    others: tuple[str, ...]
+    choose: Callable[[Sides], Iterator[tuple[str, str]]]
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """A row of the answer: the mean AUROC of the `first` minus that of the `second`."""
+
+    question: str
+    table: ResultTable
+    of: str  # what both have in common; "" where the names say it all
+    first: str
+    second: str
+    num_seeds: int
+    difference: Difference
+    differs_too: tuple[str, ...]  # axes besides that of the question
+    undertrained: bool
+    p: float = field(default=1.0)  # corrected for the number of all answers
+
+    @property
+    def is_clear(self) -> bool:
+        return self.p < SIGNIFICANT
+
+    @property
+    def better(self) -> str:
+        return self.first if self.difference.value > 0 else self.second
+
+    @property
+    def compared(self) -> str:
+        return f"{self.of}: " * bool(self.of) + f"{self.first} against {self.second}"
+
+    @property
+    def verdict(self) -> str:
+        if self.is_clear:
+            said = f"Better: {self.better} ({equals_p(self.p)} after correction)"
+        else:
+            said = f"Not distinguishable ({equals_p(self.p)} after correction; {SIGNIFICANT} needed)"
+        notes = [differ_too(self.differs_too)] * bool(self.differs_too)
+        notes += ["undertrained: the comparison may be about epochs"] * self.undertrained
+        return "; ".join([said, *notes])
+
+
+def start(row: Row) -> str:
+    """Where a model's weights came from; a pretrained one is named, as there may be several."""
+    return ("pretrained here", f"pretrained ({row.name.model})", "from scratch")[row.start]
+
+
+AXES: dict[str, Callable[[Row], str]] = {
+    "model": lambda row: row.name.model,
+    "architecture": lambda row: row.architecture,
+    "start": start,
+    "augmentation": lambda row: row.name.augmented,
+    "masking": lambda row: row.name.share_masked,
+    "flags": lambda row: row.name.setup,
+}
+
+
+def each_pair(sides: Sides) -> Iterator[tuple[str, str]]:
+    """Every pair; of starts, that pretrained here comes first."""
+    yield from itertools.combinations(sorted(sides, key=lambda name: sides[name][0].start), 2)
+
+
+def other_body(sides: Sides) -> Iterator[tuple[str, str]]:
+    """Every pair of models that are more than one model from two starts."""
+    for first, second in itertools.combinations(sides, 2):
+        if sides[first][0].architecture != sides[second][0].architecture:
+            yield first, second
+
+
+def against_none(sides: Sides) -> Iterator[tuple[str, str]]:
+    """Each against no augmentation or masking; where all have some, against the first or the least."""
+
+    def amount(name: str) -> tuple[bool, float]:
+        row = sides[name][0].name
+        return row.augmentation != "none", row.masking
+
+    none, *some = sorted(sides, key=amount)
+    yield from ((name, none) for name in some)
+
+
+RECIPE = ("augmentation", "masking", "flags")
+QUESTIONS = (
+    Question(
+        name="Pretrained or from scratch",
+        sides="start",
+        equal=("architecture",),
+        others=RECIPE,
+        choose=each_pair,
+    ),
+    Question(name="Model against model", sides="model", equal=(), others=RECIPE, choose=other_body),
+    Question(
+        name="Masking or none, more or less",
+        sides="masking",
+        equal=("model", "augmentation", "flags"),
+        others=(),
+        choose=against_none,
+    ),
+    Question(
+        name="Augmentation or none",
+        sides="augmentation",
+        equal=("model",),
+        others=("masking", "flags"),
+        choose=against_none,
+    ),
+    Question(
+        name="One flag or another",
+        sides="flags",
+        equal=("model", "augmentation", "masking"),
+        others=(),
+        choose=each_pair,
+    ),
+)
+
+
+def answer(tables: list[ResultTable]) -> list[Answer]:
+    """Returns the answers by question, of each the training sizes; p is corrected over all of them."""
+    found = []
+    for question in QUESTIONS:
+        by_pair: dict[tuple, list[Answer]] = defaultdict(list)
+        for one in [one for table in tables for one in answers_of(question, table)]:
+            by_pair[one.table.name.of_any_size, one.compared].append(one)
+        found += itertools.chain(*by_pair.values())
+    for one, p in zip(found, holm([one.difference.p for one in found])):
+        one.p = p
+    return found
+
+
+def answers_of(question: Question, table: ResultTable) -> Iterator[Answer]:
+    groups: dict[tuple, Sides] = defaultdict(lambda: defaultdict(list))
+    for row in table.rows:
+        if row.aurocs:
+            group = tuple(AXES[axis](row) for axis in question.equal)
+            groups[group][AXES[question.sides](row)].append(row)
+    for group, sides in groups.items():
+        for first, second in question.choose(sides):
+            rows, differs_too = match(sides[first], sides[second], question.others)
+            if measured := difference_of_means(*rows, table.noise):
+                yield Answer(
+                    question=question.name,
+                    table=table,
+                    of=", ".join(part for part in group if part),
+                    first=first,
+                    second=second,
+                    num_seeds=measured[1],
+                    difference=measured[0],
+                    differs_too=differs_too,
+                    undertrained=any(row.undertrained for side in rows for row in side),
+                )
+
+
+def match(
+    first: list[Row], second: list[Row], axes: tuple[str, ...]
+) -> tuple[tuple[list[Row], list[Row]], tuple[str, ...]]:
+    """Returns the rows of both sides that are alike in `axes`; where none are, all rows, and what differs."""
+    keys = [{tuple(AXES[axis](row) for axis in axes): row for row in side} for side in (first, second)]
+    if shared := [key for key in keys[0] if key in keys[1]]:
+        return ([keys[0][key] for key in shared], [keys[1][key] for key in shared]), ()
+    differs = [
+        axis for axis in axes if {AXES[axis](row) for row in first} != {AXES[axis](row) for row in second}
+    ]
+    return (first, second), tuple(differs)
+
+
+def sentence(answers: list[Answer], tables: list[ResultTable]) -> str:
+    """Says it all in a sentence."""
+    if not answers:
+        return no_answer(tables)
+    clear = [one for one in answers if one.is_clear]
+    total, others = len(answers), len(answers) - len(clear)
+    smallest = equals_p(min(one.p for one in answers))
+    if clear:
+        said = said_of(clear)
+        if others:
+            said += f"; the other {plural(others, 'difference')} of AUC {'is' if others == 1 else 'are'} "
+            said += "not distinguishable from chance"
+    elif total == 1:
+        said = (
+            f"The one difference of AUC is not distinguishable from chance ({smallest}; {SIGNIFICANT} needed)"
+        )
+    else:
+        said = f"None of the {total} differences of AUC is distinguishable from chance "
+        said += f"(smallest {smallest} after correction; {SIGNIFICANT} needed)"
+    if undertrained := sum(one.undertrained for one in answers):
+        said += (
+            f"; {undertrained} of {plural(total, 'comparison')} may be about epochs: a model is undertrained"
+        )
+    return said + "."
+
+
+def said_of(clear: list[Answer]) -> str:
+    """The clear differences: those that differ in the training size only are said at once."""
+    groups: dict[tuple, list[Answer]] = defaultdict(list)
+    for one in clear:
+        worse = one.second if one.better == one.first else one.first
+        groups[one.of, one.better, worse, one.differs_too, one.table.name.of_any_size].append(one)
+    several = len({name for *_, name in groups}) > 1
+    said = []
+    for (of, better, worse, differs_too, name), group in groups.items():
+        sizes = [f"{abs(one.difference.value):.3f} with {training_images(one.table)}" for one in group]
+        where = f"{name.title}: " * several
+        where += f"{of}: " * bool(of)
+        too = f" ({differ_too(differs_too)})" * bool(differs_too)
+        said.append(f"{where}{better} is better than {worse} by {join(sizes)} training images{too}")
+    more = [f"{plural(len(said) - MOST_SAID, 'more pair')} below"] * (len(said) > MOST_SAID)
+    return "; ".join([*said[:MOST_SAID], *more])
+
+
+def no_answer(tables: list[ResultTable]) -> str:
+    measured = [len(table.measured) for table in tables]
+    if max(measured, default=0) < 2:
+        return "There is nothing to compare yet: no table has two rows that are measured."
+    return "No two rows that differ in one thing were measured on the same images, so nothing is compared."
+
+
+def training_images(table: ResultTable) -> str:
+    """The number of training images of a table, as a cell or in a sentence."""
+    numbers = sorted({run.results.num_train_images for row in table.measured for run in row.runs})
+    return " or ".join(f"{number:,}" for number in numbers)
+
+
+def join(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:])
+
+
+def differ_too(axes: tuple[str, ...]) -> str:
+    return f"{join(list(axes))} differ{'s' * (len(axes) == 1)}, too"
+
+
+def equals_p(p: float) -> str:
+    shown = format_p(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
+def format_p(p: float) -> str:
+    """A p-value with as many digits as show on which side of SIGNIFICANT it is."""
+    if p < 0.001:
+        return "< 0.001"
+    shown = f"{p:.2g}"
+    return f"{p:.4g}" if float(shown) == SIGNIFICANT else shown

@@ -1,0 +1,189 @@
+"""How the rows of a report were trained: what is the same for all of them, and what differs between them."""
+
+import functools
+from collections.abc import Callable
+
+from cxr.choices import TASKS
+from cxr.run_folder.record import FREE_TO_CHANGE
+from cxr.study.costs import duration
+from cxr.study.results import Pretraining
+from cxr.study.results import ResultTable
+from cxr.study.results import Row
+from cxr.study.results import Run
+from cxr.study.results import count_images
+from cxr.study.results import plural
+from cxr.study.results import read_predictions
+
+UNKNOWN = "not recorded"
+# Flags that a fact speaks of, that name a model or a place, or that only say how to run. Of the others, those
+# that differ between rows are shown by their names.
+SAID_BY_FACTS = FREE_TO_CHANGE | {
+    *("seed", "dataset_config_name", "labeler", "view", "uncertain", "max_train_samples", "image_size"),
+    *("augmentation", "mask_ratio", "random_erasing_prob", "train_last_layer_only", "weight_decay"),
+    *("num_train_epochs", "max_train_steps", "learning_rate", "base_learning_rate"),
+    *(
+        "lr_scheduler_type",
+        "warmup_ratio",
+        "config_name",
+        "config_overrides",
+        "model_name_or_path",
+        "model_revision",
+    ),
+}
+
+
+Facts = list[dict[str, str]]  # the rows of a table: heading -> cell
+
+
+def how_trained(tables: list[ResultTable]) -> tuple[dict[str, str], list[Facts]]:
+    """Returns what all rows have in common and tables of what differs: between models, and beyond that."""
+    rows = [row for table in tables for row in table.measured]
+    flags = {name for row in rows for run in row.runs for name in run.args.flags} - SAID_BY_FACTS
+    others = {name: functools.partial(flag, name=name, unknown="none") for name in sorted(flags)}
+    found = [{name: fact(row, one) for name, one in (FACTS | others).items()} for row in rows]
+    models = [", ".join([row.name.model, *[row.name.setup] * bool(row.name.setup)]) for row in rows]
+    by_model: list[str] = []
+    by_row: list[str] = []
+    for name in FACTS | others:
+        values = {(model, facts[name]) for model, facts in zip(models, found)}
+        if len({value for _, value in values}) > 1:
+            (by_model if len(values) == len(set(models)) else by_row).append(name)
+    common = {name: found[0][name] for name in FACTS if name not in (*by_model, *by_row)} if found else {}
+    differing = []
+    for names in filter(None, (by_model, by_row)):
+        cells = [
+            {"model": model} | {name: facts[name] for name in names} for model, facts in zip(models, found)
+        ]
+        differing.append(cells if names is by_row else [*{one["model"]: one for one in cells}.values()])
+    return common, differing
+
+
+def fact(row: Row, one: Callable[[Run], str]) -> str:
+    """What is so of all runs of a row or, in the order of their seeds, all that there is."""
+    values = dict.fromkeys(one(run) for run in sorted(row.runs, key=lambda run: run.results.seed))
+    return ("; " if any(", " in value for value in values) else ", ").join(values)
+
+
+def flag(run: Run | Pretraining, name: str, unknown: str = UNKNOWN) -> str:
+    value = run.args.flags.get(name)
+    return unknown if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def image_size(run: Run) -> str:
+    size = run.results.image_size
+    return f"{size} x {size} pixels" if size else UNKNOWN
+
+
+def parameters(run: Run) -> str:
+    number = run.results.num_parameters
+    return f"{number / 1e6:.3g} million" if number else UNKNOWN
+
+
+def pretraining(run: Run) -> str:
+    if found := run.pretraining:
+        images = plural(found.results.num_train_images, "image")
+        return f"masked autoencoder here, on {images} of {found.args.origin.dataset}, {length(found)}"
+    return (
+        f"as published: {run.args.origin.base_model or run.results.model}"
+        if run.results.pretrained
+        else "none"
+    )
+
+
+def configuration(run: Run) -> str:
+    """How the model differs from the one whose name it has, from its pretraining on."""
+    changes = run.args.flags.get("config_overrides")
+    if run.pretraining and not changes:
+        changes = run.pretraining.args.flags.get("config_overrides")
+    return changes.replace(",", ", ") if changes else "as named"
+
+
+def length(run: Run | Pretraining) -> str:
+    """What a run was asked to train for."""
+    if run.args.flags.get("max_train_steps"):
+        return plural(run.results.steps, "step")
+    return plural(run.args.num_train_epochs, "epoch") if run.args.num_train_epochs else UNKNOWN
+
+
+def schedule(run: Run) -> str:
+    warmup = run.args.flags.get("warmup_ratio")
+    return flag(run, "lr_scheduler_type") + (f", {warmup:.0%} of the steps warm-up" if warmup else "")
+
+
+def masking(run: Run) -> str:
+    shares = {
+        "of the patches": run.results.mask_ratio,
+        "probability of erasing": run.results.random_erasing_prob,
+    }
+    return ", ".join(f"{share:.0%} {what}" for what, share in shares.items() if share) or "none"
+
+
+def precision(run: Run) -> str:
+    name = run.results.mixed_precision
+    return {None: UNKNOWN, "no": "float32"}.get(name, f"{name} mixed with float32")
+
+
+def num_train_patients(run: Run) -> str:
+    number = run.results.num_train_patients
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def images_of(run: Run, *, split: str) -> str:
+    """The images of a split that was measured: counted in the predictions where a run has them."""
+    if split == run.split:
+        return count_images(run.predictions)
+    measured = getattr(run.results, split)
+    path = run.folder / f"predictions_{split}.csv"
+    if measured and path.is_file():
+        return count_images(read_predictions(path, measured.n))
+    return plural(measured.n, "image") if measured else "not measured"
+
+
+def data(run: Run) -> str:
+    return run.args.origin.dataset + " (drawn, not radiographs)" * run.args.origin.is_synthetic
+
+
+def label_rule(run: Run) -> str:
+    results = run.results
+    classes = " vs ".join(reversed(TASKS.get(results.task, (results.task,))))
+    return f"{classes}, by {results.labeler}, uncertain counts as {results.uncertain}, {results.view} views"
+
+
+def commit(run: Run) -> str:
+    name, _, changed = run.args.origin.git_commit.partition("-")
+    return name[:10] + " with changes" * bool(changed)
+
+
+def training_time(run: Run) -> str:
+    results = run.results
+    return duration(results.steps * results.images_per_step / results.images_per_second)
+
+
+# Heading -> the fact of a run.
+FACTS: dict[str, Callable[[Run], str]] = {
+    "training images": lambda run: f"{run.results.num_train_images:,}",
+    "training patients": num_train_patients,
+    "positive training images": lambda run: f"{run.results.num_train_positive:,}",
+    "pretraining": pretraining,
+    "parameters": parameters,
+    "configuration": configuration,
+    "augmentation": lambda run: run.results.augmentation,
+    "masking": masking,
+    "image size": image_size,
+    "trained layers": lambda run: "the last" if run.results.train_last_layer_only else "all",
+    "epochs": length,
+    "epoch kept (best validation AUC)": lambda run: str(run.results.best_epoch),
+    "learning rate": lambda run: f"{run.results.learning_rate:.3g}",
+    "schedule": schedule,
+    "weight decay": functools.partial(flag, name="weight_decay"),
+    "batch": lambda run: plural(run.results.images_per_step, "image"),
+    "precision": precision,
+    "seeds": lambda run: str(run.results.seed),
+    "validation split": functools.partial(images_of, split="validation"),
+    "test split": functools.partial(images_of, split="test"),
+    "data": data,
+    "label rule": label_rule,
+    "commit": commit,
+    "hardware": lambda run: run.results.hardware or UNKNOWN,
+    "time of training": training_time,
+}
