@@ -35,6 +35,7 @@ def helps() -> dict[str, str]:
 @pytest.mark.parametrize("name", [script.stem for script in SCRIPTS])
 def test_help_works_and_shows_a_command(helps, name):
     assert helps[name].startswith("usage: ") and f"{name}.py" in helps[name]
+    assert "--version" in helps[name]
 
 
 @pytest.mark.slow

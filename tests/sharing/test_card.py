@@ -26,6 +26,7 @@ from cxr.run_folder.record import read_results as results_of_run
 from cxr.sharing import card
 from cxr.sharing import local_hub
 from cxr.sharing.push import push_folder
+from cxr.version import VERSION
 from finished_runs import arguments
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
@@ -355,9 +356,11 @@ def test_card_has_the_address_of_the_code_without_credentials(monkeypatch):
     said = {"remote": "https://me:secret@github.com/lab/code.git", "describe": "abc-dirty"}
     monkeypatch.setattr(sources, "_git", lambda *words: said[words[0]])
     text = make_card()
-    assert "Code: https://github.com/lab/code.git, git commit `abc-dirty`, with changes that were not" in text
+    code = f"Code: https://github.com/lab/code.git, version {VERSION}, git commit `abc-dirty`, with changes"
+    assert f"{code} that were not" in text
     assert "secret" not in text
     said |= {"remote": "/home/me/code", "describe": "abc"}
+    monkeypatch.setattr(card, "VERSION", None)  # as in the folders of version 0.1
     text = make_card()
     assert "Code: git commit `abc`.\n" in text and "/home" not in text
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cxr.errors import did_you_mean
+from cxr.version import VERSION
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -32,6 +33,8 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,  # an abbreviated flag changes its meaning when a flag is added
             **options,  # argparse's own, of a parser for a subcommand
         )
+        version = "show the version of this code and exit"
+        self.add_argument("--version", action="version", version=f"%(prog)s {VERSION}", help=version)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         parsed, unknown = super().parse_known_args(args, namespace)

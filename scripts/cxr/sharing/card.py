@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub import ModelCard
 from huggingface_hub import ModelCardData
 
+from cxr.choices import TASKS
 from cxr.data.sources import is_synthetic
 from cxr.data.sources import label_tables_differ
 from cxr.data.sources import source_address
@@ -30,6 +31,7 @@ from cxr.run_folder.record import Sample
 from cxr.run_folder.record import Training
 from cxr.sharing.local_hub import MODEL_ID
 from cxr.sharing.local_hub import read_refs
+from cxr.version import VERSION
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 # Figures that show no image and no patient, and so may be shared.
@@ -99,6 +101,7 @@ def describe_origin(args: argparse.Namespace) -> Origin:
         base_model_revision=refs.get(args.model_revision, args.model_revision) if is_by_name else None,
         repository=source_address(),
         labeler=args.labeler if "mimic-cxr" in dataset and label_tables_differ(args.data_dir) else None,
+        version=VERSION,
     )
 
 
@@ -147,6 +150,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         history=describe_history(fields.training_history, origin, sample),
         fields=fields,
         is_pretraining=is_pretraining,
+        positive=TASKS.get(args.dataset_config_name, (args.dataset_config_name,))[-1],
         is_finished=isinstance(training, Results),
         origin=origin,
         is_mimic=is_mimic,
