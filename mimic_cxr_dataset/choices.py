@@ -18,7 +18,11 @@ FINDINGS = (
 )
 # The columns of the label tables.
 LABELS = tuple(sorted((*FINDINGS, "No Finding")))
-TASKS = {"finding": ("No Finding", "Finding"), "pleural_effusion": ("No Finding", "Pleural Effusion")}
+# The names of labels 0 and 1. But for "finding", which is any of them, label 1 is the column of that name.
+TASKS = {
+    "finding": ("No Finding", "Finding"),
+    "pleural_effusion": ("No Finding", "Pleural Effusion"),
+}
 LABELERS = ("negbio", "chexpert")
 VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or none
 UNCERTAIN = ("negative", "positive", "exclude")

@@ -18,6 +18,7 @@ import pyarrow.csv as pa_csv
 from .choices import CHOICES
 from .choices import DEFAULTS
 from .choices import FINDINGS
+from .choices import TASKS
 from .choices import VIEWS
 from .errors import DatasetError
 
@@ -202,7 +203,8 @@ def decide_outcomes(labels: pd.DataFrame, *, task: str, uncertain: str) -> np.nd
         unsure[:] = False
     if task == "finding":
         return np.select([present.any(axis=1), unsure.any(axis=1)], [1, UNCERTAIN], default=0)
-    rules = [present["Pleural Effusion"], unsure["Pleural Effusion"], labels["No Finding"] == 1]
+    finding = TASKS[task][1]
+    rules = [present[finding], unsure[finding], labels["No Finding"] == 1]
     return np.select(rules, [1, UNCERTAIN, 0], default=OTHER_LABELS)
 
 
@@ -256,7 +258,7 @@ def index_images(
     """
     check_options(task=task, labeler=labeler, view=view, uncertain=uncertain)
     images = read_images(data_dir)
-    columns = list(FINDINGS) if task == "finding" else ["Pleural Effusion", "No Finding"]
+    columns = list(FINDINGS) if task == "finding" else list(TASKS[task])
     labels = read_labels(data_dir, labeler, columns, images=images)
     labels["outcome"] = decide_outcomes(labels[columns], task=task, uncertain=uncertain)
     images = images.merge(labels[[*PATIENT_IDS, "outcome"]], how="left", on=list(PATIENT_IDS))

@@ -54,7 +54,7 @@ PAPER = Grid(
         "resnet": (("classic", 0.0), ("none", 0.0)),
     },
     train_sizes=(1_000, 10_000, None),
-    tasks=tuple(choices.TASKS),
+    tasks=("finding", "pleural_effusion"),
     training_modes=choices.TRAINING_MODES,
     views=("frontal",),
     seeds=(0, 1, 2),
