@@ -145,7 +145,7 @@ class Origin(Record):
     labeler: Word | None = Field(
         default=None, description="of MIMIC-CXR-JPG's labels; null where the labels are another collection's"
     )
-    version: Word | None = Field(default=None, description="of this code; null in runs of 0.1")
+    version: Word | None = Field(default=None, description="of this code, as in cxr/version.py")
 
 
 class Arguments(Record):
