@@ -40,6 +40,7 @@ END_OF_IMAGE = b"\xff\xd9"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 JPEG_MAGIC, PNG_MAGIC, DICOM_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"DICM"
 DICOM_PREAMBLE = 128  # bytes before the magic
+PIXELS_VERSION = 1  # raise it with each change that gives other pixels: cached ones are then made anew
 JPEG_QUALITY = 95  # of shrunk images, and of MIMIC-CXR-JPG
 # How pixels lie in a PNG, as Pillow says it: those that it cuts to 8 bits, and those of which it compares the
 # value that is transparent with pixels that it has scaled.

@@ -29,7 +29,8 @@ MAX_UNPACKED_BYTES = 2**28  # of a table, four times the largest one: a .csv.gz 
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
 # Why an image is left out, in the order of asking: an image counts under the first reason that holds.
 TABLE_REASONS = ("view", "no label row", "uncertain", "other labels")
-REASONS = (*TABLE_REASONS, "missing file", "damaged file")
+MISSING_FILE, DAMAGED_FILE = "missing file", "damaged file"
+REASONS = (*TABLE_REASONS, MISSING_FILE, DAMAGED_FILE)
 # A study's outcome is its label (0 or 1) or one of these.
 NO_LABEL_ROW, UNCERTAIN, OTHER_LABELS = -1, -2, -3
 
@@ -254,8 +255,15 @@ def index_images(
     Returns the kept images in the order of the metadata table (dicom_id, subject_id, study_id, view_position,
     split, label, path) and the exclusion table: a row per split, columns "images", REASONS and "kept".
     """
-    check_options(task=task, labeler=labeler, view=view, uncertain=uncertain)
-    images = read_images(data_dir)
+    options = {"task": task, "labeler": labeler, "view": view, "uncertain": uncertain}
+    check_options(**options)
+    return label_images(read_images(data_dir), data_dir, **options)
+
+
+def label_images(
+    images: pd.DataFrame, data_dir: str | Path, *, task: str, labeler: str, view: str, uncertain: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`index_images` of what `read_images` has read, for known options."""
     columns = list(FINDINGS) if task == "finding" else ["Pleural Effusion", "No Finding"]
     labels = read_labels(data_dir, labeler, columns, images=images)
     labels["outcome"] = decide_outcomes(labels[columns], task=task, uncertain=uncertain)
@@ -271,11 +279,21 @@ def index_images(
     exclusions = exclusions.reindex(index=list(SPLITS.values()), columns=[*REASONS, "kept"], fill_value=0)
     exclusions.insert(0, "images", exclusions.sum(axis=1))
     exclusions = exclusions.rename_axis(index=None, columns=None)
-
     kept = images[fate == "kept"].assign(label=outcome[fate == "kept"])
-    subject, study = kept["subject_id"].astype(str), kept["study_id"].astype(str)
+    return kept.assign(path=published_paths(kept, data_dir)), exclusions
+
+
+def published_paths(images: pd.DataFrame, data_dir: str | Path) -> pd.Series:
+    """Where each image's JPEG is in the tree as published."""
+    subject, study = images["subject_id"].astype(str), images["study_id"].astype(str)
     folder = f"{resolve_root(data_dir)}/files/p" + subject.str[:2] + "/p" + subject + "/s" + study + "/"
-    return kept.assign(path=folder + kept["dicom_id"] + ".jpg"), exclusions
+    return folder + images["dicom_id"] + ".jpg"
+
+
+def group_images(images: pd.DataFrame) -> pd.Series:
+    """The group of each image, in which its pixels are cached: frontal, lateral or other."""
+    groups = {code: view for view in ("frontal", "lateral") for code in VIEWS[view]}
+    return images["view_position"].map(groups).fillna("other")
 
 
 def format_exclusions(exclusions: pd.DataFrame) -> str:
