@@ -24,14 +24,13 @@ started = time.perf_counter()
 kept, _ = index_images(root, view="all")
 seconds = {"index": time.perf_counter() - started}
 
-import datasets, torch
-from cxr.data.images import draw_training_images
+import torch
+from cxr.data.images import draw_training_images, images_in_memory
 from cxr.data.loading import ChestXrays, TrainingBatches
 from torchvision.transforms import v2
 patients = kept["subject_id"].to_numpy()
-images = datasets.Dataset.from_dict({
-    "image": [{"bytes": b"jpeg", "path": None}] * len(kept), "label": kept["label"].to_list(),
-    "dicom_id": kept["dicom_id"].to_list(), "subject_id": patients.tolist()})
+images = images_in_memory([b"jpeg"] * len(kept), label=kept["label"].to_list(),
+    dicom_id=kept["dicom_id"].to_list(), subject_id=patients.tolist())
 for name, num_samples in (("draw 10,000", 10_000), ("draw all", None)):
     started = time.perf_counter()
     drawn, _ = draw_training_images(images, num_samples=num_samples, seed=0)
@@ -43,7 +42,7 @@ batches = iter(TrainingBatches(
     len(dataset), images_per_step=64, gradient_accumulation_steps=1, num_processes=1, process_index=0, seed=0,
     steps=range(3 * (len(dataset) // 64))))
 keys = next(batches)
-rows = dataset.rows[[index for _, index in keys]]
+rows = dataset.images.read([index for _, index in keys])
 seconds["first batch"] = time.perf_counter() - started
 for epoch in range(3):
     started = time.perf_counter()
