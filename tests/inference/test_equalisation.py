@@ -125,7 +125,7 @@ def test_warnings_of_file_header_and_histogram_stand_in_one_row_and_each_in_the_
     (row,), said = run_predict(capsys, models[True], [path], "--equalize=no")
     expected = [
         "the header says modality CT",
-        "the picture has only 16 gray levels",
+        "the image has only 16 gray levels",
         "the header says view LL; the model was trained on frontal ones",
         SEEMS_RAW,
     ]

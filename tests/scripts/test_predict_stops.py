@@ -191,7 +191,7 @@ def test_summary_counts_what_was_predicted_warned_and_refused_by_reason(model, i
     assert first.endswith("2 of them with a warning, 3 refused")
     assert [second, third] == [
         f"  1 warning: the header says modality CT (first {images / 'x.dcm'})",
-        f"  1 warning: the header says that text is burned into the picture (first {images / 'y.dcm'})",
+        f"  1 warning: the header says that text is burned into the image (first {images / 'y.dcm'})",
     ]
     assert [fourth, fifth, sixth] == [
         f"  1 refused: all pixels are the same (first {images / 'constant, too.jpg'})",
