@@ -1,6 +1,6 @@
 """What both builders of this folder share: image files read into the cache, and lists of the bad ones."""
 
-# One import per line: the loader of `datasets` 3 reads "import a, b" as one package of that name.
+# One import per line: the loader of `datasets` 3 reads "import a, b" as one package named "a, b".
 import csv
 import logging
 import os
@@ -22,10 +22,10 @@ from .radiographs import is_jpeg
 from .radiographs import shrink_radiograph
 from .tables import MISSING_FILE
 
-# A fixed name: `datasets` imports this file under a name with a hash in it.
+# A fixed name, because `datasets` imports this file under a name that contains a hash.
 logger = logging.getLogger("mimic_cxr_dataset")
 
-# Lists of images beside a split, NAME_SPLIT.csv: those left out, and those used with a warning.
+# Lists of images in the cache folder, NAME_SPLIT.csv: images left out, and images used with a warning.
 BAD_IMAGES, DOUBTFUL_IMAGES = "bad_images", "doubtful_images"
 
 
@@ -36,7 +36,7 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
     """
 
     def split_rows(self, rows: pd.DataFrame) -> list[pd.DataFrame]:
-        """Runs of rows, in order: the list is what num_proc and the workers of a stream share out."""
+        """Returns the rows in chunks, which the processes (num_proc) or the workers of a stream share out."""
         num_chunks = min(256, -(-len(rows) // 8))
         return [rows.iloc[part] for part in np.array_split(np.arange(len(rows)), num_chunks)]
 
@@ -45,13 +45,13 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
     ) -> Iterator[tuple]:
         """Yields each row that has a good image, and the image as `datasets` takes it."""
         for row in (row for chunk in chunks for row in chunk.itertuples()):
-            if streaming:  # else `drop_missing` has done it
+            if streaming:  # otherwise `drop_missing` did this
                 row = row._replace(path=find_image(row.path) or row.path)
             try:
                 image, warnings = self._load_image(row.path, reading)
             except DatasetError as error:
                 if self.config.on_bad_image == "error":
-                    advice = 'replace it, or leave such images out: on_bad_image="skip" (--on_bad_image skip)'
+                    advice = 'replace it, or skip such images with on_bad_image="skip" (--on_bad_image skip)'
                     raise DatasetError(f"{row.path} is a bad image ({error}): {advice}.") from error
                 self._note_image(BAD_IMAGES, split, row, error, streaming=streaming)
                 continue
@@ -60,34 +60,34 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
             yield row, image
 
     def _load_image(self, path: str, reading: Reading) -> tuple[dict, tuple[str, ...]]:
-        """The image as `datasets` has it, a JPEG of full size as it is, and what may be wrong with it."""
+        """Returns the image in the form of `datasets` (a path if it is used as it is) and its warnings."""
         size = self.config.image_size
         if size is None and is_jpeg(path):
             return {"path": path, "bytes": None}, check_jpeg(path)
         shrunk = shrink_radiograph(path, size, reading)
-        # No path: `datasets` drops the bytes where the current folder has a file of that name.
+        # No path: `datasets` drops the bytes if the current folder has a file of that name.
         return {"path": None, "bytes": shrunk.content}, shrunk.warnings
 
     def drop_missing(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Returns the rows whose file is there, with its path; notes the others, or raises for them."""
-        with ThreadPoolExecutor(max_workers=16) as pool:  # a network disk answers many at once, each slowly
+        """Returns the rows whose file exists, with its path; lists the others, or raises DatasetError."""
+        with ThreadPoolExecutor(max_workers=16) as pool:  # hides the latency of a network disk
             found = pd.Series(list(pool.map(find_image, rows["path"], chunksize=256)), index=rows.index)
         rows = rows.assign(path=found.fillna(rows["path"]))
         lost = rows[found.isna()]
         if len(lost) and self.config.on_bad_image == "error":
             raise DatasetError(
-                f"{len(lost):,} of {len(rows):,} images are missing, first {lost['path'].iloc[0]}: "
-                'download them, or leave them out with on_bad_image="skip" (--on_bad_image skip).'
+                f"{len(lost):,} of {len(rows):,} images are missing, the first is {lost['path'].iloc[0]}: "
+                'download them, or skip them with on_bad_image="skip" (--on_bad_image skip).'
             )
         for row in lost.itertuples():
             self._note_image(BAD_IMAGES, row.split, row, MISSING_FILE, streaming=False)
         return rows[found.notna()]
 
     def count_damaged(self, split: str, num_damaged: int) -> None:
-        """For a builder that counts what is left out."""
+        """Called with the number of damaged images of a split; a builder may count them."""
 
     def _note_image(self, kind: str, split: str, row, reason: object, *, streaming: bool) -> None:
-        """Each process adds to a file of its own, which `_join_notes` joins; a stream has the log alone."""
+        """Adds an image to this process's part of a list, see `_join_notes`; a stream only logs it."""
         if streaming:
             fate = "is a bad image, skipped" if kind == BAD_IMAGES else "is used with a warning"
             logger.warning(f"{row.path} {fate}: {reason}.")
@@ -97,13 +97,13 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
             csv.writer(file).writerow((row.Index, row.dicom_id, row.path, reason))
 
     def _join_notes(self, kind: str, split: str) -> pd.DataFrame:
-        """Writes KIND_SPLIT.csv beside the split if there is anything to list; returns what is in it."""
+        """Writes KIND_SPLIT.csv into the cache folder unless it would be empty; returns its rows."""
         names = ["row", "dicom_id", "path", "reason"]
         parts = sorted(Path(self._output_dir).glob(f"{kind}_{split}.*.part"))
         if not parts:
             return pd.DataFrame(columns=names)
         notes = pd.concat([pd.read_csv(part, names=names, dtype={"dicom_id": str}) for part in parts])
-        # Not renamed into place by itself: the whole folder is when it is done.
+        # Written without a temporary name: `datasets` renames the whole folder when it is complete.
         path = Path(self._output_dir, f"{kind}_{split}.csv")
         notes.sort_values("row", kind="stable").drop(columns="row").to_csv(path, index=False)
         for part in parts:
@@ -111,7 +111,7 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
         return notes
 
     def _list_images(self, split: str) -> None:
-        """Lists and counts the images of a finished split that were left out, or used with a warning."""
+        """Lists and counts the images of a finished split that were left out or used with a warning."""
         folder = str(self._output_dir).removesuffix(".incomplete")
         bad, doubtful = (self._join_notes(kind, split) for kind in (BAD_IMAGES, DOUBTFUL_IMAGES))
         if len(bad):
@@ -119,7 +119,7 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
             self.count_damaged(split, num_damaged)
             listing = Path(folder, f"{BAD_IMAGES}_{split}.csv")
             logger.warning(
-                f"{split}: bad images left out: {len(bad):,} ({num_damaged:,} damaged), see {listing}"
+                f"{split}: bad images skipped: {len(bad):,} ({num_damaged:,} damaged), see {listing}"
             )
         if len(doubtful):
             reasons = doubtful["reason"].value_counts()
@@ -129,13 +129,13 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
                 f'"{reasons.index[0]}" ({reasons.iloc[0]:,}), see {listing}'
             )
 
-    # What follows wraps methods of `datasets` (tried with 3.6 and 5.2) where there is no other way.
+    # The methods below wrap private methods of `datasets` (tried with 3.6 and 5.2): it has no public hook.
 
     def _download_and_prepare(self, *args, **kwargs):
-        output_dir = Path(self._output_dir)  # which gets its name when it is complete
-        shutil.rmtree(output_dir)  # a killed run left files in it that are not ours
-        output_dir.mkdir(mode=0o700)  # images and ids are for their owner's eyes
-        # A forced rebuild would be compared with the old counts, and fail where images were repaired.
+        output_dir = Path(self._output_dir)  # a temporary folder, renamed when it is complete
+        shutil.rmtree(output_dir)  # a killed run may have left files in it
+        output_dir.mkdir(mode=0o700)  # only the owner may see images and ids
+        # Otherwise a forced rebuild is compared with the old counts, and fails if images were repaired.
         self.info.splits = None
         super()._download_and_prepare(*args, **kwargs)
         for path in output_dir.iterdir():
@@ -145,7 +145,7 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
         try:
             super()._prepare_split(split_generator, *args, **kwargs)
         except DatasetError as error:
-            raise error from None  # without the traceback of a worker process
+            raise error from None  # drops the traceback of a worker process
         split = split_generator.name
         self._list_images(split)
         if split_generator.split_info.num_examples == 0:

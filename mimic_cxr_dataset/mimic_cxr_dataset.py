@@ -1,12 +1,12 @@
 """MIMIC-CXR-JPG as a `datasets` loading script: chest X-rays with a binary label, shrunk once into the cache.
 
-ROOT is the PhysioNet folder as downloaded: `files/` beside the metadata, split and label CSVs, packed or not.
+ROOT is the PhysioNet folder as downloaded: `files/` and the metadata, split and label tables.
 
     load_dataset("mimic_cxr_dataset", "finding", data_dir=ROOT, trust_remote_code=True)
     load_dataset("mimic_cxr_dataset", "pleural_effusion", data_dir=ROOT, trust_remote_code=True,
                  labeler="chexpert", view="lateral", uncertain="exclude", image_size=256, num_proc=8)
 
-`datasets` 4 and later run no loading scripts, but the class itself works there too:
+`datasets` 4 and later do not run loading scripts, but the class itself works with them:
 
     builder = MimicCxr(config_name="finding", data_dir=ROOT, image_size=256)
     builder.download_and_prepare(num_proc=8)
@@ -15,8 +15,8 @@ ROOT is the PhysioNet folder as downloaded: `files/` beside the metadata, split 
 README.md beside this file gives the label rules, the options and the published counts.
 """
 
-# One import per line: the loader of `datasets` 3 reads "import a, b" as one package of that name. It brings
-# the files of this folder that are named here and no others, so even those are that only others use.
+# One import per line: the loader of `datasets` 3 reads "import a, b" as one package named "a, b". It copies
+# only files that are imported here, so every file of this folder is, even if only other files use it.
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ from .tables import index_images
 from .tables import read_bytes
 from .tables import resolve_root
 
-# A fixed name: `datasets` imports this file under a name with a hash in it.
+# A fixed name, because `datasets` imports this file under a name that contains a hash.
 logger = logging.getLogger("mimic_cxr_dataset")
 
 
@@ -64,16 +64,16 @@ class MimicCxrConfig(datasets.BuilderConfig):
     on_bad_image: str = DEFAULTS["on_bad_image"]
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Names the cache folder: equal options on equal tables share one, however they were given.
+        """Returns the cache folder's name, which depends on the options, the tables and this package's code.
 
-        `datasets` by itself looks at the text of data_dir only: a table that changed under the same path
-        would go unnoticed, and so would a change of this package where the class is used directly.
+        The default of `datasets` depends only on the text of data_dir and the options: it would not notice a
+        changed table, nor changed code where the class is used directly.
         """
         size = self.image_size
         options = {name: getattr(self, name) for name in CHOICES if name != "task"}
         check_options(**options)  # not in __post_init__: `datasets` sets options after the config is made
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise DatasetError(f"image_size={size!r} is not a size: expected whole pixels from 1, or None.")
+            raise DatasetError(f"image_size={size!r}: expected a whole number of pixels from 1, or None.")
         parts = [repr((self.name, options, size, custom_features)).encode("utf-8")]
         parts += [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
         if self.data_dir is not None:
@@ -86,7 +86,7 @@ class MimicCxrConfig(datasets.BuilderConfig):
 
 
 class MimicCxr(RadiographBuilder):
-    """Chest X-rays of MIMIC-CXR-JPG with a binary label by study."""
+    """Chest X-rays of MIMIC-CXR-JPG with a binary label per study."""
 
     BUILDER_CONFIG_CLASS = MimicCxrConfig
     BUILDER_CONFIGS = [MimicCxrConfig(name=task, version=datasets.Version("1.0.0")) for task in TASKS]
@@ -112,13 +112,13 @@ class MimicCxr(RadiographBuilder):
         config, streaming = self.config, dl_manager.is_streaming
         options = {"labeler": config.labeler, "view": config.view, "uncertain": config.uncertain}
         rows, self._exclusions = index_images(config.data_dir, task=config.name, **options)
-        if not streaming:  # a stream starts at once, and looks at each file in its turn
+        if not streaming:  # a stream starts at once and looks for each file when it reads it
             found = self.drop_missing(rows)
             for split, count in rows["split"].drop(found.index).value_counts().items():
                 self._count_left_out(split, MISSING_FILE, count)
             rows = found
         self._describe()
-        # A warning, so that it is seen by default: what was left out decides what a result means.
+        # A warning, so that it is shown by default: a result means little without knowing what was left out.
         logger.warning(self.info.description)
         if rows.empty:
             left_out = ", ".join(f"{self._exclusions[reason].sum():,} {reason}" for reason in REASONS)
@@ -145,7 +145,7 @@ class MimicCxr(RadiographBuilder):
         return f"{config.name}, labels by {config.labeler}, view {config.view}, uncertain {config.uncertain}"
 
     def _describe(self) -> None:
-        """Puts the exclusion table into the info, which the cache keeps."""
+        """Writes the exclusion table into the dataset's info, which is stored in the cache."""
         self.info.description = f"MIMIC-CXR-JPG, {self._title()}\n{format_exclusions(self._exclusions)}"
 
     def count_damaged(self, split: str, num_damaged: int) -> None:
