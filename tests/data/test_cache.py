@@ -93,7 +93,7 @@ def test_bad_images_are_listed_counted_refused_and_shrunk_when_they_are_repaired
     caplog.set_level("INFO")
     left = load(root, cache, on_bad_image="skip")["train"]
     assert set(whole["dicom_id"]) - set(left["dicom_id"]) == {missing.stem, damaged.stem}
-    assert "bad images left out: 2 (1 damaged)" in caplog.text
+    assert "bad images skipped: 2 (1 damaged)" in caplog.text
     with pytest.raises(UserError, match=r"found 2 of \d+ images missing or damaged.*--on_bad_image skip"):
         load(root, cache)
     for path, content in kept.items():
