@@ -13,11 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
 from cxr.data import transforms
+from cxr.data.images import images_in_memory
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import make_training_loader
 from cxr.errors import UserError
@@ -191,12 +191,9 @@ def compare(shrunk: bytes, path: Path) -> float:
 
 def iterate(contents: list[bytes], transform: torch.nn.Module) -> Callable[[], None]:
     """Returns a function that reads an epoch of the scripts' own training loader."""
-    rows = {
-        "image": [{"bytes": content, "path": None} for content in contents],
-        "label": [0] * len(contents),
-        "dicom_id": [f"{number:08x}" for number in range(len(contents))],
-    }
-    images = ChestXrays(datasets.Dataset.from_dict(rows), transform, seed=0, num_patches=196)
+    dicom_ids = [f"{number:08x}" for number in range(len(contents))]
+    images = images_in_memory(contents, label=[0] * len(contents), dicom_id=dicom_ids)
+    images = ChestXrays(images, transform, seed=0, num_patches=196)
 
     def epoch() -> None:
         loader = make_training_loader(

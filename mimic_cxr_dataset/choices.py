@@ -1,6 +1,6 @@
-"""What a user can choose of the dataset, by name: constants only, so that any file may import them."""
+"""The dataset's options and their values: constants only, so that any file may import them."""
 
-# The 13 findings of the paper (section "Data"): every label column but No Finding.
+# The 13 findings of the paper (section "Data"): all label columns except No Finding.
 FINDINGS = (
     "Atelectasis",
     "Cardiomegaly",
@@ -24,11 +24,11 @@ TASKS = {
     "pleural_effusion": ("No Finding", "Pleural Effusion"),
 }
 LABELERS = ("negbio", "chexpert")
-VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or none
+VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or no code
 UNCERTAIN = ("negative", "positive", "exclude")
 ON_BAD_IMAGE = ("error", "skip")
 
-# The options of the builder, with the values that each may have; the first one is the default.
+# The options of the builder and the values of each; the first value is the default.
 CHOICES = {
     "task": tuple(TASKS),
     "labeler": LABELERS,

@@ -1,4 +1,4 @@
-"""What collection.json in the root of a data folder says about the images below it."""
+"""Reads collection.json, the file in the root of a data folder that describes its images."""
 
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,21 @@ SPELLINGS = ("equalized", "equalised")
 
 
 class Collection(BaseModel):
-    """Without the file, or a field of it, that is unknown; other fields are the collection's own."""
+    """The content of collection.json. A missing field means unknown; fields not named here are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     equalized: bool | None = Field(
         default=None,
         validation_alias=AliasChoices(*SPELLINGS),
-        description="whether the histograms of the images are equalised, as MIMIC-CXR-JPG's are; where "
-        "false, DICOM files and pictures of more than 8 bits are not equalised when they are read",
+        description="whether the histograms of the images are equalised, as those of MIMIC-CXR-JPG are; if "
+        "false, DICOM files and images of more than 8 bits are not equalised when they are read",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _check_spelling(cls, fields: Any) -> Any:
-        """A field that is meant, and not read, would be missed in silence."""
+        """Refuses a misspelled `equalized`, which would otherwise be ignored without a message."""
         names = [name for name in fields if "equali" in name.lower()] if isinstance(fields, dict) else []
         if len(names) > 1 or not {*names} <= {*SPELLINGS}:
             raise ValueError(f"found {' and '.join(map(repr, names))[:100]}")
@@ -40,12 +40,12 @@ class Collection(BaseModel):
 
     @property
     def reading(self) -> Reading:
-        """How its files are read."""
+        """Returns how the files of the collection are read."""
         return Reading(equalizes=self.equalized is not False)
 
 
 def read_collection(root: Path) -> Collection:
-    """Returns what `root` says of its images. Raises DatasetError for a file that says it in another way."""
+    """Returns the content of collection.json in `root`. Raises DatasetError for a file that is not valid."""
     path = root / COLLECTION_FILE
     if not path.is_file():
         return Collection()

@@ -1,16 +1,16 @@
-"""DICOM files of radiographs: what the header lets the pixels mean, applied, refused or warned about.
+"""Reads DICOM radiographs: what the header says about the pixels is applied, refused, or causes a warning.
 
-The result is what MIMIC-CXR-JPG holds (Johnson et al. 2019, arXiv:1901.07042): the lowest value is
-subtracted, the result divided by its highest and truncated to 0..255; MONOCHROME1 is inverted, so that air is
-dark; the histogram is equalised, for models that were trained so. The authors did so with the stored values
-and left out the window that a header may ask for. Here the header's modality look-up table or rescaling, and
-its VOI look-up table or window, come first, as other collections need them; `use_window=False` leaves out the
-latter. Pixels that the header calls padding take no part and are black.
+The steps are those of MIMIC-CXR-JPG (Johnson et al. 2019, arXiv:1901.07042): subtract the lowest value, scale
+the highest to 255 and truncate; invert MONOCHROME1, so that air is dark; equalise the histogram, for models
+that were trained on equalised images. The authors did this with the stored values and ignored the window of
+the header. Here the header's modality look-up table or rescaling, then its VOI look-up table or window, are
+applied first, because other collections need them; `use_window=False` skips the VOI step. Pixels that the
+header declares as padding are ignored in all steps and become black.
 
-All of that is a function of the stored value: it is worked out once for each of at most 65,536 of them.
+All steps depend on the stored value alone, so they are computed once for each of at most 65,536 values.
 
-docs/using-a-model.md lists the attributes of PS3.3 with what is done. Of a header nothing is read that names
-a patient: only the few tags that the pixels need, the view, and what was imaged.
+docs/using-a-model.md lists the attributes of PS3.3 and how each is treated. No attribute that identifies a
+patient is read: only what the pixels need, the view, and what was imaged.
 """
 
 import functools
@@ -44,15 +44,15 @@ from .gray_levels import scale_to_8_bits
 if TYPE_CHECKING:
     import pydicom
 
-# Packed pixels that pydicom unpacks only with a package beside it.
+# What pydicom needs for the kinds of compressed pixels that it does not decompress by itself.
 PACKAGES = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-FRAME_MAGIC = (b"\xff\xd8", b"\xff\x4f\xff\x51")  # a frame in JPEG or JPEG-LS, and in JPEG 2000, begins so
-WITHOUT_WINDOW = "predict.py and serve.py leave it out with --dicom_window none"
-OVERLAYS = [0x60000000 + (group << 16) for group in range(0, 0x20, 2)]  # sixteen may lie in a file
+FRAME_MAGIC = (b"\xff\xd8", b"\xff\x4f\xff\x51")  # the first bytes of a frame: JPEG or JPEG-LS, JPEG 2000
+WITHOUT_WINDOW = "predict.py and serve.py ignore it with --dicom_window none"
+OVERLAYS = [0x60000000 + (group << 16) for group in range(0, 0x20, 2)]  # a file may have sixteen
 OVERLAY_ROWS, OVERLAY_BIT = 0x0010, 0x0102
 MODALITIES = ("CR", "DX", "RG")
 CHEST = ("CHEST", "THORA", "TORA", "LUNG")  # in THORAX, TORAX, PORT CHEST, CHESTABDOMEN
-# What is used with a warning wherever a header has it.
+# Attributes that always cause a warning.
 NOT_APPLIED = {
     "ShutterShape": "display shutter",
     "PresentationLUTSequence": "presentation look-up table",
@@ -66,9 +66,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class PixelHeader(BaseModel):
-    """The attributes of DICOM PS3.3 that gray pixels are read by, under their names there.
+    """The attributes of DICOM PS3.3 that define gray pixels, under their standard names.
 
-    `shift` is how far to the left the stored bits lie in a word of BitsAllocated bits.
+    `shift` is the number of unused bits below the stored ones in a word of BitsAllocated bits.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -92,7 +92,7 @@ class PixelHeader(BaseModel):
         return self.HighBit + 1 - self.BitsStored
 
     def as_numbers(self, words: np.ndarray, num_bits: int) -> np.ndarray:
-        """Returns what the lowest `num_bits` of words mean, int64: signed where PixelRepresentation is 1."""
+        """Returns the lowest `num_bits` of each word as int64, signed where PixelRepresentation is 1."""
         values = words.astype(np.int64) & ((1 << num_bits) - 1)
         return values - (values >> (num_bits - 1) << num_bits) if self.PixelRepresentation else values
 
@@ -100,9 +100,9 @@ class PixelHeader(BaseModel):
 def read_dicom(
     path: Path, *, use_window: bool = True, equalizes: bool = True
 ) -> tuple[np.ndarray, str, list[str]]:
-    """Returns the pixels (H, W) uint8 at full size, the view, "" where unknown, and warnings.
+    """Returns the pixels (H, W) uint8 at full size, the view ("" if unknown) and the warnings.
 
-    Raises DatasetError for what is not one gray image, or is packed in a way that needs a package.
+    Raises DatasetError if the file is not a single gray image, or a package for its compression is missing.
     """
     try:
         header = _pydicom().dcmread(path, specific_tags=list(TAGS))
@@ -114,14 +114,14 @@ def read_dicom(
         return gray, _view_position(header), warned
     except (DatasetError, MemoryError):
         raise
-    except Exception as error:  # of any kind: pydicom takes a header as sound
+    except Exception as error:  # pydicom does not check headers: a damaged one can raise anything
         raise DatasetError(f"unreadable DICOM ({one_line(error)})") from error
 
 
 @functools.cache
 def _pydicom() -> ModuleType:
-    """pydicom, silenced: it would quote what it finds wrong in a header."""
-    import pydicom.pixels  # here, as only those with DICOM files need it
+    """Imports pydicom and silences it, because its warnings quote values of the header."""
+    import pydicom.pixels  # not at the top: only DICOM files need it
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -133,7 +133,7 @@ def _pydicom() -> ModuleType:
 
 
 def _value(header: "pydicom.Dataset", name: str | int) -> Any:
-    """What a header says, lists as such; None where it says nothing: an empty attribute is an absent one."""
+    """Returns the value of an attribute, several values as a list, None if it is absent or empty."""
     value = header.get(name)
     if isinstance(value, MutableSequence):
         value = list(value)
@@ -143,7 +143,7 @@ def _value(header: "pydicom.Dataset", name: str | int) -> Any:
 
 
 def _first(value: Any) -> Any:
-    """Of several windows the first one: they are alternatives (PS3.3 C.11.2.1.2)."""
+    """Returns the first of several windows, which are alternatives (PS3.3 C.11.2.1.2)."""
     return value[0] if isinstance(value, list) else value
 
 
@@ -154,7 +154,7 @@ def _check_kind(header: "pydicom.Dataset") -> None:
         raise DatasetError("DICOM without an image")
     if (frames := _value(header, "NumberOfFrames") or 1) != 1:
         raise DatasetError(f"DICOM with {frames} frames, expected one")
-    colours = _value(header, "PhotometricInterpretation") or "colours that it does not name"
+    colours = _value(header, "PhotometricInterpretation") or "unknown colours"
     if (_value(header, "SamplesPerPixel") or 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
         raise DatasetError(f"DICOM in {colours}, expected a gray radiograph")
     if any(f"{kind}FunctionalGroupsSequence" in header for kind in ("Shared", "PerFrame")):
@@ -178,12 +178,12 @@ def _read_fields(header: "pydicom.Dataset") -> PixelHeader:
             f"{fields.BitsAllocated}, which contradict each other"
         )
     if fields.Rows * fields.Columns > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow does
-        raise DatasetError(f"DICOM of {fields.Rows:,} x {fields.Columns:,} pixels, which is absurd")
+        raise DatasetError(f"DICOM of {fields.Rows:,} x {fields.Columns:,} pixels, which is too large")
     return fields
 
 
 def _describe(header: "pydicom.Dataset") -> list[str]:
-    """Returns what of a header gives reason to doubt that its picture is one as a model knows them."""
+    """Returns warnings about a header whose image may differ from those that models were trained on."""
     modality, shape = _value(header, "Modality"), _value(header, "PresentationLUTShape")
     warned = [] if modality in (None, *MODALITIES) else [f"the header says modality {str(modality)[:16]}"]
     regions = _value(header, "AnatomicRegionSequence") or []
@@ -192,35 +192,35 @@ def _describe(header: "pydicom.Dataset") -> list[str]:
     if others:
         warned.append(f"the header says body part {others[0][:16]}")
     if _value(header, "PresentationIntentType") == "FOR PROCESSING":
-        warned.append("the header says FOR PROCESSING: what the detector measured, no picture to look at")
+        warned.append("the header says FOR PROCESSING: raw detector values, not an image for viewing")
     colours = _value(header, "PhotometricInterpretation")
     if (colours, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")):
         warned.append(
-            f"{header.PhotometricInterpretation} is used, PresentationLUTShape {shape} contradicts it"
+            f"{header.PhotometricInterpretation} is used, but PresentationLUTShape {shape} contradicts it"
         )
     warned += [f"the header's {what} is not applied" for name, what in NOT_APPLIED.items() if name in header]
     if any(group + OVERLAY_ROWS in header for group in OVERLAYS):
         warned.append("the header's overlay is not drawn")
     if _value(header, "BurnedInAnnotation") == "YES":
-        warned.append("the header says that text is burned into the picture")
+        warned.append("the header says that text is burned into the image")
     for name in NOT_SQUARE:
         sides = _value(header, name)
         if isinstance(sides, list) and len(sides) == 2 and abs(sides[0] - sides[1]) > 0.01 * abs(sides[1]):
-            warned.append(f"the pixels are not square ({name}), but used as if they were")
+            warned.append(f"the pixels are not square ({name}), but are used as if they were")
             break
     return warned + _describe_orientation(_value(header, "PatientOrientation"))
 
 
 def _describe_orientation(directions: Any) -> list[str]:
-    """PatientOrientation is where the rows and the columns lead: of a chest that stands, L or P, and F."""
+    """Returns a warning unless rows point to the left or posterior (L, P) and columns to the feet (F)."""
     if not isinstance(directions, list) or len(directions) != 2 or not all(directions):
         return []
     along_row, along_column = (direction[0] for direction in directions)
     if along_column == "H":
-        return ["the header says that the picture is upside down"]
+        return ["the header says that the image is upside down"]
     if along_column != "F":
-        return ["the header says that the picture lies on its side"]
-    return ["the header says that the picture is mirrored"] if along_row == "R" else []
+        return ["the header says that the image lies on its side"]
+    return ["the header says that the image is mirrored"] if along_row == "R" else []
 
 
 def _view_position(header: "pydicom.Dataset") -> str:
@@ -235,7 +235,7 @@ def _view_position(header: "pydicom.Dataset") -> str:
 
 
 def _read_words(header: "pydicom.Dataset", fields: PixelHeader, warned: list[str]) -> np.ndarray:
-    """Returns the words that hold the pixels (H, W), uint8 or uint16, with all their bits."""
+    """Returns the words of the pixels (H, W), uint8 or uint16, with all BitsAllocated bits."""
     syntax = header.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         _check_packed(header, fields)
@@ -257,36 +257,36 @@ def _check_length(content: bytes, fields: PixelHeader, warned: list[str]) -> Non
     if len(content) < expected or excess >= row:
         raise DatasetError(f"DICOM with {len(content):,} bytes of pixels, expected {expected:,}")
     if excess > 0:
-        warned.append(f"{excess} bytes follow the pixels, which is no whole row")
+        warned.append(f"{excess} extra bytes follow the pixels, less than a row")
 
 
 def _check_packed(header: "pydicom.Dataset", fields: PixelHeader) -> None:
-    """Raises DatasetError for packed pixels that cannot be unpacked, or are not what the header says."""
+    """Raises DatasetError if compressed pixels cannot be decompressed or contradict the header."""
     pydicom, syntax = _pydicom(), header.file_meta.TransferSyntaxUID
     try:
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError:
-        raise DatasetError(f"DICOM packed as {syntax.name}, which is not read") from None
-    # Pillow, for which this syntax has 8 bits, counts as one that unpacks it.
+        raise DatasetError(f"DICOM compressed as {syntax.name}, which is not supported") from None
+    # pydicom counts Pillow as a decoder of this syntax, but Pillow decodes it at 8 bits only.
     is_too_deep = syntax == pydicom.uid.JPEGExtended12Bit and fields.BitsStored > 8
     if not decoder.is_available or (is_too_deep and decoder.available_plugins == ("pillow",)):
-        raise DatasetError(f"DICOM packed as {syntax.name}, which needs more packages: {PACKAGES}")
-    fragments = list(pydicom.encaps.generate_fragments(header.PixelData))[1:]  # after the table of offsets
-    is_rle = syntax == pydicom.uid.RLELossless  # which has a fragment for each frame
+        raise DatasetError(f"DICOM compressed as {syntax.name}, which needs more packages: {PACKAGES}")
+    fragments = list(pydicom.encaps.generate_fragments(header.PixelData))[1:]  # the first is the offset table
+    is_rle = syntax == pydicom.uid.RLELossless  # which has one fragment per frame
     frames = len(fragments) if is_rle else sum(part.startswith(FRAME_MAGIC) for part in fragments)
     if frames > 1:
         raise DatasetError(f"DICOM with {frames} frames, expected one")
     try:
         with Image.open(io.BytesIO(b"".join(fragments)), formats=["JPEG", "JPEG2000"]) as packed:
             size = packed.size
-    except UnidentifiedImageError:  # of a kind that Pillow does not know
+    except UnidentifiedImageError:  # a kind that Pillow does not know, such as JPEG-LS
         size = None
     if size not in (None, (fields.Columns, fields.Rows)):
         raise DatasetError(
-            f"DICOM of {fields.Columns} x {fields.Rows} pixels by its header, {size[0]} x {size[1]} in fact"
+            f"DICOM of {size[0]} x {size[1]} pixels, but its header says {fields.Columns} x {fields.Rows}"
         )
     if fields.shift:
-        raise DatasetError(f"DICOM with packed pixels and HighBit {fields.HighBit}, expected BitsStored - 1")
+        raise DatasetError(f"compressed DICOM with HighBit {fields.HighBit}, expected BitsStored - 1")
 
 
 def _to_gray(
@@ -299,7 +299,7 @@ def _to_gray(
     equalizes: bool,
 ) -> np.ndarray:
     counts = count_levels(words, 1 << fields.BitsAllocated)
-    found = np.flatnonzero(counts)  # the words that occur; from here on, arrays have one number for each
+    found = np.flatnonzero(counts)  # the words that occur; the arrays below have one entry per such word
     found = found[~_is_padding(found, fields)]
     if len(found) == 0:
         raise DatasetError("all pixels are padding")
@@ -323,7 +323,7 @@ def _to_gray(
 
 
 def _is_padding(words: np.ndarray, fields: PixelHeader) -> np.ndarray:
-    """Which words are padding: by their stored bits or, as some writers fill all bits, by the whole word."""
+    """Returns which words are padding, by their stored bits or, as some writers do it, by all their bits."""
     if fields.PixelPaddingValue is None:
         return np.zeros(words.shape, dtype=bool)
     ends = [fields.PixelPaddingValue, fields.PixelPaddingRangeLimit]
@@ -335,21 +335,22 @@ def _is_padding(words: np.ndarray, fields: PixelHeader) -> np.ndarray:
 
 
 def _check_bits(words: np.ndarray, header: "pydicom.Dataset", fields: PixelHeader) -> None:
-    """Raises DatasetError where bits outside of the stored ones are set, unless an overlay may lie there."""
+    """Raises DatasetError if bits outside the stored ones are set, unless they may hold an overlay."""
     outside = words & ~(((1 << fields.BitsStored) - 1) << fields.shift)
     whole = fields.as_numbers(words, fields.BitsAllocated)
     stored = fields.as_numbers(words >> fields.shift, fields.BitsStored)
-    is_clean = (outside == 0) | (whole == stored << fields.shift)  # the sign may go on above
+    is_clean = (outside == 0) | (whole == stored << fields.shift)  # the sign may fill the bits above
     if not is_clean.all() and not any(_value(header, group + OVERLAY_BIT) for group in OVERLAYS):
         raise DatasetError(
-            f"DICOM with bits set outside of the {fields.BitsStored} stored ones that end at {fields.HighBit}"
+            f"DICOM with bits set outside the stored ones (BitsStored {fields.BitsStored}, "
+            f"HighBit {fields.HighBit})"
         )
 
 
 def _apply_modality(
     stored: np.ndarray, header: "pydicom.Dataset", fields: PixelHeader, warned: list[str]
 ) -> np.ndarray:
-    """Returns what the device measured: by the modality look-up table or the rescaling (PS3.3 C.11.1)."""
+    """Returns the measured values: applies the modality look-up table or the rescaling (PS3.3 C.11.1)."""
     if tables := _value(header, "ModalityLUTSequence"):
         values = _look_up(stored, tables[0], header, warned)
     elif (fields.RescaleSlope, fields.RescaleIntercept) != (1, 0):
@@ -364,7 +365,7 @@ def _apply_modality(
 def _apply_voi(
     values: np.ndarray, header: "pydicom.Dataset", fields: PixelHeader, warned: list[str]
 ) -> np.ndarray:
-    """Returns what is to be seen of the values: by the VOI look-up table or the window (PS3.3 C.11.2)."""
+    """Returns the values to show: applies the VOI look-up table or the window (PS3.3 C.11.2)."""
     center, width, function = fields.WindowCenter, fields.WindowWidth, fields.VOILUTFunction
     if tables := _value(header, "VOILUTSequence"):
         what, shown = "VOI look-up table", _look_up(values, tables[0], header, warned)
@@ -373,7 +374,7 @@ def _apply_voi(
     else:
         what, narrowest = f"WindowCenter {center} with WindowWidth {width}", int(function == "LINEAR")
         if center is None or width is None or width <= 0 or width < narrowest:
-            raise DatasetError(f"DICOM with {what}, which is no window; {WITHOUT_WINDOW}")
+            raise DatasetError(f"DICOM with {what}, which is not a valid window; {WITHOUT_WINDOW}")
         shown = _apply_window(values, center=center, width=width, function=function)
     if np.ptp(shown) == 0:
         raise DatasetError(
@@ -384,7 +385,7 @@ def _apply_voi(
 
 
 def _apply_window(values: np.ndarray, *, center: float, width: float, function: str) -> np.ndarray:
-    """Returns values in [0, 1], by the formulas of PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+    """Returns values in [0, 1] by the formulas of PS3.3 C.11.2.1.2 and C.11.2.1.3."""
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if function == "LINEAR_EXACT":
@@ -397,13 +398,13 @@ def _apply_window(values: np.ndarray, *, center: float, width: float, function: 
 def _look_up(
     values: np.ndarray, item: "pydicom.Dataset", header: "pydicom.Dataset", warned: list[str]
 ) -> np.ndarray:
-    """Returns the entries of a look-up table for values; below and above it the first and the last one."""
+    """Returns the look-up table's entries for `values`; values outside it get its first or last entry."""
     descriptor, data = _value(item, "LUTDescriptor"), _value(item, "LUTData")
     if not isinstance(descriptor, list) or len(descriptor) != 3 or data is None:
         raise DatasetError("DICOM with a look-up table without LUTDescriptor or LUTData")
     num_entries, first, num_bits = descriptor
     num_entries = num_entries % 65536 or 65536
-    if not isinstance(data, bytes):  # numbers, which the header's byte order does not concern
+    if not isinstance(data, bytes):  # numbers: the byte order of the file does not matter
         data = (np.atleast_1d(data) % 65536).astype("<u2").tobytes()
     elif not header.file_meta.TransferSyntaxUID.is_little_endian and item["LUTData"].VR == "OW":
         data = np.frombuffer(data, dtype=">u2").astype("<u2").tobytes()
@@ -416,7 +417,7 @@ def _look_up(
     return entries[np.clip(np.rint(values).astype(np.int64) - first, 0, num_entries - 1)]
 
 
-# All that is read of a header.
+# All attributes that are read from a header.
 TAGS = (
     *PixelHeader.model_fields,
     *NOT_APPLIED,

@@ -1,11 +1,11 @@
-"""The one exception of the dataset package, and what others say in one line."""
+"""The only exception of the dataset package, and the messages of other exceptions in one line."""
 
 
 class DatasetError(ValueError):
-    """Tables or images that cannot be used; the message says what was found, expected, and what to do."""
+    """A table or an image cannot be used; the message says what was found, what was expected, what to do."""
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error of a library or of the system, without a file's name."""
+    """Returns the message of an error of a library or the system, without the name of a file."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:300] or type(error).__name__

@@ -1,24 +1,25 @@
-"""What is done to gray levels: scaling to 8 bits, equalising the histogram, and telling whether it was done.
+"""Gray levels: scales them to 8 bits, equalises the histogram, and tells whether it is equalised.
 
-Each is a function of the level alone, so it is worked out once for the levels and looked up for the pixels.
+The new level of a pixel depends on its old level alone: it is computed once per level, then looked up.
 """
 
 import numpy as np
 
 from .errors import DatasetError
 
-# All 602 radiographs of NIH ChestX-ray14 that were tried, shrunk to 256 pixels, lie farther than this from a
-# uniform histogram (median 0.24) and, where they were equalised before, all but 5 nearer (median 0.01).
+# Measured on 602 radiographs of NIH ChestX-ray14, shrunk to 256 pixels: all are farther than this from a
+# uniform histogram (median 0.24); if they are equalised before shrinking, all but 5 are nearer (median 0.01).
 LARGEST_DISTANCE_OF_EQUALIZED = 0.07
-NUM_BORDER_LEVELS = 16  # black borders, which equalising leaves alone, as shrinking and JPEG smear them
+NUM_BORDER_LEVELS = 16  # black borders: equalising keeps them at 0, shrinking and JPEG spread them a little
 FEWEST_LEVELS = 16
 ROWS_AT_ONCE = 32
 
 
 def scale_to_8_bits(levels: np.ndarray) -> np.ndarray:
-    """Returns numbers of any shape as uint8: less the lowest, divided by the highest that is left, truncated.
+    """Returns numbers of any shape as uint8: subtracts the lowest, scales the highest to 255 and truncates.
 
-    As MIMIC-CXR-JPG was made. Raises DatasetError where all are the same, or some are NaN or infinite.
+    MIMIC-CXR-JPG was made in this way. Raises DatasetError if all numbers are the same, or one is NaN or
+    infinite.
     """
     scaled = levels.astype(np.float64)
     scaled -= scaled.min()
@@ -33,15 +34,15 @@ def scale_to_8_bits(levels: np.ndarray) -> np.ndarray:
 
 
 def few_levels(num_levels: int) -> list[str]:
-    """Returns a warning where a picture has so few gray levels that something was wrong with it before."""
-    return [f"the picture has only {num_levels} gray levels"] if num_levels <= FEWEST_LEVELS else []
+    """Returns a warning if an image has so few gray levels that it was probably damaged earlier."""
+    return [f"the image has only {num_levels} gray levels"] if num_levels <= FEWEST_LEVELS else []
 
 
 def equalization_table(counts: np.ndarray) -> np.ndarray:
-    """Returns what each gray level becomes (256,) uint8, from how many pixels have it, (256,).
+    """Returns the new value of each gray level, (256,) uint8, given the number of its pixels, (256,).
 
-    As by OpenCV's equalizeHist, to the bit: the darkest level that occurs becomes 0, the others their rank
-    among the rest. Pillow's rounds otherwise.
+    Equals OpenCV's equalizeHist bit for bit: the darkest level that occurs becomes 0, each other level its
+    rank among the remaining pixels. Pillow's ImageOps.equalize rounds differently.
     """
     counts = counts.copy()
     darkest = int(np.flatnonzero(counts)[0])
@@ -54,12 +55,12 @@ def equalization_table(counts: np.ndarray) -> np.ndarray:
 
 
 def count_levels(pixels: np.ndarray, num_levels: int = 256) -> np.ndarray:
-    """Returns how many of the whole numbers `pixels` (H, W) have each level from 0 on, (num_levels,)."""
+    """Returns how many pixels have each level, (num_levels,); `pixels` (H, W) are whole numbers from 0."""
     return sum(np.bincount(rows.ravel(), minlength=num_levels) for rows in _split(pixels))
 
 
 def look_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Returns `table[pixels]`, of whole numbers (H, W) that the table has."""
+    """Returns `table[pixels]`; `pixels` (H, W) are whole numbers below the length of the table."""
     found = np.empty(pixels.shape, dtype=table.dtype)
     for rows, result in zip(_split(pixels), _split(found)):
         np.take(table, rows, out=result, mode="clip")  # "raise" would make a copy
@@ -67,7 +68,7 @@ def look_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def _split(pixels: np.ndarray) -> list[np.ndarray]:
-    """In blocks of rows whose indices, of 64 bits, stay in the processor's cache: 3 times as fast."""
+    """Returns blocks of rows, whose 64-bit indices fit into the processor's cache: 3 times as fast."""
     return [pixels[first : first + ROWS_AT_ONCE] for first in range(0, len(pixels), ROWS_AT_ONCE)]
 
 
@@ -77,9 +78,9 @@ def equalize(gray: np.ndarray) -> np.ndarray:
 
 
 def distance_from_uniform(gray: np.ndarray) -> float:
-    """Returns Kolmogorov and Smirnov's distance of the levels in uint8 `gray` from equally many of each.
+    """Returns the Kolmogorov-Smirnov distance, 0 to 1, of the histogram of uint8 `gray` from a uniform one.
 
-    Of 0 to 1. Pixels of the darkest NUM_BORDER_LEVELS do not count.
+    Pixels of the darkest NUM_BORDER_LEVELS levels do not count.
     """
     counts = count_levels(gray)[NUM_BORDER_LEVELS:]
     share = np.cumsum(counts) / max(1, counts.sum())
@@ -87,5 +88,5 @@ def distance_from_uniform(gray: np.ndarray) -> float:
 
 
 def looks_equalized(gray: np.ndarray) -> bool:
-    """Whether the histogram of uint8 `gray` was equalised, as far as it tells."""
+    """Returns whether the histogram of uint8 `gray` is near enough to uniform to have been equalised."""
     return distance_from_uniform(gray) <= LARGEST_DISTANCE_OF_EQUALIZED

@@ -1,11 +1,11 @@
-"""Radiographs from files: JPEG, PNG or DICOM to upright gray 8-bit pixels, shrunk; all files are read here.
+"""Reads all image files: turns JPEG, PNG and DICOM into upright, gray, shrunk images of 8 bits.
 
-Whatever the format, pixels take the way of the training images: shrunk once, kept as a gray JPEG of quality
-95. So a JPEG of MIMIC-CXR-JPG gives, bit for bit, what `run_classification.py` evaluates, and the same
-picture as PNG nearly so. What is peculiar to DICOM stands in dicom.py.
+Files of every format are treated like the training images: shrunk once and kept as a gray JPEG of quality 95.
+So a JPEG of MIMIC-CXR-JPG gives, bit for bit, what `run_classification.py` evaluates; the same image as PNG
+gives nearly that. dicom.py holds what only DICOM needs.
 
-A property of a file that changes what its pixels mean is applied, or the file is refused by a DatasetError,
-or it is used with a warning; docs/using-a-model.md lists them.
+A property of a file that changes the meaning of its pixels is applied, or the file is refused with a
+DatasetError, or used with a warning; docs/using-a-model.md lists the properties.
 """
 
 import contextlib
@@ -30,55 +30,57 @@ from .gray_levels import equalize
 from .gray_levels import few_levels
 from .gray_levels import scale_to_8_bits
 
-# The JPEG decoder may halve a side only while it stays this much above the final one: 2544 pixels are decoded
-# at an eighth for 256. On 120 radiographs of NIH ChestX-ray14 that agrees with full decoding and Lanczos to
-# 46 to 49 dB in the mean, before compression; twice as much gains 6 dB, at 0.8 of the speed.
+# The JPEG decoder may halve the size while it stays at least this many times the final size: 2544 pixels are
+# decoded at an eighth for 256. On 120 radiographs of NIH ChestX-ray14, the PSNR against full decoding and
+# Lanczos is 46 to 49 dB in the mean, before compression; a factor of 2.4 gains 6 dB, at 0.8 of the speed.
 DRAFT_OVERSAMPLING = 1.2
-# The start of a segment of a JPEG. Among the pixels, 0xff stands before a stuffed zero or a restart marker.
+# The start of a JPEG segment. Within pixel data, 0xff is followed by a stuffed zero or a restart marker.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 END_OF_IMAGE = b"\xff\xd9"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 JPEG_MAGIC, PNG_MAGIC, DICOM_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"DICM"
 DICOM_PREAMBLE = 128  # bytes before the magic
+PIXELS_VERSION = 1  # raise it with each change that gives other pixels: cached ones are then made anew
 JPEG_QUALITY = 95  # of shrunk images, and of MIMIC-CXR-JPG
-# How pixels lie in a PNG, as Pillow says it: those that it cuts to 8 bits, and those of which it compares the
-# value that is transparent with pixels that it has scaled.
+# Pixel formats of a PNG, as Pillow names them. It cuts those of NEVER_WHOLE to 8 bits; for NEVER_TRANSPARENT
+# it compares the transparent value with pixels that it has already scaled.
 GRAY_OF_16_BITS = "I;16B"
 NEVER_WHOLE, NEVER_TRANSPARENT = ("RGB;16B", "RGBA;16B", "LA;16B"), ("L;2", "L;4", GRAY_OF_16_BITS)
-WINDOWS_GAMMA = 1 / 2.2  # of nearly every PNG that names one
-ENCODING_OF_SCREENS = (b"sRGB", b"Gamma 2.2")  # in a colour profile that changes nothing
-NOT_SQUARE = "the picture's pixels are not square, but used as if they were"
-# A pixel has a colour where its channels lie so far apart, and a picture where so many of its pixels do.
+WINDOWS_GAMMA = 1 / 2.2  # of nearly every PNG that states a gamma
+ENCODING_OF_SCREENS = (b"sRGB", b"Gamma 2.2")  # names in a colour profile that changes nothing
+NOT_SQUARE = "the image's pixels are not square, but are used as if they were"
+# A pixel is coloured if its channels differ by more than COLOUR_SPREAD; an image, if the share of such pixels
+# is above COLOURED_SHARE.
 COLOUR_SPREAD, COLOURED_SHARE = 32, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the one who reads decides; a file says the rest. The defaults are the way of MIMIC-CXR-JPG."""
+    """How files are read, where the file itself does not decide it. The defaults suit MIMIC-CXR-JPG."""
 
-    use_window: bool = True  # the VOI look-up table or window of a DICOM header
-    equalizes: bool = True  # the histogram of DICOM files, and of pictures of more than 8 bits
-    equalizes_8_bits: bool = False  # that of other pictures
+    use_window: bool = True  # apply the VOI look-up table or window of a DICOM header
+    equalizes: bool = True  # equalise the histogram of DICOM files and of images of more than 8 bits
+    equalizes_8_bits: bool = False  # equalise the histogram of other images
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShrunkRadiograph:
     content: bytes  # a gray JPEG
-    view_position: str = ""  # of a DICOM header, such as PA, AP or LL; "" where the file says nothing
-    is_equalized: bool = False  # by the reading; the file may hold what was before
-    warnings: tuple[str, ...] = ()  # of what may be wrong with it
+    view_position: str = ""  # from a DICOM header, such as PA, AP or LL; "" if unknown
+    is_equalized: bool = False  # whether reading equalised it; the file may have been equalised before
+    warnings: tuple[str, ...] = ()  # what may be wrong with the image
 
 
 @contextlib.contextmanager
 def refuse_bad_files() -> Iterator[None]:
-    """Turns what Pillow and the system raise for a file into a DatasetError of one line, without its name."""
+    """Turns errors of Pillow and the system into a one-line DatasetError without the file's name."""
     try:
         yield
     except (DatasetError, MemoryError):
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DatasetError(one_line(error)) from error
-    except Exception as error:  # of any kind: Pillow takes much of a file as sound
+    except Exception as error:  # Pillow checks little of a file: a damaged one can raise anything
         raise DatasetError(f"unreadable ({type(error).__name__}: {one_line(error)})") from error
 
 
@@ -86,14 +88,14 @@ def open_jpeg(file: BinaryIO) -> Image.Image:
     try:
         image = Image.open(file, formats=["JPEG"])
     except UnidentifiedImageError as error:
-        raise OSError("no JPEG image of 8 bits a channel") from error
+        raise OSError("not a JPEG image of 8 bits per channel") from error
     if (num_images := getattr(image, "n_frames", 1)) > 1:
         raise DatasetError(f"JPEG with {num_images} images, expected one")
     return image
 
 
 def read_orientation(image: Image.Image) -> int:
-    """EXIF's Orientation, 1 (upright) where there is none or it is garbage."""
+    """Returns the EXIF orientation, 1 (upright) if it is missing or damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, struct.error):
@@ -101,9 +103,9 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def leads_to_end(content: bytes) -> bool:
-    """Whether a JPEG leads from segment to segment to its end marker.
+    """Returns whether the segments of a JPEG lead to its end marker.
 
-    Pillow does without, and so with a damaged segment that claims to go on behind it; torchvision does not.
+    A damaged segment may claim to end behind the marker. Pillow reads such a file, torchvision does not.
     """
     position = 2
     while marker := JPEG_MARKER.search(content, position):
@@ -115,35 +117,35 @@ def leads_to_end(content: bytes) -> bool:
 
 
 def find_image(path: str) -> str | None:
-    """Returns the path, or the same with another of the SUFFIXES; None where no file is there."""
+    """Returns the path, or the same with another of the SUFFIXES; None if no such file exists."""
     stem = path.removesuffix(".jpg")
     return next((stem + suffix for suffix in SUFFIXES if Path(stem + suffix).is_file()), None)
 
 
 @refuse_bad_files()
 def is_jpeg(path: str | Path) -> bool:
-    """Whether the file begins as a JPEG does. Raises DatasetError where it cannot be read."""
+    """Returns whether the file begins like a JPEG. Raises DatasetError if it cannot be read."""
     return read_head(Path(path)).startswith(JPEG_MAGIC)
 
 
 @refuse_bad_files()
 def check_jpeg(path: str | Path) -> tuple[str, ...]:
-    """Returns the warnings of a JPEG that stays as it is.
+    """Returns the warnings of a JPEG that is used without shrinking.
 
-    Raises DatasetError, which does not name the file, for one that is no JPEG, is damaged, or is constant.
+    Raises DatasetError, which does not name the file, if it is no JPEG, damaged, or all pixels are the same.
     """
     content = Path(path).read_bytes()
     if not content[-4096:].rstrip(b"\x00\xff\r\n ").endswith(END_OF_IMAGE):  # some writers pad the end
         raise OSError("no end-of-image marker: the file is cut off")
     with open_jpeg(io.BytesIO(content)) as image:
-        try:  # as datasets does where it decodes the file
+        try:  # as `datasets` does when it decodes the file
             if ExifTags.Base.Orientation in image.getexif():
                 ImageOps.exif_transpose(image)
-        except Exception as error:  # of any kind: Pillow takes the EXIF of a file as sound
-            raise OSError(f"it cannot be turned as its EXIF says: {error}") from error
+        except Exception as error:  # Pillow does not check EXIF: a damaged one can raise anything
+            raise OSError(f"it cannot be rotated as its EXIF says: {error}") from error
     with open_jpeg(io.BytesIO(content)) as image:
         warned = _describe(image)
-        image.draft(None, (1, 1))  # an eighth of its size is enough to look at
+        image.draft(None, (1, 1))  # decodes at an eighth of the size, which is enough for the checks
         _check_not_constant(_to_gray(image, warned), content)
     return tuple(warned)
 
@@ -152,10 +154,10 @@ def check_jpeg(path: str | Path) -> tuple[str, ...]:
 def shrink_radiograph(
     path: str | Path, shortest_side: int | None, reading: Reading | None = None
 ) -> ShrunkRadiograph:
-    """Returns a JPEG, PNG or DICOM file, which its content tells, with shortest side `shortest_side`.
+    """Reads a JPEG, PNG or DICOM file, told by its content, and shrinks it to shortest side `shortest_side`.
 
-    One that is not larger, and any where that is None, keeps its size. Raises DatasetError, which does not
-    name the file, for one that is none of these, is damaged or constant, or holds several images.
+    Images are never enlarged; None keeps the size. Raises DatasetError, which does not name the file, if it
+    has another format, is damaged, holds several images, or all its pixels are the same.
     """
     path, reading = Path(path), reading or Reading()
     head = read_head(path)
@@ -182,7 +184,7 @@ def shrink_radiograph(
 
 
 def read_head(path: Path) -> bytes:
-    if path.is_fifo():  # to open it would wait for who writes
+    if path.is_fifo():  # opening it would wait for a writer
         raise DatasetError("a pipe, expected a file")
     with path.open("rb") as file:
         return file.read(DICOM_PREAMBLE + len(DICOM_MAGIC))
@@ -195,11 +197,11 @@ def _shrink_jpeg(path: Path, shortest_side: int | None, *, equalizes: bool) -> S
         scale, size = _scale(image, shortest_side)
         drafted = None
         if scale < 1 and not equalizes:
-            # The decoder leaves out the frequencies that 1/2, 1/4 or 1/8 of the size does not need.
+            # The decoder skips the frequencies that 1/2, 1/4 or 1/8 of the size does not need.
             drafted = image.draft(
                 None, tuple(round(side * scale * DRAFT_OVERSAMPLING) for side in image.size)
             )
-        image.decodermaxblock = len(content)  # all at once; pieces of 64 KiB take 6 % longer
+        image.decodermaxblock = len(content)  # reads the file at once; blocks of 64 KiB take 6 % longer
         gray = _to_gray(image, warned)
         _check_not_constant(gray, content)
         orientation = read_orientation(image)
@@ -209,7 +211,7 @@ def _shrink_jpeg(path: Path, shortest_side: int | None, *, equalizes: bool) -> S
     if equalizes:
         gray = Image.fromarray(equalize(np.asarray(gray)))
     if scale < 1:
-        # 3,057 pixels at an eighth are 383, of which the last is an eighth full: the box ends where they do.
+        # 3,057 pixels at an eighth are 383, of which the last is only partly covered: the box ends at 382.1.
         box = None if drafted is None else drafted[1]
         gray = gray.resize(size, Image.Resampling.LANCZOS, box=box)
     content = _encode(_turn_upright(gray, orientation))
@@ -217,14 +219,14 @@ def _shrink_jpeg(path: Path, shortest_side: int | None, *, equalizes: bool) -> S
 
 
 def _read_png(path: Path, reading: Reading) -> tuple[Image.Image, bool, list[str]]:
-    """Returns the gray image, whether it was equalised here, and warnings.
+    """Returns the gray image, whether it was equalised here, and the warnings.
 
-    One with more than 8 bits is scaled from its lowest to its highest value: there is no header to ask.
+    An image of more than 8 bits is scaled from its lowest to its highest value, as no header says otherwise.
     """
     content = path.read_bytes()
     try:
         image = Image.open(io.BytesIO(content), formats=["PNG"])
-    except UnidentifiedImageError as error:  # whose message is a number
+    except UnidentifiedImageError as error:  # its message only names a buffer
         raise DatasetError("damaged PNG") from error
     with image:
         if (num_images := getattr(image, "n_frames", 1)) > 1:
@@ -232,7 +234,7 @@ def _read_png(path: Path, reading: Reading) -> tuple[Image.Image, bool, list[str
         coding = image.tile[0][3] if image.tile else ""  # of the pixels in the file
         if coding in NEVER_WHOLE or (coding in NEVER_TRANSPARENT and "transparency" in image.info):
             raise DatasetError(
-                f"PNG of {content[24]} bits with colours or transparency, expected gray alone, or 8 bits"
+                f"PNG of {content[24]} bits with colours or transparency, expected plain gray, or 8 bits"
             )
         image.load()
         warned = _describe(image, _png_blocks(content))
@@ -249,7 +251,7 @@ def _read_png(path: Path, reading: Reading) -> tuple[Image.Image, bool, list[str
 
 
 def _png_blocks(content: bytes) -> dict[bytes, bytes]:
-    """The blocks before the pixels by their names. Pillow's `info` mixes them with texts of any name."""
+    """Returns the chunks before the pixels by name. Pillow's `info` mixes them with texts of any name."""
     blocks, position = {}, len(PNG_MAGIC)
     while (name := content[position + 4 : position + 8]) not in (b"", b"IDAT"):
         length = int.from_bytes(content[position : position + 4], "big")
@@ -259,7 +261,7 @@ def _png_blocks(content: bytes) -> dict[bytes, bytes]:
 
 
 def _describe(image: Image.Image, blocks: dict[bytes, bytes] | None = None) -> list[str]:
-    """Returns warnings of what would change the picture on a screen and is not applied; `blocks`: a PNG's."""
+    """Returns warnings about properties that viewers apply and this does not; `blocks` are of a PNG."""
     blocks = blocks or {}
     across, down = image.info.get("jfif_density", (1, 1))
     if b"pHYs" in blocks:
@@ -270,36 +272,36 @@ def _describe(image: Image.Image, blocks: dict[bytes, bytes] | None = None) -> l
 
 def _describe_brightness(image: Image.Image, blocks: dict[bytes, bytes]) -> list[str]:
     if "icc_profile" in image.info:
-        profile = image.info["icc_profile"] or b""  # of one that is damaged, Pillow makes None
-        text = profile.replace(b"\x00", b"")  # it may have two bytes a letter
+        profile = image.info["icc_profile"] or b""  # Pillow returns None for a damaged profile
+        text = profile.replace(b"\x00", b"")  # letters may have two bytes
         if b"linear" in text.lower() or not any(name in text for name in ENCODING_OF_SCREENS):
-            return ["the picture's colour profile is not applied"]
+            return ["the image's colour profile is not applied"]
     gamma = int.from_bytes(blocks.get(b"gAMA", b""), "big") / 100_000 or WINDOWS_GAMMA
     if b"cICP" in blocks or (b"sRGB" not in blocks and abs(gamma - WINDOWS_GAMMA) > 0.02):
-        return ["the picture's gamma is not applied"]
+        return ["the image's gamma is not applied"]
     return []
 
 
 def _to_gray(image: Image.Image, warned: list[str]) -> Image.Image:
-    """Returns an opened image of 8 bits as gray."""
+    """Returns an opened 8-bit image in gray."""
     image.load()
     gray = image
     if image.has_transparency_data:
         gray = image.convert("RGBA")
         if gray.getextrema()[3][0] < 255:
-            warned.append("transparent parts of the picture are black")
+            warned.append("transparent parts of the image are drawn black")
             gray = Image.alpha_composite(Image.new("RGBA", image.size, "black"), gray)
     if gray.mode != "L":
         colours = gray.convert("RGB")
         spread = np.ptp(np.asarray(colours.reduce(max(1, min(image.size) // 128))), axis=2)
         if np.mean(spread > COLOUR_SPREAD) > COLOURED_SHARE:
-            warned.append("the picture has colours, which become gray")
+            warned.append("the image has colours, which become gray")
         gray = gray.convert("L")
     return gray
 
 
 def _check_not_constant(gray: Image.Image, content: bytes | None = None) -> None:
-    """Raises DatasetError where all pixels are the same; `content` is the JPEG that was decoded in part."""
+    """Raises DatasetError if all pixels are the same; `content` is the JPEG if `gray` was decoded in part."""
     darkest, brightest = gray.getextrema()
     if darkest == brightest and content is not None:
         with open_jpeg(io.BytesIO(content)) as whole:
@@ -309,7 +311,7 @@ def _check_not_constant(gray: Image.Image, content: bytes | None = None) -> None
 
 
 def _turn_upright(gray: Image.Image, orientation: int) -> Image.Image:
-    """As datasets turns the original. Of the EXIF only this is kept, as the rest may be garbage."""
+    """Turns an image upright as `datasets` does; ignores the rest of the EXIF, which may be damaged."""
     gray.info = {}
     gray.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(gray)

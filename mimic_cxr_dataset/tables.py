@@ -1,6 +1,6 @@
-"""The tables of MIMIC-CXR-JPG: which image has which label, by which rule, and why one is left out."""
+"""Reads the tables of MIMIC-CXR-JPG: labels each image by the label rules, or says why it is left out."""
 
-# One import per line: the loader of `datasets` 3 reads "import a, b" as one package of that name.
+# One import per line: the loader of `datasets` 3 reads "import a, b" as one package named "a, b".
 import csv
 import gzip
 import io
@@ -22,32 +22,33 @@ from .choices import TASKS
 from .choices import VIEWS
 from .errors import DatasetError
 
-# A fixed name: `datasets` imports this file under a name with a hash in it.
+# A fixed name, because `datasets` imports this file under a name that contains a hash.
 logger = logging.getLogger("mimic_cxr_dataset")
 
 PATIENT_IDS = ("subject_id", "study_id")
-MAX_UNPACKED_BYTES = 2**28  # of a table, four times the largest one: a .csv.gz of 1 MB may unpack to 1 GB
+MAX_UNPACKED_BYTES = 2**28  # 4 times the largest table; a damaged .csv.gz of 1 MB may decompress to 1 GB
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
-# Why an image is left out, in the order of asking: an image counts under the first reason that holds.
+# Why an image is left out. If several reasons hold, the image counts under the first one.
 TABLE_REASONS = ("view", "no label row", "uncertain", "other labels")
-REASONS = (*TABLE_REASONS, "missing file", "damaged file")
+MISSING_FILE, DAMAGED_FILE = "missing file", "damaged file"
+REASONS = (*TABLE_REASONS, MISSING_FILE, DAMAGED_FILE)
 # A study's outcome is its label (0 or 1) or one of these.
 NO_LABEL_ROW, UNCERTAIN, OTHER_LABELS = -1, -2, -3
 
 
 def resolve_root(data_dir: str | Path | None) -> Path:
-    """The absolute path of data_dir, which must be a folder."""
+    """Returns the absolute path of data_dir. Raises DatasetError if it is not a folder."""
     tables = "the mimic-cxr-2.0.0-*.csv[.gz] tables"
     expected = f"expected the MIMIC-CXR-JPG folder, which holds files/ and {tables}"
     if not data_dir:
         raise DatasetError(f"No data_dir given: {expected}.")
-    # Not Path.resolve(): image paths go into the cache, and a link outlives the disk that it points to.
-    # Nor Path.expanduser(): where ~name is nobody's home, it raises a RuntimeError.
+    # Not Path.resolve(): the cache keeps image paths, and a link stays valid when the data moves elsewhere.
+    # Not Path.expanduser(): it raises a RuntimeError if ~name is not a user.
     path = os.path.abspath(os.path.expanduser(data_dir))  # noqa: PTH100, PTH111
     if "::" in path:  # `datasets` puts its own class in place of Path here
         raise DatasetError(
-            f"data_dir {path} has '::' in it, at which `datasets` cuts a path in two: rename the folder, or "
-            "name a link to it."
+            f"data_dir {path} contains '::', at which `datasets` would split it: rename the folder, or "
+            "give a link to it."
         )
     root = Path(path)
     if not root.is_dir():
@@ -57,9 +58,9 @@ def resolve_root(data_dir: str | Path | None) -> Path:
 
 
 def locate_csv(data_dir: str | Path, table: str) -> Path | None:
-    """The path of one published table: "metadata", "split", "negbio" or "chexpert"; None if it is absent."""
+    """Returns the path of a table ("metadata", "split", "negbio" or "chexpert"), None if there is none."""
     root = resolve_root(data_dir)
-    # v2.1.0 kept the names of v2.0.0. An unpacked table goes first: a user may have edited it.
+    # v2.1.0 kept the names of v2.0.0. The .csv comes first: the user may have edited it.
     names = [f"mimic-cxr-{v}-{table}{ext}" for v in ("2.0.0", "2.1.0") for ext in (".csv", ".csv.gz")]
     return next((root / name for name in names if (root / name).is_file()), None)
 
@@ -70,9 +71,7 @@ def find_csv(data_dir: str | Path, table: str) -> Path:
         root = resolve_root(data_dir)
         missing = root / f"mimic-cxr-2.0.0-{table}.csv.gz"
         below = next((path for path in root.glob(f"*/mimic-cxr-2.?.0-{table}.csv*")), None)
-        advice = (
-            f"The folder below has it: name {below.parent}." if below else "Download it, or correct data_dir."
-        )
+        advice = f"A subfolder has it: use {below.parent}." if below else "Download it, or correct data_dir."
         raise DatasetError(
             f"{missing} is missing, and so is {missing.stem}: data_dir must hold the tables of MIMIC-CXR-JPG "
             f"(https://physionet.org/content/mimic-cxr-jpg/). {advice}"
@@ -88,27 +87,28 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) -> pd.DataFrame:
-    """The named columns as text, blank cells as "", by line of the file; `optional` ones may be absent.
+    """Returns the columns as text, blank cells as "", indexed by line number; `optional` ones may be absent.
 
-    By Arrow: pandas fills a short line with blanks, which would be read as labels, and cuts a long one.
+    Arrow reads them, because pandas fills short lines with blanks, which would count as labels, and cuts long
+    ones. Raises DatasetError for a damaged file.
     """
     ragged = []
 
     def note_ragged(row: pa_csv.InvalidRow) -> str:
         ragged.append(row)
-        return "skip"  # else the error would quote the line, which has ids
+        return "skip"  # otherwise the error quotes the line, which contains ids
 
     content = read_bytes(path)
     try:
-        if content.startswith(b"\x1f\x8b"):  # by content: browsers unpack a .csv.gz and keep its name
+        if content.startswith(b"\x1f\x8b"):  # not by name: browsers decompress a .csv.gz and keep its name
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
                 content = unpacked.read(MAX_UNPACKED_BYTES + 1)
             if len(content) > MAX_UNPACKED_BYTES:
-                raise ValueError(f"it unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
+                raise ValueError(f"it decompresses to more than {MAX_UNPACKED_BYTES:,} bytes")
         lines = [number for number, line in enumerate(content.splitlines(), start=1) if line]
         if len(lines) < 2:
             raise ValueError("it has no rows")
-        content.decode("utf-8")  # Arrow checks the columns that are read only, and prints tracebacks
+        content.decode("utf-8")  # Arrow checks only the columns that it reads, and prints tracebacks
         text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
         header = next(filter(None, csv.reader(text)))
         columns = [*columns, *(column for column in optional if column in header)]
@@ -116,7 +116,7 @@ def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) 
         if not wrong:
             table = pa_csv.read_csv(
                 pa.BufferReader(content),
-                read_options=pa_csv.ReadOptions(use_threads=False),  # else ragged lines have no number
+                read_options=pa_csv.ReadOptions(use_threads=False),  # with threads, lines have no numbers
                 parse_options=pa_csv.ParseOptions(invalid_row_handler=note_ragged, newlines_in_values=True),
                 convert_options=pa_csv.ConvertOptions(
                     include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
@@ -125,17 +125,17 @@ def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) 
             if ragged:
                 row = ragged[0]
                 found = f"line {lines[row.number - 1]} has {row.actual_columns} fields"
-                raise ValueError(f"{found}, the first line {row.expected_columns}")
+                raise ValueError(f"{found}, the first line has {row.expected_columns}")
             if len(table) + 1 != len(lines):
-                raise ValueError("a value goes over several lines: a quote is not closed")
+                raise ValueError("a value spans several lines: a quote is not closed")
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"{path} is unreadable or cut off ({reason}): download it again.") from error
     if wrong:
         count = header.count(wrong[0])
-        # A first line that is no header has ids.
+        # Names with digits are not shown: if the header is missing, the first line contains ids.
         names = [name for name in header[:20] if not any(map(str.isdigit, name))]
-        found = ", ".join(map(reprlib.repr, names)) or "no names of columns"
+        found = ", ".join(map(reprlib.repr, names)) or "no column names"
         raise DatasetError(
             f"{path} has {f'{count} columns' if count else 'no column'} {wrong[0]!r}; found {found}."
         )
@@ -143,7 +143,7 @@ def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) 
 
 
 def reject(bad, path: Path, values: pd.Series, expected: str) -> None:
-    """Raises a DatasetError with the first line where `bad` holds, and its value unless that is an id."""
+    """Raises DatasetError with the first line where `bad` holds, and with its value unless that is an id."""
     bad = np.asarray(bad, dtype=bool)
     if bad.any():
         row = int(np.argmax(bad))
@@ -155,18 +155,18 @@ def reject(bad, path: Path, values: pd.Series, expected: str) -> None:
 
 
 def differs_from_first(table: pd.DataFrame, column: str, *, within: str) -> np.ndarray:
-    """Whether `column` is another than in the first row of the same `within`."""
+    """Returns whether `column` differs from its value in the first row with the same `within`."""
     first = table.drop_duplicates(within).set_index(within)[column]
     return (table[column] != table[within].map(first)).to_numpy(dtype=bool)
 
 
 def parse_numbers(values: pd.Series) -> np.ndarray:
-    """Text as float64, NaN where it is blank or no number."""
+    """Returns text as float64, NaN where it is blank or not a number."""
     return pd.to_numeric(values, errors="coerce").to_numpy(dtype="float64", na_value=np.nan)
 
 
 def parse_ids(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The table with subject_id and study_id, where it has them, as int64."""
+    """Returns the table with its subject_id and study_id, if any, as int64, or raises DatasetError."""
     for column in table.columns.intersection(PATIENT_IDS):
         numbers = parse_numbers(table[column])
         is_id = (numbers > 0) & (numbers < 2**53) & (numbers == np.floor(numbers))
@@ -178,15 +178,18 @@ def parse_ids(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 def read_labels(
     data_dir: str | Path, labeler: str, columns: list[str], *, images: pd.DataFrame
 ) -> pd.DataFrame:
-    """One row a study: subject_id, study_id and `columns` as 1, 0, -1 or NaN; `images` say whose it is."""
+    """Returns one row per study: subject_id, study_id, and `columns` as 1, 0, -1 or NaN.
+
+    Raises DatasetError for other values, and for a study whose patient is not that of its `images`.
+    """
     path = find_csv(data_dir, labeler)
     table = parse_ids(path, read_csv(path, [*PATIENT_IDS, *columns]))
-    reject(table["study_id"].duplicated(), path, table["study_id"], "one row a study")
+    reject(table["study_id"].duplicated(), path, table["study_id"], "one row per study")
     patient = table["study_id"].map(images.drop_duplicates("study_id").set_index("study_id")["subject_id"])
-    is_other = patient.notna() & (patient != table["subject_id"])  # NaN where no image is of the study
+    is_other = patient.notna() & (patient != table["subject_id"])  # NaN: the study has no images
     reject(is_other, path, table["subject_id"], "the patient of the study's images")
     for column in columns:
-        codes, texts = pd.factorize(table[column])  # of a handful of texts: parsing each once saves seconds
+        codes, texts = pd.factorize(table[column])  # a few distinct texts: parsing each once saves seconds
         numbers = parse_numbers(pd.Series(texts))
         bad = ~np.isin(numbers, (1, 0, -1)) & (pd.Series(texts).str.strip() != "").to_numpy()
         reject(bad[codes], path, table[column], "1.0, 0.0, -1.0 or blank")
@@ -195,7 +198,7 @@ def read_labels(
 
 
 def decide_outcomes(labels: pd.DataFrame, *, task: str, uncertain: str) -> np.ndarray:
-    """The outcome of each study: label 0 or 1, UNCERTAIN or OTHER_LABELS."""
+    """Returns the outcome of each study: label 0 or 1, UNCERTAIN or OTHER_LABELS."""
     present, unsure = labels == 1, labels == -1
     if uncertain == "positive":
         present |= unsure
@@ -209,30 +212,32 @@ def decide_outcomes(labels: pd.DataFrame, *, task: str, uncertain: str) -> np.nd
 
 
 def read_images(data_dir: str | Path) -> pd.DataFrame:
-    """Every image in the order of the metadata: dicom_id, subject_id, study_id, view_position, split."""
+    """Returns every image in the metadata's order: dicom_id, subject_id, study_id, view_position, split."""
     path, split_path = find_csv(data_dir, "metadata"), find_csv(data_dir, "split")
     images = parse_ids(path, read_csv(path, ["dicom_id", "subject_id", "study_id", "ViewPosition"]))
-    # Paths are built from ids, so no id may lead out of the folder.
+    # Paths are built from ids: this check keeps them inside the folder.
     is_hex = images["dicom_id"].str.fullmatch("[0-9a-f-]{1,64}").astype(bool)
     reject(~is_hex, path, images["dicom_id"], "at most 64 hexadecimal digits and dashes")
-    reject(images["dicom_id"].duplicated(), path, images["dicom_id"], "one row an image")
+    reject(images["dicom_id"].duplicated(), path, images["dicom_id"], "one row per image")
     is_other = differs_from_first(images, "subject_id", within="study_id")
-    reject(is_other, path, images["subject_id"], "one patient a study")
+    reject(is_other, path, images["subject_id"], "one patient per study")
 
     table = parse_ids(split_path, read_csv(split_path, ["dicom_id", "split"], optional=PATIENT_IDS))
     reject(~table["split"].isin(list(SPLITS)), split_path, table["split"], " or ".join(SPLITS))
-    reject(table["dicom_id"].duplicated(), split_path, table["dicom_id"], "one row an image")
+    reject(table["dicom_id"].duplicated(), split_path, table["dicom_id"], "one row per image")
     position = pd.Index(table["dicom_id"]).get_indexer(images["dicom_id"])
     lost = images.index[position == -1]
     if len(lost):
         raise DatasetError(
-            f"{split_path} lacks {len(lost):,} images of {path.name}, first that of line {lost[0]}: "
+            f"{split_path} lacks {len(lost):,} images of {path.name}, the first is in line {lost[0]} there: "
             "download both tables again."
         )
     if len(table) > len(images):
-        # No error, since a user may keep only some lines of the metadata; but it may have been cut off, too.
-        logger.warning(f"{path} lacks {len(table) - len(images):,} images of {split_path.name}: not used.")
-    table = table.iloc[position]  # one row an image, in their order
+        # Not an error: the user may have kept only some lines of the metadata. But it may also be cut off.
+        logger.warning(
+            f"{path} lacks {len(table) - len(images):,} images of {split_path.name}: they are not used."
+        )
+    table = table.iloc[position]  # one row per image, in the order of `images`
     for column in table.columns.intersection(PATIENT_IDS):
         is_other = table[column].to_numpy() != images[column].to_numpy()
         reject(is_other, split_path, table[column], f"that of the image in {path.name}")
@@ -251,13 +256,20 @@ def index_images(
     view: str = DEFAULTS["view"],
     uncertain: str = DEFAULTS["uncertain"],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Labels every image from the tables alone; no image file is looked at.
+    """Labels every image from the tables alone, without looking at image files.
 
     Returns the kept images in the order of the metadata table (dicom_id, subject_id, study_id, view_position,
-    split, label, path) and the exclusion table: a row per split, columns "images", REASONS and "kept".
+    split, label, path), and the exclusion table: one row per split, columns "images", REASONS and "kept".
     """
-    check_options(task=task, labeler=labeler, view=view, uncertain=uncertain)
-    images = read_images(data_dir)
+    options = {"task": task, "labeler": labeler, "view": view, "uncertain": uncertain}
+    check_options(**options)
+    return label_images(read_images(data_dir), data_dir, **options)
+
+
+def label_images(
+    images: pd.DataFrame, data_dir: str | Path, *, task: str, labeler: str, view: str, uncertain: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Labels the images of `read_images`, as `index_images` does; the options must be valid."""
     columns = list(FINDINGS) if task == "finding" else list(TASKS[task])
     labels = read_labels(data_dir, labeler, columns, images=images)
     labels["outcome"] = decide_outcomes(labels[columns], task=task, uncertain=uncertain)
@@ -273,15 +285,25 @@ def index_images(
     exclusions = exclusions.reindex(index=list(SPLITS.values()), columns=[*REASONS, "kept"], fill_value=0)
     exclusions.insert(0, "images", exclusions.sum(axis=1))
     exclusions = exclusions.rename_axis(index=None, columns=None)
-
     kept = images[fate == "kept"].assign(label=outcome[fate == "kept"])
-    subject, study = kept["subject_id"].astype(str), kept["study_id"].astype(str)
+    return kept.assign(path=published_paths(kept, data_dir)), exclusions
+
+
+def published_paths(images: pd.DataFrame, data_dir: str | Path) -> pd.Series:
+    """Where each image's JPEG is in the tree as published."""
+    subject, study = images["subject_id"].astype(str), images["study_id"].astype(str)
     folder = f"{resolve_root(data_dir)}/files/p" + subject.str[:2] + "/p" + subject + "/s" + study + "/"
-    return kept.assign(path=folder + kept["dicom_id"] + ".jpg"), exclusions
+    return folder + images["dicom_id"] + ".jpg"
+
+
+def group_images(images: pd.DataFrame) -> pd.Series:
+    """The group of each image, in which its pixels are cached: frontal, lateral or other."""
+    groups = {code: view for view in ("frontal", "lateral") for code in VIEWS[view]}
+    return images["view_position"].map(groups).fillna("other")
 
 
 def format_exclusions(exclusions: pd.DataFrame) -> str:
-    """The exclusion table as aligned text, with a line of totals."""
+    """Returns the exclusion table as aligned text with a line of totals."""
     table = pd.concat([exclusions, exclusions.sum().rename("total").to_frame().T])
     return table.map("{:,}".format).to_string(col_space=8)
 

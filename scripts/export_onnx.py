@@ -1,14 +1,14 @@
-"""Writes a classifier as one ONNX file that gives probabilities without torch, and measures how fast.
+"""Exports a classifier to ONNX, for probabilities without torch, and measures its speed.
 
     python scripts/export_onnx.py runs/demo/mae-vit/model finding.onnx
     python scripts/export_onnx.py my-lab/vit-cxr finding.onnx --hub_dir /data/hub
 
-The file takes gray images as `images`, uint8 (B, 1, S, S), normalises them itself and returns `probability`
-(B,), that of the positive label, and `logits` (B, 2). What else a user must know is in its metadata.
-docs/using-a-model.md has the lines that use it with onnxruntime, NumPy and Pillow alone.
+The file takes gray images, `images`, uint8 (B, 1, S, S), normalises them itself, and returns `probability`
+(B,) of the positive label and `logits` (B, 2). Its metadata has everything else that a user must know.
+docs/using-a-model.md shows how to use it with onnxruntime, NumPy and Pillow alone.
 
-Before the file gets its name, onnxruntime must agree with torch to 1e-4 on noise and on radiographs: those of
---images, or synthetic ones. A model of 2 GiB or more, which no ONNX file holds, has its weights beside it, in
+The file is written only if onnxruntime agrees with torch to 1e-4 on noise and on radiographs: those of
+--images, or synthetic ones. An ONNX file holds less than 2 GiB; a larger model has its weights beside it, in
 OUT.data. For research only, not for diagnosis.
 """
 
@@ -38,42 +38,42 @@ from cxr.run_folder.files import sync_folder
 from rich.console import Console
 from rich.table import Table
 
-TOLERANCE = 1e-4  # of a probability and, where it is above 1, relative to a logit
-NUM_RADIOGRAPHS = 8  # to compare on
-NUM_TURNS = 5  # that each side gets at a batch size, after one more; the median counts
-MAX_BYTES = 2**31 - 2**20  # of weights in one file: protobuf's limit, with room for the graph
-OPSET = 20  # of 2024: runtimes in use know it, and GELU is one operation since
+TOLERANCE = 1e-4  # of a probability and of a logit; relative for logits above 1
+NUM_RADIOGRAPHS = 8  # for the comparison
+NUM_TURNS = 5  # timed runs of each side per batch size, after a warm-up; the median counts
+MAX_BYTES = 2**31 - 2**20  # of weights in one file: protobuf's limit, minus room for the graph
+OPSET = 20  # of 2024: runtimes in use support it, and GELU is a single operation since then
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__, usage="MODEL OUT [flags]")
     command_line.add_classifier_arguments(parser)
-    parser.add_argument("out", type=Path, metavar="OUT", help="the file to write, which ends in .onnx")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the file to write; must end in .onnx")
     parser.add_argument(
         "--images",
         nargs="+",
         metavar="FILE",
-        help=f"radiographs, or folders of them, to compare on: the first {NUM_RADIOGRAPHS} "
-        "(default: those of the synthetic sample)",
+        help=f"radiographs, or folders of them, on which to compare; the first {NUM_RADIOGRAPHS} are used "
+        "(default: the synthetic sample)",
     )
     sizes = {"nargs": "+", "type": command_line.positive_int, "metavar": "N", "default": (1, 8, 32)}
-    parser.add_argument("--batch_sizes", **sizes, help="how many images at once to measure the speed with")
+    parser.add_argument("--batch_sizes", **sizes, help="batch sizes at which to measure the speed")
     args = parser.parse_args(argv)
     if args.out.suffix != ".onnx":
         parser.error(f"OUT {args.out}: expected a file that ends in .onnx")
     for path in (args.out, args.out.with_name(f"{args.out.name}.data")):
         if path.exists():
-            parser.error(f"OUT {path}: found a file already; expected a new one: remove it, or name another")
+            parser.error(f"OUT {path}: found a file, expected none: remove it, or name another")
     return args
 
 
 class PixelsToProbability(torch.nn.Module):
-    """A classifier from uint8 gray images (B, 1, S, S) to the probability (B,) and the logits (B, 2)."""
+    """The exported graph: from uint8 gray images (B, 1, S, S) to the probability (B,) and logits (B, 2)."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
         self.model = classifier.model
-        # The normaliser's arithmetic, with constants that are stored in the file.
+        # The arithmetic of `Normalizer`, with constants that are stored in the file.
         self.register_buffer("mean", 255 * torch.tensor(classifier.image_mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(classifier.image_std).view(1, 3, 1, 1))
 
@@ -86,33 +86,33 @@ class PixelsToProbability(torch.nn.Module):
 
 
 def about(classifier: Classifier) -> dict[str, str]:
-    """What a user of the file must know, as its metadata holds it: texts by name."""
+    """Returns the file's metadata, strings by name: what a user of the file must know."""
     return {
         "image_size": str(classifier.image_size),
         "shortest_side": str(classifier.shortest_side),
         "negative": classifier.labels[0],
         "positive": classifier.labels[1],
         "threshold": repr(classifier.threshold),
-        "threshold_is_chosen": json.dumps(classifier.has_threshold),  # else it is the customary 0.5
+        "threshold_is_chosen": json.dumps(classifier.has_threshold),  # false: it is the default, 0.5
         "trained_view": classifier.trained_view,
         "trained_equalized": json.dumps(classifier.trained_equalized),  # null is unknown
-        "image_mean": json.dumps(classifier.image_mean),  # these two are applied in the graph
+        "image_mean": json.dumps(classifier.image_mean),  # the graph applies these two
         "image_std": json.dumps(classifier.image_std),
-        "preprocessing": "8-bit gray, upright, air dark; a JPEG larger than shortest_side decoded at the "
-        "least of 1/1, 1/2, 1/4 and 1/8 that has 1.2 times as many pixels aside; what is larger shrunk to "
-        "shortest_side, Lanczos, and kept as JPEG of quality 95; the whole image resized to image_size x "
-        "image_size, bilinear, width first",
+        "preprocessing": "8-bit gray, upright, air dark; a JPEG larger than shortest_side is decoded at the "
+        "smallest of 1/1, 1/2, 1/4 and 1/8 of its size that is at least 1.2 times shortest_side; a larger "
+        "image is shrunk to shortest_side (Lanczos) and kept as JPEG of quality 95; the whole image is "
+        "resized to image_size x image_size (bilinear, width first)",
         "intended_use": "research only, not for diagnosis",
     }
 
 
 def convert(classifier: Classifier) -> torch.onnx.ONNXProgram:
-    """Returns the model for any number of images, without the file names that torch notes with every node."""
+    """Returns the model for any batch size, without the source file names that torch stores in every node."""
     side = classifier.image_size
     example = torch.zeros(2, 1, side, side, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # of torch, about its own exporter, some of which also print
+        warnings.simplefilter("ignore")  # torch warns about its own exporter, which also prints
         program = torch.onnx.export(
             PixelsToProbability(classifier).eval(),
             (example,),
@@ -142,7 +142,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor:
-    """Returns the radiographs to compare on (B, 1, S, S) uint8, as they are evaluated."""
+    """Returns the radiographs for the comparison, (B, 1, S, S) uint8, prepared as for evaluation."""
     if names is None:
         names = [str(sources.make_sample_data_once() / "files")]
     found, missing = radiographs.find_radiographs(names)
@@ -154,7 +154,7 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
         try:
             pixels = radiographs.read_radiograph(path, shortest_side=side, reading=reading).pixels
         except UserError as error:
-            raise UserError(f"--images {path}: {error}; leave it out") from error
+            raise UserError(f"--images {path}: {error}; name other images") from error
         images.append(classifier.prepare(pixels))
     return torch.stack(images)
 
@@ -162,7 +162,7 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
 def largest_difference(
     classifier: Classifier, session: onnxruntime.InferenceSession, images: torch.Tensor
 ) -> float:
-    """Returns by how much onnxruntime is off from what this repository computes, at most; see TOLERANCE."""
+    """Returns the largest difference between onnxruntime and torch, measured as TOLERANCE says."""
     probability, logits = session.run(["probability", "logits"], {"images": images.numpy()})
     with torch.inference_mode():
         expected = classifier.model(pixel_values=classifier.normalize(images)).logits
@@ -174,18 +174,18 @@ def largest_difference(
 def check(
     classifier: Classifier, session: onnxruntime.InferenceSession, radiographs: torch.Tensor
 ) -> dict[str, float]:
-    """Returns the largest difference on noise and on radiographs. Raises UserError where it is too large."""
+    """Returns the largest difference on noise and on radiographs. Raises UserError if one is too large."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(256, radiographs.shape, dtype=torch.uint8, generator=generator)
     differences = {}
     for name, images in (("noise", noise), ("radiographs", radiographs)):
-        batches = (images, images[:1])  # the file is for any number of images
+        batches = (images, images[:1])  # the file takes any batch size
         differences[name] = np.max([largest_difference(classifier, session, batch) for batch in batches])
-        if not differences[name] <= TOLERANCE:  # nor NaN
+        if not differences[name] <= TOLERANCE:  # also refuses NaN
             raise UserError(
                 f"onnxruntime {onnxruntime.__version__} differs by {differences[name]:.2g} from torch "
                 f"{torch.__version__} on {name}, expected at most {TOLERANCE:g}: no file is written; try "
-                "other versions of them"
+                "another version of onnxruntime or torch"
             )
     return differences
 
@@ -193,7 +193,7 @@ def check(
 def measure_speed(
     classifier: Classifier, session: onnxruntime.InferenceSession, *, batch_size: int
 ) -> tuple[float, float]:
-    """Returns the images/s of torch and of onnxruntime, which take turns."""
+    """Returns the images/s of torch and of onnxruntime, measured in turns."""
     images = torch.zeros(batch_size, 1, classifier.image_size, classifier.image_size, dtype=torch.uint8)
     inputs, turns = {"images": images.numpy()}, []
     for _ in range(1 + NUM_TURNS):
@@ -210,7 +210,7 @@ def print_table(speeds: dict[int, tuple[float, float]]) -> None:
     num_threads = torch.get_num_threads()
     threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
     table = Table(title=f"Images/s on {threads} of this CPU")
-    for name in ("images at once", "torch", "onnxruntime", "faster by"):
+    for name in ("batch size", "torch", "onnxruntime", "speedup"):
         table.add_column(name, justify="right")
     for batch_size, (of_torch, of_onnxruntime) in speeds.items():
         faster = f"{of_onnxruntime / of_torch:.2f}"
@@ -219,8 +219,8 @@ def print_table(speeds: dict[int, tuple[float, float]]) -> None:
 
 
 def export(classifier: Classifier, images: torch.Tensor, out: Path) -> tuple[list[Path], str]:
-    """Writes the checked file, or none. Returns what was written, and in words how far it is off."""
-    aside = out.with_name(f".{out.name}.tmp")  # a folder: weights beside the file know its name
+    """Writes the file if it passes the check. Returns the written paths, and the differences in words."""
+    aside = out.with_name(f".{out.name}.tmp")  # a folder, because OUT refers to OUT.data by its final name
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -231,7 +231,7 @@ def export(classifier: Classifier, images: torch.Tensor, out: Path) -> tuple[lis
         sync_folder(aside)
         written = [
             path.replace(out.with_name(path.name))
-            for path in sorted(aside.iterdir(), reverse=True)  # weights beside the file first
+            for path in sorted(aside.iterdir(), reverse=True)  # OUT.data before OUT
         ]
     except OSError as error:
         raise UserError(f"OUT {out}: could not be written ({one_line(error)}); name another") from error

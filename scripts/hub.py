@@ -1,4 +1,4 @@
-"""A directory of models by name and revision, in the layout of the Hugging Face Hub's cache.
+"""Manages a directory of models by name and revision, in the layout of the Hugging Face Hub's cache.
 
     python scripts/hub.py push runs/vit my-lab/cxr-vit --hub_dir models --message "1k images" --tag v1
     python scripts/hub.py list --hub_dir models
@@ -7,10 +7,10 @@
     python scripts/hub.py verify --hub_dir models
     python scripts/hub.py gc --hub_dir models
 
-Every script takes `--model_name_or_path my-lab/cxr-vit --hub_dir models`. push and tag print the commit and,
-below it, the `from_pretrained` line by which plain transformers loads it. Without --hub_dir, push goes to the
-Hugging Face Hub, as a private model. Exit status: 0, 1 where verify or list finds a problem, 2 where a
-command could not do its work.
+The training scripts take `--model_name_or_path my-lab/cxr-vit --hub_dir models`. push and tag print the
+commit and the `from_pretrained` line that loads it with plain transformers. Without --hub_dir, push goes to
+the Hugging Face Hub, as a private model. Exit status: 1 if verify or list finds a problem, 2 if a command
+fails, else 0.
 """
 
 import argparse
@@ -38,36 +38,36 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         command.usage = None  # argparse's own, with the positional arguments
         command.set_defaults(run=run)
         command.add_argument(
-            "--hub_dir", type=Path, required=name != "push", metavar="DIR", help="the directory of models"
+            "--hub_dir", type=Path, required=name != "push", metavar="DIR", help="directory of models"
         )
         return command
 
     push = add(
-        "push", push_model, "add a model as a new revision; without --hub_dir, on the Hugging Face Hub"
+        "push", push_model, "add a model as a new revision; without --hub_dir, to the Hugging Face Hub"
     )
-    push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a run's, or a model's as it is")
+    push.add_argument("model_dir", type=Path, metavar="FOLDER", help="a run folder or a model folder")
     push.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
     push.add_argument(
-        "--message", type=local_hub.without_ids, default="Push a model", metavar="TEXT", help="what is new"
+        "--message", type=local_hub.without_ids, default="Push a model", metavar="TEXT", help="commit message"
     )
     push.add_argument(
-        "--tag", type=local_hub.parse_tag, metavar="TAG", help="a lasting name for this revision"
+        "--tag", type=local_hub.parse_tag, metavar="TAG", help="a permanent name for this revision"
     )
 
-    add("list", list_models, "the models, their revisions and their size")
+    add("list", list_models, "list the models, their revisions and their size")
 
-    log = add("log", show_log, "the revisions of a model, newest first")
+    log = add("log", show_log, "list the revisions of a model, newest first")
     log.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
-    log.add_argument("--revision", default="main", metavar="REV", help="where to begin: tag or commit")
+    log.add_argument("--revision", default="main", metavar="REV", help="tag or commit to start from")
 
-    tag = add("tag", set_tag, "give a revision a lasting name")
+    tag = add("tag", set_tag, "give a revision a permanent name")
     tag.add_argument("model_id", type=local_hub.parse_model_id, metavar="ORG/NAME")
     tag.add_argument("tag", type=local_hub.parse_tag, metavar="TAG")
     tag.add_argument("--revision", default="main", metavar="REV", help="tag or commit")
 
     for command in (
-        add("verify", verify, "read every byte and say what is not as it was pushed"),
-        add("gc", collect_garbage, "remove the revisions that main and the tags do not lead to"),
+        add("verify", verify, "read every file and list what differs from what was pushed"),
+        add("gc", collect_garbage, "remove the revisions that cannot be reached from main or a tag"),
     ):
         command.add_argument(
             "model_id", type=local_hub.parse_model_id, nargs="?", metavar="ORG/NAME", help="default: all"
@@ -93,12 +93,12 @@ def list_models(args: argparse.Namespace) -> None:
             log, refs = local_hub.read_log(args.hub_dir, name), local_hub.read_refs(args.hub_dir, name)
             blobs = local_hub.repository_dir(args.hub_dir, name) / "blobs"
             size = sum(path.stat().st_size for path in blobs.iterdir()) / 2**20
-        except (UserError, OSError) as error:  # the others are listed all the same
+        except (UserError, OSError) as error:  # the other models are still listed
             problems.append(str(error))
             continue
         tags = ", ".join(tag for tag in refs if tag != "main")
         table.add_row(name, log[0].commit[:8], log[0].time[:16], str(len(log)), f"{size:.1f}", tags)
-    width = None if sys.stdout.isatty() else 1000  # as wide as the table is
+    width = None if sys.stdout.isatty() else 1000  # in a file, no cell is cut
     Console(width=width).print(table)
     end_with(problems, args.hub_dir)
 
@@ -118,7 +118,7 @@ def set_tag(args: argparse.Namespace) -> None:
 
 
 def print_loading_code(args: argparse.Namespace, model_dir: Path, commit: str, revision: str) -> None:
-    """Prints the commit and, below it, the Python that loads it."""
+    """Prints the commit and, below it, the Python code that loads it."""
     code = loading_code(model_dir, hub_dir=args.hub_dir, model_id=args.model_id, revision=revision)
     print(f"{commit}\n{code}")
 
@@ -136,18 +136,18 @@ def collect_garbage(args: argparse.Namespace) -> None:
 
 
 def chosen(args: argparse.Namespace) -> list[str]:
-    """The model named, or all; an unknown one is an error."""
+    """Returns the given model, or all of them. Raises UserError for an unknown one, or if there is none."""
     if args.model_id:
         local_hub.check_is_known(args.hub_dir, args.model_id)
         return [args.model_id]
     found = local_hub.model_ids(args.hub_dir)
     if not found:
-        raise UserError(f"--hub_dir {args.hub_dir}: found no model, expected some that were pushed to it")
+        raise UserError(f"--hub_dir {args.hub_dir}: found no model, expected a directory of pushed models")
     return found
 
 
 def end_with(problems: list[str], hub_dir: Path) -> None:
-    """Says what is wrong; exit status 1 where something is."""
+    """Prints the problems and exits with status 1 if there are any."""
     for line in problems:
         print(line)
     if problems:

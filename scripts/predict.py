@@ -1,21 +1,20 @@
-"""Gives radiographs the probability that a trained classifier sees in them: files, folders, patterns.
+"""Predicts with a trained classifier: the probability of its positive label for each radiograph.
 
-    # A model and images of the synthetic sample, on a laptop.
+    # Train a small model on the synthetic sample and predict some of its images, on a laptop.
     python scripts/run_classification.py --output_dir runs/first
     python scripts/predict.py runs/first/model sample_data/files/p10
 
-    # DICOM files of a study, a table of them, and pictures of what the model looked at.
+    # Predict DICOM files, write a table, and draw heat maps of what the model used.
     python scripts/predict.py runs/vit-1k/model "/data/study/**/*.dcm" --output study.csv --heatmap study-maps
 
-    # A model by name, pushed with --push_to_hub --hub_dir.
+    # Use a model by the name under which it was pushed to a local hub directory.
     python scripts/predict.py my-lab/cxr chest.png --hub_dir /data/hub --output chest.jsonl
 
-JPEG, PNG and DICOM files give what `run_classification.py` would have measured on them;
-docs/using-a-model.md says how they are read. Columns are path, probability (of the positive label), decision
-(at the model's threshold), warning (look at the file before you believe its row) and error (the file was not
-used; the others are). The exit status is 1 where there is an error. Rows are written as they come, to
-.NAME.partial beside the output: a call that was stopped continues there when it is repeated. Not for clinical
-use.
+JPEG, PNG and DICOM files are prepared exactly as in `run_classification.py`; docs/using-a-model.md has the
+details. The columns are path, probability (of the positive label), decision (at the model's threshold),
+warning (check the image before you trust the row) and error (this file was not used; the others are). The
+exit status is 1 if any row has an error. Rows are written at once to .NAME.partial beside the output: if a
+call was stopped, repeat it to continue. For research only, not for diagnosis.
 """
 
 import argparse
@@ -58,22 +57,22 @@ from tqdm import tqdm
 
 from mimic_cxr_dataset.radiographs import Reading
 
-MOST_REASONS = 10  # that the summary lists of a kind
+MOST_REASONS = 10  # the summary lists at most this many reasons of each kind
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__, usage="MODEL IMAGE [IMAGE ...] [flags]")
     command_line.add_classifier_arguments(parser)
     add, positive = parser.add_argument, command_line.positive_int
-    add("images", metavar="IMAGE", nargs="+", help="files, folders with all below them, or quoted patterns")
+    add("images", metavar="IMAGE", nargs="+", help="files, folders (with subfolders), or quoted patterns")
     add("--output", metavar="FILE", type=Path, help=".csv or .jsonl (default: CSV on the terminal)")
-    command_line.add_folder(parser, "--heatmap", "write a PNG an image of what the model looked at")
+    command_line.add_folder(parser, "--heatmap", "write a heat map (PNG) of each image to this folder")
     command_line.add_reading_arguments(parser)
     command_line.add_number(
-        parser, "--batch_size", positive, "images that the model gets at once", default=32
+        parser, "--batch_size", positive, "images that the model processes at once", default=32
     )
     command_line.add_number(
-        parser, "--num_workers", positive, "files that are read at once (default: one for each core)"
+        parser, "--num_workers", positive, "files that are read at the same time (default: one per core)"
     )
     command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
@@ -83,14 +82,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if output.is_dir():
             parser.error(f"--output {output}: found a folder, expected a file; name another")
         if not output.absolute().parent.is_dir():
-            parser.error(f"--output {output}: found no such folder; make it first, or name another")
+            parser.error(
+                f"--output {output}: found no folder {output.parent}; make it first, or name another"
+            )
     if args.heatmap is not None and args.heatmap.exists() and not args.heatmap.is_dir():
         parser.error(f"--heatmap {args.heatmap}: found a file, expected a folder; name another")
     return args
 
 
 def say(message: str) -> None:
-    """Standard output is for the table."""
+    """Prints to standard error, because standard output is for the table."""
     tqdm.write(message, file=sys.stderr)
 
 
@@ -99,14 +100,14 @@ def say(message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A classifier, how files are read for it, and where the heat maps go."""
+    """A classifier, how files are read for it, and the folder of the heat maps."""
 
     classifier: Classifier
     reading: Reading
     heatmap_dir: Path | None
 
     def predict_all(self, paths: list[Path], *, batch_size: int, num_workers: int) -> Iterator[Prediction]:
-        """A prediction a file, in their order."""
+        """Yields one prediction per file, in their order."""
         if self.heatmap_dir is not None:
             self.heatmap_dir.mkdir(parents=True, exist_ok=True)
         side, num_ahead = self.classifier.shortest_side, 2 * max(batch_size, num_workers)
@@ -140,7 +141,7 @@ class Predictor:
             yield prediction if heat is None else self._draw(path, heat, prediction)
 
     def _draw(self, path: Path, heat: np.ndarray, prediction: Prediction) -> Prediction:
-        picture = self.heatmap_dir / heat_map_name(path)
+        drawn = self.heatmap_dir / heat_map_name(path)
         name = "".join(one if one.isprintable() else "\ufffd" for one in Path(prediction.path).name[:60])
         label, threshold = self.classifier.labels[1], self.classifier.threshold
         decision = f"{prediction.decision} (threshold {threshold:.3f})"
@@ -150,22 +151,22 @@ class Predictor:
             title += "\n" + textwrap.fill(f"Warning: {prediction.warning}", width=90)
         try:
             shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE, reading=self.reading)
-            heatmaps.plot_heat_map(shown.pixels, heat, picture, title=title, label=label)
-        except Exception as error:  # of any kind: the other files continue
+            heatmaps.plot_heat_map(shown.pixels, heat, drawn, title=title, label=label)
+        except Exception as error:  # any error: the other files go on
             return replace(prediction, error=f"no heat map: {reason(error)}")
-        return replace(prediction, heat_map=readable(picture))
+        return replace(prediction, heat_map=readable(drawn))
 
 
 def reason(error: BaseException) -> str:
-    """Why a file could not be used. What is not about the file may be a fault of ours: it names its kind."""
+    """Returns why a file could not be used; an unexpected error, perhaps a bug of ours, with its type."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def heat_map_name(path: Path) -> str:
-    """The image's own name, and of its path enough of a hash that no two are the same."""
+    """Returns the image's name with a hash of its path, so that images of the same name do not collide."""
     digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:10]
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.name.removesuffix(path.suffix))
-    return f"{stem[:40]}-{digest}.png"  # 40 letters may be 160 bytes, of 255 that a name has
+    return f"{stem[:40]}-{digest}.png"  # 40 letters may take 160 bytes; a file name may have 255
 
 
 # Writing ----------------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def heat_map_name(path: Path) -> str:
 def open_output(
     args: argparse.Namespace, classifier: Classifier
 ) -> Iterator[tuple[list[Prediction], Callable[[Prediction], None]]]:
-    """What an earlier call has written, and what writes a prediction: to the terminal or to --output."""
+    """Yields the predictions of an earlier call, and a function that writes one to its destination."""
     output = args.output
     columns = tuple(name for name in COLUMNS if args.heatmap or name != "heat_map")
     table = Table(columns=columns, is_json=output is not None and output.suffix == ".jsonl")
@@ -192,10 +193,10 @@ def open_output(
     with table.open_file(output, head) as (done, write):
         try:
             if done:
-                say(f"{partial_path(output)}: {len(done):,} rows of an earlier call; it is continued")
+                say(f"{partial_path(output)}: found {len(done):,} rows of an earlier call; continuing it")
             yield done, write
         except BaseException:
-            say(f"{partial_path(output)} has the rows up to here: repeat the call to continue")
+            say(f"{partial_path(output)} holds the rows so far: repeat the call to continue")
             raise
 
 
@@ -217,22 +218,22 @@ def summarize(predictions: list[Prediction], classifier: Classifier, output: Pat
 
 
 def say_reasons(kind: str, reasons: list[tuple[str, str]]) -> None:
-    """How often each reason was met, and where first."""
+    """Prints how often each reason occurred, and the first file."""
     first = {reason: path for reason, path in reversed(reasons)}
     counts = Counter(reason for reason, _ in reasons)
     for reason, count in counts.most_common(MOST_REASONS):
         say(f"  {count:,} {kind}: {reason} (first {first[reason]})")
     if len(counts) > MOST_REASONS:
-        say(f"  {len(counts) - MOST_REASONS:,} more reasons: the column says them")
+        say(f"  {len(counts) - MOST_REASONS:,} more reasons: see the table")
 
 
 # The script -------------------------------------------------------------------------------------------------
 
 
 def find_images(names: list[str], heatmap_dir: Path | None) -> tuple[list[Path], list[Prediction]]:
-    """The files, and a row for each name that stands for none. Raises UserError where there is no file.
+    """Returns the image files, and an error row for each name without any. Raises UserError if there is none.
 
-    Their heat maps, which an earlier call may have put among them, are left out.
+    Heat maps that an earlier call wrote among the images are skipped.
     """
     paths, missing = radiographs.find_radiographs(names)
     if heatmap_dir is not None:
@@ -240,19 +241,19 @@ def find_images(names: list[str], heatmap_dir: Path | None) -> tuple[list[Path],
         paths = [path for path in paths if path.absolute() not in maps]
     if not paths:
         raise UserError(
-            f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders with "
-            "some, or patterns that fit some"
+            f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders of "
+            "them, or patterns that match some"
         )
-    error = "no such file, or none that fits"
+    error = "no such file, or none that matches"
     return paths, [Prediction(path=readable(Path(name)), error=error) for name in missing]
 
 
 def load_model(args: argparse.Namespace) -> Classifier:
-    """Loads the classifier, and says what it does not know about itself."""
+    """Loads the classifier and prints which of its properties are unknown."""
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
-        say(f"{args.model} has no decision_threshold of its own: it decides at {classifier.threshold}")
+        say(f"{args.model} has no decision_threshold in its config.json: using {classifier.threshold}")
     if doubt := classifier.doubt_equalize(args.equalize):
         say(doubt)
     return classifier
@@ -267,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
     reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
     predictor = Predictor(classifier=classifier, reading=reading, heatmap_dir=args.heatmap)
     num_workers = args.num_workers or num_cores()
-    shows_bar = args.output is not None or not sys.stdout.isatty()  # else the rows come there
+    shows_bar = args.output is not None or not sys.stdout.isatty()  # no bar between rows on the terminal
     with open_output(args, classifier) as (done, write):
         known = {prediction.path for prediction in done}
         paths = [path for path in paths if readable(path) not in known]

@@ -281,7 +281,7 @@ def measure_best(run: Run, model: PreTrainedModel, sets: dict[str, ChestXrays]) 
 
 def write_measured(run: Run, found: dict, labels, probabilities, *, split: str, images) -> None:
     """Adds intervals to what was `found` on a split; writes its predictions and draws its curves."""
-    names = list(images.features["label"].names)
+    names = images.label_names
     output_dir, threshold = run.record.output_dir, found["at_chosen_threshold"]["threshold"]
     found["intervals"] = intervals.patient_intervals(
         labels, probabilities, images["subject_id"], threshold=found["threshold"]
@@ -332,7 +332,7 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
 
 def describe_sets(sets: dict[str, ChestXrays]) -> dict[str, str]:
     """The part of the plan about the images: how many there are, how many positive ones."""
-    positive = sets["train"].images.features["label"].names[1]
+    positive = sets["train"].images.label_names[1]
     return {
         split: f"{len(images):,} images, {sum(images.images['label']):,} {positive}"
         for split, images in sets.items()
@@ -345,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
     config, image_size = load_config(args)
     warn_of_flags_without_effect(args, config)
     sets = load_datasets(run, config, image_size)
-    model = load_model(args, config, sets["train"].images.features["label"].names)
+    model = load_model(args, config, list(sets["train"].images.label_names))
     # What a user of the saved model must know to show it images as this run does.
     model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view

@@ -1,12 +1,12 @@
-"""Opens a page on this computer to try a classifier: drop a radiograph, see what the model makes of it.
+"""Serves a page on this computer to try a classifier: upload a radiograph, see the model's prediction.
 
     pip install -r requirements-serve.txt
     python scripts/serve.py runs/demo/mae-vit/model --open_browser
     python scripts/serve.py my-lab/vit-cxr --hub_dir /data/hub --port 8000
 
-It shows the probability, the decision at the model's threshold, a heat map and the model's card. Ctrl-C ends
-it. Images are taken for patients': the page is for this computer alone unless --host says otherwise, asks no
-other server for anything, and a file is removed as soon as it is read. For research only, not for diagnosis.
+The page shows the probability, the decision at the model's threshold, a heat map and the model card. Stop it
+with Ctrl-C. Uploaded images may be of patients: without --host, only this computer can open the page; it
+contacts no other server; and each file is removed once it is read. For research only, not for diagnosis.
 """
 
 import argparse
@@ -47,7 +47,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_FILE_SIZE = 128 * 2**20  # bytes; an uncompressed DICOM file of 4000 x 4000 pixels has 32 MiB
 EXPECTED = "Expected a chest radiograph as JPEG, PNG or DICOM file."
 DISCLAIMER = "For research only. Not a medical device, and not for diagnosis."
-# The browser itself holds the page to its promise, whatever a model card links to.
+# With this header, the browser blocks requests to other servers, whatever a model card links to.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
@@ -60,15 +60,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     command_line.add_classifier_arguments(parser)
     command_line.add_reading_arguments(parser)
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; any but this one lets others use the page"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; with another one than this, other computers can use the page",
     )
     port = command_line.number(int, "a port from 1 to 65535", lambda value: 1 <= value <= 65535)
-    parser.add_argument("--port", type=port, metavar="N", help="(default: the first free one from 7860 on)")
+    parser.add_argument("--port", type=port, metavar="N", help="(default: the first free one from 7860)")
     parser.add_argument("--open_browser", action="store_true", help="open the page in the browser")
     command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
-        parser.error("found no gradio, which makes the page: pip install -r requirements-serve.txt")
+        parser.error("found no gradio, which serves the page: pip install -r requirements-serve.txt")
     return args
 
 
@@ -76,9 +78,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_card(path: Path | None, classifier: Classifier) -> str:
-    """Returns the model's README.md as Markdown, with its pictures in it; of a model without, a few facts."""
+    """Returns the model's README.md as Markdown with its images embedded; without one, a few facts."""
     if path is None:
-        chosen = "chosen on validation" if classifier.has_threshold else "the customary one"
+        chosen = "chosen on validation images" if classifier.has_threshold else "the default"
         return (
             f"This model has no card. It takes {classifier.trained_view} views of "
             f"{classifier.image_size} x {classifier.image_size} pixels; its threshold of "
@@ -88,8 +90,8 @@ def read_card(path: Path | None, classifier: Classifier) -> str:
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # the metadata for the Hub
 
     def embed(found: re.Match) -> str:
-        picture = path.parent / found[2]
-        return f"{found[1]}{data_address(picture.read_bytes(), 'png')})" if picture.is_file() else found[0]
+        image = path.parent / found[2]
+        return f"{found[1]}{data_address(image.read_bytes(), 'png')})" if image.is_file() else found[0]
 
     return re.sub(r"(!\[[^\]]*\]\()([\w-]+\.png)\)", embed, text)
 
@@ -99,26 +101,26 @@ def data_address(content: bytes, kind: str) -> str:
 
 
 def as_jpeg(pixels: np.ndarray) -> str:
-    """Returns pixels (H, W) or (H, W, 3) uint8 as an address that holds them, so that no file is written."""
+    """Returns pixels (H, W) or (H, W, 3) uint8 as a data URL, so that no file is written."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=90)
     return data_address(buffer.getvalue(), "jpeg")
 
 
 def render(template: str, **content: object) -> str:
-    """Fills in a template; whatever is filled in is text and no markup."""
+    """Fills in a template; all values are escaped."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.get_template(template).render(disclaimer=DISCLAIMER, **content)
 
 
 def head_html(classifier: Classifier, *, is_local: bool) -> str:
-    name = "/".join(Path(classifier.name).parts[-2:])  # of a folder's path only the end
+    name = "/".join(Path(classifier.name).parts[-2:])  # the end of a folder's path is enough
     return render("head.html.j2", classifier=classifier, name=name, is_local=is_local)
 
 
 def answer_html(classifier: Classifier, path: Path, reading: Reading) -> str:
-    """Returns what the model makes of a radiograph. Raises UserError for what is none."""
+    """Returns the prediction for a radiograph as HTML. Raises UserError if the file cannot be used."""
     radiograph = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side, reading=reading)
     shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE, reading=reading).pixels
     images = classifier.prepare(radiograph.pixels)[None]  # (1, 1, S, S)
@@ -145,7 +147,7 @@ def make_page(classifier: Classifier, reading: Reading, card: str, *, is_local: 
 
     def answer(uploaded: str) -> Iterator[tuple[None, str]]:
         path = Path(uploaded)
-        yield None, '<p class="note">One moment ...</p>'  # room for the next file; another's answer goes
+        yield None, '<p class="note">One moment ...</p>'  # clears the upload and the previous answer
         try:
             yield None, answer_html(classifier, path, reading)
         except UserError as error:
@@ -166,7 +168,7 @@ def make_page(classifier: Classifier, reading: Reading, card: str, *, is_local: 
 
 
 class ContentSecurityPolicy:
-    """Adds the policy to every answer of the server."""
+    """Adds the policy to every response of the server."""
 
     def __init__(self, app):
         self.app = app
@@ -182,15 +184,15 @@ class ContentSecurityPolicy:
 
 
 def launch(page: "gradio.Blocks", *, host: str, port: int | None, open_browser: bool) -> str:
-    """Starts the server on threads of its own; returns the page's address."""
+    """Starts the server in background threads; returns the page's address."""
     import gradio as gr
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     middleware = [Middleware(ContentSecurityPolicy)]
-    if host in LOOPBACK[:2]:  # a page of another name that leads here, by DNS rebinding, is refused
+    if host in LOOPBACK[:2]:  # refuses other host names that resolve to this address (DNS rebinding)
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none fetched
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no downloads
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -199,7 +201,7 @@ def launch(page: "gradio.Blocks", *, host: str, port: int | None, open_browser: 
             prevent_thread_lock=True,
             quiet=True,
             share=False,
-            run_history=False,  # else the browser keeps all answers
+            run_history=False,  # otherwise the browser keeps all answers
             footer_links=[],
             enable_monitoring=False,
             mcp_server=False,
@@ -212,18 +214,18 @@ def launch(page: "gradio.Blocks", *, host: str, port: int | None, open_browser: 
         )
     except OSError as error:
         where = f"--host {host}" + (f" --port {port}" if port else "")
-        raise UserError(f"{where}: cannot be listened on; name another address or port") from error
+        raise UserError(f"{where}: cannot listen there; name another address or port") from error
     return address
 
 
 @contextlib.contextmanager
 def private_files() -> Iterator[None]:
-    """Makes gradio write, uploads above all, to a folder that only this user reads and that is removed.
+    """Makes gradio write its files, such as uploads, to a folder that only this user can read; removes it.
 
-    To enter before gradio is imported, which reads these variables once.
+    Must be entered before gradio is imported, because gradio reads these variables at import.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    for name in ("NO_PROXY", "no_proxy"):  # gradio asks its own server whether it runs
+    for name in ("NO_PROXY", "no_proxy"):  # gradio checks by a request that its own server runs
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK)))
     with tempfile.TemporaryDirectory(prefix="chest-x-ray-page-") as folder:  # mode 0700
         before = tempfile.tempdir
@@ -235,7 +237,7 @@ def private_files() -> Iterator[None]:
 
 
 def end_by_signal(number: int, frame: object) -> None:
-    sys.exit(128 + number)  # through the ends of all blocks
+    sys.exit(128 + number)  # runs all finally blocks
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -245,15 +247,15 @@ def main(argv: list[str] | None = None) -> None:
     classifier = load_classifier(args.model, device=args.device, **source)
     card = read_card(find_file(args.model, "README.md", **source), classifier)
     if doubt := classifier.doubt_equalize(args.equalize):
-        print(doubt, file=sys.stderr)  # the first line of the output is the page's address
+        print(doubt, file=sys.stderr)  # standard output begins with the page's address
     reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
     is_local = args.host in LOOPBACK
     with private_files():
         page = make_page(classifier, reading, card, is_local=is_local)
         address = launch(page, host=args.host, port=args.port, open_browser=args.open_browser)
         if not is_local:
-            print(f"--host {args.host}: whoever reaches this computer can use the page, without a password")
-        print(f"{address} shows {args.model}; Ctrl-C ends it. {DISCLAIMER}", flush=True)
+            print(f"--host {args.host}: anyone who reaches this computer can use the page without a password")
+        print(f"{address} shows {args.model}; Ctrl-C stops it. {DISCLAIMER}", flush=True)
         try:
             threading.Event().wait()
         finally:

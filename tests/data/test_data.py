@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from cxr.data.images import LabelledImages
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import draw_training_images
 from cxr.data.images import first_images
+from cxr.data.images import images_in_memory
 from cxr.data.images import load_images
 from cxr.data.loading import EVALUATION_SEED
 from cxr.data.loading import ChestXrays
@@ -41,13 +42,12 @@ def encoded_image(number: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def images() -> datasets.Dataset:
-    rows = {
-        "image": [{"bytes": encoded_image(number), "path": None} for number in range(NUM_IMAGES)],
-        "label": [number % 2 for number in range(NUM_IMAGES)],
-        "dicom_id": [f"image-{number}" for number in range(NUM_IMAGES)],
-    }
-    return datasets.Dataset.from_dict(rows)
+def images() -> LabelledImages:
+    return images_in_memory(
+        [encoded_image(number) for number in range(NUM_IMAGES)],
+        label=[number % 2 for number in range(NUM_IMAGES)],
+        dicom_id=[f"image-{number}" for number in range(NUM_IMAGES)],
+    )
 
 
 def training_set(images, *, seed: int = 0, num_patches: int | None = 16) -> ChestXrays:
@@ -67,7 +67,7 @@ def same(one: dict, other: dict) -> bool:
 def test_decoded_image_is_that_of_pillow(images):
     dataset = ChestXrays(images, torch.nn.Identity(), seed=0)
     for index in range(NUM_IMAGES):
-        expected = np.asarray(Image.open(io.BytesIO(images[index]["image"]["bytes"])))
+        expected = np.asarray(Image.open(io.BytesIO(images.read([index])[0])))
         item = dataset[0, index]
         assert item["image"].dtype == torch.uint8 and item["image"].shape == (1, 48, 40)
         assert np.array_equal(item["image"][0].numpy(), expected)
@@ -226,10 +226,15 @@ def test_rows_stay_whole_when_they_are_gathered():
 
 # The dataset and the loaders
 
+LABELS = {
+    **{"labeler": "negbio", "view": "frontal", "uncertain": "negative"},
+    **{"on_bad_image": "error", "shows_progress": True},
+}
+
 
 @pytest.fixture(scope="module")
 def splits(sample_root, tmp_path_factory):
-    options = {"config_name": "finding", "shortest_side": 48, "num_proc": 1, "shows_progress": True}
+    options = {"config_name": "finding", "shortest_side": 48, "num_proc": 1, **LABELS}
     return load_images(sample_root, cache_dir=tmp_path_factory.mktemp("cache"), **options)
 
 
@@ -242,6 +247,7 @@ from cxr.data.images import load_images
 multiprocess.set_start_method("forkserver")
 root, cache, rank = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 options = {"config_name": "finding", "shortest_side": 40, "num_proc": 2, "shows_progress": rank == "0"}
+options |= {"labeler": "negbio", "view": "frontal", "uncertain": "negative", "on_bad_image": "error"}
 print(load_images(root, cache_dir=cache, **options)["train"]["dicom_id"][:])
 """
 
@@ -253,22 +259,20 @@ def test_of_several_processes_the_one_that_shows_progress_shrinks_and_the_others
     (waited, said_nothing), (shrunk, said) = (process.communicate(timeout=120) for process in started)
     assert [process.returncode for process in started] == [0, 0], said + said_nothing
     assert waited == shrunk != ""
-    assert "missing file" in said and "missing file" not in said_nothing  # the table of what was left out
+    assert "Generating frontal" in said and "Generating frontal" not in said_nothing
 
 
 def test_bad_options_and_tables_are_the_users_to_mend(sample_root, tmp_path):
-    options = {"config_name": "finding", "shortest_side": 40, "num_proc": 1, "shows_progress": True}
+    options = {"config_name": "finding", "shortest_side": 40, "num_proc": 1, **LABELS}
     for data_dir, view, said in ((tmp_path, "all", "csv.gz is missing"), (sample_root, "AP", "view='AP'")):
         with pytest.raises(UserError, match=said):
-            load_images(data_dir, cache_dir=tmp_path, view=view, **options)
+            load_images(data_dir, cache_dir=tmp_path, **options | {"view": view})
 
 
 def test_splits_have_shrunk_encoded_images(splits):
     assert set(splits) == {"train", "validation", "test"}
-    row = splits["train"][0]
-    assert set(row["image"]) == {"bytes", "path"}
-    assert min(Image.open(io.BytesIO(row["image"]["bytes"])).size) == 48
-    assert splits["train"].features["label"].names == ["No Finding", "Finding"]
+    assert min(Image.open(io.BytesIO(splits["train"].read([0])[0])).size) == 48
+    assert splits["train"].label_names == ("No Finding", "Finding")
 
 
 def test_drawn_training_images_are_those_of_their_record(splits):

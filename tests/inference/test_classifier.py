@@ -104,7 +104,7 @@ def test_model_that_was_downloaded_from_the_hub_loads_by_its_name(vit_model, tmp
 WRONG_FIELDS = {
     "masked autoencoder": (
         {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"]},
-        "masked autoencoder without a classifier",
+        "found a masked autoencoder, expected a classifier",
     ),
     "encoder": (
         {"architectures": ["ViTModel"]},

@@ -1,4 +1,4 @@
-"""Equalised histograms: which files get one, for which models, and which pictures seem of another kind."""
+"""Equalised histograms: which files are equalised, for which models, and which images look different."""
 
 import csv
 import importlib.util
@@ -27,8 +27,8 @@ from mimic_cxr_dataset.gray_levels import equalize
 
 RAW = soft_picture()
 EQUALIZED = equalize(RAW)
-SEEMS_RAW = "the picture seems not equalised; the model was trained on images that are equalised"
-SEEMS_EQUALIZED = "the picture seems equalised; the model was trained on images that are not equalised"
+SEEMS_RAW = "the image seems to be not equalised; the model was trained on images that are equalised"
+SEEMS_EQUALIZED = "the image seems to be equalised; the model was trained on images that are not equalised"
 FORMATS = {
     "JPEG": lambda path, gray: path.write_bytes(encode(gray)),
     "PNG of 8 bits": lambda path, gray: path.write_bytes(encode_png(gray)),
@@ -56,7 +56,7 @@ def expected_warning(trained: bool | None, *, is_equalized: bool, is_done_here: 
     if trained is None or trained == is_equalized:
         return ""
     warning = SEEMS_RAW if trained else SEEMS_EQUALIZED
-    return warning.replace("seems", "is") if is_done_here else warning
+    return warning.replace("seems to be", "is") if is_done_here else warning
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def test_warnings_of_file_header_and_histogram_stand_in_one_row_and_each_in_the_
     (row,), said = run_predict(capsys, models[True], [path], "--equalize=no")
     expected = [
         "the header says modality CT",
-        "the picture has only 16 gray levels",
-        "the header says view LL; the model was trained on frontal ones",
+        "the image has only 16 gray levels",
+        "the header says view LL; the model was trained on frontal views",
         SEEMS_RAW,
     ]
     assert row["warning"] == "; ".join(expected)

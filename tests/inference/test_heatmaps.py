@@ -85,7 +85,7 @@ def test_heat_maps_have_the_models_grid_and_a_maximum_of_one_or_none(tiny):
     heat = heatmaps.heat_maps(tiny, noise(11))
     side = {"vit": 4, "resnet": 4}[tiny.model.config.model_type]
     assert heat.shape == (11, side, side) and heat.dtype == np.float32
-    assert f"{side} x {side} cells: too coarse to show where" in heatmaps.describe(tiny, heat[0])
+    assert f"{side} x {side} cells: too coarse to locate anything" in heatmaps.describe(tiny, heat[0])
     assert heat.min() >= 0
     assert set(heat.max((1, 2)).round(6).tolist()) <= {0.0, 1.0}
     assert heat.max() == 1

@@ -109,7 +109,7 @@ def test_rows_of_another_call_are_refused_with_the_difference_and_kept(name, tmp
         write_rows(make_table(".csv", has_maps=True), output, ROWS, head=HEAD.model_copy(update=changes))
     message = str(error.value)
     assert f"{partial_path(output)}: found rows of a call with {said}; remove the file to start" in message
-    assert "or repeat the earlier call to continue" in message and "\n" not in message
+    assert "or repeat the earlier call to continue it" in message and "\n" not in message
     assert partial_path(output).read_bytes() == left and not output.exists()
 
 
@@ -147,7 +147,7 @@ def test_what_predict_does_not_write_is_refused_in_one_line_and_kept(name, tmp_p
     with pytest.raises(UserError) as error:
         write_rows(make_table(suffix, has_maps=True), output, ROWS)
     message = str(error.value)
-    assert message.startswith(f"{partial_path(output)}: ") and "remove the file to start anew" in message
+    assert message.startswith(f"{partial_path(output)}: ") and "remove the file to start again" in message
     assert "\n" not in message and len(message) < 600
     assert partial_path(output).read_bytes() == content and not output.exists()
 

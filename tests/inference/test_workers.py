@@ -25,7 +25,7 @@ from tiny_models import make_model
 from mimic_cxr_dataset.radiographs import Reading
 
 PICTURE = soft_picture()
-KILLED = "a process that reads images was ended from outside, as a rule for want of memory: start again"
+KILLED = "a process that reads images was killed, most likely because memory ran out: start again"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_rows_before_a_process_was_killed_are_kept_and_the_next_call_continues(
     monkeypatch.undo()
     with pytest.raises(SystemExit):
         predict.main(argv)
-    assert f"{kept:,} rows of an earlier call; it is continued" in capsys.readouterr().err
+    assert f"{kept:,} rows of an earlier call; continuing it" in capsys.readouterr().err
     assert (tmp_path / "out.csv").read_text(encoding="utf-8").count("\n") == 601
 
 
@@ -168,4 +168,4 @@ def test_interrupt_while_processes_start_or_work_leaves_rows_and_no_trace(second
         os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Traceback" not in said
-    assert f"{unfinished} has the rows up to here" in said and unfinished.exists()
+    assert f"{unfinished} holds the rows so far" in said and unfinished.exists()

@@ -154,7 +154,7 @@ def test_bad_file_ends_the_build_in_one_line_that_names_it(name, image_size, num
         lambda: build(root, tmp_path, image_size=image_size, num_proc=num_proc),
         f"{paths[5].with_suffix(suffix)} is a bad image (",
         reason,
-        'leave such images out: on_bad_image="skip"',
+        'skip such images with on_bad_image="skip"',
     )
     assert message.count(str(root)) == 1
 
@@ -175,7 +175,7 @@ def test_skip_leaves_bad_files_of_every_format_out_and_lists_their_reasons(
     assert listed["path"].tolist() == [*expected, str(paths[9])]
     for reason, (_, _, part) in zip(listed["reason"], BAD.values()):
         assert part in reason and str(root) not in reason
-    assert "train: bad images left out: 8 (7 damaged), see " in caplog.text
+    assert "train: bad images skipped: 8 (7 damaged), see " in caplog.text
     assert "images used with a warning" not in caplog.text
 
 
@@ -185,21 +185,21 @@ DOUBTFUL = {
     3: (
         ".png",
         writes(lambda gray: encode_png(np.stack([gray, HALF_SEEN], -1), GRAY_ALPHA)),
-        ["transparent parts of the picture are black"],
+        ["transparent parts of the image are drawn black"],
     ),
     5: (
         ".dcm",
         lambda path, gray: write_dicom(path, gray // 16, Modality="CT", BurnedInAnnotation="YES"),
         [
             CT,
-            "the header says that text is burned into the picture",
-            "the picture has only 16 gray levels",
+            "the header says that text is burned into the image",
+            "the image has only 16 gray levels",
         ],  # sorted
     ),
     8: (
         ".jpg",
         writes(lambda gray: encode(gray, icc_profile=b"some profile")),
-        ["the picture's colour profile is not applied"],
+        ["the image's colour profile is not applied"],
     ),
 }
 

@@ -107,9 +107,9 @@ def coloured(share):
 
 GRAY = Image.fromarray(PICTURE)
 TINTED = Image.merge("RGB", [GRAY, GRAY, GRAY.point(lambda level: level * 0.9)])
-COLOURS = "the picture has colours, which become gray"
-NO_PROFILE = "the picture's colour profile is not applied"
-NOT_SQUARE = "the picture's pixels are not square, but used as if they were"
+COLOURS = "the image has colours, which become gray"
+NO_PROFILE = "the image's colour profile is not applied"
+NOT_SQUARE = "the image's pixels are not square, but are used as if they were"
 DOUBTED = {
     "gray": (encode(GRAY), None),
     "gray in RGB": (encode(GRAY.convert("RGB")), None),
@@ -153,7 +153,7 @@ REFUSED = {
     ),
     "12 bits": (
         encode(GRAY).replace(b"\xff\xc0\x00\x0b\x08", b"\xff\xc0\x00\x0b\x0c"),
-        "no JPEG image of 8 bits a channel",
+        "not a JPEG image of 8 bits per channel",
     ),
     "constant": (encode(CONSTANT), "all pixels are the same"),
     "constant in RGB": (encode(CONSTANT.convert("RGB")), "all pixels are the same"),

@@ -208,7 +208,7 @@ def test_absent_data_dir_says_what_is_expected(tmp_path):
 
 def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_read(root, tmp_path):
     renamed = root.rename(tmp_path / "mimic::jpg")
-    advice = "rename the folder, or name a link to it"
+    advice = "rename the folder, or give a link to it"
     refusal(lambda: load(renamed, tmp_path), renamed, "'::'", advice, kind=ValueError)
     (tmp_path / "link").symlink_to(renamed)
     assert len(load(tmp_path / "link", tmp_path, image_size=20)["train"]) == 20
@@ -219,7 +219,7 @@ WRONG_OPTIONS = [
     ("view", "AP", "'frontal' or 'lateral' or 'all'"),
     ("uncertain", "ignore", "'negative' or 'positive' or 'exclude'"),
     ("on_bad_image", "warn", "'error' or 'skip'"),
-    *(("image_size", value, "whole pixels from 1") for value in (0, "256", 25.6)),
+    *(("image_size", value, "a whole number of pixels from 1") for value in (0, "256", 25.6)),
 ]
 
 
@@ -299,7 +299,7 @@ def test_skip_leaves_bad_images_out_and_lists_them(root, tmp_path, caplog, image
     assert listed["reason"].tolist()[1] == "missing file"
     assert len(pd.read_csv(Path(builder._output_dir) / "bad_images_test.csv")) == 1
     assert not (Path(builder._output_dir) / "bad_images_validation.csv").exists()
-    assert "bad images left out: 3 (2 damaged)" in caplog.text
+    assert "bad images skipped: 3 (2 damaged)" in caplog.text
     assert str(Path(builder._output_dir) / "bad_images_train.csv") in caplog.text
     total = dataset["train"].info.description.splitlines()[-1].split()
     assert total == ["total", "25", "0", "0", "0", "0", "2", "2", "21"]

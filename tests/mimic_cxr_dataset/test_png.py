@@ -79,7 +79,7 @@ def test_few_bits_are_stretched_to_the_whole_range_and_few_gray_levels_are_warne
     content = encode_png(levels, colours, depth=depth, before=palette if colours == PALETTE else b"")
     found, warnings = read_pixels(write(content))
     assert distance(found, expected) < (4 if depth == 1 else 2)
-    assert warnings == (() if depth == 8 else (f"the picture has only {2**depth} gray levels",))
+    assert warnings == (() if depth == 8 else (f"the image has only {2**depth} gray levels",))
 
 
 def test_gray_of_16_bits_is_scaled_from_its_lowest_to_its_highest_value_and_equalised_if_asked(write):
@@ -104,7 +104,7 @@ def test_few_levels_are_counted_before_the_equalising_and_after_the_scaling(writ
     for equalizes in (False, True):
         for content in (encode_png(few * 4000, depth=16), encode_png(few)):
             _, warnings = read_pixels(write(content), equalizes=equalizes, equalizes_8_bits=equalizes)
-            assert warnings == ("the picture has only 16 gray levels",)
+            assert warnings == ("the image has only 16 gray levels",)
     assert read_pixels(write(encode_png(PICTURE // 15)))[1] == ()  # 18
 
 
@@ -145,7 +145,7 @@ def test_transparent_parts_are_drawn_over_black_with_a_warning(name, write):
     content, expected = TRANSPARENT[name]
     found, warnings = read_pixels(write(content))
     assert distance(found, expected) < 4
-    assert warnings[0] == "transparent parts of the picture are black"
+    assert warnings[0] == "transparent parts of the image are drawn black"
 
 
 # Blocks -----------------------------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ def density(across, down):
 
 
 SRGB = png_block(b"sRGB", b"\0")
-NO_GAMMA, NO_PROFILE = "the picture's gamma is not applied", "the picture's colour profile is not applied"
-NOT_SQUARE = "the picture's pixels are not square, but used as if they were"
+NO_GAMMA, NO_PROFILE = "the image's gamma is not applied", "the image's colour profile is not applied"
+NOT_SQUARE = "the image's pixels are not square, but are used as if they were"
 BLOCKS = {
     "gamma of screens": (gamma(1 / 2.2), None),
     "gamma of 0, which is none": (gamma(0), None),
@@ -221,7 +221,7 @@ def animation(num_frames):
 
 
 FRAME = png_block(b"fcTL", struct.pack(">IIIIIHHBB", 0, 60, 80, 0, 0, 1, 1, 0, 0))
-TOO_DEEP = "PNG of 16 bits with colours or transparency, expected gray alone, or 8 bits"
+TOO_DEEP = "PNG of 16 bits with colours or transparency, expected plain gray, or 8 bits"
 REFUSED = {
     "RGB of 12 in 16 bits": (encode_png(stacked(*[TWELVE_BITS] * 3), RGB, depth=16), TOO_DEEP),
     "RGBA of 16 bits": (encode_png(stacked(*[TWELVE_BITS] * 4), RGBA, depth=16), TOO_DEEP),
@@ -261,7 +261,7 @@ REFUSED = {
     ),
     "second header that says 16 bits": (
         encode_png(PICTURE, before=png_block(b"IHDR", struct.pack(">IIBBBBB", 10, 80, 16, RGB, 0, 0, 0))),
-        "with colours or transparency, expected gray alone, or 8 bits",
+        "with colours or transparency, expected plain gray, or 8 bits",
     ),
 }
 

@@ -208,7 +208,7 @@ BAD = {
     ),
     "no pixels": (lambda folder, gray: make_header(folder / "a"), "without an image"),
     "fewer pixels than said": (dicom(Rows=800), "4,800 bytes of pixels, expected 48,000"),
-    "absurd size": (dicom(Rows=65535, Columns=65535), "absurd"),
+    "absurd size": (dicom(Rows=65535, Columns=65535), "too large"),
     "one value": (lambda folder, gray: write_dicom(folder / "a", 0 * gray), "all pixels are the same"),
     "packed without a plugin": (
         dicom(syntax="1.2.840.10008.1.2.4.80"),

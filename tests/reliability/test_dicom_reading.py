@@ -167,7 +167,7 @@ def true_reason(path: Path) -> str | None:
     if header.get("SamplesPerPixel", 1) > 1 or not str(header.get("PhotometricInterpretation")).startswith(
         "MONOCHROME"
     ):
-        named = header.get("PhotometricInterpretation", "colours that it does not name")
+        named = header.get("PhotometricInterpretation", "unknown colours")
         return f"^DICOM in {named}, expected a gray radiograph$"
     if "SharedFunctionalGroupsSequence" in header:
         return "functional groups"
@@ -175,7 +175,7 @@ def true_reason(path: Path) -> str | None:
         return f"^DICOM with BitsAllocated {header.BitsAllocated}: input should be 8 or 16$"
     syntax = header.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and not is_unpacked_here(header):
-        return f"^DICOM packed as {re.escape(syntax.name)}, which needs more packages: pip install "
+        return f"^DICOM compressed as {re.escape(syntax.name)}, which needs more packages: pip install "
     size = header.Rows * header.Columns * header.BitsAllocated // 8
     excess = len(header.PixelData) - size
     if not syntax.is_encapsulated and not 0 <= excess < size // header.Rows:

@@ -378,14 +378,14 @@ def set_cell(line, column, value):
 @pytest.mark.parametrize(
     ("table", "change", "parts"),
     [
-        ("metadata", set_cell(3, "subject_id", "10000019"), ["line 3", "one patient a study"]),
+        ("metadata", set_cell(3, "subject_id", "10000019"), ["line 3", "one patient per study"]),
         ("split", set_cell(4, "subject_id", "10000013"), ["line 4", "subject_id", "metadata.csv"]),
         ("split", set_cell(4, "study_id", "50000099"), ["line 4", "study_id", "metadata.csv"]),
         ("negbio", set_cell(4, "subject_id", "10000019"), ["line 4", "subject_id", "the study's images"]),
         ("split", set_cell(3, "split", "test"), ["line 3", "split is 'test'", "each patient in one split"]),
-        ("negbio", lambda rows: rows.append(["10000019", *rows[1][1:]]), ["line 7", "one row a study"]),
-        ("negbio", lambda rows: rows[2].pop(), ["line 3 has 15 fields", "first line 16"]),
-        ("negbio", lambda rows: rows[2].insert(5, ""), ["line 3 has 17 fields", "first line 16"]),
+        ("negbio", lambda rows: rows.append(["10000019", *rows[1][1:]]), ["line 7", "one row per study"]),
+        ("negbio", lambda rows: rows[2].pop(), ["line 3 has 15 fields", "first line has 16"]),
+        ("negbio", lambda rows: rows[2].insert(5, ""), ["line 3 has 17 fields", "first line has 16"]),
         ("metadata", lambda rows: rows[2].__setitem__(3, "one\ntwo"), ["several lines"]),
         ("negbio", lambda rows: rows[0].append("Edema") or [r.append("") for r in rows[1:]], ["2 columns"]),
         ("split", lambda rows: rows.insert(2, []) or rows.pop(), ["lacks 1 images", "line 11"]),
@@ -399,8 +399,8 @@ def set_cell(line, column, value):
         ("negbio", set_cell(3, "Edema", "2.0"), ["line 3", "Edema is '2.0'", "1.0, 0.0, -1.0"]),
         ("metadata", set_cell(4, "subject_id", "p1"), ["line 4: wrong subject_id", "whole number"]),
         ("metadata", set_cell(2, "dicom_id", "../etc"), ["line 2: wrong dicom_id", "hexadecimal"]),
-        ("metadata", lambda rows: rows.append(rows[1]), ["line 12", "one row an image"]),
-        ("split", lambda rows: rows.append(rows[1]), ["line 12", "one row an image"]),
+        ("metadata", lambda rows: rows.append(rows[1]), ["line 12", "one row per image"]),
+        ("split", lambda rows: rows.append(rows[1]), ["line 12", "one row per image"]),
     ],
 )
 def test_torn_tables_are_one_line_that_names_file_and_line_and_no_id(tmp_path, table, change, parts):
@@ -429,7 +429,7 @@ def test_table_that_unpacks_without_end_is_refused_without_the_memory_that_it_cl
     path = change_sound(tmp_path, "metadata", lambda rows: None)
     path.write_bytes(gzip.compress(path.read_bytes() + bytes(2**27), mtime=0))
     tracemalloc.start()
-    message = refusal(lambda: tables.index_images(tmp_path), path, "unpacks to more than 1,048,576 bytes")
+    message = refusal(lambda: tables.index_images(tmp_path), path, "to more than 1,048,576 bytes")
     assert "download it again" in message
     assert tracemalloc.get_traced_memory()[1] < 2**25
     tracemalloc.stop()

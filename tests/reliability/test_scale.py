@@ -10,31 +10,37 @@ from mimic_tables import write_published_number_of_rows
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-# In a process of its own, whose memory is measured. The images are a few bytes each: it is their number that
-# counts.
+# In processes of their own: the first makes the cache of pixels, without originals, from one small JPEG; the
+# second is measured, and asks for other labels than the first.
 PROGRAM = """
-import json, re, sys, time
+import io, json, re, sys, time
 from pathlib import Path
-root = Path(sys.argv[1])
-sys.path.insert(0, sys.argv[2])
-import cxr
-from mimic_cxr_dataset.tables import index_images
+root, cache = Path(sys.argv[1]), Path(sys.argv[2])
+sys.path.insert(0, sys.argv[3])
+from cxr.data import images
+options = {"shortest_side": 64, "cache_dir": cache, "num_proc": 1, "shows_progress": True, "view": "all",
+           "on_bad_image": "error", "labeler": "negbio"}
+if sys.argv[4] == "shrink":
+    from PIL import Image
+    from mimic_cxr_dataset import builder
+    buffer = io.BytesIO()
+    Image.new("L", (64, 80), 99).save(buffer, "JPEG")
+    content = {"path": None, "bytes": buffer.getvalue()}
+    builder.find_image = lambda path: path
+    builder.RadiographBuilder._load_image = lambda self, path, reading: (content, ())
+    images.load_images(root, config_name="finding", uncertain="negative", **options)
+    sys.exit()
 
-started = time.perf_counter()
-kept, _ = index_images(root, view="all")
-seconds = {"index": time.perf_counter() - started}
-
-import datasets, torch
+import torch
 from cxr.data.images import draw_training_images
 from cxr.data.loading import ChestXrays, TrainingBatches
 from torchvision.transforms import v2
-patients = kept["subject_id"].to_numpy()
-images = datasets.Dataset.from_dict({
-    "image": [{"bytes": b"jpeg", "path": None}] * len(kept), "label": kept["label"].to_list(),
-    "dicom_id": kept["dicom_id"].to_list(), "subject_id": patients.tolist()})
+seconds, started = {}, time.perf_counter()
+splits = images.load_images(root, config_name="finding", uncertain="positive", **options)
+seconds["load"] = time.perf_counter() - started
 for name, num_samples in (("draw 10,000", 10_000), ("draw all", None)):
     started = time.perf_counter()
-    drawn, _ = draw_training_images(images, num_samples=num_samples, seed=0)
+    drawn, _ = draw_training_images(splits["train"], num_samples=num_samples, seed=0)
     seconds[name] = time.perf_counter() - started
 started = time.perf_counter()
 positives = sum(drawn["label"])
@@ -42,8 +48,7 @@ dataset = ChestXrays(drawn, v2.Identity(), seed=0)
 batches = iter(TrainingBatches(
     len(dataset), images_per_step=64, gradient_accumulation_steps=1, num_processes=1, process_index=0, seed=0,
     steps=range(3 * (len(dataset) // 64))))
-keys = next(batches)
-rows = dataset.rows[[index for _, index in keys]]
+items = dataset.__getitems__(next(batches))
 seconds["first batch"] = time.perf_counter() - started
 for epoch in range(3):
     started = time.perf_counter()
@@ -52,7 +57,7 @@ for epoch in range(3):
     seconds[f"epoch {epoch}"] = time.perf_counter() - started
 status = Path("/proc/self/status").read_text()  # getrusage would count the test's own process
 memory = int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 2**20
-print(json.dumps({"seconds": seconds, "memory_gib": memory, "images": len(kept), "rows": len(rows)}))
+print(json.dumps({"seconds": seconds, "memory_gib": memory, "images": len(dataset), "items": len(items)}))
 """
 
 
@@ -60,16 +65,25 @@ print(json.dumps({"seconds": seconds, "memory_gib": memory, "images": len(kept),
 @pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
 def test_all_images_cost_seconds_and_little_memory_before_step_1_and_epochs_cost_the_same(tmp_path):
-    write_published_number_of_rows(tmp_path)
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(SCRIPTS)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout.splitlines()[-1])
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    root.mkdir()
+    write_published_number_of_rows(root)
+
+    def run(what: str) -> str:
+        command = [sys.executable, "-c", PROGRAM, str(root), str(cache), str(SCRIPTS), what]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("shrink")
+    before = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    measured = json.loads(run("measure").splitlines()[-1])
     print(measured)
     seconds = measured["seconds"]
-    assert measured["images"] > 300_000
-    assert measured["rows"] == 64
-    assert sum(seconds[name] for name in ("index", "draw all", "first batch")) < 15
+    assert measured["images"] > 300_000 and measured["items"] == 64
+    assert sum(seconds[name] for name in ("load", "draw all", "first batch")) < 15
     assert measured["memory_gib"] < 2
     epochs = [seconds[f"epoch {number}"] for number in range(3)]
     assert max(epochs) < 3 * min(epochs) + 0.05
+    after = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    assert after <= 1.01 * before

@@ -338,7 +338,7 @@ def test_strange_value_in_either_table_is_one_line_that_names_it(tmp_path):
 
 @pytest.mark.parametrize("labeler", ["negbio", "chexpert"])
 @pytest.mark.parametrize(
-    ("line", "expected"), [(2, "the patient of the study's images"), (8, "one row a study")]
+    ("line", "expected"), [(2, "the patient of the study's images"), (8, "one row per study")]
 )
 def test_study_of_another_patient_or_of_two_is_refused_in_either_table(tmp_path, labeler, line, expected):
     root = write_root(tmp_path / "root")

@@ -189,7 +189,7 @@ def test_a_model_on_which_onnxruntime_differs_leaves_no_file(
     [
         ("nowhere", "a.onnx", "sample", "nowhere: found no such folder"),
         ("model", "a.pt", "sample", "expected a file that ends in .onnx"),
-        ("model", "there.onnx", "sample", "found a file already"),
+        ("model", "there.onnx", "sample", "found a file, expected none"),
         ("model", "there.onnx/a.onnx", "sample", "could not be written"),
         ("model", "a.onnx", "nowhere", "--images nowhere: found none"),
         ("model", "a.onnx", "there.onnx", "neither JPEG, PNG nor DICOM"),

@@ -123,7 +123,7 @@ def test_bad_files_are_listed_and_the_others_continue(runs, test_images, tmp_pat
     assert status == 1
     assert [row["path"] for row in rows] == [str(tmp_path / "bad.png"), good, str(tmp_path / "*.dcm")]
     assert [bool(row["probability"]) for row in rows] == [False, True, False]
-    expected = ["neither JPEG, PNG nor DICOM", "", "no such file, or none that fits"]
+    expected = ["neither JPEG, PNG nor DICOM", "", "no such file, or none that matches"]
     assert [row["error"] for row in rows] == expected
     assert "3 files: 1 predicted (" in said and "2 refused" in said
     assert f"  1 refused: neither JPEG, PNG nor DICOM (first {tmp_path / 'bad.png'})" in said
@@ -135,7 +135,7 @@ def test_lateral_view_in_a_header_is_warned_about_and_predicted(runs, picture, t
     write_dicom(tmp_path / "b.dcm", picture, ViewPosition="PA")
     status, rows, said = run_predict(capsys, runs / "vit" / "model", tmp_path)
     assert status == 0 and all(row["probability"] for row in rows)
-    warning = "the header says view LL; the model was trained on frontal ones"
+    warning = "the header says view LL; the model was trained on frontal views"
     assert [row["warning"] for row in rows] == [warning, ""]
     assert "2 predicted" in said and f"  1 warning: {warning} (first {tmp_path / 'a.dcm'})" in said
     assert "Doe" not in said and "S3cret" not in said
@@ -236,7 +236,7 @@ WRONG = {
         ["{model}", "{image}", "--output={empty}/a.csv"],
         "found a folder, expected a file",
     ),
-    "output nowhere": (["{model}", "{image}", "--output={empty}/no/a.csv"], "found no such folder"),
+    "output nowhere": (["{model}", "{image}", "--output={empty}/no/a.csv"], "found no folder {empty}/no;"),
     "heat maps on a file": (["{model}", "{image}", "--heatmap={image}"], "found a file, expected a folder"),
     "batch of none": (["{model}", "{image}", "--batch_size=0"], "found 0, expected a whole number from 1"),
     "no device": (["{model}", "{image}", "--device=abacus"], "--device abacus: found no such device"),

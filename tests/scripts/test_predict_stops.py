@@ -82,7 +82,7 @@ def test_stopped_calls_are_continued_to_the_table_of_an_uninterrupted_one(
         with monkeypatch.context() as patch:
             calls = stop_after(patch, num_batches)
             status, said = call(capsys, model, *inputs, f"--output={output}", *flags)
-        assert status == 130 and f"{unfinished} has the rows up to here: repeat the call to continue" in said
+        assert status == 130 and f"{unfinished} holds the rows so far: repeat the call to continue" in said
         assert len(calls) == num_batches + 1 and not output.exists()
         if sys.platform != "win32":
             assert stat.S_IMODE(unfinished.stat().st_mode) == 0o600
@@ -91,7 +91,7 @@ def test_stopped_calls_are_continued_to_the_table_of_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         calls = stop_after(patch, 10**6)
         status, said = call(capsys, model, *inputs, f"--output={output}", *flags)
-    assert status == 1 and "rows of an earlier call; it is continued" in said
+    assert status == 1 and "rows of an earlier call; continuing it" in said
     assert output.read_bytes() == whole.read_bytes() and not unfinished.exists()
     assert len(calls) <= len(ODD_NAMES) + 4 - 3  # the others alone, but for rows that were cut
     if sys.platform != "win32":
@@ -131,7 +131,7 @@ def test_call_that_differs_is_refused_in_one_line_and_the_earlier_one_goes_on(
     status, message = call(capsys, *argv)
     message = message.splitlines()[-1]
     assert status == 2 and f"found rows of a call with {said.format(**names)}" in message
-    assert message.endswith("; remove the file to start anew, or repeat the earlier call to continue")
+    assert message.endswith("; remove the file to start again, or repeat the earlier call to continue it")
     assert (tmp_path / ".out.csv.partial").read_bytes() == left and not output.exists()
     (tmp_path / ".out.csv.partial").unlink()
     assert call(capsys, *argv)[0] == 1 and output.is_file()
@@ -143,7 +143,7 @@ def test_garbage_in_the_place_of_earlier_rows_is_refused_in_one_line(name, model
     unfinished.write_bytes(b"\x00garbage\n")
     status, said = call(capsys, model, images, f"--output={tmp_path / name}")
     assert status == 2 and f"{unfinished}: not what predict.py writes" in said.splitlines()[-1]
-    assert "remove the file to start anew" in said and unfinished.read_bytes() == b"\x00garbage\n"
+    assert "remove the file to start again" in said and unfinished.read_bytes() == b"\x00garbage\n"
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_killed_script_is_continued_to_the_same_table(model, tmp_path, capsys):
         process.send_signal(signal.SIGKILL)
     assert unfinished.exists() and not output.exists()
     status, said = call(capsys, model, folder, f"--output={output}")
-    assert status == 0 and "rows of an earlier call; it is continued" in said
+    assert status == 0 and "rows of an earlier call; continuing it" in said
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
@@ -191,12 +191,12 @@ def test_summary_counts_what_was_predicted_warned_and_refused_by_reason(model, i
     assert first.endswith("2 of them with a warning, 3 refused")
     assert [second, third] == [
         f"  1 warning: the header says modality CT (first {images / 'x.dcm'})",
-        f"  1 warning: the header says that text is burned into the picture (first {images / 'y.dcm'})",
+        f"  1 warning: the header says that text is burned into the image (first {images / 'y.dcm'})",
     ]
     assert [fourth, fifth, sixth] == [
         f"  1 refused: all pixels are the same (first {images / 'constant, too.jpg'})",
         f"  1 refused: empty (first {images / 'empty.png'})",
-        f"  1 refused: no such file, or none that fits (first {images / '*.nothing'})",
+        f"  1 refused: no such file, or none that matches (first {images / '*.nothing'})",
     ]
 
 
@@ -214,6 +214,6 @@ def test_summary_names_the_ten_most_frequent_reasons_of_a_kind_and_how_many_more
     lines = [line for line in said.splitlines() if line.startswith("  ")]
     assert len(lines) == 2 * 10 + 2
     assert lines[0] == f"  5 warning: the header says modality OT10 (first {folder / 'doubtful10.dcm'})"
-    assert lines[10] == "  1 more reasons: the column says them"
+    assert lines[10] == "  1 more reasons: see the table"
     assert lines[11].startswith("  3 refused: DICOM with 4,800 bytes of pixels, expected 6,120 (first ")
-    assert lines[21] == "  3 more reasons: the column says them"
+    assert lines[21] == "  3 more reasons: see the table"

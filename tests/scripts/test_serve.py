@@ -336,7 +336,7 @@ def test_server_refuses_other_hosts_and_lists_no_interface(server):
 @pytest.mark.slow
 def test_port_in_use_ends_in_one_line(server, model_dir, fail):
     port = server[0].strip("/").rpartition(":")[2]
-    assert f"--port {port}: cannot be listened on" in fail(model_dir, f"--port={port}", "--equalize=no")
+    assert f"--port {port}: cannot listen there" in fail(model_dir, f"--port={port}", "--equalize=no")
 
 
 @needs_gradio

@@ -128,7 +128,7 @@ def test_images_of_a_bad_step_are_those_that_it_was_fed(poison, sample_root, tmp
     read = ChestXrays.__getitems__
 
     def note(self, keys):
-        fed.append([self.images[index]["dicom_id"] for _, index in keys])
+        fed.append([self.images["dicom_id"][index] for _, index in keys])
         return read(self, keys)
 
     monkeypatch.setattr(ChestXrays, "__getitems__", note)

@@ -4,28 +4,47 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_record
 from cxr.errors import UserError
+from mimic_cxr_dataset.choices import TASKS
 from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.gray_levels import LARGEST_DISTANCE_OF_EQUALIZED
 from mimic_cxr_dataset.gray_levels import distance_from_uniform
+from mimic_cxr_dataset.radiographs import find_image
+from mimic_cxr_dataset.tables import DAMAGED_FILE
+from mimic_cxr_dataset.tables import MISSING_FILE
+from mimic_cxr_dataset.tables import SPLITS
+from mimic_cxr_dataset.tables import check_options
+from mimic_cxr_dataset.tables import format_exclusions
+from mimic_cxr_dataset.tables import group_images
+from mimic_cxr_dataset.tables import label_images
+from mimic_cxr_dataset.tables import published_paths
+from mimic_cxr_dataset.tables import read_images
+from mimic_cxr_dataset.tables import resolve_root
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
 HEAD_START_SECONDS = 2
+BAD_COLUMNS = ("dicom_id", "path", "reason")
 NUM_TO_LOOK_AT = 200  # training images that tell whether they were equalised
 
 
@@ -38,6 +57,43 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Images of a split: `rows` of the tables with a label, and where in `pixels` the image of each is.
+
+    A row has dicom_id, subject_id, study_id, view_position, label and position. `pixels` is one Arrow table
+    for all splits and labels, of gray JPEGs.
+    """
+
+    pixels: "datasets.Dataset"
+    rows: pd.DataFrame
+    label_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column: str) -> list:
+        return self.rows[column].tolist()
+
+    def select(self, indices: Sequence[int]) -> "LabelledImages":
+        return replace(self, rows=self.rows.iloc[indices])
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Returns the files of some images."""
+        found = self.pixels[self.rows["position"].iloc[indices].tolist()]  # one look into the Arrow table
+        return [image["bytes"].as_py() for image in found["image"]]
+
+
+def images_in_memory(contents: list[bytes], **columns: list) -> LabelledImages:
+    """Returns images that are in no cache, with their columns of the rows: for benchmarks and tests."""
+    import datasets
+
+    rows = pd.DataFrame({**columns, "position": range(len(contents))})
+    pixels = datasets.Dataset.from_dict({"image": [{"bytes": content} for content in contents]})
+    names = ("negative", "positive")
+    return LabelledImages(pixels=pixels.with_format("arrow"), rows=rows, label_names=names)
+
+
 def load_images(
     data_dir: Path | None,
     *,
@@ -46,42 +102,120 @@ def load_images(
     cache_dir: Path | None,
     num_proc: int | None,
     shows_progress: bool,
+    on_bad_image: str,
     **label_options: str,
-) -> "datasets.DatasetDict":
-    """Loads the splits with images of `shortest_side` pixels, left encoded: `image` is {"bytes", "path"}.
+) -> dict[str, LabelledImages]:
+    """Loads the images by split, with the label that the tables say now; their shortest side is as asked.
 
-    The first call shrinks every image once, into the Arrow cache; later calls, of any script, find it there.
-    Several processes may call it at once: one shrinks, the others wait for its lock, however long. It is the
-    one that `shows_progress`, whose terminal the user reads, as a rule. With no `data_dir` the images are
-    the synthetic sample. `label_options` are the dataset's: labeler, view, uncertain, on_bad_image.
+    The first call shrinks every image of the view once, into the Arrow cache; later calls, of any script and
+    with any labels, find it there and open no image file. Several processes may call it at once: one shrinks,
+    the others wait for its lock, however long. It is the one that `shows_progress`, whose terminal the user
+    reads, as a rule. With no `data_dir` the images are the synthetic sample. `label_options` are the
+    dataset's: labeler, view, uncertain. Raises UserError.
     """
-    import datasets  # here: other functions of this file are for scripts that do without
-
-    from mimic_cxr_dataset.mimic_cxr_dataset import MimicCxr
-
     if data_dir is None:
         data_dir = make_sample_data_once()
         logger.warning("No --data_dir given: using the synthetic sample in %s", data_dir)
     with user_errors():
-        builder = MimicCxr(
-            config_name=config_name,
-            data_dir=str(data_dir.absolute()),
+        check_options(task=config_name, on_bad_image=on_bad_image, **label_options)
+        images = read_images(data_dir)
+        kept, exclusions = label_images(images, data_dir, task=config_name, **label_options)
+        pixels, bad = load_pixels(
+            images.assign(path=published_paths(images, data_dir), group=group_images(images)),
+            view=label_options["view"],
             cache_dir=str(cache_dir) if cache_dir else None,
+            num_proc=num_proc or num_cores(),
+            shows_progress=shows_progress,
             image_size=shortest_side,
-            **label_options,
+            reading=read_collection(resolve_root(data_dir)).reading,
+            on_bad_image=on_bad_image,
         )
-        if not shows_progress and not Path(builder.cache_dir).exists():
-            time.sleep(HEAD_START_SECONDS)
-        builder.download_and_prepare(num_proc=num_proc or num_cores())
-    logger.debug("%s", builder.info.description)  # train.log has what was left out, of a finished cache too
-    splits = builder.as_dataset()
+    kept = leave_out_bad_images(kept, bad, exclusions, on_bad_image=on_bad_image)
+    title = ", ".join([config_name, *(f"{name} {value}" for name, value in label_options.items())])
+    logger.info("Images (%s):\n%s", title, format_exclusions(exclusions))
+    kept["position"] = pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(kept["dicom_id"])
+    splits = {
+        split: LabelledImages(
+            pixels=pixels.select_columns("image"),
+            rows=kept[kept["split"] == split].reset_index(drop=True),
+            label_names=TASKS[config_name],
+        )
+        for split in SPLITS.values()
+    }
     for split in ("train", "validation"):
-        if split not in splits:
+        if not len(splits[split]):
             raise UserError(f"{data_dir} has no {split} images; expected some in its split CSV")
-    return splits.cast_column("image", datasets.Image(decode=False))
+    return {split: of_split for split, of_split in splits.items() if len(of_split)}
 
 
-def are_equalized(images: "datasets.Dataset", data_dir: Path | None) -> bool:
+def load_pixels(
+    images: pd.DataFrame,
+    *,
+    view: str,
+    cache_dir: str | None,
+    num_proc: int,
+    shows_progress: bool,
+    **options: Any,
+) -> tuple["datasets.Dataset", pd.DataFrame]:
+    """Returns the pixels of a view, in Arrow's format, and its bad images, which have none: BAD_COLUMNS.
+
+    `images` has dicom_id, path and group; `options` are the builder's.
+    """
+    import datasets  # here: other functions of this file are for scripts that do without
+
+    from mimic_cxr_dataset.pixels import Pixels
+
+    parts, bad = [], []
+    for group, files in images.groupby("group"):
+        if view not in (group, "all"):
+            continue
+        builder = Pixels(config_name=group, files=files[["dicom_id", "path"]], cache_dir=cache_dir, **options)
+        cache, listing = Path(builder.cache_dir), Path(builder.cache_dir, f"bad_images_{group}.csv")
+        if listing.is_file() and has_new_files(listing):
+            logger.warning("Bad images of %s were replaced: shrinking its images anew", group)
+            shutil.rmtree(cache)
+        if not shows_progress and not cache.exists():
+            time.sleep(HEAD_START_SECONDS)
+        builder.download_and_prepare(num_proc=num_proc)
+        parts.append(builder.as_dataset(split=group))
+        if listing.is_file():
+            bad.append(pd.read_csv(listing, dtype=str))
+    if not parts:
+        raise UserError(f"--view {view}: found no such image; name another view")
+    pixels = datasets.concatenate_datasets(parts).with_format("arrow")
+    return pixels, pd.concat(bad or [pd.DataFrame(columns=BAD_COLUMNS)])
+
+
+def has_new_files(listing: Path) -> bool:
+    """Whether a file of a list of bad images is there now, or another one since the list was written."""
+    written = listing.stat().st_mtime
+    for bad in pd.read_csv(listing, dtype=str).itertuples():
+        path = find_image(bad.path)
+        changed = path and max(Path(path).stat().st_mtime, Path(path).stat().st_ctime) > written
+        if changed or (path and bad.reason == MISSING_FILE):
+            return True
+    return False
+
+
+def leave_out_bad_images(
+    kept: pd.DataFrame, bad: pd.DataFrame, exclusions: pd.DataFrame, *, on_bad_image: str
+) -> pd.DataFrame:
+    """Returns the rows that have pixels, and counts the others in `exclusions`. Raises UserError for them."""
+    reasons = kept["dicom_id"].map(bad.drop_duplicates("dicom_id").set_index("dicom_id")["reason"])
+    lost = kept[reasons.notna()]
+    if len(lost) and on_bad_image == "error":
+        raise UserError(
+            f"found {len(lost):,} of {len(kept):,} images missing or damaged, first {lost['path'].iloc[0]} "
+            f"({reasons[lost.index[0]]}); replace them, or leave them out: --on_bad_image skip"
+        )
+    fates = reasons[lost.index].where(reasons[lost.index] == MISSING_FILE, DAMAGED_FILE)
+    for (split, fate), count in lost.groupby([lost["split"], fates]).size().items():
+        exclusions.loc[split, fate] += count
+        exclusions.loc[split, "kept"] -= count
+    return kept[reasons.isna()].copy()
+
+
+def are_equalized(images: LabelledImages, data_dir: Path | None) -> bool:
     """Whether the histograms of training images were equalised, as MIMIC-CXR-JPG's were.
 
     By collection.json where it says so, else by the images: what the model's config.json keeps.
@@ -91,10 +225,10 @@ def are_equalized(images: "datasets.Dataset", data_dir: Path | None) -> bool:
     if said is not None:
         logger.info("Images: %s, as collection.json says", "equalised" if said else "not equalised")
         return said
-    chosen = images.select(np.linspace(0, len(images) - 1, min(NUM_TO_LOOK_AT, len(images)), dtype=int))
+    chosen = np.linspace(0, len(images) - 1, min(NUM_TO_LOOK_AT, len(images)), dtype=int)
     distances = []
-    for image in chosen["image"]:
-        with Image.open(io.BytesIO(image["bytes"])) as opened:
+    for content in images.read(chosen):
+        with Image.open(io.BytesIO(content)) as opened:
             distances.append(distance_from_uniform(np.asarray(opened.convert("L"))))
     distance = float(np.mean(distances))
     found = distance <= LARGEST_DISTANCE_OF_EQUALIZED
@@ -109,15 +243,15 @@ def are_equalized(images: "datasets.Dataset", data_dir: Path | None) -> bool:
 
 
 def draw_training_images(
-    images: "datasets.Dataset", *, num_samples: int | None, seed: int
-) -> tuple["datasets.Dataset", dict]:
+    images: LabelledImages, *, num_samples: int | None, seed: int
+) -> tuple[LabelledImages, dict]:
     """Returns the images to train on (see `cxr.data.subsets`) and the content of `samples.json`."""
     chosen = draw_sample(images["subject_id"], images["label"], num_samples=num_samples, seed=seed)
     images = images.select(chosen)
     return images, sample_record(images["dicom_id"], seed=seed)
 
 
-def first_images(images: "datasets.Dataset", num_images: int | None) -> "datasets.Dataset":
+def first_images(images: LabelledImages, num_images: int | None) -> LabelledImages:
     return images if num_images is None else images.select(range(min(num_images, len(images))))
 
 

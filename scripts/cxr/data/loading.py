@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field
 
-import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -19,6 +18,7 @@ from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
+from cxr.data.images import LabelledImages
 from cxr.data.images import num_cores
 from cxr.data.seeding import derive_seed
 
@@ -38,10 +38,12 @@ class ChestXrays(Dataset):
     """
 
     def __init__(
-        self, images: datasets.Dataset, transform: v2.Transform, *, seed: int, num_patches: int | None = None
+        self, images: LabelledImages, transform: v2.Transform, *, seed: int, num_patches: int | None = None
     ):
         self.images = images
-        self.rows = images.select_columns(["image", "label", "dicom_id"]).with_format("arrow")
+        self.labels = np.array(images["label"])
+        # As bytes: forked workers would copy the pages of strings, whose references they count.
+        self.dicom_ids = np.array(images["dicom_id"], dtype="S")
         self.transform = transform
         self.seed = seed
         self.num_patches = num_patches
@@ -53,16 +55,16 @@ class ChestXrays(Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
-        """The items of a batch, which a DataLoader asks for at once: one look into the Arrow table."""
-        rows = self.rows[[index for _, index in keys]]  # a pyarrow table
-        columns = zip(rows["image"], rows["label"].to_pylist(), rows["dicom_id"].to_pylist(), strict=True)
+        """The items of a batch, which a DataLoader asks for at once."""
+        contents = self.images.read([index for _, index in keys])
         items = []
         with torch.random.fork_rng(devices=[]):  # without workers this is the training process
-            for (epoch, _), (encoded, label, dicom_id) in zip(keys, columns, strict=True):
-                content = torch.frombuffer(bytearray(encoded["bytes"].as_buffer()), dtype=torch.uint8)
-                image = decode_jpeg(content, mode=ImageReadMode.GRAY)
+            for (epoch, index), content in zip(keys, contents, strict=True):
+                encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+                image = decode_jpeg(encoded, mode=ImageReadMode.GRAY)
+                dicom_id = self.dicom_ids[index].decode()
                 torch.default_generator.manual_seed(derive_seed(self.seed, epoch, dicom_id))
-                item = {"image": self.transform(image), "label": label}
+                item = {"image": self.transform(image), "label": int(self.labels[index])}
                 if self.num_patches is not None:
                     item["noise"] = torch.rand(self.num_patches)
                 items.append(item)

@@ -1,7 +1,7 @@
-"""A trained classifier, as a user has it: from its folder or name to the probabilities of images.
+"""Loads a trained classifier by its folder or name, and computes the probabilities of images.
 
-What `run_classification.py` saves is enough: the network, the statistics and size of its input, the names of
-the labels, and `ModelFields` in config.json, which may be absent in a model of other origin.
+It needs only what `run_classification.py` saves: the network, the statistics and size of its input, the names
+of the labels, and `ModelFields` in config.json, which a model from elsewhere may lack.
 """
 
 from dataclasses import dataclass
@@ -36,39 +36,39 @@ from mimic_cxr_dataset.radiographs import Reading
 CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
 MAX_SIDE = 2**14  # pixels
 EQUALIZED_UNKNOWN = (
-    "does not say whether its images were equalised: DICOM files and pictures of more than 8 bits will be, "
-    "as MIMIC-CXR-JPG was (--equalize no if its images were not)"
+    "does not say whether its training images were equalised: DICOM files and images of more than 8 bits are "
+    "equalised, as in MIMIC-CXR-JPG; if its training images were not, use --equalize no"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A binary classifier with all that is needed to use it as it was evaluated."""
+    """A binary classifier with everything needed to use it exactly as it was evaluated."""
 
-    name: str  # as the user gave it
+    name: str  # as given by the user
     model: PreTrainedModel  # float32, in evaluation mode, on `device`
     device: torch.device
     image_size: int  # side of the square input, in pixels
-    shortest_side: int  # in pixels, that an original is shrunk to before
-    image_mean: tuple[float, ...]  # of three channels, of pixels in [0, 1]
+    shortest_side: int  # pixels; original images are first shrunk to this
+    image_mean: tuple[float, ...]  # per channel (3), of pixels in [0, 1]
     image_std: tuple[float, ...]
     labels: tuple[str, str]  # negative, positive
-    threshold: float  # the positive label is decided on from this probability
-    has_threshold: bool  # whether the model came with it
+    threshold: float  # the decision is the positive label at this probability and above
+    has_threshold: bool  # whether the threshold comes from the model's config.json
     trained_view: str  # frontal, lateral or all
-    trained_equalized: bool | None = None  # whether the images were equalised; None is unknown
+    trained_equalized: bool | None = None  # whether the training images were equalised; None is unknown
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns the model's view of a radiograph: (1, H, W) to (1, image_size, image_size), both uint8."""
+        """Resizes a radiograph (1, H, W) to the model's input (1, image_size, image_size), both uint8."""
         return evaluation_transform(self.image_size)(pixels)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns `pixel_values` (B, 3, S, S) float32, on the device, of prepared images (B, 1, S, S)."""
+        """Turns prepared images (B, 1, S, S) into `pixel_values` (B, 3, S, S) float32 on the device."""
         return Normalizer(self.image_mean, self.image_std, self.device)(images)
 
     def choose_reading(self, equalize: str = "auto", *, dicom_window: str = "header") -> Reading:
-        """Returns what the flags --equalize and --dicom_window mean for this model."""
-        as_trained = self.trained_equalized is not False  # unknown is taken for yes
+        """Returns how files are read for this model, given --equalize and --dicom_window."""
+        as_trained = self.trained_equalized is not False  # unknown counts as yes
         return Reading(
             use_window=dicom_window == "header",
             equalizes={"yes": True, "no": False, "auto": as_trained}[equalize],
@@ -76,43 +76,43 @@ class Classifier:
         )
 
     def doubt_equalize(self, equalize: str) -> str | None:
-        """Returns a warning where --equalize means what the model was trained on, and that is unknown."""
+        """Returns a warning if --equalize is auto and the model does not say how it was trained."""
         is_guessed = equalize == "auto" and self.trained_equalized is None
         return f"{self.name} {EQUALIZED_UNKNOWN}" if is_guessed else None
 
     def find_doubts(self, radiograph: Radiograph) -> list[str]:
-        """Returns warnings of what may be wrong with a radiograph, by itself or for this model."""
+        """Returns warnings about a radiograph: about the file itself, and about its use with this model."""
         doubts, view, known_views = [*radiograph.warnings], radiograph.view_position, VIEWS[self.trained_view]
         if view and known_views is not None and view not in known_views:
-            doubts.append(f"the header says view {view}; the model was trained on {self.trained_view} ones")
+            doubts.append(f"the header says view {view}; the model was trained on {self.trained_view} views")
         is_equalized = radiograph.is_equalized or looks_equalized(radiograph.pixels.numpy())
         if self.trained_equalized not in (None, is_equalized):
             found, expected = ("equalised", "not equalised")[:: 1 if is_equalized else -1]
-            verb = "is" if radiograph.is_equalized else "seems"
-            doubts.append(f"the picture {verb} {found}; the model was trained on images that are {expected}")
+            verb = "is" if radiograph.is_equalized else "seems to be"
+            doubts.append(f"the image {verb} {found}; the model was trained on images that are {expected}")
         return doubts
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor) -> np.ndarray:
-        """Returns the probability of the positive label (B,), float64, of prepared images (B, 1, S, S)."""
+        """Returns the probability of the positive label (B,), float64, for prepared images (B, 1, S, S)."""
         logits = self.model(pixel_values=self.normalize(images)).logits
         return logits.float().cpu().double().softmax(dim=1)[:, 1].numpy()
 
     def decide(self, probability: float) -> str:
-        """Returns the label that a probability means."""
+        """Returns the label that a probability leads to at the threshold."""
         return self.labels[bool(probability >= self.threshold)]
 
 
 def load_classifier(
     name: str, *, hub_dir: Path | None = None, revision: str = "main", device: str = "auto"
 ) -> Classifier:
-    """Returns the classifier in the folder `name`, or of that name in `hub_dir` or on the Hub.
+    """Loads the classifier from the folder `name`, or by that name from `hub_dir` or the Hub.
 
-    `device` is torch's name of one; "auto" is a GPU where there is one. Raises UserError, in one
-    line, for a model that is no binary classifier of images, or is damaged.
+    `device` is a name that torch knows, or "auto": a GPU if there is one. Raises UserError if the model is
+    not a binary image classifier, or is damaged.
     """
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
+    transformers.utils.logging.disable_progress_bar()  # loading the weights takes less than a second
     chosen = choose_device(device)
     fields = read_config(name, hub_dir=hub_dir, revision=revision)
     _check_is_binary_classifier(fields, name)
@@ -141,7 +141,7 @@ def load_classifier(
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device of that name. Raises UserError for one that is not here."""
+    """Returns the device of that name. Raises UserError if this machine does not have it."""
     gpus = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()]
     if name == "auto":
         name = next(iter(gpus), "cpu")
@@ -151,37 +151,37 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = " or ".join(["auto", "cpu", *gpus])
         raise UserError(f"--device {name}: found no such device; expected {here}") from error
-    # Products and convolutions in whole float32: else a GPU's probabilities are not a CPU's.
+    # Full float32 precision: with TF32, probabilities on a GPU differ from those on a CPU.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return device
 
 
 def _check_is_binary_classifier(fields: dict[str, Any], name: str) -> None:
-    """Raises UserError unless config.json, whose `fields` these are, is that of a head for two labels."""
+    """Raises UserError unless the `fields` of config.json describe a classifier with two labels."""
     model_type, found = fields["model_type"], fields.get("architectures")
     if model_type == "vit_mae":
         raise UserError(
-            f"model {name}: found a masked autoencoder without a classifier, expected one that "
-            "run_classification.py fine-tuned: do that first, or name another"
+            f"model {name}: found a masked autoencoder, expected a classifier: fine-tune it with "
+            "run_classification.py first, or name another model"
         )
     if model_type not in CLASSIFIERS or found != [CLASSIFIERS[model_type].__name__]:
         expected = " or ".join(f"{kind} with {[one.__name__]}" for kind, one in CLASSIFIERS.items())
         raise UserError(
             f"model {name}: found {model_type[:50]} with architectures {str(found)[:100]}, expected "
-            f"{expected}: name another"
+            f"{expected}: name another model"
         )
-    labels = fields.get("id2label")  # transformers leaves its default, two labels without names, out
+    labels = fields.get("id2label")  # transformers does not store its default, two labels without names
     num_labels = len(labels) if isinstance(labels, dict) else 2
     if num_labels != 2:
         raise UserError(
-            f"model {name}: found a head for {num_labels} labels, expected 2, negative and positive: "
-            "name another"
+            f"model {name}: found a head for {num_labels} labels, expected 2 (negative and positive): "
+            "name another model"
         )
 
 
 def _stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int:
-    """Returns the side of the square that the image processor makes; a ResNet takes images of any size."""
+    """Returns the image processor's output size; a ResNet's config has none, as it takes any size."""
     stored = read_object(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision)
     size = stored.get("size", {})
     sides = size.values() if isinstance(size, dict) else [size]

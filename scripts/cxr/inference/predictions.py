@@ -1,7 +1,7 @@
-"""Tables of predictions: a row a file, written as they come, to where a second call continues.
+"""Writes tables of predictions, one row per file, so that a stopped call can be continued.
 
-The rows of NAME.csv or NAME.jsonl go to `.NAME.partial` beside it, below a first line that says which model
-and which flags they are of. When the table is whole it gets its name, and the partial file goes.
+The rows of NAME.csv or NAME.jsonl first go to `.NAME.partial` beside it, below a line with the model and the
+flags. When the table is complete, it is written to its own name and the partial file is removed.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from cxr.run_folder.files import write_text
 from cxr.run_folder.record import Record
 
 FORMATS = (".csv", ".jsonl")
-ADVICE = "remove the file to start anew"
+ADVICE = "remove the file to start again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,30 +32,30 @@ class Prediction:
     path: str
     probability: float | None = None  # of the positive label; None for a file that cannot be used
     decision: str = ""
-    warning: str = ""  # of what may be wrong with the file, or with the file for this model
+    warning: str = ""  # about the file itself, or about its use with this model
     error: str = ""
-    heat_map: str | None = None  # the picture's path, where one was asked for
+    heat_map: str | None = None  # its path, with --heatmap
 
 
 COLUMNS = tuple(field.name for field in fields(Prediction))
 
 
 class TableHead(Record):
-    """The first line of a table that is not whole: what must be the same where it is continued."""
+    """The first line of an unfinished table: what must be the same in the call that continues it."""
 
-    model_config = ConfigDict(extra="forbid")  # what this version does not know may have changed the rows
+    model_config = ConfigDict(extra="forbid")  # a field of another version may mean different rows
     writer: ClassVar[str] = "predict.py"
     advice: ClassVar[str] = ADVICE
 
     model: str
-    commit: str  # of a model on a hub; of a folder the hash of its weights
+    commit: str  # for a model from a hub; for a folder, the hash of its weights
     threshold: float
     flags: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """How predictions are written: some of the COLUMNS, as CSV or JSON lines."""
+    """The format of a table of predictions: which of the COLUMNS, as CSV or JSON lines."""
 
     columns: tuple[str, ...]
     is_json: bool
@@ -68,17 +68,17 @@ class Table:
         row = {name: getattr(prediction, name) for name in self.columns}
         if self.is_json:
             return json.dumps(row) + "\n"
-        # With "\n" as terminator, a "\r" in a name would have no quotes, and be the end of a row to a reader.
+        # With "\n" as terminator, csv would not quote a "\r" in a file name, which would end the row.
         csv.writer(line := io.StringIO(), lineterminator="\r\n").writerow(row.values())
         return line.getvalue().removesuffix("\r\n") + "\n"
 
     def read(self, text: str) -> list[Prediction]:
-        """The predictions of the whole lines in `text`, without the header; the last may be cut off."""
+        """Returns the predictions of the complete rows of `text`, which has no header and may be cut off."""
         if self.is_json:
             rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         else:
             cells = list(csv.reader(io.StringIO(text, newline="")))
-            is_whole = text.endswith("\n") and text.count('"') % 2 == 0  # a name may have "\n" in it
+            is_whole = text.endswith("\n") and text.count('"') % 2 == 0  # a file name may contain "\n"
             whole = cells if is_whole else cells[:-1]
             rows = [dict(zip(self.columns, row, strict=True)) for row in whole]
             for row in rows:
@@ -88,16 +88,16 @@ class Table:
         return [Prediction(**row) for row in rows]
 
     def open_terminal(self) -> Callable[[Prediction], None]:
-        """Returns what writes a prediction to standard output."""
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know a name's letters
+        """Writes the header to standard output and returns a function that writes a prediction there."""
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack letters of a file name
 
         def write(text: str) -> None:
             try:
                 print(text, end="", flush=True)
-            except BrokenPipeError:  # who reads wants no more, as `| head`
+            except BrokenPipeError:  # the reader has stopped, such as `| head`
                 nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, sys.stdout.fileno())  # Python flushes once more at its end
-                sys.exit(128 + 13)  # as by SIGPIPE
+                os.dup2(nowhere, sys.stdout.fileno())  # Python flushes once more when it exits
+                sys.exit(128 + 13)  # the exit status after SIGPIPE
 
         write(self.header)
         return lambda prediction: write(self.line(prediction))
@@ -106,9 +106,10 @@ class Table:
     def open_file(
         self, output: Path, head: TableHead
     ) -> Iterator[tuple[list[Prediction], Callable[[Prediction], None]]]:
-        """What an earlier call with the same head has written, and what writes a prediction.
+        """Yields the predictions of an earlier call with the same head, and a function that writes one.
 
-        Raises UserError where an earlier call left rows of another head. `output` appears when all is well.
+        `output` is written when the block ends without an error. Raises UserError if an earlier call with
+        another head left rows.
         """
         unfinished = partial_path(output)
         done = self._read_unfinished(unfinished, head) if unfinished.exists() else []
@@ -121,7 +122,7 @@ class Table:
                 file.flush()
 
             yield done, write
-            file.seek(0)  # not by its name, which may be that of another call by now
+            file.seek(0)  # not opened by name again: another call may have replaced the file
             text = file.read()
         write_text(output, text.partition("\n")[2], private=True)
         unfinished.unlink(missing_ok=True)
@@ -132,12 +133,12 @@ class Table:
         if before != head:
             found = _difference(before, head)
             raise UserError(
-                f"{path}: found rows of {found}; {ADVICE}, or repeat the earlier call to continue"
+                f"{path}: found rows of {found}; {ADVICE}, or repeat the earlier call to continue it"
             )
         try:
             return self.read(text.removeprefix(self.header))
         except (ValueError, TypeError, RecursionError, csv.Error) as error:
-            raise UserError(f"{path}: found rows that predict.py does not write; {ADVICE}") from error
+            raise UserError(f"{path}: found rows that predict.py did not write; {ADVICE}") from error
 
 
 def partial_path(output: Path) -> Path:
@@ -145,9 +146,9 @@ def partial_path(output: Path) -> Path:
 
 
 def _difference(before: TableHead, now: TableHead) -> str:
-    """The first thing that an earlier call had otherwise, in words."""
+    """Returns in words the first difference between an earlier call and this one."""
     names = dict.fromkeys([*before.flags, *now.flags])
-    words = {"images": "IMAGE"}  # as --help has it
+    words = {"images": "IMAGE"}  # its name in --help
     pairs = [(words.get(name, f"--{name}"), before.flags.get(name), now.flags.get(name)) for name in names]
     pairs += [(name, getattr(before, name), getattr(now, name)) for name in ("model", "commit", "threshold")]
     name, was, wanted = next(pair for pair in pairs if pair[1] != pair[2])
@@ -155,5 +156,5 @@ def _difference(before: TableHead, now: TableHead) -> str:
 
 
 def readable(path: Path) -> str:
-    """The path as text that can be written: a name in another encoding is spelled out."""
+    """Returns the path as text that can be written; bytes that are not UTF-8 become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

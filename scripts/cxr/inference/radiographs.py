@@ -1,4 +1,4 @@
-"""Files of a user as the pixels that a run evaluated: found by name, read by the dataset package, decoded."""
+"""Finds image files by name and reads them into the same pixels that a training run evaluates."""
 
 import contextlib
 import functools
@@ -33,29 +33,29 @@ from mimic_cxr_dataset.radiographs import shrink_radiograph
 
 class Radiograph(NamedTuple):
     pixels: torch.Tensor  # (1, H, W) uint8, air dark
-    view_position: str  # of a DICOM header, such as PA, AP or LL; "" where the file says nothing
-    is_equalized: bool  # by the reading; the file may hold what was before
-    warnings: tuple[str, ...]  # of what may be wrong with the file
+    view_position: str  # from a DICOM header, such as PA, AP or LL; "" if unknown
+    is_equalized: bool  # whether reading equalised it; the file may have been equalised before
+    warnings: tuple[str, ...]  # what may be wrong with the image
 
 
 def find_radiographs(names: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Returns the files that `names` stand for, each once, and the names that stand for none.
+    """Returns the files that `names` refer to, each once, and the names for which there is no file.
 
-    A name is a file, of any suffix; a folder, which is searched with all below it for SUFFIXES and for DICOM
-    files without one; or a pattern such as "p10/**/*.dcm", expanded here as not every shell does it. The
-    order is that of the names, within one of them sorted.
+    A name is a file with any suffix; a folder, searched with its subfolders for SUFFIXES and for DICOM files
+    without a suffix; or a pattern such as "p10/**/*.dcm", expanded here because not every shell does so. The
+    files keep the order of the names and are sorted within each.
     """
     found: dict[str, Path] = {}
     missing = []
     for name in names:
-        # A name may have brackets in it and be no pattern. Path.glob takes no absolute ones.
+        # The name of an existing file may contain brackets. Path.glob does not take absolute patterns.
         is_pattern = not os.path.lexists(name)
         matches = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]  # noqa: PTH207
         paths = [path for match in matches for path in _files_of(Path(match))]
         if not paths:
             missing.append(name)
         for path in paths:
-            found.setdefault(os.path.abspath(path), path)  # noqa: PTH100 (not resolved: a link has its own name)
+            found.setdefault(os.path.abspath(path), path)  # noqa: PTH100 (links are kept, not resolved)
     return list(found.values()), missing
 
 
@@ -65,12 +65,12 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _is_radiograph(path: Path) -> bool:
-    """Whether a file in a folder is meant: by its suffix or, where that says nothing, by its first bytes."""
-    if path.name.startswith(".") or path.name == "DICOMDIR":  # macOS puts a ._name.jpg beside a name.jpg
+    """Returns whether a file in a folder is an image: by its suffix or, without one, by its first bytes."""
+    if path.name.startswith(".") or path.name == "DICOMDIR":  # macOS writes a ._name.jpg beside name.jpg
         return False
     if path.suffix.lower() in SUFFIXES:
         return True
-    if path.suffix.strip(".0123456789"):  # the name of an exported file is often a UID: 1.2.840.10008
+    if path.suffix.strip(".0123456789"):  # exported files are often named by a UID, such as 1.2.840.10008
         return False
     try:
         return read_head(path)[DICOM_PREAMBLE:] == DICOM_MAGIC
@@ -82,7 +82,7 @@ def _is_radiograph(path: Path) -> bool:
 
 
 def read_radiograph(path: str | Path, *, shortest_side: int, reading: Reading | None = None) -> Radiograph:
-    """Reads a file as `shrink_radiograph` does. Raises UserError, without its name, for a bad one."""
+    """Reads a file as `shrink_radiograph` does. Raises UserError, without the file's name, for a bad one."""
     with user_errors():
         return _decode(shrink_radiograph(path, shortest_side, reading))
 
@@ -99,9 +99,9 @@ def _decode(shrunk: ShrunkRadiograph) -> Radiograph:
 def read_in_order(
     paths: Iterable[Path], *, shortest_side: int, reading: Reading, pool: Executor, num_ahead: int
 ) -> Iterator[tuple[Path, Radiograph | Exception]]:
-    """Yields each file with what was read, or why it could not be, as UserError where the file is to blame.
+    """Yields each file with its radiograph, or with the exception: a UserError if the file is bad.
 
-    At most `num_ahead` files are read before they are asked for.
+    At most `num_ahead` files are read in advance.
     """
     read = functools.partial(shrink_radiograph, shortest_side=shortest_side, reading=reading)
     remaining, waiting = iter(paths), deque()
@@ -119,13 +119,13 @@ def read_in_order(
 
 @contextlib.contextmanager
 def _advice_on_killed_processes() -> Iterator[None]:
-    """Raises UserError where a process of the pool was killed: who submits or waits is told."""
+    """Raises UserError if a process of the pool was killed, which submitting and waiting both report."""
     try:
         yield
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that reads images was ended from outside, as a rule for want of memory: start again, "
-            "with fewer --num_workers"
+            "a process that reads images was killed, most likely because memory ran out: start again with "
+            "fewer --num_workers"
         ) from error
 
 
@@ -135,5 +135,5 @@ def _outcome(future: Future) -> Radiograph | Exception:
             return _decode(future.result())
     except BrokenProcessPool:
         raise
-    except Exception as error:  # of any kind: the other files continue
+    except Exception as error:  # any error: the other files go on
         return error

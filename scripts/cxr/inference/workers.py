@@ -1,4 +1,4 @@
-"""Threads or processes that read images. Processes import this file: it needs nothing but Python itself."""
+"""Threads or processes that read images. Processes import this file, so it imports only standard modules."""
 
 import contextlib
 import multiprocessing
@@ -11,16 +11,16 @@ from concurrent.futures import Executor
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import ThreadPoolExecutor
 
-NUM_FOR_PROCESSES = 256  # files; with fewer, processes would take longer to start than to read them
-MOST_PROCESSES = 61  # that Windows lets a pool have
+NUM_FOR_PROCESSES = 256  # files; with fewer, starting processes takes longer than reading
+MOST_PROCESSES = 61  # the largest pool on Windows
 
 
 @contextlib.contextmanager
 def open_pool(num_files: int, num_workers: int) -> Iterator[Executor]:
-    """A pool of `num_workers` to read with: processes where there are many files, else threads.
+    """Opens a pool of `num_workers` that read files: processes if there are many files, otherwise threads.
 
-    Threads share Python's lock, which pydicom and NumPy need for a part of each file; processes do not, but
-    take a second to start.
+    Threads share Python's global lock, which pydicom and NumPy hold for a part of each file; processes do
+    not, but take a second to start.
     """
     if num_workers == 1 or num_files < NUM_FOR_PROCESSES:
         pool = ThreadPoolExecutor(num_workers)
@@ -33,7 +33,7 @@ def open_pool(num_files: int, num_workers: int) -> Iterator[Executor]:
             _start_processes(pool, num_workers)
         yield pool
     except BaseException:
-        for process in multiprocessing.active_children():  # they may still import, and need not end that
+        for process in multiprocessing.active_children():  # without waiting for those that still start
             process.terminate()
         raise
     finally:
@@ -41,18 +41,18 @@ def open_pool(num_files: int, num_workers: int) -> Iterator[Executor]:
 
 
 def _start_processes(pool: ProcessPoolExecutor, num_workers: int) -> None:
-    """Starts all at once, so that they do without Ctrl-C, which is the script's, and without the script.
+    """Starts all processes at once, without Ctrl-C, which only the script handles, and without the script.
 
-    They would import it once more, and with torch take ten seconds and nearly 1 GiB each.
+    Otherwise each process would import the script and, with torch, take ten seconds and nearly 1 GiB.
     """
     script = sys.modules["__main__"]
     path = script.__dict__.pop("__file__", None)
-    can_block = hasattr(signal, "pthread_sigmask")  # which is inherited; Windows has nothing of the kind
+    can_block = hasattr(signal, "pthread_sigmask")  # child processes inherit the mask; not on Windows
     if can_block:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for _ in range(num_workers):
-            pool.submit(int)  # each starts one, as none is ready yet
+            pool.submit(int)  # each call starts a process, because none is idle yet
     finally:
         if path is not None:
             script.__file__ = path
@@ -61,11 +61,11 @@ def _start_processes(pool: ProcessPoolExecutor, num_workers: int) -> None:
 
 
 def _prepare_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the script's, which ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the script handles it and ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for work for ever."""
+    """Ends this process when its parent has ended; otherwise it would wait for work forever."""
     multiprocessing.parent_process().join()
     os._exit(1)

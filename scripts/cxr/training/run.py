@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import ViTImageProcessor
 
+from cxr.data.images import LabelledImages
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import draw_training_images
 from cxr.data.images import load_images
@@ -95,7 +95,7 @@ class Run:
             logger.info("Synthetic radiographs: what is measured says nothing about patients")
         return cls(args=args, accelerator=accelerator, record=record)
 
-    def load_images(self, *, image_size: int, **options: Any) -> datasets.DatasetDict:
+    def load_images(self, *, image_size: int, **options: Any) -> dict[str, LabelledImages]:
         """Returns the images by split, which one process of each machine shrinks on first use."""
         splits = load_images(
             self.args.data_dir,
@@ -106,7 +106,7 @@ class Run:
         runtime.wait_for_all(self.accelerator, "images")  # a machine may take longer than others
         return splits
 
-    def draw_training_images(self, images: datasets.Dataset) -> datasets.Dataset:
+    def draw_training_images(self, images: LabelledImages) -> LabelledImages:
         """Returns the images to train on, as the flags ask for them, and writes `samples.json`."""
         args, pool = self.args, images["dicom_id"]
         images, sample = draw_training_images(images, num_samples=args.max_train_samples, seed=args.seed)

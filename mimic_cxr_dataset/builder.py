@@ -1,0 +1,161 @@
+"""What both builders of this folder share: image files read into the cache, and lists of the bad ones."""
+
+# One import per line: the loader of `datasets` 3 reads "import a, b" as one package named "a, b".
+import csv
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+from datasets.exceptions import DatasetGenerationError
+
+from .errors import DatasetError
+from .radiographs import Reading
+from .radiographs import check_jpeg
+from .radiographs import find_image
+from .radiographs import is_jpeg
+from .radiographs import shrink_radiograph
+from .tables import MISSING_FILE
+
+# A fixed name, because `datasets` imports this file under a name that contains a hash.
+logger = logging.getLogger("mimic_cxr_dataset")
+
+# Lists of images in the cache folder, NAME_SPLIT.csv: images left out, and images used with a warning.
+BAD_IMAGES, DOUBTFUL_IMAGES = "bad_images", "doubtful_images"
+
+
+class RadiographBuilder(datasets.GeneratorBasedBuilder):
+    """Reads the image files of a table's rows, each of which has `dicom_id` and `path`.
+
+    Its config has `image_size`, None for files as they are, and `on_bad_image`.
+    """
+
+    def split_rows(self, rows: pd.DataFrame) -> list[pd.DataFrame]:
+        """Returns the rows in chunks, which the processes (num_proc) or the workers of a stream share out."""
+        num_chunks = min(256, -(-len(rows) // 8))
+        return [rows.iloc[part] for part in np.array_split(np.arange(len(rows)), num_chunks)]
+
+    def read_rows(
+        self, chunks: list[pd.DataFrame], split: str, reading: Reading, *, streaming: bool
+    ) -> Iterator[tuple]:
+        """Yields each row that has a good image, and the image as `datasets` takes it."""
+        for row in (row for chunk in chunks for row in chunk.itertuples()):
+            if streaming:  # otherwise `drop_missing` did this
+                row = row._replace(path=find_image(row.path) or row.path)
+            try:
+                image, warnings = self._load_image(row.path, reading)
+            except DatasetError as error:
+                if self.config.on_bad_image == "error":
+                    advice = 'replace it, or skip such images with on_bad_image="skip" (--on_bad_image skip)'
+                    raise DatasetError(f"{row.path} is a bad image ({error}): {advice}.") from error
+                self._note_image(BAD_IMAGES, split, row, error, streaming=streaming)
+                continue
+            for warning in warnings:
+                self._note_image(DOUBTFUL_IMAGES, split, row, warning, streaming=streaming)
+            yield row, image
+
+    def _load_image(self, path: str, reading: Reading) -> tuple[dict, tuple[str, ...]]:
+        """Returns the image in the form of `datasets` (a path if it is used as it is) and its warnings."""
+        size = self.config.image_size
+        if size is None and is_jpeg(path):
+            return {"path": path, "bytes": None}, check_jpeg(path)
+        shrunk = shrink_radiograph(path, size, reading)
+        # No path: `datasets` drops the bytes if the current folder has a file of that name.
+        return {"path": None, "bytes": shrunk.content}, shrunk.warnings
+
+    def drop_missing(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Returns the rows whose file exists, with its path; lists the others, or raises DatasetError."""
+        with ThreadPoolExecutor(max_workers=16) as pool:  # hides the latency of a network disk
+            found = pd.Series(list(pool.map(find_image, rows["path"], chunksize=256)), index=rows.index)
+        rows = rows.assign(path=found.fillna(rows["path"]))
+        lost = rows[found.isna()]
+        if len(lost) and self.config.on_bad_image == "error":
+            raise DatasetError(
+                f"{len(lost):,} of {len(rows):,} images are missing, the first is {lost['path'].iloc[0]}: "
+                'download them, or skip them with on_bad_image="skip" (--on_bad_image skip).'
+            )
+        for row in lost.itertuples():
+            self._note_image(BAD_IMAGES, row.split, row, MISSING_FILE, streaming=False)
+        return rows[found.notna()]
+
+    def count_damaged(self, split: str, num_damaged: int) -> None:
+        """Called with the number of damaged images of a split; a builder may count them."""
+
+    def _note_image(self, kind: str, split: str, row, reason: object, *, streaming: bool) -> None:
+        """Adds an image to this process's part of a list, see `_join_notes`; a stream only logs it."""
+        if streaming:
+            fate = "is a bad image, skipped" if kind == BAD_IMAGES else "is used with a warning"
+            logger.warning(f"{row.path} {fate}: {reason}.")
+            return
+        path = Path(self._output_dir, f"{kind}_{split}.{os.getpid()}.part")
+        with path.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerow((row.Index, row.dicom_id, row.path, reason))
+
+    def _join_notes(self, kind: str, split: str) -> pd.DataFrame:
+        """Writes KIND_SPLIT.csv into the cache folder unless it would be empty; returns its rows."""
+        names = ["row", "dicom_id", "path", "reason"]
+        parts = sorted(Path(self._output_dir).glob(f"{kind}_{split}.*.part"))
+        if not parts:
+            return pd.DataFrame(columns=names)
+        notes = pd.concat([pd.read_csv(part, names=names, dtype={"dicom_id": str}) for part in parts])
+        # Written without a temporary name: `datasets` renames the whole folder when it is complete.
+        path = Path(self._output_dir, f"{kind}_{split}.csv")
+        notes.sort_values("row", kind="stable").drop(columns="row").to_csv(path, index=False)
+        for part in parts:
+            part.unlink()
+        return notes
+
+    def _list_images(self, split: str) -> None:
+        """Lists and counts the images of a finished split that were left out or used with a warning."""
+        folder = str(self._output_dir).removesuffix(".incomplete")
+        bad, doubtful = (self._join_notes(kind, split) for kind in (BAD_IMAGES, DOUBTFUL_IMAGES))
+        if len(bad):
+            num_damaged = int((bad["reason"] != MISSING_FILE).sum())
+            self.count_damaged(split, num_damaged)
+            listing = Path(folder, f"{BAD_IMAGES}_{split}.csv")
+            logger.warning(
+                f"{split}: bad images skipped: {len(bad):,} ({num_damaged:,} damaged), see {listing}"
+            )
+        if len(doubtful):
+            reasons = doubtful["reason"].value_counts()
+            listing = Path(folder, f"{DOUBTFUL_IMAGES}_{split}.csv")
+            logger.warning(
+                f"{split}: images used with a warning: {doubtful['dicom_id'].nunique():,}, most often "
+                f'"{reasons.index[0]}" ({reasons.iloc[0]:,}), see {listing}'
+            )
+
+    # The methods below wrap private methods of `datasets` (tried with 3.6 and 5.2): it has no public hook.
+
+    def _download_and_prepare(self, *args, **kwargs):
+        output_dir = Path(self._output_dir)  # a temporary folder, renamed when it is complete
+        shutil.rmtree(output_dir)  # a killed run may have left files in it
+        output_dir.mkdir(mode=0o700)  # only the owner may see images and ids
+        # Otherwise a forced rebuild is compared with the old counts, and fails if images were repaired.
+        self.info.splits = None
+        super()._download_and_prepare(*args, **kwargs)
+        for path in output_dir.iterdir():
+            path.chmod(0o600)
+
+    def _prepare_split(self, split_generator, *args, **kwargs):
+        try:
+            super()._prepare_split(split_generator, *args, **kwargs)
+        except DatasetError as error:
+            raise error from None  # drops the traceback of a worker process
+        split = split_generator.name
+        self._list_images(split)
+        if split_generator.split_info.num_examples == 0:
+            raise DatasetError(f"{self.config.data_dir}: every {split} image is damaged.")
+
+    def _prepare_split_single(self, *args, **kwargs):
+        try:
+            yield from super()._prepare_split_single(*args, **kwargs)
+        except DatasetGenerationError as error:
+            # `datasets` hides every error behind "An error occurred while generating the dataset".
+            if isinstance(error.__cause__, DatasetError):
+                raise error.__cause__ from None
+            raise

@@ -1,0 +1,111 @@
+"""An image is shrunk once: labels, views and policies are a choice in memory."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cxr.data.images import load_images
+from cxr.errors import UserError
+
+from mimic_cxr_dataset.mimic_cxr_dataset import MimicCxr
+from mimic_cxr_dataset.tables import index_images
+
+FINDING = {"config_name": "finding", "labeler": "negbio", "view": "frontal", "uncertain": "negative"}
+
+
+@pytest.fixture
+def root(sample_root, tmp_path):
+    """A collection whose files may be removed."""
+    return shutil.copytree(sample_root, tmp_path / "root")
+
+
+def load(root: Path, cache_dir: Path, on_bad_image: str = "error", **options: str) -> dict:
+    plumbing = {"shortest_side": 40, "num_proc": 1, "shows_progress": True, "on_bad_image": on_bad_image}
+    return load_images(root, cache_dir=cache_dir, **plumbing, **FINDING | options)
+
+
+def bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_other_labels_open_no_file_and_add_nothing_even_when_the_originals_are_gone(root, tmp_path):
+    cache = tmp_path / "cache"
+    load(root, cache, view="all")
+    before = bytes_below(cache)
+    shutil.rmtree(root / "files")
+    for options in (
+        {},
+        {"config_name": "pleural_effusion"},
+        {"labeler": "chexpert", "uncertain": "exclude"},
+        {"view": "lateral", "uncertain": "positive"},
+    ):
+        splits = load(root, cache, **options)
+        named = FINDING | options
+        expected, _ = index_images(root, task=named.pop("config_name"), **named)
+        for split, images in splits.items():
+            of_split = expected[expected["split"] == split]
+            assert images["dicom_id"] == of_split["dicom_id"].tolist()
+            assert images["label"] == of_split["label"].tolist()
+            assert len(images.read(range(len(images)))) == len(of_split)
+    assert bytes_below(cache) <= 1.01 * before
+
+
+def test_pixels_are_those_of_the_loading_script(root, tmp_path):
+    splits = load(root, tmp_path / "cache")
+    builder = MimicCxr(config_name="finding", data_dir=str(root), cache_dir=str(tmp_path), image_size=40)
+    builder.download_and_prepare()
+    for split, images in splits.items():
+        expected = builder.as_dataset(split=split).with_format("arrow")[:]
+        assert images["dicom_id"] == expected["dicom_id"].to_pylist()
+        contents = [image["bytes"].as_py() for image in expected["image"]]
+        assert images.read(range(len(images))) == contents
+
+
+def test_all_views_shrink_only_the_groups_that_are_not_there_yet(root, tmp_path):
+    cache = tmp_path / "cache"
+    load(root, cache)
+    made = {path: path.stat().st_mtime_ns for path in cache.rglob("*.arrow")}
+    images = load(root, cache, view="all")["train"]
+    assert set(images["view_position"]) > {"AP", "PA"}
+    assert made and all(path.stat().st_mtime_ns == when for path, when in made.items())
+
+
+def test_changed_label_table_is_noticed_and_needs_no_new_pixels(root, tmp_path):
+    before = load(root, tmp_path / "cache")["train"]
+    shutil.rmtree(root / "files")
+    path = next(root.glob("*negbio.csv*"))
+    table = pd.read_csv(path)
+    table[[name for name in table if name not in ("subject_id", "study_id")]] = 0.0
+    table.to_csv(path, index=False)
+    after = load(root, tmp_path / "cache")["train"]
+    assert sum(before["label"]) > 0 == sum(after["label"]) and before["dicom_id"] == after["dicom_id"]
+
+
+def test_bad_images_are_listed_counted_refused_and_shrunk_when_they_are_repaired(root, tmp_path, caplog):
+    cache, whole = tmp_path / "cache", load(root, tmp_path / "other")["train"]
+    paths = sorted(map(Path, index_images(root)[0].query("split == 'train'")["path"]))
+    missing, damaged = paths[0], paths[1]
+    kept = {path: path.read_bytes() for path in (missing, damaged)}
+    missing.unlink()
+    damaged.write_bytes(kept[damaged][:500])
+    caplog.set_level("INFO")
+    left = load(root, cache, on_bad_image="skip")["train"]
+    assert set(whole["dicom_id"]) - set(left["dicom_id"]) == {missing.stem, damaged.stem}
+    assert "bad images skipped: 2 (1 damaged)" in caplog.text
+    with pytest.raises(UserError, match=r"found 2 of \d+ images missing or damaged.*--on_bad_image skip"):
+        load(root, cache)
+    for path, content in kept.items():
+        path.write_bytes(content)
+        os.utime(path)
+    assert load(root, cache)["train"]["dicom_id"] == whole["dicom_id"]
+    assert "were replaced" in caplog.text
+
+
+def test_bad_image_that_the_labels_do_not_need_stops_no_run(root, tmp_path):
+    needed = set(index_images(root, task="pleural_effusion")[0]["path"])
+    unneeded = next(path for path in index_images(root)[0]["path"] if path not in needed)
+    Path(unneeded).unlink()
+    load(root, tmp_path / "cache", on_bad_image="skip")
+    assert load(root, tmp_path / "cache", config_name="pleural_effusion")["train"]
