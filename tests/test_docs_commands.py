@@ -32,9 +32,13 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 MARKS = ("needs a GPU", "needs a network", "needs credentials", "minutes long")
 # What stands for a reader's folder of radiographs; the tests put the synthetic sample there.
 DATA = re.compile(r"/data/mimic-cxr-jpg|\bDATA\b|\bnih-cxr\b|\bpneumonia-28\b|\bradiographs/")
-# What becomes of training, of a kind of machine, and of what installs or is CI by itself in a block that runs.
+# What a block that runs has instead of long training, a GPU, and what installs or is the CI itself.
 FASTER = (
-    (r"(scripts/run_(?:mae_pretrain|classification)\.py)", r"\1 --max_train_steps 2"),
+    (
+        r"(scripts/run_(?:mae_pretrain|classification)\.py)",
+        r"\1 --max_train_steps 2 --max_eval_samples 32 --per_device_train_batch_size 8",
+    ),
+    (r"(scripts/make_sample_data\.py \S+)", r"\1 --num_images 60 --image_size 64"),
     (r"accelerate_configs/\w+\.yaml", "accelerate_configs/cpu.yaml"),
     (r"^(?:make|pip) .*", "true"),
 )
@@ -178,7 +182,7 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the blocks are for bash")
-@pytest.mark.parametrize("page", [page for page in PAGES if None in dict(blocks(page))], ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_blocks_without_a_mark_run(page, prepared, tmp_path):
     name = page.relative_to(ROOT).as_posix()
     for folder in COPIED:
