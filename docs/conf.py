@@ -15,7 +15,12 @@ myst_links_external_new_tab = False
 smartquotes = False  # --flags keep their dashes, commands their quotes
 
 html_theme = "alabaster"
-html_theme_options = {"page_width": "1100px", "fixed_sidebar": True, "show_powered_by": False}
+html_theme_options = {
+    "page_width": "1300px",  # 110 characters of a command
+    "body_max_width": "1000px",
+    "sidebar_width": "250px",
+    "show_powered_by": False,
+}
 html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
 html_title = project
 html_show_copyright = False
