@@ -1,8 +1,8 @@
 """The commands of the README and of docs/ are right, and run.
 
-The flags of every ```bash block are parsed by the scripts' own parsers. A block is also run, as a fast
-variant (FASTER), the blocks of a page in their order, unless the line above it is one of MARKS, such as
-`<!-- needs a GPU -->`. A page whose commands use a finished run has its folder in RUNS_THAT_ARE_THERE.
+The flags of every ```bash and ```powershell block are parsed by the scripts' own parsers. A block of bash is
+also run, as a fast variant (FASTER), the blocks of a page in their order, unless the line above it is one of
+MARKS, such as `<!-- needs a GPU -->`. RUNS_THAT_ARE_THERE has the finished run that a page's commands use.
 """
 
 import importlib
@@ -31,7 +31,7 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 
 MARKS = ("needs a GPU", "needs a network", "needs credentials", "minutes long")
 # What stands for a reader's folder of radiographs; the tests put the synthetic sample there.
-DATA = re.compile(r"/data/mimic-cxr-jpg|\bDATA\b|\bnih-cxr\b|\bpneumonia-28\b|\bradiographs/")
+DATA = re.compile(r"/data/mimic-cxr-jpg|\bDATA\b|\bsample_data\b|\bnih-cxr\b|\bpneumonia-28\b|\bradiographs/")
 # What a block that runs has instead of long training, a GPU, and what installs or is the CI itself.
 FASTER = (
     (
@@ -51,21 +51,26 @@ RUNS_THAT_ARE_THERE = {
 COPIED = ("accelerate_configs", "benchmarks", "chest_xray_metrics", "docs", "mimic_cxr_dataset", "scripts")
 
 BLOCK = re.compile(
-    r"^(?: *<!-- (?P<mark>[^\n]*?) -->\n)?(?P<indent> *)```bash\n(?P<text>.*?)^(?P=indent)```$",
+    r"^(?: *<!-- (?P<mark>[^\n]*?) -->\n)?"
+    r"(?P<indent> *)```(?P<shell>bash|powershell)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 # Programs of others whose arguments are not looked at.
-OTHERS = {"cp", "docker", "export", "hf", "ls", "source", "tail"}
+OTHERS = {".venv/Scripts/activate", "cp", "docker", "export", "hf", "ls", "source", "tail"}
 
 
 class Parsed(Exception):
     """A script's command line is parsed, and that is all that was asked of it."""
 
 
-def blocks(page: Path) -> list[tuple[str | None, str]]:
-    """The mark and the text of each block."""
+def blocks(page: Path, shell: str) -> list[tuple[str | None, str]]:
+    """The mark and the text of each block of a shell."""
     found = BLOCK.finditer(page.read_text(encoding="utf-8"))
-    return [(block["mark"], textwrap.dedent(block["text"])) for block in found]
+    return [(block["mark"], textwrap.dedent(block["text"])) for block in found if block["shell"] == shell]
+
+
+def as_bash(found: list[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
+    return [(mark, text.replace("\\", "/").replace("`\n", "\\\n")) for mark, text in found]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -134,9 +139,9 @@ def parse_and_stop(parser: ArgumentParser, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_blocks_have_known_marks_and_commands_that_parse(page, monkeypatch, sample_root):
-    found = blocks(page)
+    found = blocks(page, "bash")
     assert len(found) == page.read_text(encoding="utf-8").count("```bash")
-    for mark, text in found:
+    for mark, text in found + as_bash(blocks(page, "powershell")):
         assert mark in (None, *MARKS)
         for words in commands(DATA.sub(str(sample_root), text)):
             check(words, monkeypatch)
@@ -162,6 +167,23 @@ def test_command_that_is_wrong_is_found(wrong, monkeypatch):
     with pytest.raises((SystemExit, AssertionError)):
         for words in commands(wrong):
             check(words, monkeypatch)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="it is about make")
+def test_demo_for_windows_is_that_of_the_makefile():
+    demo = subprocess.run(["make", "-n", "-B", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    [_, (_, for_windows)] = as_bash(blocks(ROOT / "docs" / "install.md", "powershell"))
+    assert script_calls(for_windows) == script_calls(demo.stdout)
+
+
+def script_calls(text: str) -> list[list[str]]:
+    """The scripts that the commands of a text start, each with the words behind it in any order."""
+    found = []
+    for words in commands("\n".join(line for line in text.splitlines() if "'" not in line)):
+        for start, word in enumerate(words):
+            if word.startswith("scripts/"):
+                found.append([word, *sorted(words[start + 1 :])])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +215,7 @@ def test_blocks_without_a_mark_run(page, prepared, tmp_path):
     if name in RUNS_THAT_ARE_THERE:
         shutil.copytree(prepared / "run", tmp_path / RUNS_THAT_ARE_THERE[name])
     search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for mark, text in blocks(page):
+    for mark, text in blocks(page, "bash"):
         if mark is None:
             text = DATA.sub("sample_data", text)
             for pattern, replacement in FASTER:
