@@ -47,6 +47,16 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The pages as HTML, in docs/_build/docs/index.html. Sphinx has a virtual environment of its own, without torch.
+.PHONY: docs
+DOCS := $(VENV)-docs
+docs: $(DOCS)/installed
+	$(DOCS)/bin/python -m sphinx -c docs -b html -W --keep-going -n -q . docs/_build
+$(DOCS)/installed: requirements-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -r requirements-docs.txt
+	touch $@
+
 # On the synthetic sample: pretrain a small ViT-MAE, fine-tune it and a ResNet-18, compare them on the test split.
 IMAGES := --data_dir sample_data --output_dir $(DEMO)
 SMALL_VIT := --config_name vit-mae-tiny --image_size 64 --config_overrides \
