@@ -56,7 +56,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 # Programs of others whose arguments are not looked at.
-OTHERS = {".venv/Scripts/activate", "cp", "docker", "export", "hf", "ls", "source", "tail"}
+OTHERS = {".venv/Scripts/activate", "cp", "docker", "export", "hf", "ls", "scontrol", "source", "tail", "test"}
 
 
 class Parsed(Exception):
