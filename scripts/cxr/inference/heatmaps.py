@@ -15,20 +15,17 @@ import math
 import warnings
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from cxr.evaluation.plots import new_figure
 from cxr.evaluation.plots import save_figure
 from cxr.inference.classifier import Classifier
 
 SHOWN_SIDE = 768  # pixels of the shortest side of a radiograph to look at; models see it smaller
-COLORS = matplotlib.colormaps["inferno"]
+COLORS = "inferno"
 OPACITY = 0.6  # of the heat where it is highest
 FINE_GRID = 7  # cells a side: a ResNet's at 224 pixels; a coarser one is drawn as cells, not as a soft cloud
 AT_ONCE = 8  # images; the attention of all layers, with its gradient, is large
@@ -63,6 +60,7 @@ def describe(classifier: Classifier, heat: np.ndarray) -> str:
 
 def grad_cam(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """Returns the heat (B, h, w) of a ResNet, from 0, of its input (B, 3, S, S)."""
+    from captum.attr import LayerGradCam  # slow to import, and only for heat maps
 
     def log_odds(pixel_values: torch.Tensor) -> torch.Tensor:
         return _log_odds(model(pixel_values=pixel_values).logits)
@@ -110,10 +108,12 @@ def overlay(pixels: torch.Tensor, heat: np.ndarray) -> np.ndarray:
 
     The heat is the more opaque the higher it is; where it is 0, the radiograph is as it was.
     """
+    import matplotlib
+
     heat = stretch(heat, tuple(pixels.shape[-2:]))
-    opacity = OPACITY * heat[..., None]
+    opacity, colors = OPACITY * heat[..., None], matplotlib.colormaps[COLORS]
     gray = pixels[0].numpy()[..., None]
-    return np.rint((1 - opacity) * gray + opacity * 255 * COLORS(heat)[..., :3]).astype(np.uint8)
+    return np.rint((1 - opacity) * gray + opacity * 255 * colors(heat)[..., :3]).astype(np.uint8)
 
 
 def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: str, label: str) -> None:
@@ -121,7 +121,9 @@ def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: 
 
     `label` is the positive one.
     """
-    figure = Figure(figsize=(8.5, 7.8))
+    from matplotlib.cm import ScalarMappable
+
+    figure = new_figure(8.5, 7.8)
     axes = figure.subplots()
     axes.imshow(overlay(pixels, heat))
     axes.axis("off")
