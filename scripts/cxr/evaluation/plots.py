@@ -88,16 +88,16 @@ def plot_confusion_matrix(
 
 
 def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
-    """A row per image and a column per entry of `images`: name -> gray images (N, H, W) in [0, 1]."""
+    """A row per entry of `images`, name -> gray images (N, H, W) in [0, 1], and a column per image."""
     num_images = len(next(iter(images.values())))
-    figure = new_figure(2.2 * len(images), 2.3 * num_images)
-    all_axes = figure.subplots(num_images, len(images), squeeze=False)
-    for column, (name, pictures) in enumerate(images.items()):
-        all_axes[0][column].set_title(name)
-        for row, picture in enumerate(pictures):
-            all_axes[row][column].imshow(picture, cmap="gray", vmin=0, vmax=1)
-            all_axes[row][column].axis("off")
-    figure.tight_layout()
+    figure = new_figure(2.0 * num_images, 2.1 * len(images))
+    all_axes = figure.subplots(len(images), num_images, squeeze=False)
+    for (name, pictures), row in zip(images.items(), all_axes):
+        row[0].set_ylabel(name)
+        for axes, picture in zip(row, pictures):
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[], frame_on=False)
+    figure.tight_layout(pad=0.3)
     save_figure(figure, path)
 
 
