@@ -2,12 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml
-DEMO := runs/demo
 
-.PHONY: install test test-slow test-lowest test-page lint demo
+.PHONY: help demo install test test-slow test-lowest test-page lint
 
-install: $(VENV)/installed
+# The first target is what `make` alone does.
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: install  ## train two small models on synthetic radiographs and compare them: minutes on a laptop
+	$(BIN)/python scripts/demo.py
+
+install: $(VENV)/installed  ## a virtual environment in .venv with what the scripts need
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 15) else \
 		"found Python %d.%d, expected 3.10 to 3.14: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -21,17 +26,17 @@ WORKERS ?= logical
 PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 # What asserts seconds runs after the rest, alone.
-test: install
+test: install  ## the quick tests
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not timing"
 	$(BIN)/python -m pytest -m "timing and not slow"
 
-test-slow: install
+test-slow: install  ## the long tests
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not timing"
 	$(BIN)/python -m pytest -m "slow and timing"
 
 # The quick suite with the lowest versions that requirements.txt names; they have wheels for Python 3.10 to 3.12.
 LOWEST := $(VENV)-lowest
-test-lowest:
+test-lowest:  ## the quick tests with the lowest versions in requirements.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -r requirements.txt
@@ -39,40 +44,20 @@ test-lowest:
 	$(MAKE) test VENV=$(LOWEST)
 
 # Last, as it changes what is installed: gradio holds back pillow.
-test-page: install
+test-page: install  ## the tests of the page of serve.py, which installs more
 	$(BIN)/python -m pip install --quiet -r requirements-serve.txt
 	$(BIN)/python -m pytest tests/scripts/test_serve.py
 
-lint: install
+lint: install  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # The pages as HTML, in docs/_build/docs/index.html. Sphinx has a virtual environment of its own, without torch.
 .PHONY: docs
 DOCS := $(VENV)-docs
-docs: $(DOCS)/installed
+docs: $(DOCS)/installed  ## these pages as HTML
 	$(DOCS)/bin/python -m sphinx -c docs -b html -W --keep-going -n -q . docs/_build
 $(DOCS)/installed: requirements-docs.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet -r requirements-docs.txt
 	touch $@
-
-# On the synthetic sample: pretrain a small ViT-MAE, fine-tune it and a ResNet-18, compare them on the test split.
-IMAGES := --data_dir sample_data --output_dir $(DEMO)
-SMALL_VIT := --config_name vit-mae-tiny --image_size 64 --config_overrides \
-	hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8
-FINE_TUNE := --lr_scheduler_type cosine --warmup_ratio 0.1 --evaluate_test
-
-demo: install sample_data
-	rm -rf $(DEMO)
-	$(LAUNCH) scripts/run_mae_pretrain.py $(IMAGES)/mae $(SMALL_VIT) \
-		--num_train_epochs 60 --per_device_train_batch_size 32 --learning_rate 1e-3
-	$(LAUNCH) scripts/run_classification.py $(IMAGES)/mae-vit --model_name_or_path $(DEMO)/mae/model \
-		$(FINE_TUNE) --num_train_epochs 30 --learning_rate 1e-3
-	$(LAUNCH) scripts/run_classification.py $(IMAGES)/resnet-18 --config_name resnet-18 --image_size 64 \
-		$(FINE_TUNE) --num_train_epochs 10 --learning_rate 1e-3
-	$(BIN)/python scripts/report_study.py $(DEMO)
-	@echo "What the autoencoder draws: $(DEMO)/mae/reconstructions.png"
-
-sample_data: | install
-	$(BIN)/python scripts/make_sample_data.py $@

@@ -180,21 +180,22 @@ def evaluate(run: Run, model: torch.nn.Module) -> float:
 
 @torch.no_grad()
 def reconstruct(run: Run, model: ViTMAEForPreTraining) -> dict[str, torch.Tensor]:
-    """Returns gray images (B, H, W) in [0, 1]: whole, as the model saw them, and what it made of them."""
+    """Returns gray images (B, H, W) in [0, 1]: whole, as the model saw them, its prediction of the rest."""
     batch = next(iter(run.eval_loader))
     pixel_values = run.normalize(batch["image"])
     outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(run.accelerator.device))
     patches, predicted = model.patchify(pixel_values), outputs.logits  # (B, L, patch_size² * 3)
+    reconstruction = "reconstruction"
     if model.config.norm_pix_loss:  # undone with the true patches, as in the figures of He et al.
         predicted = predicted * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
+        reconstruction += ", given each\nhidden patch's mean and deviation"
     hidden = outputs.mask.unsqueeze(-1).bool()
-    columns = {
+    rows = {
         "original": patches,
         "what the model saw": patches.masked_fill(hidden, 0.0),  # 0 is the mean gray
-        "reconstruction": predicted,
-        "reconstruction + visible": torch.where(hidden, predicted, patches),
+        reconstruction: torch.where(hidden, predicted, patches),  # the loss is of hidden patches only
     }
-    return {name: run.normalize.invert(model.unpatchify(value)) for name, value in columns.items()}
+    return {name: run.normalize.invert(model.unpatchify(value)) for name, value in rows.items()}
 
 
 def finish(run: Run) -> None:

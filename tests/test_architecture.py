@@ -29,8 +29,10 @@ FLOORS = (
     {"study"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-WITHOUT_TORCH = ("describe_dataset", "hub", "make_sample_data", "report_study", "run_study")
+WITHOUT_TORCH = ("demo", "describe_dataset", "hub", "make_sample_data", "report_study", "run_study")
 LIBRARIES_WITH_TORCH = {"torch", "torchvision", "transformers", "accelerate", "captum"}
+# Slow to import, and needed by a part of a run only: `--help` and a wrong flag do not wait for them.
+SLOW_LIBRARIES = {"captum", "gradio", "matplotlib", "sklearn", "scipy.stats"}
 
 
 @functools.cache
@@ -107,6 +109,12 @@ def test_modules_of_cxr_do_not_import_in_circles():
         for name in ready:
             del remaining[name]
     assert not remaining
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPT_NAMES))
+def test_importing_the_script_does_not_load_what_draws_and_compares(name):
+    code = f"import sys, {name}; sys.exit(' '.join(sys.modules.keys() & {SLOW_LIBRARIES!r}) or 0)"
+    subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, check=True)
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

@@ -56,7 +56,18 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 # Programs of others whose arguments are not looked at.
-OTHERS = {".venv/Scripts/activate", "cp", "docker", "export", "hf", "ls", "scontrol", "source", "tail", "test"}
+OTHERS = {
+    ".venv/Scripts/activate",
+    "cp",
+    "docker",
+    "export",
+    "hf",
+    "ls",
+    "scontrol",
+    "source",
+    "tail",
+    "test",
+}
 
 
 class Parsed(Exception):

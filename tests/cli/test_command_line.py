@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import runpy
 import subprocess
@@ -44,6 +45,26 @@ def test_help_is_the_same_from_a_folder_that_is_not_the_repository(helps, script
     command = [sys.executable, str(script), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == helps[script.stem].split()
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_help_takes_a_second_and_four_where_torch_is_needed(script):
+    """In seconds of CPU, the best of three: the first may still read files from the disk."""
+    code = (
+        "import runpy, sys, time\n"
+        "sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print(time.process_time(), 'torch' in sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, str(script)]
+    environment = os.environ | {"PYTHONPATH": str(script.parent)}
+    runs = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr.split()
+        for _ in range(3)
+    ]
+    seconds = min(float(run[-2]) for run in runs)
+    assert seconds < (4 if runs[0][-1] == "True" else 1), seconds
 
 
 TRAININGS, USES = ("run_mae_pretrain", "run_classification"), ("predict", "serve", "export_onnx")

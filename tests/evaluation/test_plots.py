@@ -7,6 +7,7 @@ import pytest
 from cxr.evaluation import plots
 from matplotlib import pyplot as plt
 from PIL import Image
+from sklearn import metrics
 
 LABELS = np.array([0, 0, 1, 1, 1])
 PROBABILITIES = np.array([0.1, 0.6, 0.4, 0.8, 0.9])
@@ -55,12 +56,12 @@ def test_same_records_give_the_same_picture(tmp_path):
 
 def test_confusion_matrix_counts_what_is_called_at_each_threshold(tmp_path, monkeypatch):
     drawn = []
-    display = plots.metrics.ConfusionMatrixDisplay
+    display = metrics.ConfusionMatrixDisplay
 
     def note(counts, **options):
         drawn.append(counts.tolist())
         return display(counts, **options)
 
-    monkeypatch.setattr(plots.metrics, "ConfusionMatrixDisplay", note)
+    monkeypatch.setattr(metrics, "ConfusionMatrixDisplay", note)
     draw_confusion(tmp_path / "figure.png")
     assert drawn == [[[1, 1], [1, 2]], [[1, 1], [0, 3]]]  # rows: truth

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 METRICS = ("accuracy", "precision", "f1", "recall", "auroc", "average_precision", "brier", "ece")
@@ -153,6 +152,8 @@ def seed_interval(values: Sequence[float]) -> Interval | None:
     """The t interval of a metric's mean over seeds, within [0, 1]; None for fewer than MIN_SEEDS."""
     if len(values) < MIN_SEEDS:
         return None
+    from scipy import stats  # half a second, which --help does not wait for
+
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
     low, high = np.clip(np.mean(values) + np.array([-half, half]), 0, 1)
     return Interval(low=float(low), high=float(high))
@@ -186,6 +187,8 @@ def paired_difference(
     variance: which patients were tested, and which seeds trained. Degrees of freedom are Satterthwaite's; the
     test is two-sided. None where no resample is defined.
     """
+    from scipy import stats
+
     resampled = resampled[np.isfinite(resampled)]
     if len(resampled) < 2:
         return None

@@ -2,13 +2,22 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
-from sklearn import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def save_figure(figure: Figure, path: Path, *, private: bool = False) -> None:
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches. Matplotlib and scikit-learn, slow to import, are imported by what draws."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def save_figure(figure: "Figure", path: Path, *, private: bool = False) -> None:
     """Writes a PNG or SVG atomically; `private` is mode 0600, from before there is anything in it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -23,7 +32,7 @@ def save_figure(figure: Figure, path: Path, *, private: bool = False) -> None:
 
 def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
     """Mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`."""
-    figure = Figure(figsize=(6, 4))
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     numbers = [record["epoch"] for record in epochs]
     for key, name in (("train_loss", "training"), ("eval_loss", "validation")):
@@ -38,7 +47,9 @@ def plot_roc_and_precision_recall(
     labels: np.ndarray, probabilities: np.ndarray, path: Path, *, title: str
 ) -> None:
     """Both curves beside each other, with what chance would give; `labels` has both classes."""
-    figure = Figure(figsize=(10, 4.5))
+    from sklearn import metrics
+
+    figure = new_figure(10, 4.5)
     roc, precision_recall = figure.subplots(1, 2)
     metrics.RocCurveDisplay.from_predictions(labels, probabilities, ax=roc, plot_chance_level=True)
     metrics.PrecisionRecallDisplay.from_predictions(
@@ -62,7 +73,9 @@ def plot_confusion_matrix(
     title: str,
 ) -> None:
     """Counts of images by true and predicted label, at each of the named thresholds."""
-    figure = Figure(figsize=(5 * len(thresholds), 4.2))
+    from sklearn import metrics
+
+    figure = new_figure(5 * len(thresholds), 4.2)
     all_axes = figure.subplots(1, len(thresholds), squeeze=False)
     for axes, (name, threshold) in zip(all_axes[0], thresholds.items()):
         counts = metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1])
@@ -75,23 +88,23 @@ def plot_confusion_matrix(
 
 
 def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
-    """A row per image and a column per entry of `images`: name -> gray images (N, H, W) in [0, 1]."""
+    """A row per entry of `images`, name -> gray images (N, H, W) in [0, 1], and a column per image."""
     num_images = len(next(iter(images.values())))
-    figure = Figure(figsize=(2.2 * len(images), 2.3 * num_images))
-    all_axes = figure.subplots(num_images, len(images), squeeze=False)
-    for column, (name, pictures) in enumerate(images.items()):
-        all_axes[0][column].set_title(name)
-        for row, picture in enumerate(pictures):
-            all_axes[row][column].imshow(picture, cmap="gray", vmin=0, vmax=1)
-            all_axes[row][column].axis("off")
-    figure.tight_layout()
+    figure = new_figure(2.0 * num_images, 2.1 * len(images))
+    all_axes = figure.subplots(len(images), num_images, squeeze=False)
+    for (name, pictures), row in zip(images.items(), all_axes):
+        row[0].set_ylabel(name)
+        for axes, picture in zip(row, pictures):
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[], frame_on=False)
+    figure.tight_layout(pad=0.3)
     save_figure(figure, path)
 
 
 def plot_examples(examples: dict[str, list[tuple[str, np.ndarray]]], path: Path, *, title: str) -> None:
     """A row per label: name -> pairs of view and gray image (H, W) in 0..255. The file is private."""
     num_columns = max(len(pictures) for pictures in examples.values())
-    figure = Figure(figsize=(2.2 * num_columns, 2.9 * len(examples)))
+    figure = new_figure(2.2 * num_columns, 2.9 * len(examples))
     all_axes = figure.subplots(len(examples), num_columns, squeeze=False)
     for axes in all_axes.flat:
         axes.axis("off")

@@ -15,20 +15,17 @@ import math
 import warnings
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from cxr.evaluation.plots import new_figure
 from cxr.evaluation.plots import save_figure
 from cxr.inference.classifier import Classifier
 
 SHOWN_SIDE = 768  # pixels: the shortest side of the radiograph as shown; models get it smaller
-COLORS = matplotlib.colormaps["inferno"]
+COLORS = "inferno"
 OPACITY = 0.6  # of the colour where the heat is 1
 FINE_GRID = 7  # cells per side: a ResNet's at 224 pixels; a coarser grid is drawn as squares, not smoothed
 AT_ONCE = 8  # images: the attention of all layers, with its gradient, takes much memory
@@ -63,6 +60,7 @@ def describe(classifier: Classifier, heat: np.ndarray) -> str:
 
 def grad_cam(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """Returns the heat maps (B, h, w) of a ResNet, at least 0, for its input (B, 3, S, S)."""
+    from captum.attr import LayerGradCam  # slow to import, and only for heat maps
 
     def log_odds(pixel_values: torch.Tensor) -> torch.Tensor:
         return _log_odds(model(pixel_values=pixel_values).logits)
@@ -110,10 +108,12 @@ def overlay(pixels: torch.Tensor, heat: np.ndarray) -> np.ndarray:
 
     The opacity grows with the heat; where the heat is 0, the radiograph is unchanged.
     """
+    import matplotlib
+
     heat = stretch(heat, tuple(pixels.shape[-2:]))
-    opacity = OPACITY * heat[..., None]
+    opacity, colors = OPACITY * heat[..., None], matplotlib.colormaps[COLORS]
     gray = pixels[0].numpy()[..., None]
-    return np.rint((1 - opacity) * gray + opacity * 255 * COLORS(heat)[..., :3]).astype(np.uint8)
+    return np.rint((1 - opacity) * gray + opacity * 255 * colors(heat)[..., :3]).astype(np.uint8)
 
 
 def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: str, label: str) -> None:
@@ -121,7 +121,9 @@ def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: 
 
     `label` is the positive label.
     """
-    figure = Figure(figsize=(8.5, 7.8))
+    from matplotlib.cm import ScalarMappable
+
+    figure = new_figure(8.5, 7.8)
     axes = figure.subplots()
     axes.imshow(overlay(pixels, heat))
     axes.axis("off")

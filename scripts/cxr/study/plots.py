@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
 
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import reliability
+from cxr.evaluation.plots import new_figure
 from cxr.evaluation.plots import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by the colour-blind, too; its yellow is left out, as paper is white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,7 +39,7 @@ def plot_mean_losses(rows: dict[str, list[list[dict]]], path: Path, *, title: st
 
     The line is the mean over seeds, the band their range.
     """
-    figure = Figure(figsize=(11, 4.2))
+    figure = new_figure(11, 4.2)
     panels = figure.subplots(1, 2)
     for axes, key, name in zip(panels, ("train_loss", "eval_loss"), ("training", "validation")):
         for number, (row, runs) in enumerate(rows.items()):
@@ -89,7 +91,7 @@ def plot_learning_curves(curves: list[Curve], path: Path, *, title: str) -> None
     panels = [""] if together else list(dict.fromkeys(curve.panel for curve in curves))
     across = min(len(panels), 2 if len(panels) <= 4 else 3)
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(max(8, 5.2 * across), max(4.6, 3.6 * down)))
+    figure = new_figure(max(8, 5.2 * across), max(4.6, 3.6 * down))
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes, panel in itertools.zip_longest(grid.flat, panels):
         if panel is None:
@@ -116,7 +118,7 @@ def plot_learning_curves(curves: list[Curve], path: Path, *, title: str) -> None
     save(figure, path)
 
 
-def draw_curves(axes: Axes, curves: list[Curve], name: Callable[[Curve], str]) -> None:
+def draw_curves(axes: "Axes", curves: list[Curve], name: Callable[[Curve], str]) -> None:
     """Curves with their intervals, beside each other so that none hides another, each named at its end."""
     sizes = np.unique(np.log10(np.concatenate([curve.sizes for curve in curves])))
     step = min(0.12, 0.5 / len(curves)) * (np.diff(sizes).min() if len(sizes) > 1 else 1)
@@ -148,7 +150,7 @@ def draw_curves(axes: Axes, curves: list[Curve], name: Callable[[Curve], str]) -
         )
 
 
-def spread_labels(axes: Axes) -> None:
+def spread_labels(axes: "Axes") -> None:
     """Moves the labels at the right of a panel apart, up and down, so that none covers another."""
     labels = sorted(axes.texts, key=lambda label: label.xyann[1])
     bottom, top = axes.get_ylim()
@@ -182,7 +184,9 @@ def block_ends(places: list[float], heights: list[float]) -> tuple[float, float]
 
 def plot_roc(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> None:
     """ROC curves over each other: sensitivity at each false positive rate, the mean over seeds."""
-    figure = Figure(figsize=(6, 6))
+    from sklearn.metrics import roc_curve
+
+    figure = new_figure(6, 6)
     axes = figure.subplots()
     grid = np.linspace(0, 1, 501)
     axes.plot([0, 1], [0, 1], color="gray", lw=0.8, ls=":", label="chance")
@@ -197,7 +201,7 @@ def plot_roc(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> N
 
 def plot_calibration(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> None:
     """Reliability diagram: the share of positives among images of about one probability, over all seeds."""
-    figure = Figure(figsize=(6, 6))
+    figure = new_figure(6, 6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", lw=0.8, ls=":", label="calibrated")
     for number, (row, runs) in enumerate(rows.items()):
@@ -217,7 +221,7 @@ def as_label(name: str) -> str:
     return f"\u200b{name}".replace("$", r"\$") if name.startswith("_") else name.replace("$", r"\$")
 
 
-def finish(figure: Figure, axes: Axes, path: Path, *, title: str) -> None:
+def finish(figure: "Figure", axes: "Axes", path: Path, *, title: str) -> None:
     """Adds the title and, below, one legend for all panels; saves."""
     handles, names = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, names)) > 45 else 2
@@ -228,8 +232,10 @@ def finish(figure: Figure, axes: Axes, path: Path, *, title: str) -> None:
     save(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """Writes the PNG `path` and, beside it, an SVG, which is the same for the same figure."""
+    import matplotlib
+
     save_figure(figure, path)
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):
         save_figure(figure, path.with_suffix(".svg"))

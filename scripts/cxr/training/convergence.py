@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from scipy.stats import linregress
-
 MIN_POINTS = 3  # two losses always lie on a line
 MIN_T = 2.0  # the slope, in its standard errors: about p < 0.05 for many epochs
 
@@ -16,6 +14,8 @@ def why_undertrained(eval_losses: Sequence[float], *, best_epoch: int) -> str | 
     falls over the last quarter of the epochs, by more than chance, would go on falling; the best epoch as the
     last one may have a better one after it.
     """
+    from scipy.stats import linregress  # slow to import
+
     last_quarter = eval_losses[-math.ceil(len(eval_losses) / 4) :]
     if len(last_quarter) >= MIN_POINTS:
         line = linregress(range(len(last_quarter)), last_quarter)
