@@ -1,4 +1,4 @@
-"""The figures of a run folder, drawn from its records."""
+"""Draws the figures of a run folder."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,12 @@ from sklearn import metrics
 
 
 def save_figure(figure: Figure, path: Path, *, private: bool = False) -> None:
-    """Writes a PNG or SVG atomically; `private` is mode 0600, from before there is anything in it."""
+    """Writes a PNG or SVG atomically; a `private` one is readable only by its owner (mode 0600)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch(mode=0o600 if private else 0o666)
         kind = path.suffix.removeprefix(".")
-        undated = {"metadata": {"Date": None}} if kind == "svg" else {}  # equal figures are equal files
+        undated = {"metadata": {"Date": None}} if kind == "svg" else {}  # equal figures make equal files
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format=kind, **undated)
         temporary.replace(path)
     finally:
@@ -22,7 +22,7 @@ def save_figure(figure: Figure, path: Path, *, private: bool = False) -> None:
 
 
 def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
-    """Mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`."""
+    """Plots the mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`."""
     figure = Figure(figsize=(6, 4))
     axes = figure.subplots()
     numbers = [record["epoch"] for record in epochs]
@@ -37,7 +37,7 @@ def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
 def plot_roc_and_precision_recall(
     labels: np.ndarray, probabilities: np.ndarray, path: Path, *, title: str
 ) -> None:
-    """Both curves beside each other, with what chance would give; `labels` has both classes."""
+    """Plots both curves side by side, with the chance level; `labels` must have both classes."""
     figure = Figure(figsize=(10, 4.5))
     roc, precision_recall = figure.subplots(1, 2)
     metrics.RocCurveDisplay.from_predictions(labels, probabilities, ax=roc, plot_chance_level=True)
@@ -61,7 +61,7 @@ def plot_confusion_matrix(
     names: list[str],
     title: str,
 ) -> None:
-    """Counts of images by true and predicted label, at each of the named thresholds."""
+    """Plots the number of images by true and predicted label, at each named threshold."""
     figure = Figure(figsize=(5 * len(thresholds), 4.2))
     all_axes = figure.subplots(1, len(thresholds), squeeze=False)
     for axes, (name, threshold) in zip(all_axes[0], thresholds.items()):
@@ -75,7 +75,7 @@ def plot_confusion_matrix(
 
 
 def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
-    """A row per image and a column per entry of `images`: name -> gray images (N, H, W) in [0, 1]."""
+    """Draws a row per image and a column per entry of `images`: name -> gray images (N, H, W) in [0, 1]."""
     num_images = len(next(iter(images.values())))
     figure = Figure(figsize=(2.2 * len(images), 2.3 * num_images))
     all_axes = figure.subplots(num_images, len(images), squeeze=False)
@@ -89,7 +89,7 @@ def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
 
 
 def plot_examples(examples: dict[str, list[tuple[str, np.ndarray]]], path: Path, *, title: str) -> None:
-    """A row per label: name -> pairs of view and gray image (H, W) in 0..255. The file is private."""
+    """Draws a row per label: name -> pairs of view and gray image (H, W) in 0..255. The file is private."""
     num_columns = max(len(pictures) for pictures in examples.values())
     figure = Figure(figsize=(2.2 * num_columns, 2.9 * len(examples)))
     all_axes = figure.subplots(len(examples), num_columns, squeeze=False)
