@@ -1,4 +1,4 @@
-"""Pages that are made from the code are what the code says."""
+"""Pages that are generated from the code are up to date."""
 
 import make_run_folder_page
 import make_study_page
