@@ -92,7 +92,7 @@ def describe_machine() -> dict:
 
 
 def print_table(command: str, measured: dict) -> None:
-    table = Table("", "images/s", "speedup of ours", title=f"benchmark {command}")
+    table = Table("", "images/s", "ours is faster by", title=f"benchmark {command}")
     if command == "data":
         shrink, loader = measured["shrink"], measured["loader"]
         ours, other = shrink["images_per_second"], loader["images_per_second"]

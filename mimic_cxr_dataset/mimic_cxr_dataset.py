@@ -16,7 +16,7 @@ README.md beside this file gives the label rules, the options and the published 
 """
 
 # One import per line: the loader of `datasets` 3 reads "import a, b" as one package named "a, b". It copies
-# only files that are imported here, so every file of this folder is, even if only other files use it.
+# only files that are imported here, so this file imports from every file of the folder, used or not.
 import csv
 import hashlib
 import logging
@@ -159,7 +159,7 @@ class MimicCxr(datasets.GeneratorBasedBuilder):
             yield row.dicom_id, {"image": image, **{column: getattr(row, column) for column in columns}}
 
     def _load_image(self, path: str, reading: Reading) -> tuple[dict, tuple[str, ...]]:
-        """Returns the image in the form of `datasets` (a path if it is used as it is) and its warnings."""
+        """Returns the image in the form of `datasets` (only a path if it is not shrunk) and its warnings."""
         size = self.config.image_size
         if size is None and is_jpeg(path):
             return {"path": path, "bytes": None}, check_jpeg(path)
