@@ -1,17 +1,17 @@
-"""Measures how fast images are read and models trained, beside what a user would otherwise use.
+"""Measures how fast images are read and models are trained, compared with the usual alternatives.
 
-    python benchmarks/benchmark.py data --json data.json       # a few minutes; synthetic images of full size
+    python benchmarks/benchmark.py data --json data.json       # a few minutes; full-size synthetic images
     python benchmarks/benchmark.py data --data_dir /data/mimic-cxr-jpg --json data.json
     python benchmarks/benchmark.py step --mixed_precision bf16 --json step.json
     python benchmarks/benchmark.py step --config_name resnet-18 --batch_size 512 --json step.json
     python benchmarks/benchmark.py train --data_dir /data/mimic-cxr-jpg --json train.json
     python benchmarks/benchmark.py dicom --json dicom.json
 
-`data` times the shrinking of an image and the loader, on one core, against the transforms of transformers'
-MAE example. `step` times run_mae_pretrain.py or run_classification.py on shrunk images against
-transformers.Trainer, whose one batch lies ready on the device. `train` times both from the files on: ours
-after its first run has shrunk them, Trainer with the example's transforms. `dicom` times the reading of DICOM
-files with one process and with several. The sides take turns, and medians count.
+`data` compares the shrinking of images and the loader, on one core, with the transforms of transformers' MAE
+example. `step` compares run_mae_pretrain.py or run_classification.py on shrunk images with
+transformers.Trainer on a single batch that is already on the device. `train` compares both including the
+reading of files: ours after a first run has shrunk them, Trainer with the example's transforms. `dicom`
+compares reading DICOM files with one process and with several. The two sides take turns; results are medians.
 """
 
 import argparse
@@ -47,34 +47,38 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         command = commands.add_parser(name)
         add = command.add_argument
         add("--data_dir", type=Path, metavar="ROOT", help="MIMIC-CXR-JPG folder (default: synthetic images)")
-        add("--json", type=Path, required=True, metavar="FILE", help="where to write the figures")
-        command_line.add_number(command, "--rounds", positive, "turns that each side gets", default=3)
+        add("--json", type=Path, required=True, metavar="FILE", help="where to write the results")
+        command_line.add_number(command, "--rounds", positive, "turns of each side", default=3)
         if name == "data":
             command_line.add_number(command, "--num_images", positive, "originals to read", default=48)
             continue
-        command_line.add_number(command, "--batch_size", positive, "images of a step", default=32)
-        command_line.add_number(command, "--steps", positive, "steps of a timed window", default=8)
-        command_line.add_number(command, "--windows", positive, "windows a turn, after one more", default=3)
+        command_line.add_number(command, "--batch_size", positive, "images per step", default=32)
+        command_line.add_number(command, "--steps", positive, "steps per timed window", default=8)
+        command_line.add_number(
+            command, "--windows", positive, "timed windows per turn, after one to warm up", default=3
+        )
         names = [*architectures.VIT_MAE_CONFIGS, *architectures.RESNET_CONFIGS]
-        add("--config_name", choices=names, default="vit-mae-tiny", help="the model trained")
-        add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of both sides")
+        add("--config_name", choices=names, default="vit-mae-tiny", help="the model to train")
+        add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="for both sides")
         add("--torch_compile", action="store_true", help="compile the models of both sides")
     command = commands.add_parser("dicom")
     command.add_argument(
-        "--json", type=Path, required=True, metavar="FILE", help="where to write the figures"
+        "--json", type=Path, required=True, metavar="FILE", help="where to write the results"
     )
-    command_line.add_number(command, "--rounds", positive, "turns that each side gets", default=3)
-    command_line.add_number(command, "--num_files", positive, "files, each read 20 times a turn", default=50)
+    command_line.add_number(command, "--rounds", positive, "turns of each side", default=3)
     command_line.add_number(
-        command, "--num_workers", positive, "processes of the other side", default=max(2, num_cores())
+        command, "--num_files", positive, "files, each read 20 times per turn", default=50
+    )
+    command_line.add_number(
+        command, "--num_workers", positive, "processes to compare with one", default=max(2, num_cores())
     )
     args = parser.parse_args(argv)
     if args.command != "dicom" and args.data_dir and not (args.data_dir / "files").is_dir():
-        parser.error(f"--data_dir {args.data_dir}: found no files/ in it; expected the MIMIC-CXR-JPG folder")
+        parser.error(f"--data_dir {args.data_dir}: found no files/ in it, expected the MIMIC-CXR-JPG folder")
     if not args.json.absolute().parent.is_dir():
         parser.error(f"--json {args.json}: found no folder {args.json.parent}; make it first")
     if getattr(args, "mixed_precision", "no") == "fp16" and not torch.cuda.is_available():
-        parser.error("--mixed_precision fp16 needs a GPU, found none; take bf16")
+        parser.error("--mixed_precision fp16 needs a GPU, found none; use bf16")
     return args
 
 

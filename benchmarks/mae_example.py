@@ -1,4 +1,4 @@
-"""What transformers' MAE example does with an image, to compare with: full decode, RGB, float32."""
+"""The image transforms of transformers' MAE example, for comparison: full decoding, RGB, float32."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def example_transform(image_size: int, *, mean: float, std: float) -> Callable[[Image.Image], torch.Tensor]:
-    """Returns the example's transform, of a PIL image to (3, image_size, image_size) float32.
+    """Returns the example's transform, from a PIL image to (3, image_size, image_size) float32.
 
     Source: examples/pytorch/image-pretraining/run_mae.py of transformers.
     """

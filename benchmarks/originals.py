@@ -1,4 +1,4 @@
-"""Images to measure with: drawn, or repeated until there are enough; and the processes that use them."""
+"""Makes the images for a measurement, drawn or repeated until there are enough, and runs the scripts."""
 
 import itertools
 import os
@@ -11,22 +11,22 @@ import pandas as pd
 from cxr.errors import UserError
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-FULL_SIZE = 2544  # pixels of the shortest side of most originals
+FULL_SIZE = 2544  # pixels: the shortest side of most originals
 CACHED_SIZE, IMAGE_SIZE, BATCH_SIZE = 256, 224, 64
 NUM_VALIDATION_IMAGES = 8
 
 
 def draw_images(folder: Path, *, num_images: int, image_size: int) -> Path:
-    """Draws synthetic radiographs into `folder`, in a process of its own, and returns the folder."""
+    """Draws synthetic radiographs into `folder`, in another process, and returns the folder."""
     flags = ["--num_images", str(num_images), "--image_size", str(image_size)]
     run([str(SCRIPTS / "make_sample_data.py"), str(folder), *flags])
     return folder
 
 
 def repeat_images(source: Path, target: Path, *, num_train_images: int) -> Path:
-    """Writes a tree with so many frontal training images of `source`, copied as new patients if it has fewer.
+    """Copies `num_train_images` frontal training images of `source` and a few validation images to `target`.
 
-    A few validation images come with them. Returns `target`.
+    If `source` has fewer, its images are repeated as new patients. Returns `target`.
     """
     tables = {
         name: pd.read_csv(next(source.glob(f"mimic-cxr-2.?.0-{name}.csv*")), dtype=str)
@@ -64,12 +64,12 @@ def repeat_images(source: Path, target: Path, *, num_train_images: int) -> Path:
 
 
 def run(command: list[str]) -> None:
-    """Runs a script with this Python; its output is shown only if it fails."""
-    one_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # Trainer would take all of them
+    """Runs a script with this Python; shows its output only if it fails."""
+    one_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # Trainer would use all GPUs
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": one_gpu}
     command = [sys.executable, *command]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         name = Path(command[0]).name
-        raise UserError(f"{name} ended with status {done.returncode}; its messages are above")
+        raise UserError(f"{name} ended with exit status {done.returncode}; its messages are above")

@@ -1,4 +1,4 @@
-"""How fast images are shrunk and loaded, on one core, beside the transforms of transformers' MAE example."""
+"""Measures on one core how fast images are shrunk and loaded, compared with transformers' MAE example."""
 
 import argparse
 import contextlib
@@ -34,7 +34,7 @@ from torchvision.io import decode_jpeg
 
 from mimic_cxr_dataset.radiographs import shrink_radiograph
 
-NUM_CACHED = 16 * BATCH_SIZE  # shrunk images that a turn reads
+NUM_CACHED = 16 * BATCH_SIZE  # shrunk images per turn
 
 
 def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
@@ -43,8 +43,8 @@ def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
     small = next((path for path in paths if shortest_side(path) <= CACHED_SIZE), None)
     if small is not None or not paths:
         raise UserError(
-            f"--data_dir {root}: found {small or 'no image'}; expected originals of more than {CACHED_SIZE} "
-            "pixels, which shrink"
+            f"--data_dir {root}: found {small or 'no image'}, expected originals with a shortest side above "
+            f"{CACHED_SIZE} pixels"
         )
     cached = [shrink_radiograph(path, CACHED_SIZE).content for path in paths]
     rates = take_turns(
@@ -89,9 +89,9 @@ def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def take_turns(sides: dict[str, list], *, rounds: int) -> dict[str, float]:
-    """Returns each side's median of images a second, over `rounds` turns after one for warming up.
+    """Returns each side's median images per second over `rounds` turns, after one turn to warm up.
 
-    The sides before the colon have a process each, so that no side finds its memory as another left it.
+    Each name before the colon has its own process, so that the sides do not affect each other's memory.
     """
     rates = {name: [] for name in sides}
     context = multiprocessing.get_context("spawn")
@@ -109,14 +109,14 @@ def take_turns(sides: dict[str, list], *, rounds: int) -> dict[str, float]:
 
 
 def use_one_core() -> None:
-    """The same one for all processes of the benchmark, where the system lets them choose."""
+    """Pins this process to one core, the same for all processes, if the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
 
 
 def measure_side(name: str, images: list) -> float:
-    """Returns how many images a second a side reads: paths of originals, or the bytes of shrunk ones."""
+    """Returns the images per second of a side; `images` are paths of originals or bytes of shrunk images."""
     if isinstance(images[0], bytes):
         images = list(itertools.islice(itertools.cycle(images), NUM_CACHED))
     read = SIDES[name](images)
@@ -155,7 +155,7 @@ def load_augmented(contents: list[bytes]) -> Callable[[], None]:
 
 
 def shrink_fully(path: Path) -> bytes:
-    """The original, decoded whole, as a gray JPEG with shortest side CACHED_SIZE."""
+    """Returns the original, decoded at full size, as a gray JPEG with shortest side CACHED_SIZE."""
     with Image.open(path) as image:
         scale = CACHED_SIZE / min(image.size)
         size = tuple(round(side * scale) for side in image.size)
@@ -171,7 +171,7 @@ def shortest_side(path: Path) -> int:
 
 
 def decode_eighth(path: Path) -> None:
-    """The least that reading an original can take: its entropy code, and an eighth of its size."""
+    """Does the least work that reading an original needs: entropy decoding, and an eighth of its size."""
     with Image.open(path) as image:
         image.draft("L", tuple(side // 8 for side in image.size))
         image.load()
@@ -182,7 +182,7 @@ def decode_gray(content: bytes) -> torch.Tensor:
 
 
 def compare(shrunk: bytes, path: Path) -> float:
-    """Returns the PSNR of a shrunk JPEG against the original decoded whole and resized, in dB."""
+    """Returns the PSNR in dB of a shrunk JPEG against the original, decoded at full size and resized."""
     with Image.open(io.BytesIO(shrunk)) as image, Image.open(path) as original:
         reference = original.convert("L").resize(image.size, Image.Resampling.LANCZOS)
         difference = np.asarray(image, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
@@ -190,7 +190,7 @@ def compare(shrunk: bytes, path: Path) -> float:
 
 
 def iterate(contents: list[bytes], transform: torch.nn.Module) -> Callable[[], None]:
-    """Returns a function that reads an epoch of the scripts' own training loader."""
+    """Returns a function that reads one epoch from the training loader of the scripts."""
     dicom_ids = [f"{number:08x}" for number in range(len(contents))]
     images = images_in_memory(contents, label=[0] * len(contents), dicom_id=dicom_ids)
     images = ChestXrays(images, transform, seed=0, num_patches=196)
@@ -210,7 +210,7 @@ def iterate(contents: list[bytes], transform: torch.nn.Module) -> Callable[[], N
     return epoch
 
 
-# What each side does with the images: prepared at the call, timed when the result is called.
+# What each side does with the images: the call prepares it and returns a function, which is timed.
 SIDES = {
     "ours: shrink": functools.partial(each, functools.partial(shrink_radiograph, shortest_side=CACHED_SIZE)),
     "ours: loader": load_cropped,

@@ -1,9 +1,9 @@
-"""Trains with `Trainer`, as transformers' examples do, and writes how fast: benchmark.py compares with it.
+"""Trains with `Trainer`, as transformers' examples do, and writes its speed, for benchmark.py.
 
     python benchmarks/trainer_baseline.py --config_name vit-mae-tiny --json trainer.json
 
-With --images FILE, a list of paths, it reads them with the transforms of the MAE example; without, every
-step takes one batch that lies on the device, so that nothing but the step is timed.
+With --images FILE, a list of paths, it reads these images with the transforms of the MAE example. Without it,
+each step uses the same batch, already on the device, so that only the step is timed.
 """
 
 import argparse
@@ -42,10 +42,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add, positive = parser.add_argument, command_line.positive_int
     add("--config_name", choices=names, default="vit-mae-tiny")
     command_line.add_number(parser, "--image_size", positive, "pixels", default=224)
-    add("--images", type=Path, metavar="FILE", help="text file with the path of an image a line")
+    add("--images", type=Path, metavar="FILE", help="text file with one image path per line")
     command_line.add_number(parser, "--batch_size", positive, "images", default=32)
-    command_line.add_number(parser, "--steps", positive, "in a window", default=8)
-    command_line.add_number(parser, "--windows", positive, "timed ones", default=4)
+    command_line.add_number(parser, "--steps", positive, "steps per window", default=8)
+    command_line.add_number(parser, "--windows", positive, "timed windows", default=4)
     add("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="as in accelerate")
     add("--torch_compile", action="store_true", help="Trainer's own flag")
     add("--json", type=Path, required=True, metavar="FILE", help="where to write the speeds")
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 class ImageFiles(Dataset):
-    """The images of the list, over and over."""
+    """The images of the list, repeated until there are `length`."""
 
     def __init__(self, paths: list[str], image_size: int, length: int):
         self.paths = list(itertools.islice(itertools.cycle(paths), length))
@@ -68,7 +68,7 @@ class ImageFiles(Dataset):
 
 
 class BaselineTrainer(Trainer):
-    """Trainer, which takes ready batches from a list where there are no images to read."""
+    """A `Trainer` that also accepts a list of ready batches."""
 
     def get_train_dataloader(self) -> DataLoader:
         if isinstance(self.train_dataset, list):
@@ -77,7 +77,7 @@ class BaselineTrainer(Trainer):
 
 
 class Windows(TrainerCallback):
-    """Notes the time at the end of every `steps` steps, when the device is done."""
+    """Records the time after every `steps` steps, when the device has finished."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     model = new_mae(config) if is_mae else new_classifier(config, LABELS)
     windows = Windows(args.steps)
-    num_steps = args.steps * (args.windows + 1)  # the first window is for warming up
+    num_steps = args.steps * (args.windows + 1)  # the first window is a warm-up
     with tempfile.TemporaryDirectory() as folder:
         training_args = TrainingArguments(
             output_dir=folder,
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             fp16=args.mixed_precision == "fp16",
             torch_compile=args.torch_compile,
             use_cpu=not torch.cuda.is_available(),
-            dataloader_num_workers=min(16, num_cores()) if torch.cuda.is_available() else 0,  # as ours
+            dataloader_num_workers=min(16, num_cores()) if torch.cuda.is_available() else 0,  # like ours
             remove_unused_columns=False,
             label_names=["pixel_values"] if is_mae else ["labels"],
             save_strategy="no",

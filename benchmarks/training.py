@@ -1,4 +1,4 @@
-"""How fast the scripts train, beside transformers.Trainer."""
+"""Measures how fast the scripts train, compared with transformers.Trainer."""
 
 import argparse
 import itertools
@@ -21,7 +21,7 @@ NO_LIMIT = 10**9
 
 
 def measure_training(args: argparse.Namespace, work_dir: Path) -> dict:
-    """Trains both sides by turns, each in a process of its own, and returns the speed of both."""
+    """Trains both sides in turns, each in its own process, and returns the speed of both."""
     num_images = args.batch_size * args.steps
     source, reads_files = args.data_dir, args.command == "train"
     if source is None:
@@ -51,7 +51,7 @@ def measure_training(args: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def train_ours(args: argparse.Namespace, root: Path, work_dir: Path, turn: int) -> dict:
-    """Runs the script as a user does; an epoch is a window, and the first is for warming up."""
+    """Runs the script as a user does; a window is an epoch, and the first one is a warm-up."""
     is_mae = args.config_name in architectures.VIT_MAE_CONFIGS
     output_dir = work_dir / f"ours-{turn}"
     launch = ["-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]

@@ -1,4 +1,4 @@
-"""How fast DICOM files are read, with one process and with several, as predict.py reads many files."""
+"""Measures how fast predict.py reads many DICOM files, with one process and with several."""
 
 import argparse
 import functools
@@ -21,12 +21,12 @@ from rich.progress import track
 from mimic_cxr_dataset.radiographs import shrink_radiograph
 
 ROWS, COLUMNS = 2500, 2000
-NUM_FILES, NUM_TIMES = 50, 20  # each file is read so often in a turn
-NUM_TO_START = 8  # files a process, before the clock starts
+NUM_FILES, NUM_TIMES = 50, 20  # files, and how often a turn reads each of them
+NUM_TO_START = 8  # files per process to warm up, before timing starts
 
 
 def measure_workers(args: argparse.Namespace, work_dir: Path) -> dict:
-    """Returns the images a second of one process and of --num_workers, which take turns; medians."""
+    """Returns the median images per second of one process and of --num_workers, which take turns."""
     paths = [draw_dicom(work_dir / f"{number:02}.dcm", seed=number) for number in range(args.num_files)]
     read = functools.partial(shrink_radiograph, shortest_side=CACHED_SIZE)
     with open_pool(NUM_FOR_PROCESSES, args.num_workers) as pool:
@@ -46,7 +46,7 @@ def measure_workers(args: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def measure_rate(apply: Callable, read: Callable, paths: list[Path]) -> float:
-    """Returns the images a second of the reading alone, with `apply`: `map`, or that of a pool."""
+    """Returns the images per second of reading alone; `apply` is `map`, or the `map` of a pool."""
     started = time.perf_counter()
     for _ in apply(read, paths):
         pass
@@ -54,7 +54,7 @@ def measure_rate(apply: Callable, read: Callable, paths: list[Path]) -> float:
 
 
 def draw_dicom(path: Path, *, seed: int) -> Path:
-    """Writes a soft picture with the noise of a detector, of 12 bits, as a detector's file is."""
+    """Writes a soft 12-bit image with detector noise, in the form of a detector's file."""
     rows, columns = np.mgrid[0:ROWS, 0:COLUMNS]
     waves = np.sin(rows / 260 + seed) + np.cos(columns / 310)
     noise = np.random.default_rng(seed).normal(0, 20, waves.shape)

@@ -1,4 +1,4 @@
-"""A metric module for `evaluate`: binary classification from probabilities, by scikit-learn.
+"""A metric module for `evaluate`: scikit-learn's metrics of binary classification from probabilities.
 
 metric = evaluate.load("chest_xray_metrics")  # the folder: no network
 metric.compute(references=[0, 1, 1], predictions=[0.2, 0.7, 0.4], threshold=0.5)
@@ -20,8 +20,8 @@ Args:
     predictions: probabilities of label 1.
     threshold: a probability at or above it is called positive (default 0.5).
 Returns:
-    accuracy, precision, recall, f1, auroc, average_precision (the last two None where there is one class
-    only), threshold, n. Precision, recall and F1 are 0 where they would divide by zero.
+    accuracy, precision, recall, f1, auroc, average_precision, threshold, n. AUROC and average precision are
+    None if there is only one class; precision, recall and F1 are 0 where they would divide by zero.
 """
 
 _CITATION = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011."

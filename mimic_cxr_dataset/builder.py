@@ -60,7 +60,7 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
             yield row, image
 
     def _load_image(self, path: str, reading: Reading) -> tuple[dict, tuple[str, ...]]:
-        """Returns the image in the form of `datasets` (a path if it is used as it is) and its warnings."""
+        """Returns the image in the form of `datasets` (only a path if it is not shrunk) and its warnings."""
         size = self.config.image_size
         if size is None and is_jpeg(path):
             return {"path": path, "bytes": None}, check_jpeg(path)

@@ -16,7 +16,7 @@ README.md beside this file gives the label rules, the options and the published 
 """
 
 # One import per line: the loader of `datasets` 3 reads "import a, b" as one package named "a, b". It copies
-# only files that are imported here, so every file of this folder is, even if only other files use it.
+# only files that are imported here, so this file imports from every file of the folder, used or not.
 import hashlib
 import logging
 from dataclasses import dataclass

@@ -261,7 +261,7 @@ def _png_blocks(content: bytes) -> dict[bytes, bytes]:
 
 
 def _describe(image: Image.Image, blocks: dict[bytes, bytes] | None = None) -> list[str]:
-    """Returns warnings about properties that viewers apply and this does not; `blocks` are of a PNG."""
+    """Returns warnings about properties that viewers apply, but not this module; `blocks`: a PNG's chunks."""
     blocks = blocks or {}
     across, down = image.info.get("jfif_density", (1, 1))
     if b"pHYs" in blocks:
@@ -301,7 +301,7 @@ def _to_gray(image: Image.Image, warned: list[str]) -> Image.Image:
 
 
 def _check_not_constant(gray: Image.Image, content: bytes | None = None) -> None:
-    """Raises DatasetError if all pixels are the same; `content` is the JPEG if `gray` was decoded in part."""
+    """Raises DatasetError if all pixels are the same; `content` is the JPEG if `gray` is a part of it."""
     darkest, brightest = gray.getextrema()
     if darkest == brightest and content is not None:
         with open_jpeg(io.BytesIO(content)) as whole:

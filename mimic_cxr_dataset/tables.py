@@ -240,7 +240,7 @@ def read_images(data_dir: str | Path) -> pd.DataFrame:
     table = table.iloc[position]  # one row per image, in the order of `images`
     for column in table.columns.intersection(PATIENT_IDS):
         is_other = table[column].to_numpy() != images[column].to_numpy()
-        reject(is_other, split_path, table[column], f"that of the image in {path.name}")
+        reject(is_other, split_path, table[column], f"the same as in {path.name}")
     images["split"] = table["split"].map(SPLITS).to_numpy()
     is_other = differs_from_first(images, "split", within="subject_id")
     reject(is_other, split_path, table["split"], "each patient in one split")

@@ -1,4 +1,4 @@
-"""Shows in minutes that everything works: trains two small models on synthetic radiographs, and compares them.
+"""Shows in minutes that everything works: trains and compares two small models on synthetic radiographs.
 
     make demo               # installs what is needed first
     python scripts/demo.py  # the same, where it is installed

@@ -1,12 +1,13 @@
-"""Counts what a MIMIC-CXR-JPG folder holds, and compares it with the published counts.
+"""Counts the images and labels of a MIMIC-CXR-JPG folder, and compares them with the published counts.
 
     python scripts/describe_dataset.py                                # a synthetic sample, made on first use
     python scripts/describe_dataset.py --data_dir /data/mimic-cxr-jpg
     python scripts/describe_dataset.py --data_dir /data/mimic-cxr-jpg --view lateral --output_dir runs/lateral
 
-Prints tables and writes them to OUTPUT_DIR/dataset.md. Beside it, dicoms_with_labels_and_splits.csv has a
-line for each image with a label, and examples.png shows a few of each label; only their owner may read these
-two. The folder's CSV tables are enough: without images there is no figure. Nothing here needs torch.
+Prints tables and writes them to OUTPUT_DIR/dataset.md. In the same folder, dicoms_with_labels_and_splits.csv
+has one line per labelled image, and examples.png shows a few images of each label; only the owner can read
+these two files. The CSV tables of the data folder are enough: without images, there is no examples.png. This
+script does not need torch.
 """
 
 import argparse
@@ -56,7 +57,7 @@ Counts = dict[str, dict[str, int]]  # what was counted -> name -> number
 
 @dataclass(frozen=True, kw_only=True)
 class CountTable:
-    """A table of text; the first `num_names` columns are names, the others numbers."""
+    """A table of text. The first `num_names` columns hold names, the others numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -69,7 +70,7 @@ class CountTable:
 
 
 def count_images(images: pd.DataFrame) -> Counts:
-    """Images, studies and patients of every split and of all."""
+    """Counts images, studies and patients of each split, and of all splits together."""
     splits = [(name, images[images["split"] == name]) for name in SPLITS.values()]
     return {
         name: {
@@ -82,14 +83,14 @@ def count_images(images: pd.DataFrame) -> Counts:
 
 
 def count_labels(rows: pd.DataFrame, task: str) -> Counts:
-    """Images by split and name of the label."""
+    """Counts images by split and label name."""
     counts = pd.crosstab(rows["label"], rows["split"])
     counts = counts.reindex(index=range(2), columns=list(SPLITS.values()), fill_value=0).astype("int64")
     return counts.set_axis(TASKS[task]).to_dict()
 
 
 def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
-    """A row per ViewPosition, most frequent first: "images", "images with a label row", "kept"."""
+    """Counts per ViewPosition, most frequent first: "images", "images with a label row", "kept"."""
     columns = {
         "images": images["view_position"].value_counts(),
         "images with a label row": images.merge(values[STUDY], on=STUDY)["view_position"].value_counts(),
@@ -100,14 +101,14 @@ def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) 
 
 
 def count_values(values: pd.DataFrame) -> Counts:
-    """Studies by label and value, "1.0", "0.0", "-1.0" or "blank"."""
+    """Counts studies by label and value: "1.0", "0.0", "-1.0" or "blank"."""
     labels = values[list(LABELS)]
     by_value = {f"{value:.1f}": (labels == value).sum() for value in (1, 0, -1)}
     return pd.DataFrame({**by_value, "blank": labels.isna().sum()}).to_dict("index")
 
 
 def count_agreement(values: dict[str, pd.DataFrame], images: pd.DataFrame) -> Counts:
-    """Studies of `images` by label, as `paper.AGREEMENT_COUNTS` has them; {} with only one labeler."""
+    """Counts studies of `images` by label, like `paper.AGREEMENT_COUNTS`; {} if there is one labeler only."""
     if len(values) < 2:
         return {}
     negbio = values["negbio"].merge(images[STUDY].drop_duplicates(), on=STUDY)
@@ -120,7 +121,7 @@ def count_agreement(values: dict[str, pd.DataFrame], images: pd.DataFrame) -> Co
 
 
 def draw_sub_sample(kept: pd.DataFrame, *, num_samples: int, seed: int) -> pd.DataFrame:
-    """The rows with `num_samples` of the training images, or with all where there are no more than that."""
+    """Returns `kept` with a sample of at most `num_samples` of its training images."""
     train, others = kept[kept["split"] == "train"], kept[kept["split"] != "train"]
     drawn = num_samples if num_samples < len(train) else None
     chosen = draw_sample(train["subject_id"], train["label"], num_samples=drawn, seed=seed)
@@ -131,11 +132,11 @@ def draw_sub_sample(kept: pd.DataFrame, *, num_samples: int, seed: int) -> pd.Da
 
 
 def compare_all(root: Path, options: dict[str, str], found: dict[str, Counts]) -> list[tuple[str, list]]:
-    """Each kind of counts beside the published ones, where they were counted with the same options."""
+    """Compares each kind of counts with the published ones, if those were counted with the same options."""
     of_study = ", ".join(LABEL_OPTIONS.values())
-    other_options = f"published for {of_study} only" if options != LABEL_OPTIONS else ""
-    other_labeler = "published for labels by negbio only" if options["labeler"] != "negbio" else ""
-    no_table = "" if found["agreement"] else f"{root} has the table of one labeler only"
+    other_options = f"published only for {of_study}" if options != LABEL_OPTIONS else ""
+    other_labeler = "published only for labels by negbio" if options["labeler"] != "negbio" else ""
+    no_table = "" if found["agreement"] else f"{root} has the table of only one labeler"
     return [
         compare("Images, studies, patients", found["images"], paper.IMAGE_COUNTS),
         compare("Finding and No Finding", found["labels"], paper.STUDY_COUNTS, other_options),
@@ -145,7 +146,7 @@ def compare_all(root: Path, options: dict[str, str], found: dict[str, Counts]) -
 
 
 def compare(title: str, found: Counts, published: Counts, not_compared: str = "") -> tuple[str, list]:
-    """A verdict in one line, and a row for each thing counted that differs: its name, found, published."""
+    """Returns a verdict in one line, and a row for each count that differs: name, found, published."""
     if not_compared:
         return f"{title}: not compared, {not_compared}.", []
     rows = []
@@ -180,7 +181,7 @@ def published_cell(counts: Counts, split: str, name: str) -> str:
 def label_table(
     full: Counts, kept: pd.DataFrame, args: argparse.Namespace, *, with_published: bool
 ) -> CountTable:
-    """The table of the study's section 3, with the test split, beside the published one where it applies."""
+    """Makes the table of the study's section 3 and adds the test split and, if comparable, its counts."""
     sub_sample = draw_sub_sample(kept, num_samples=args.num_samples, seed=args.seed)
     ours = (full, count_labels(sub_sample, args.dataset_config_name))
     theirs = (paper.STUDY_COUNTS, paper.STUDY_SUB_SAMPLE_COUNTS) if with_published else ()
@@ -198,15 +199,15 @@ def label_table(
     rows.append(("train + validation", "", full_count, "", sub_sample_count, "", *published))
 
     num_train = sum(full["train"].values())
-    note = f"Sub-sample: all {num_train:,} training images, no more than --num_samples {args.num_samples}."
+    note = f"Sub-sample: all {num_train:,} training images, because --num_samples is {args.num_samples}."
     if num_train > args.num_samples:
         note = (
             f"Sub-sample: {args.num_samples:,} of {num_train:,} training images, by patient, stratified by "
             f"label, as --max_train_samples {args.num_samples} --seed {args.seed} draws them."
         )
-    note += " Validation and test are whole in it."
+    note += " It has the whole validation and test splits."
     if with_published:
-        note += " The study drew another one, so the two are not compared."
+        note += " The study drew a different sub-sample, so the two are not compared."
     title = "Data labels size and distribution"
     return CountTable(title=title, columns=columns, rows=rows, num_names=2, note=note)
 
@@ -220,7 +221,7 @@ def view_table(views: pd.DataFrame) -> CountTable:
 
 
 def exclusion_table(exclusions: pd.DataFrame) -> CountTable:
-    """Only what the tables tell: whether the files are there and whole was not looked at."""
+    """Makes the table of reasons that follow from the tables; image files were not checked."""
     names = ["images", *TABLE_REASONS, "kept"]
     exclusions = pd.concat([exclusions[names], exclusions[names].sum().rename("all").to_frame().T])
     rows = [(split, *(f"{count:,}" for count in counts)) for split, *counts in exclusions.itertuples()]
@@ -249,7 +250,7 @@ def to_markdown(title: str, tables: list[CountTable], verdicts: list[str]) -> st
 
 
 def index_csv(kept: pd.DataFrame, root: Path) -> str:
-    """The labelled images as CSV text, with paths below `root`."""
+    """Returns the labelled images as CSV text, with paths relative to `root`."""
     index = kept.assign(path=kept["path"].str[len(f"{root}/") :]).rename(columns={"view_position": "view"})
     columns = ["dicom_id", *STUDY, "view", "split", "label", "path"]
     return index[columns].to_csv(index=False, lineterminator="\n")
@@ -258,7 +259,7 @@ def index_csv(kept: pd.DataFrame, root: Path) -> str:
 def find_examples(
     rows: pd.DataFrame, reading: Reading, *, num_examples: int, seed: int
 ) -> list[tuple[str, np.ndarray]]:
-    """Pairs of view and gray image, uint8 (H, W), of different patients; bad files are skipped."""
+    """Returns pairs of view and gray image, uint8 (H, W), of different patients; skips bad files."""
     order = np.random.default_rng(derive_seed(seed, "examples")).permutation(len(rows))
     examples = []
     for row in rows.iloc[order].drop_duplicates("subject_id").itertuples():
@@ -274,8 +275,8 @@ def find_examples(
 
 
 def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Namespace) -> str:
-    """Draws training images of both labels to `path`; returns why not, or nothing."""
-    path.unlink(missing_ok=True)  # one of other data would be taken for these
+    """Draws training images of both labels to `path`; returns the reason if it cannot, else ""."""
+    path.unlink(missing_ok=True)  # an old figure may show other data
     if not (root / "files").is_dir():
         return f"{root} has no folder files/ with images"
     train, reading = kept[kept["split"] == "train"], read_collection(root).reading
@@ -284,7 +285,7 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
         name: find_examples(train[train["label"] == label], reading, **options)
         for label, name in enumerate(TASKS[args.dataset_config_name])
     }
-    absent = [name for name, pictures in examples.items() if not pictures]
+    absent = [name for name, images in examples.items() if not images]
     if absent:
         return f"found no readable training image of {' or '.join(map(repr, absent))} in {root / 'files'}"
     plot_examples(examples, path, title="Examples of the training split")
@@ -302,15 +303,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     command_line.add_folder(parser, "--output_dir", "where to write", default=Path("runs/dataset"))
     add_label_arguments(parser)
     add_number(parser, "--num_samples", positive, "training images of the sub-sample", default=10_000)
-    add_number(parser, "--num_examples", positive, "images of each label in the figure", default=4)
-    add_number(parser, "--seed", command_line.seed_number, "draws the sub-sample and the examples", default=0)
+    add_number(parser, "--num_examples", positive, "images per label in the figure", default=4)
+    add_number(parser, "--seed", command_line.seed_number, "of the sub-sample and the examples", default=0)
     return parser.parse_args(argv)
 
 
 def count_and_compare(
     root: Path, kept: pd.DataFrame, exclusions: pd.DataFrame, args: argparse.Namespace
 ) -> tuple[list[CountTable], list[str]]:
-    """Returns the tables, the last one with the differences if there are any, and the verdicts."""
+    """Returns the tables and the verdicts; if counts differ, the last table lists the differences."""
     images = read_images(root)
     values = {
         labeler: read_labels(root, labeler, list(LABELS), images=images)
@@ -345,21 +346,21 @@ def count_and_compare(
 
 
 def describe(root: Path, args: argparse.Namespace) -> None:
-    """Counts, compares, writes, prints."""
+    """Counts the images and labels, compares them, and writes and prints the tables."""
     task, output_dir = args.dataset_config_name, args.output_dir
     options = {"labeler": args.labeler, "view": args.view, "uncertain": args.uncertain}
-    root = resolve_root(root)  # which the paths of the images begin with
+    root = resolve_root(root)  # image paths begin with the resolved folder
     kept, exclusions = index_images(root, task=task, **options)
-    try:  # not before the data are known to be there
+    try:  # only now: an error in the data leaves no empty folder
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"--output_dir {output_dir} cannot be made ({error.strerror}); expected a folder: name another"
+            f"--output_dir {output_dir} cannot be created ({error.strerror}); name another folder"
         ) from error
     print(f"Describing {root}" if args.data_dir else f"No --data_dir given: the synthetic sample in {root}")
     tables, verdicts = count_and_compare(root, kept, exclusions, args)
     title = ", ".join([task, *(f"{name} {value}" for name, value in options.items())])
-    # First, so that nothing is lost when whoever reads the terminal goes away.
+    # Files first: printing may fail, for example in a closed pipe.
     write_text(output_dir / "dataset.md", to_markdown(title, tables, verdicts))
     write_text(output_dir / "dicoms_with_labels_and_splits.csv", index_csv(kept, root), private=True)
     reason = draw_examples(root, kept, output_dir / "examples.png", args)
@@ -370,7 +371,7 @@ def describe(root: Path, args: argparse.Namespace) -> None:
     print(f"No examples.png: {reason}" if reason else f"Wrote examples.png to {output_dir}")
     if args.data_dir:
         private = "dicoms_with_labels_and_splits.csv" + ("" if reason else " and examples.png")
-        print(f"By the data-use agreement, keep {private} private: patients' data, mode 0600")
+        print(f"The data-use agreement requires to keep {private} private: patient data, mode 0600")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@
 The training scripts take `--model_name_or_path my-lab/cxr-vit --hub_dir models`. push and tag print the
 commit and the `from_pretrained` line that loads it with plain transformers. Without --hub_dir, push goes to
 the Hugging Face Hub, as a private model. Exit status: 1 if verify or list finds a problem, 2 if a command
-fails, else 0.
+fails, otherwise 0.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Draws a synthetic MIMIC-CXR-JPG tree, so that every script of this repository runs without credentials.
+"""Draws synthetic chest radiographs in the layout of MIMIC-CXR-JPG, to run all scripts without credentials.
 
-The images are chest radiographs drawn by code: air, soft tissue, bone and metal add up to attenuation, which
-is then exposed like film. Nothing in them comes from a patient. Labels follow from what was drawn, and
-`sample-findings.json.gz` tells where that is. The same arguments always write the same bytes.
+The images are drawn by code: the attenuation of air, soft tissue, bone and metal is summed and then exposed
+like film. They contain no patient data. The labels follow from the findings that were drawn;
+`sample-findings.json.gz` has their positions. The same arguments always write the same bytes.
 
-    python scripts/make_sample_data.py /tmp/sample --num_images 60 --image_size 64  # a first try, in seconds
+    python scripts/make_sample_data.py /tmp/sample --num_images 60 --image_size 64  # takes seconds
     python scripts/make_sample_data.py sample_data                                  # 600 images of 256 pixels
     python scripts/run_classification.py --data_dir sample_data
 """
@@ -38,7 +38,7 @@ from tqdm import tqdm
 MIN_NUM_IMAGES, MIN_IMAGE_SIZE = 12, 32
 README = """Synthetic chest radiographs, drawn by code: no image, identifier or label is from a patient.
 Written by make_sample_data.py with num_images={num_images}, image_size={image_size}, seed={seed}.
-The layout is that of MIMIC-CXR-JPG; sample-findings.json.gz tells where each finding was drawn.
+The layout is that of MIMIC-CXR-JPG; sample-findings.json.gz has the position of each finding.
 """
 
 
@@ -47,18 +47,18 @@ def write_image(planned: PlannedImage, *, root: Path, seed: int) -> tuple[str, l
     path = root / planned.path
     path.parent.mkdir(parents=True, exist_ok=True)
     full_size = min(image.size) > MAX_DRAWN_SIDE
-    image.save(path, quality=95 if full_size else 92)  # at 95 as heavy as the published ones: 1.5 MB
+    image.save(path, quality=95 if full_size else 92)  # 95 gives the size of the published files: 1.5 MB
     return planned.dicom_id, boxes
 
 
 def write_gzip(path: Path, text: str) -> None:
-    """Without name and time, so that equal text makes equal bytes."""
+    """Writes a gzip file without name and time, so that equal texts give equal bytes."""
     with path.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
         compressed.write(text.encode("utf-8"))
 
 
 def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
-    """The four tables that MIMIC-CXR-JPG comes with, sorted as they are."""
+    """Writes the four tables of MIMIC-CXR-JPG, sorted as published."""
     rows, studies = [], {}
     for image in sorted(images, key=lambda one: (one.study.subject_id, one.study.study_id, one.dicom_id)):
         study = image.study
@@ -99,7 +99,7 @@ def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
 
 
 def ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
 
 
 def write_images(
@@ -114,22 +114,22 @@ def write_images(
         try:
             return dict(progress(pool.map(write, images, chunksize=4)))
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # else Ctrl-C waits for all the images
+            pool.shutdown(cancel_futures=True)  # otherwise Ctrl-C waits for all images
             raise
 
 
 def make_sample_data(
     output_dir: str | Path, *, num_images: int = 600, image_size: int = 256, seed: int = 0, num_proc: int = 1
 ) -> Path:
-    """Writes the tree and returns its folder, which appears only once it is complete.
+    """Writes the sample and returns its folder, which appears only when it is complete.
 
-    `image_size` is the shortest side in pixels. Raises UserError for a folder with something in it. With
-    `num_proc` > 1, processes are spawned, so the calling script needs its `if __name__ == "__main__":`.
+    `image_size` is the shortest side in pixels. Raises UserError if the folder is not empty. `num_proc` > 1
+    spawns processes, so the calling script needs `if __name__ == "__main__":`.
     """
     output_dir = Path(output_dir).absolute()
     if num_images < MIN_NUM_IMAGES or image_size < MIN_IMAGE_SIZE:
         found = f"num_images={num_images} and image_size={image_size}"
-        raise UserError(f"{found}: at least {MIN_NUM_IMAGES} images of {MIN_IMAGE_SIZE} pixels are needed")
+        raise UserError(f"{found}: expected at least {MIN_NUM_IMAGES} images of {MIN_IMAGE_SIZE} pixels")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"{output_dir} is not an empty folder: name a new one, or remove it first")
     images = plan_images(num_images, image_size=image_size, seed=seed)
@@ -153,15 +153,15 @@ def make_sample_data(
 
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.ArgumentParser(__doc__, usage="OUTPUT_DIR [flags]")
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="a folder that is new or empty")
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="a new or empty folder")
     add_number, positive = command_line.add_number, command_line.positive_int
     add_number(parser, "--num_images", positive, "images to draw", default=600)
     add_number(parser, "--image_size", positive, "shortest side in pixels", default=256)
-    add_number(parser, "--seed", command_line.seed_number, "another number draws other patients", default=0)
-    add_number(parser, "--num_proc", positive, "processes that draw (default: one for each core)")
+    add_number(parser, "--seed", command_line.seed_number, "random seed of patients and images", default=0)
+    add_number(parser, "--num_proc", positive, "processes that draw (default: one per core)")
     args = parser.parse_args(argv)
     root = make_sample_data(**vars(args) | {"num_proc": args.num_proc or num_cores()})
-    print(f"Wrote {args.num_images} synthetic chest radiographs to {root}. Now try:")
+    print(f"Wrote {args.num_images} synthetic chest radiographs to {root}. To train on them, run:")
     print(f"python {Path(__file__).parent / 'run_classification.py'} --data_dir {root}")
 
 

@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; with another one than this, other computers can use the page",
+        help="address to listen on; any other than 127.0.0.1 lets other computers use the page",
     )
     port = command_line.number(int, "a port from 1 to 65535", lambda value: 1 <= value <= 65535)
     parser.add_argument("--port", type=port, metavar="N", help="(default: the first free one from 7860)")

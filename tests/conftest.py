@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests: caches of their own, no network, the CPU, one synthetic sample."""
+"""Settings and fixtures of all tests: separate caches, no network, only the CPU, one synthetic sample."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Before anything of Hugging Face is imported: it reads these once. Processes that tests start inherit them.
+# Set before any Hugging Face library is imported, as they read these once. Child processes inherit them.
 CACHE_DIR = Path(tempfile.mkdtemp(prefix="mae-cxr-tests-"))
 os.environ["HF_HOME"] = str(CACHE_DIR)
 os.environ["HF_DATASETS_CACHE"] = str(CACHE_DIR / "datasets")
@@ -20,9 +20,9 @@ for cache_variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_EVALUATE_CAC
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ACCELERATE_USE_CPU"] = "true"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads would only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # for tiny models, threads only wait for each other
 
-# A shell ignores SIGINT for what it starts in the background, and so would what tests start and signal.
+# If a shell starts pytest in the background, SIGINT is ignored, also in the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -35,7 +35,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory) -> Path:
-    """A synthetic MIMIC-CXR-JPG tree of 96 images with a shortest side of 64 pixels."""
+    """Returns the folder of a synthetic sample of 96 images with a shortest side of 64 pixels."""
     from make_sample_data import make_sample_data
 
     folder = tmp_path_factory.mktemp("sample-data") / "cxr"
@@ -44,7 +44,7 @@ def sample_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def fresh_process_state():
-    """Undoes what a script that ran in this process leaves behind: Accelerate's singletons and logging."""
+    """Resets what a script leaves behind in this process: Accelerate's singletons and logging."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in LIBRARY_LOGGERS}

@@ -1,4 +1,4 @@
-"""DICOM files of radiographs as small as a test needs them."""
+"""Writes small DICOM files of radiographs for tests."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 
 
 def make_header(path: Path, *, syntax: str = ExplicitVRLittleEndian, valid: bool = True, **tags) -> Path:
-    """Writes a file without an image; `valid` False lets tags have values that the standard forbids."""
+    """Writes a file without an image; `valid=False` allows values that the standard forbids."""
     mode = pydicom.config.settings.writing_validation_mode
     pydicom.config.settings.writing_validation_mode = mode if valid else pydicom.config.IGNORE
     header = Dataset()
@@ -34,7 +34,7 @@ def make_header(path: Path, *, syntax: str = ExplicitVRLittleEndian, valid: bool
 def write_dicom(
     path: Path, values: np.ndarray, *, view_meaning: str = "", voi_table: list[int] | None = None, **tags
 ) -> Path:
-    """Writes `values` (H, W), (frames, H, W) or (H, W, 3), uint8 or uint16 of 12 bits; `tags` go last."""
+    """Writes `values` (H, W), (frames, H, W) or (H, W, 3), uint8 or uint16 of 12 bits; `tags` override."""
     is_color = values.ndim == 3 and values.shape[-1] == 3
     rows, columns = values.shape[:2] if is_color else values.shape[-2:]
     bits = 8 * values.itemsize

@@ -1,4 +1,4 @@
-"""Whether two runs ended with the same weights, moments, losses and metrics."""
+"""Checks that two runs ended with the same weights, moments, losses and metrics."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def without_times(results: dict) -> dict:
 
 
 def final_state(output_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights, of the model and of the last checkpoint, and moments of the optimizer."""
+    """Returns the weights of the model and of the last checkpoint, and the moments of the optimizer."""
     checkpoint = output_dir / "checkpoints" / "step_10"
     optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)["state"]
     moments = {f"{name} {key}": value for name, of in optimizer.items() for key, value in of.items()}

@@ -1,4 +1,4 @@
-"""Run folders as the main scripts leave them, made without a training."""
+"""Writes run folders like those of the main scripts, without training."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def pretraining_results(**changes) -> PretrainingResults:
 
 
 def finish(folder: Path, results: ClassificationResults | PretrainingResults, **flags) -> Path:
-    """Writes the two records that a study asks of a finished run."""
+    """Writes the two records that a study reads of a finished run."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "args.json", arguments(**flags).as_json())
     write_json(folder / "results.json", results.as_json())
@@ -72,7 +72,7 @@ def finish(folder: Path, results: ClassificationResults | PretrainingResults, **
 
 
 def predict(num_images: int, *, quality: float, seed: int) -> pd.DataFrame:
-    """Predictions on the same images whatever the quality and seed: two a patient, AP and PA."""
+    """Returns predictions on the same images for any quality and seed: two per patient, AP and PA."""
     images = np.arange(num_images)
     labels = np.random.default_rng(99).integers(0, 2, num_images)
     scores = quality * (labels - 0.5) + np.random.default_rng(seed).normal(size=num_images)
@@ -97,7 +97,7 @@ def write_run(
     flags: dict | None = None,
     **results,
 ) -> Path:
-    """A finished classification run with three epochs."""
+    """Writes a finished classification run with three epochs."""
     predictions = predict(num_images, quality=quality, seed=seed)
     auroc = float(roc_auc_score(predictions["label"], predictions["probability"]))
     of_split = measured(auroc=auroc, n=num_images)

@@ -1,4 +1,4 @@
-"""Processes that are killed just before an operation on a file: what lies between two of them is hit."""
+"""Kills processes just before a chosen file operation, to reach every state between two of them."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.syml
 
 
 def watch_operations(folder: Path, *, kill_at: int | None) -> Callable[[], int]:
-    """From now on counts operations below `folder`, and ends the process at its `kill_at`-th by SIGKILL.
+    """Counts file operations below `folder` from now on; kills this process (SIGKILL) at number `kill_at`.
 
     Returns a function that returns the count.
     """
@@ -33,11 +33,11 @@ def watch_operations(folder: Path, *, kill_at: int | None) -> Callable[[], int]:
 
 
 def start_forkserver(*modules: str) -> BaseContext:
-    """Returns a context of `multiprocessing` whose processes start with these modules imported."""
+    """Returns a `multiprocessing` context whose processes start with these modules already imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(modules))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # before Python 3.12 it does not get sys.path
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # before 3.12, it does not inherit sys.path
         first = context.Process(target=time.sleep, args=(0,))  # waits for the imports
         first.start()
         first.join()

@@ -1,4 +1,4 @@
-"""Small trees in the layout of MIMIC-CXR-JPG, and the datasets that are built from them."""
+"""Writes small data folders in the layout of MIMIC-CXR-JPG, and builds datasets from them."""
 
 import numpy as np
 from mimic_tables import write_csv
@@ -12,13 +12,13 @@ NO_ROW = None  # a study without a row in the label table
 
 
 def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", version="2.0.0", draw=True):
-    """A tree of images {subject, study, view, split}; `labels` by study, else "No Finding"."""
+    """Writes a data folder of images {subject, study, view, split}; `labels` by study, or "No Finding"."""
     root.mkdir(parents=True, exist_ok=True)
     metadata, split, studies = [], [], {}
     for number, image in enumerate(images):
         image = {"subject": 10000001, "study": 50000001, "view": "PA", "split": "train", **image}
         dicom_id = f"{number:08x}-00000000-00000000-00000000-0000abcd"
-        # More columns than are read, and in another order, as in the real table.
+        # Like the real table, with more columns than are read and in another order.
         ids = [dicom_id, image["subject"], image["study"]]
         metadata.append([*ids, "CHEST (PA AND LAT)", image["view"], 9, 9])
         split.append([dicom_id, image["study"], image["subject"], image["split"]])
@@ -44,7 +44,7 @@ def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", versi
 
 
 def patients(count, *, split="train", start=0, **image):
-    """`count` images, each of a study and patient of its own."""
+    """Returns `count` images, each with its own study and patient."""
     numbers = range(start, start + count)
     return [{"subject": 10000001 + n, "study": 50000001 + n, "split": split, **image} for n in numbers]
 
@@ -55,7 +55,7 @@ def new_builder(root, tmp_path, name="finding", **options):
 
 
 def build(root, tmp_path, name="finding", *, num_proc=None, **options):
-    """A prepared builder, by the class itself: works on every release of datasets."""
+    """Returns a prepared builder, made from the class, which works with every release of `datasets`."""
     builder = new_builder(root, tmp_path, name, **options)
     builder.download_and_prepare(num_proc=num_proc)
     return builder

@@ -1,4 +1,4 @@
-"""Tables in the form of MIMIC-CXR-JPG's: any rows, and as many as were published."""
+"""Writes tables in the form of MIMIC-CXR-JPG, with any rows or with the published number of rows."""
 
 import csv
 import gzip
@@ -17,7 +17,7 @@ NUM_IMAGES, NUM_STUDIES, NUM_PATIENTS = 377_110, 227_835, 65_379
 
 
 def refusal(call, *parts, kind=DatasetError) -> str:
-    """The error of a call that must be refused, as the scripts print it: one short line with `parts`."""
+    """Returns the message of the error that a call must raise: one short line that contains `parts`."""
     with pytest.raises(kind) as error:
         call()
     message = str(error.value)

@@ -1,4 +1,4 @@
-"""PNG and JPEG files of one soft picture, with the blocks, colours and depths that a test needs."""
+"""Makes PNG and JPEG files of one soft image, with the chunks, colours and bit depths that a test needs."""
 
 import io
 import struct
@@ -33,12 +33,12 @@ def png_block(name: bytes, content: bytes = b"") -> bytes:
 def encode_png(
     pixels: np.ndarray, colours: int = GRAY, *, depth: int = 8, before: bytes = b"", after: bytes = b""
 ) -> bytes:
-    """Returns a PNG of whole numbers (H, W) or (H, W, channels), with blocks before and after its pixels."""
+    """Returns a PNG of whole numbers (H, W) or (H, W, channels), with chunks before and after its pixels."""
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     height, width, _ = pixels.shape
     bits = np.unpackbits(pixels.astype(">u2")[..., None].view(np.uint8), axis=-1)[..., 16 - depth :]
     rows = np.packbits(bits.reshape(height, -1), axis=1)
-    filtered = np.insert(rows, 0, 0, axis=1)  # each row begins with the number of its filter: none
+    filtered = np.insert(rows, 0, 0, axis=1)  # each row begins with its filter's number; 0 is no filter
     header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
     data = png_block(b"IDAT", zlib.compress(filtered.tobytes()))
     return b"\x89PNG\r\n\x1a\n" + png_block(b"IHDR", header) + before + data + after + png_block(b"IEND")
@@ -60,7 +60,7 @@ def encode(image: Image.Image | np.ndarray, file_format: str = "JPEG", **options
 def read_pixels(
     path: Path, shortest_side: int | None = None, **reading: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns the pixels (H, W) uint8 that `shrink_radiograph` makes of a file, and the warnings."""
+    """Returns the pixels (H, W) uint8 that `shrink_radiograph` makes from a file, and the warnings."""
     shrunk = shrink_radiograph(path, shortest_side, Reading(**reading))
     with Image.open(io.BytesIO(shrunk.content)) as image:
         assert (image.format, image.mode) == ("JPEG", "L")
@@ -68,6 +68,6 @@ def read_pixels(
 
 
 def distance(found: np.ndarray, expected: np.ndarray) -> float:
-    """The mean difference in gray levels; JPEG's own is about 1 in a soft picture."""
+    """Returns the mean absolute difference in gray levels; JPEG alone causes about 1 in a soft image."""
     assert found.shape == expected.shape
     return float(np.abs(found.astype(int) - expected).mean())

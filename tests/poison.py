@@ -1,10 +1,10 @@
-"""Training steps whose loss becomes NaN."""
+"""Makes the loss of chosen training steps NaN."""
 
 from cxr.data import transforms
 
 
 class PoisonedNormalizer(transforms.Normalizer):
-    """Makes the loss of chosen training steps NaN; evaluation follows the last of an epoch."""
+    """Makes the images of chosen calls NaN; the calls of an evaluation follow those of its epoch's steps."""
 
     poisoned = ()
     num_calls = 0

@@ -1,11 +1,11 @@
-"""How a wrong command ends."""
+"""Checks how a wrong command ends."""
 
 import pytest
 from cxr.errors import run_script
 
 
 def refused(main, argv: list[object], capsys) -> str:
-    """The one line that `main` ends in: exit status 2, and nothing on standard output."""
+    """Returns the line that `main` ends with; checks exit status 2 and no standard output."""
     with pytest.raises(SystemExit) as ended:
         run_script(lambda: main([*map(str, argv)]))
     out, message = capsys.readouterr()

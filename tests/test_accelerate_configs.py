@@ -1,4 +1,4 @@
-"""Every configuration file loads with Accelerate's own loader and means what its name says."""
+"""Every configuration file loads with Accelerate's own loader and has the settings that its name promises."""
 
 import math
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_fsdp_wraps_transformer_blocks_and_gathers_whole_weights_to_save():
 
 @pytest.mark.parametrize("name", ["vit-mae", "vit", "resnet"])
 def test_every_model_can_be_sharded_in_the_units_that_accelerate_makes_and_then_trains(name, tmp_path):
-    """On one CPU process, in the order of Accelerate 1.15: layers, input embedding, the rest."""
+    """Shards on one CPU process, in the order of Accelerate 1.15: layers, input embedding, the rest."""
     config_name = "resnet-18" if name == "resnet" else "vit-mae-tiny"
     overrides = None if name == "resnet" else "num_hidden_layers=2,decoder_num_hidden_layers=1,patch_size=8"
     config = configs.make_config(config_name, overrides=overrides, image_size=32)

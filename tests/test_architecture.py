@@ -1,4 +1,4 @@
-"""Which room may import which, read from the source, so that the scripts stay standalone and small."""
+"""Checks in the source which room imports which, so that the scripts stay standalone and small."""
 
 import ast
 import functools
@@ -17,7 +17,7 @@ PRODUCT = [path for path in SOURCES if REPOSITORY / "tests" not in path.parents]
 OF_CXR = [path for path in PRODUCT if CXR in path.parents and path != CXR / "__init__.py"]
 SCRIPT_NAMES = {path.stem for path in SCRIPTS.glob("*.py")}
 
-# The floors of the house, from the ground: a room imports rooms of lower floors and nothing else of ours.
+# The floors, from the lowest: of this repository, a room imports only rooms of lower floors.
 FLOORS = (
     {"mimic_cxr_dataset"},
     {"choices", "errors", "version"},
@@ -37,7 +37,7 @@ SLOW_LIBRARIES = {"captum", "gradio", "matplotlib", "sklearn", "scipy.stats"}
 
 @functools.cache
 def imports(path: Path) -> set[str]:
-    """The modules that `path` imports anywhere in it, those of `from cxr.room import x` as "cxr.room.x"."""
+    """Returns the modules that `path` imports anywhere; `from cxr.room import x` counts as "cxr.room.x"."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -50,7 +50,7 @@ def imports(path: Path) -> set[str]:
 
 
 def room(module: str) -> str | None:
-    """The room of a dotted name, None for what is not ours."""
+    """Returns the room of a dotted module name, None for other libraries."""
     parts = module.split(".")
     if parts[0] == "cxr":
         return parts[1]
@@ -90,7 +90,7 @@ def test_dataset_and_metric_modules_import_nothing_of_the_repository_but_sibling
 
 
 def test_the_loading_script_names_all_its_siblings():
-    """`load_dataset` copies those files only that the main script itself imports."""
+    """`load_dataset` copies only files that the main script itself imports."""
     folder = REPOSITORY / "mimic_cxr_dataset"
     main = (folder / "mimic_cxr_dataset.py").read_text(encoding="utf-8")
     siblings = {path.stem for path in folder.glob("*.py")} - {"__init__", "mimic_cxr_dataset"}
@@ -162,7 +162,7 @@ def test_no_function_takes_more_than_7_parameters(path):
 
 
 def depth(node: ast.AST) -> int:
-    """How deep the blocks of a statement are nested."""
+    """Returns how deep the blocks of a statement are nested."""
     blocks = (ast.For, ast.While, ast.If, ast.With, ast.Try)
     return max((depth(child) + isinstance(child, blocks) for child in ast.iter_child_nodes(node)), default=0)
 

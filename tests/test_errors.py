@@ -1,4 +1,4 @@
-"""How a script ends: a user's error in one line, any other with its trace and what to do about it."""
+"""How a script ends: a user's error in one line, any other error with its trace and, if known, advice."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def end_of(error: BaseException, capsys, *, advice: dict[str, str] = TRAINING_ADVICE) -> tuple[int, str]:
-    """The exit status and the standard error of a script that ends with an error."""
+    """Returns the exit status and the standard error of a script that ends with an error."""
 
     def main():
         raise error

@@ -1,4 +1,4 @@
-"""Models so small that many can be saved."""
+"""Saves models that are small enough to save many of them."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from transformers import ViTForImageClassification
 
 
 def make_model(folder: Path, *, bias: float) -> Path:
-    """Saves a tiny classifier with a card; two of them differ in their weights and in no other file."""
+    """Saves a tiny classifier with a card; two of them differ only in their weights."""
     config = ViTConfig(
         hidden_size=8,
         num_hidden_layers=1,

@@ -1,4 +1,4 @@
-"""Runs of the main scripts with models so small that an epoch takes a second."""
+"""Runs the main scripts with models so small that an epoch takes a second."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def read_results(output_dir: Path) -> dict:
 
 
 def read_epochs(output_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl without the speed, in which no two runs are equal."""
+    """Returns the lines of metrics.jsonl without the speed, which differs in every run."""
     lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [json.loads(line) for line in lines]
     assert all(epoch.pop("images_per_second") > 0 for epoch in epochs)

@@ -105,7 +105,9 @@ def test_reading_of_dicom_files_is_timed_with_one_process_and_with_two(tmp_path)
 
 def test_small_images_are_refused_in_one_line(sample_root, tmp_path):
     flags = [f"--data_dir={sample_root}", f"--json={tmp_path / 'data.json'}"]
-    with pytest.raises(UserError, match=r"^--data_dir .* expected originals of more than 256 pixels.*$"):
+    with pytest.raises(
+        UserError, match=r"^--data_dir .* expected originals with a shortest side above 256.*$"
+    ):
         benchmark.main(["data", *flags])
     assert not (tmp_path / "data.json").exists()
 

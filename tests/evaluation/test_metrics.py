@@ -52,7 +52,7 @@ def test_one_class_has_no_auroc_and_a_warning_that_names_the_split(label, caplog
         result = measure([label] * 4, [0.1, 0.4, 0.6, 0.9])
     assert result["auroc"] is None and result["average_precision"] is None
     assert result["accuracy"] == 0.5
-    assert "The validation split has one class" in caplog.text
+    assert "The validation split has only one class" in caplog.text
 
 
 def test_chosen_threshold_has_the_highest_sensitivity_plus_specificity():

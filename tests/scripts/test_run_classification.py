@@ -238,7 +238,7 @@ def test_validation_split_with_one_class_gives_null_auroc_and_a_warning(sample_r
     results = run_main(run_classification, tmp_path / "run", *TINY_VIT, *QUICK, f"--data_dir={root}")
     assert results["validation"]["auroc"] is None
     assert results["validation"]["average_precision"] is None
-    assert "has one class" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "has only one class" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
     losses = [epoch["eval_loss"] for epoch in read_epochs(tmp_path / "run")]
     assert results["best_epoch"] == 1 + losses.index(min(losses))
 

@@ -126,7 +126,7 @@ def run_code(text: str, cwd: Path) -> str:
 
 
 PRINTED = {
-    "mae": r"loss of the reconstruction: \d",
+    "mae": r"reconstruction loss: \d",
     "vit": r"probability of Finding: [01]\.\d{3}\ncalled positive: (True|False)\n",
 }
 
@@ -136,7 +136,7 @@ def test_code_on_the_card_works_as_printed_beside_nothing_but_the_directory_of_m
     (tmp_path / "hub").symlink_to(runs / "hub")
     text = read_card(runs / name).text
     assert re.match(PRINTED[name], run_code(text, tmp_path))
-    assert "Run this code in the folder that holds the local directory of models, or write" in text
+    assert "Run this code in the folder that contains the local directory of models, or give" in text
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -146,7 +146,7 @@ def test_code_on_the_card_of_a_run_works_as_printed_beside_nothing_but_its_model
     text = card.make_card(runs / name / "model", args, results_of_run(runs / name), sample)
     (tmp_path / "model").symlink_to(runs / name / "model")
     assert re.match(PRINTED[name], run_code(text, tmp_path))
-    assert "Run this code in the folder of the run, or write" in text
+    assert "Run this code in the folder of the run, or give" in text
 
 
 def test_run_that_was_not_pushed_gets_the_card_of_its_name_when_it_is(runs, sample_root, tmp_path):
@@ -162,7 +162,7 @@ def test_run_that_was_not_pushed_gets_the_card_of_its_name_when_it_is(runs, samp
     code = 'from_pretrained("my-lab/late", cache_dir="hub", local_files_only=True)'
     assert code in read_card(pushed).text
     assert push_folder(run_dir / "model", **options) == commit
-    missing = {"samples.json": "samples.json: found no", "results.json": "the run is not finished"}
+    missing = {"samples.json": "samples.json: found no", "results.json": "expected a finished run"}
     for name, said in missing.items():
         (run_dir / name).unlink()
         with pytest.raises(ValueError, match=said):
@@ -196,7 +196,7 @@ def test_run_whose_last_push_fails_is_finished_and_says_how_to_repeat_it(
         patch.setattr(local_hub, "push", fail)
         run_main(script, tmp_path / "run", *TINY_VIT, *QUICK, *flags, f"--data_dir={sample_root}")
     assert read_results(tmp_path / "run")["hub_commit"] is None
-    command = shlex.split(str(error.value).partition("repeat it by ")[2])
+    command = shlex.split(str(error.value).partition("repeat it with ")[2])
     assert command[:2] == ["python", "scripts/hub.py"]
     run_hub.main(command[2:])
     (log,) = local_hub.read_log(tmp_path / "the hub", "my-lab/x")
@@ -253,9 +253,11 @@ def test_data_in_the_working_directory_has_its_name(tmp_path, monkeypatch):
 def test_card_has_the_revision_of_a_base_model_by_name(runs):
     text = make_card(model_revision="v2")
     assert "the model `facebook/vit-mae-base`, revision `v2`, shared by `facebook`: a masked auto" in text
-    assert "from a model in a folder named `model`; what" in make_card(model_name_or_path="/runs/mae/model")
+    assert "Start: a model in a folder named `model`; it is not known" in make_card(
+        model_name_or_path="/runs/mae/model"
+    )
     commit = read_results(runs / "mae")["hub_commit"]
-    result = f"Its result: the model `my-lab/mae`, revision `{commit}`, shared by `my-lab`."
+    result = f"Result: the model `my-lab/mae`, revision `{commit}`, shared by `my-lab`."
     assert result in read_card(runs / "vit").text
 
 
@@ -274,7 +276,7 @@ def test_card_of_credentialed_data_alone_has_its_license_and_terms_and_none_has_
     assert data.base_model == "facebook/vit-mae-base"
     other = make_card(data_dir=Path("/mnt/nih-cxr"), model_name_or_path="/home/someone/runs/mae/model")
     assert ModelCard(other).data.license == "other" and "physionet-credentialed" not in other
-    assert "Those of `nih-cxr` apply" in other
+    assert "The terms of `nih-cxr` also apply" in other
     assert ModelCard(other).data.base_model is None and "/home" not in other
     assert "data-use agreement" in text and "/mnt" not in text
     assert "1 if Pleural Effusion is positive" in text and "| labeler | chexpert |" in text
@@ -283,7 +285,7 @@ def test_card_of_credentialed_data_alone_has_its_license_and_terms_and_none_has_
 
 def test_labels_of_another_collection_are_not_said_to_be_of_a_labeler_of_mimic(runs, tmp_path):
     nih = make_card(data_dir=Path("/mnt/nih-cxr"))
-    assert "those of the collection's own table, which is in the layout of MIMIC-CXR-JPG's" in nih
+    assert "from the collection's own table, in the layout of MIMIC-CXR-JPG" in nih
     brought = tmp_path / "nih-like-mimic-cxr"
     brought.mkdir()
     for labeler in LABELERS:
@@ -305,14 +307,18 @@ def test_card_names_the_network_its_input_and_the_chosen_epoch(runs):
     assert f"| chosen epoch | {chosen} |" in vit
     assert "| chosen epoch | the last of 2 |" in mae
     threshold = results["validation"]["at_chosen_threshold"]["threshold"]
-    assert f"| decision threshold | {threshold:.3f}, `decision_threshold` in `config.json`" in vit
+    assert f"| decision threshold | {threshold:.3f} (`decision_threshold` in `config.json`)" in vit
     for epoch_of, text in (("a checkpoint", make_card()), ("a pretraining", mae)):
         assert "decision threshold |" not in text, epoch_of
 
 
 @pytest.mark.parametrize(
     ("equalized", "said"),
-    [(True, "images were equalised |"), (False, "images were not equalised |"), (None, "is not recorded |")],
+    [
+        (True, "images were equalised |"),
+        (False, "images were not equalised |"),
+        (None, "it is not recorded whether"),
+    ],
 )
 def test_card_says_whether_histograms_were_equalised(equalized, said):
     assert said in make_card(config={"equalized": equalized})
@@ -324,7 +330,7 @@ def test_card_says_which_pretraining_of_ours_came_before_and_that_its_images_are
     assert "1. Random weights: the model was not pretrained.\n2. The training that this card" in mae
     assert "1. Random weights.\n2. Pretraining as a masked autoencoder (`run_mae_pretrain.py`" in vit
     assert (
-        f"of the code named below): {number:,} training images of `synthetic-radiographs`, 2 epochs." in vit
+        f"in the code named below): {number:,} training images of `synthetic-radiographs`, 2 epochs." in vit
     )
     assert f"describes. Its {number:,} images are the same as those of step 2.\n" in vit
 
@@ -340,16 +346,16 @@ def test_card_counts_the_images_of_a_pretraining_on_fewer_images(place, runs, sa
     text, number = read_card(tmp_path / "vit").text, read_results(tmp_path / "vit")["num_train_images"]
     assert "16 training images of `synthetic-radiographs`, 2 epochs.\n" in text
     if place == "elsewhere":
-        assert f"How many of its {number} images are among those of step 2 is not known." in text
+        assert f"It is not known how many of its {number} images were also used in step 2." in text
     else:
-        assert f"Of its {number} images, 16 are among those of step 2." in text
+        assert f"Of its {number} images, 16 were also used in step 2." in text
     assert str(tmp_path) not in text
 
 
 def test_card_says_of_a_sample_that_the_pretraining_had_all_of_it(runs, sample_root, tmp_path):
     flags = [*QUICK, f"--data_dir={sample_root}", f"--hub_dir={runs / 'hub'}", "--max_train_samples=16"]
     run_main(run_classification, tmp_path / "vit", *flags, "--model_name_or_path=my-lab/mae")
-    assert "All of its 16 images are among those of step 2." in read_card(tmp_path / "vit").text
+    assert "All of its 16 images were also used in step 2." in read_card(tmp_path / "vit").text
 
 
 def test_card_has_the_address_of_the_code_without_credentials(monkeypatch):
@@ -371,8 +377,8 @@ def test_card_of_a_model_that_was_pretrained_on_credentialed_data_has_its_terms_
     last = stage | {"dataset": "nih-cxr", "sha256": "0" * 64, "base_model": "model"}
     text = make_card(data_dir=Path("/mnt/nih-cxr"), config={"training_history": [stage, last]})
     assert ModelCard(text).data.license_name.startswith("physionet") and "data-use agreement" in text
-    assert "Those of `nih-cxr` apply" in text
-    assert "of the code named below): 5 training images of `mimic-cxr-jpg`, 1 epoch.\n" in text
+    assert "The terms of `nih-cxr` also apply" in text
+    assert "in the code named below): 5 training images of `mimic-cxr-jpg`, 1 epoch.\n" in text
 
 
 @pytest.mark.parametrize(

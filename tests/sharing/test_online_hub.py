@@ -142,7 +142,7 @@ def test_push_that_the_hub_does_not_take_says_what_to_do(reason, server, tmp_pat
     url = "http://127.0.0.1:9" if reason == "nobody there" else server.url
     done = push(model, url, token="hf_wrong")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "the Hugging Face Hub could not be asked" in done.stderr
+    assert "the Hugging Face Hub gave an error" in done.stderr
     assert "log in with hf auth login, or name a --hub_dir" in done.stderr
 
 
@@ -188,7 +188,7 @@ run_script(lambda: check_push(model_id={NAME!r}, tag="v1"))
         ({"files": ["config.json"]}, "hf_secret", ""),
         ({}, "hf_wrong", "log in with hf auth login"),
         ({"files": ["config.json"], "is_private": False}, "hf_secret", "expected a private one"),
-        ({"files": ["config.json"], "tags": {"v1": OLD_COMMIT}}, "hf_secret", "no tag is moved"),
+        ({"files": ["config.json"], "tags": {"v1": OLD_COMMIT}}, "hf_secret", "which cannot be moved"),
     ],
     ids=["no such model", "private model", "wrong token", "public model", "tag is taken"],
 )
@@ -206,4 +206,4 @@ def test_training_that_could_not_be_pushed_ends_before_it_begins(server, sample_
     words += ["--push_to_hub", "--hub_model_id", NAME, "--hub_revision", "v1", f"--data_dir={sample_root}"]
     done = run_python(words, server.url)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "no tag is moved" in done.stderr and not (tmp_path / "run").exists()
+    assert "which cannot be moved" in done.stderr and not (tmp_path / "run").exists()

@@ -1,8 +1,8 @@
-"""How sure a metric is: 95 % intervals over seeds and over patients, paired differences, calibration.
+"""Statistics of metrics: 95 % intervals over seeds and over patients, paired differences, calibration.
 
-Arrays have one entry per image of a split: `labels` 0 or 1, `probabilities` of class 1. A resample draws
-patients with replacement, so an image's weight is how often its patient was drawn; images of one patient are
-never taken for independent.
+Arrays have one entry per image of a split: `labels` 0 or 1, `probabilities` of class 1. The bootstrap draws
+patients with replacement, not images, because images of one patient are not independent; the weight of an
+image in a resample is how often its patient was drawn.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ LEVEL = 0.95
 METRICS = ("accuracy", "precision", "f1", "recall", "auroc", "average_precision", "brier", "ece")
 NUM_BINS = 10  # of a reliability diagram, of equal width
 NUM_RESAMPLES = 2000
-MIN_SEEDS = 3  # of an interval over seeds: that of two is so wide (t = 12.7) that it says nothing
-BLOCK = 200_000  # weights at a time
+MIN_SEEDS = 3  # for an interval over seeds; with two it is too wide to be useful (t = 12.7)
+BLOCK = 200_000  # weights that are processed at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Interval):
-    """A mean difference of AUROC between two rows, with its interval and p-value."""
+    """A mean difference in AUROC between two rows of a table, with its interval and p-value."""
 
     value: float
     p: float
@@ -35,16 +35,16 @@ class Difference(Interval):
 
 @dataclass(frozen=True, kw_only=True)
 class SeedNoise:
-    """The variance of a row's AUROC over seeds; with no degrees of freedom it is unknown."""
+    """The variance of a run's AUROC over seeds; with 0 degrees of freedom it is unknown."""
 
     variance: float
     freedom: int
 
 
 def patient_weights(subject_ids: Sequence[int | str], *, num_resamples: int, seed: int) -> np.ndarray:
-    """Returns how often each image is in each resample of the patients: (num_resamples, N), uint8.
+    """Returns how often each image occurs in each resample of the patients: (num_resamples, N), uint8.
 
-    It depends on the patients and the seed alone, so that rows of a table share their resamples.
+    The resamples depend only on the patients and the seed, so all rows of a table share them.
     """
     patients, patient_of_image = np.unique(np.asarray(subject_ids), return_inverse=True)
     generator = np.random.default_rng(seed)
@@ -57,13 +57,13 @@ def weighted_metrics(
 ) -> dict[str, np.ndarray]:
     """Returns METRICS of every resample: arrays (R,), for `weights` (R, N).
 
-    Definitions are scikit-learn's, with `weights` as sample weights: precision, recall and F1 are 0 where
-    they would divide by zero. AUROC and average precision are nan where a resample has one class. "ece" is
+    The definitions are scikit-learn's with `weights` as sample weights: precision, recall and F1 are 0 where
+    they would divide by zero. AUROC and average precision are NaN if a resample has only one class. "ece" is
     the expected calibration error over the bins of `reliability`.
     """
     called = probabilities >= threshold
     gaps = np.eye(NUM_BINS)[bin_of(probabilities)] * (probabilities - labels)[:, None]  # (N, bins)
-    sums = np.stack(  # of weights, over images: every count that a threshold gives, and squared errors
+    sums = np.stack(  # per image, what is summed with weights: the counts at the threshold, squared errors
         [np.ones(len(labels)), labels, called, called & (labels == 1), (probabilities - labels) ** 2], axis=1
     )
     parts = []
@@ -86,12 +86,12 @@ def weighted_metrics(
 
 
 def weighted_auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the AUROC of every resample (R,), as `weighted_metrics` does, and nothing else."""
+    """Returns only the AUROC of every resample, (R,), as `weighted_metrics` computes it."""
     return np.concatenate([_areas(labels, probabilities, block)[0] for block in in_blocks(weights)])
 
 
 def in_blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields some resamples at a time, as float64: few enough to stay in a processor's cache."""
+    """Yields blocks of resamples as float64, small enough for the processor's cache."""
     for block in np.array_split(weights, -(-weights.size // BLOCK)):
         yield block.astype(np.float64)
 
@@ -99,10 +99,10 @@ def in_blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
 def _areas(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns AUROC and average precision (R,), nan where a resample has one class."""
-    order = np.argsort(-probabilities, kind="stable")  # the most suspicious image first
+    """Returns AUROC and average precision, (R,) each, NaN if a resample has only one class."""
+    order = np.argsort(-probabilities, kind="stable")  # the highest probability first
     labels, probabilities, weights = labels[order], probabilities[order], weights[:, order]
-    # Images of equal probability are called together: a curve has a point at the last of each.
+    # Images of equal probability share one point of the curve, at the last of them.
     last = np.append(np.flatnonzero(np.diff(probabilities)), len(probabilities) - 1)
     called = np.cumsum(weights, axis=1)[:, last]  # (R, points)
     hits = np.cumsum(weights * labels, axis=1)[:, last]
@@ -121,10 +121,10 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def percentile_interval(resampled: np.ndarray, *, around: float | None = None) -> Interval | None:
-    """The middle 95 % of a metric's resamples (R,); None where none of them is defined.
+    """Returns the middle 95 % of a metric's resamples (R,); None if no resample is defined.
 
-    `around` is the value of a metric that resampling itself makes larger, as it does a calibration error: the
-    resamples are shifted to have it as their mean.
+    `around` is for a metric that resampling biases upwards, such as the calibration error: the resamples are
+    shifted so that this value, computed without resampling, is their mean.
     """
     defined = resampled[np.isfinite(resampled)]
     if not len(defined):
@@ -137,7 +137,7 @@ def percentile_interval(resampled: np.ndarray, *, around: float | None = None) -
 def patient_intervals(
     labels: np.ndarray, probabilities: np.ndarray, subject_ids: Sequence[int | str], *, threshold: float
 ) -> dict[str, list[float] | None]:
-    """Returns [low, high] of each of METRICS over patients, None where no resample has it; one run alone."""
+    """Returns [low, high] over patients of each of METRICS for one run; None if no resample defines it."""
     weights = patient_weights(subject_ids, num_resamples=NUM_RESAMPLES, seed=0)
     resampled = weighted_metrics(labels, probabilities, weights, threshold=threshold)
     whole = weighted_metrics(labels, probabilities, np.ones((1, len(labels))), threshold=threshold)
@@ -149,7 +149,7 @@ def patient_intervals(
 
 
 def seed_interval(values: Sequence[float]) -> Interval | None:
-    """The t interval of a metric's mean over seeds, within [0, 1]; None for fewer than MIN_SEEDS."""
+    """Returns the t interval of a metric's mean over seeds, within [0, 1]; None for fewer than MIN_SEEDS."""
     if len(values) < MIN_SEEDS:
         return None
     from scipy import stats  # half a second, which --help does not wait for
@@ -160,11 +160,11 @@ def seed_interval(values: Sequence[float]) -> Interval | None:
 
 
 def seed_noise(by_seed: Sequence[dict[int, float]]) -> SeedNoise:
-    """How much chance of the seed there is in one run of a table: `by_seed` has seed -> AUROC for each row.
+    """Estimates the variance over seeds of one run; `by_seed` has seed -> AUROC for each row of a table.
 
-    It is what is left of the AUROCs after an effect of the row and one of the seed, which stands for the
-    sample that all rows share. All rows are pooled, as three seeds of one row say little about its spread;
-    that rows spread about alike is an assumption.
+    It is the residual variance of the AUROCs after an effect of the row and an effect of the seed, which is
+    that of the training sample that all rows share. All rows are pooled, because three seeds of one row say
+    little about its variance; this assumes that all rows have about the same variance.
     """
     seeds = sorted({seed for row in by_seed for seed in row})
     runs = [(number, seed, value) for number, row in enumerate(by_seed) for seed, value in row.items()]
@@ -181,11 +181,11 @@ def seed_noise(by_seed: Sequence[dict[int, float]]) -> SeedNoise:
 def paired_difference(
     value: float, resampled: np.ndarray, *, num_patients: int, num_runs: tuple[int, int], noise: SeedNoise
 ) -> Difference | None:
-    """Compares two means of runs, `num_runs` on each side, that were measured on the same images.
+    """Tests the difference between two means over runs, `num_runs` per side, measured on the same images.
 
-    `resampled` (R,) is that difference in each resample of patients. Two kinds of chance make up the
-    variance: which patients were tested, and which seeds trained. Degrees of freedom are Satterthwaite's; the
-    test is two-sided. None where no resample is defined.
+    `resampled` (R,) is the difference in each resample of patients. The variance is the sum of two parts: the
+    choice of test patients and the choice of seeds. The degrees of freedom are Satterthwaite's; the t test is
+    two-sided. Returns None if fewer than two resamples are defined.
     """
     from scipy import stats
 
@@ -206,7 +206,7 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns the p-values corrected for their number (Holm 1979): 0.05 then holds for all at once."""
+    """Returns the p-values corrected for multiple comparisons (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     corrected = np.asarray(p_values, dtype=float)
     corrected[order] = np.minimum(np.maximum.accumulate(corrected[order] * np.arange(len(order), 0, -1)), 1.0)
@@ -218,9 +218,9 @@ def bin_of(probabilities: np.ndarray) -> np.ndarray:
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[float, float, int]]:
-    """Returns (mean probability, share of positives, images) of each bin that has images.
+    """Returns (mean probability, share of positives, number of images) of each bin that has images.
 
-    The expected calibration error, "ece", is the mean gap between the first two, by images.
+    The expected calibration error, "ece", is the mean absolute difference of the first two over all images.
     """
     bins = bin_of(probabilities)
     inside = [bins == one for one in np.unique(bins)]

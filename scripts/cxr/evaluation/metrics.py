@@ -1,4 +1,4 @@
-"""Metrics of a binary classifier as functions of arrays, through `evaluate` and chest_xray_metrics."""
+"""Computes the metrics of a binary classifier from arrays, by `evaluate` and chest_xray_metrics."""
 
 import functools
 import logging
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def _metric():
-    import evaluate  # here, as it takes a second to import and only evaluation needs it
+    import evaluate  # not at the top: it takes a second, and only evaluation needs it
 
     return evaluate.load(str(METRIC_MODULE))
 
 
 def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Returns the threshold of the highest sensitivity + specificity (Youden's J); 0.5 for one class."""
+    """Returns the threshold with the highest sensitivity + specificity (Youden's J); 0.5 for one class."""
     from sklearn.metrics import roc_curve
 
     if len(np.unique(labels)) < 2:
@@ -30,16 +30,16 @@ def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def classification_metrics(
     labels: np.ndarray, probabilities: np.ndarray, *, chosen_threshold: float, split: str
 ) -> dict[str, float | int | dict | None]:
-    """Returns the metrics of a split at 0.5, and those that need a threshold again at `chosen_threshold`.
+    """Returns the metrics of a split at 0.5, and those that need a threshold also at `chosen_threshold`.
 
-    `labels` are 0 or 1 and `probabilities` those of class 1, both (N,). AUROC and average precision are None,
-    with a warning, for a split with one class.
+    `labels` (N,) are 0 or 1, `probabilities` (N,) are of class 1. If the split has only one class, AUROC and
+    average precision are None, with a warning.
     """
     at_half = _metric().compute(references=labels, predictions=probabilities, threshold=0.5)
     at_chosen = _metric().compute(references=labels, predictions=probabilities, threshold=chosen_threshold)
     if at_half["auroc"] is None:
         logger.warning(
-            "The %s split has one class: its AUROC and average precision are undefined (null).", split
+            "The %s split has only one class: its AUROC and average precision are undefined (null).", split
         )
     names = ("threshold", "accuracy", "precision", "recall", "f1")
     return {**at_half, "at_chosen_threshold": {name: at_chosen[name] for name in names}}

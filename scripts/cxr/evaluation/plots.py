@@ -1,4 +1,4 @@
-"""The figures of a run folder, drawn from its records."""
+"""Draws the figures of a run folder."""
 
 import os
 from pathlib import Path
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches. Matplotlib and scikit-learn, slow to import, are imported by what draws."""
+    """Returns an empty figure; sizes are in inches. Matplotlib is slow to import, so only drawing imports it."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
 
 
 def save_figure(figure: "Figure", path: Path, *, private: bool = False) -> None:
-    """Writes a PNG or SVG atomically; `private` is mode 0600, from before there is anything in it."""
+    """Writes a PNG or SVG atomically; a `private` one is readable only by its owner (mode 0600)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch(mode=0o600 if private else 0o666)
         kind = path.suffix.removeprefix(".")
-        undated = {"metadata": {"Date": None}} if kind == "svg" else {}  # equal figures are equal files
+        undated = {"metadata": {"Date": None}} if kind == "svg" else {}  # equal figures make equal files
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format=kind, **undated)
         temporary.replace(path)
     finally:
@@ -31,7 +31,7 @@ def save_figure(figure: "Figure", path: Path, *, private: bool = False) -> None:
 
 
 def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
-    """Mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`."""
+    """Plots the mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`."""
     figure = new_figure(6, 4)
     axes = figure.subplots()
     numbers = [record["epoch"] for record in epochs]
@@ -46,7 +46,7 @@ def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
 def plot_roc_and_precision_recall(
     labels: np.ndarray, probabilities: np.ndarray, path: Path, *, title: str
 ) -> None:
-    """Both curves beside each other, with what chance would give; `labels` has both classes."""
+    """Plots both curves side by side, with the chance level; `labels` must have both classes."""
     from sklearn import metrics
 
     figure = new_figure(10, 4.5)
@@ -72,7 +72,7 @@ def plot_confusion_matrix(
     names: list[str],
     title: str,
 ) -> None:
-    """Counts of images by true and predicted label, at each of the named thresholds."""
+    """Plots the number of images by true and predicted label, at each named threshold."""
     from sklearn import metrics
 
     figure = new_figure(5 * len(thresholds), 4.2)
@@ -88,7 +88,7 @@ def plot_confusion_matrix(
 
 
 def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
-    """A row per entry of `images`, name -> gray images (N, H, W) in [0, 1], and a column per image."""
+    """Draws a row per entry of `images` and a column per image: name -> gray images (N, H, W) in [0, 1]."""
     num_images = len(next(iter(images.values())))
     figure = new_figure(2.0 * num_images, 2.1 * len(images))
     all_axes = figure.subplots(len(images), num_images, squeeze=False)
@@ -102,7 +102,7 @@ def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:
 
 
 def plot_examples(examples: dict[str, list[tuple[str, np.ndarray]]], path: Path, *, title: str) -> None:
-    """A row per label: name -> pairs of view and gray image (H, W) in 0..255. The file is private."""
+    """Draws a row per label: name -> pairs of view and gray image (H, W) in 0..255. The file is private."""
     num_columns = max(len(pictures) for pictures in examples.values())
     figure = new_figure(2.2 * num_columns, 2.9 * len(examples))
     all_axes = figure.subplots(len(examples), num_columns, squeeze=False)

@@ -1,4 +1,4 @@
-"""The model card: README.md of a run and of its model, with the metadata that the Hugging Face Hub reads."""
+"""Writes the model card: README.md of a run and of its model, with metadata for the Hugging Face Hub."""
 
 import argparse
 import itertools
@@ -34,7 +34,7 @@ from cxr.sharing.local_hub import read_refs
 from cxr.version import VERSION
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
-# Figures that show no image and no patient, and so may be shared.
+# Figures that may be shared, because they show no image and no patient.
 FIGURES = {
     "loss.png": "Mean loss by epoch",
     "roc_pr_validation.png": "ROC and precision-recall curves on validation",
@@ -42,7 +42,7 @@ FIGURES = {
     "confusion_matrix_validation.png": "Confusion matrices on validation",
     "confusion_matrix_test.png": "Confusion matrices on test",
 }
-METRICS = {  # ours -> the Hub's id, its name
+METRICS = {  # our name -> the Hub's id and the name to show
     "auroc": ("roc_auc", "AUROC"),
     "average_precision": ("average_precision", "Average precision"),
     "accuracy": ("accuracy", "Accuracy"),
@@ -50,12 +50,12 @@ METRICS = {  # ours -> the Hub's id, its name
     "recall": ("recall", "Recall"),
     "f1": ("f1", "F1"),
 }
-# What others' models were trained on, by the beginning of their name.
+# How published base models were trained, by the beginning of their name.
 PUBLISHED = {
-    "facebook/vit-mae-": "a masked autoencoder of the photographs of ImageNet-1k (He et al. 2021)",
-    "microsoft/resnet-": "a classifier of the photographs of ImageNet-1k (He et al. 2015)",
+    "facebook/vit-mae-": "a masked autoencoder trained on the photographs of ImageNet-1k (He et al. 2021)",
+    "microsoft/resnet-": "a classifier trained on the photographs of ImageNet-1k (He et al. 2015)",
 }
-# Flags that say what was trained; the others say how and where.
+# Flags that the card lists. The others change only how, where or how fast a run works.
 HYPERPARAMETERS = (
     "config_name",
     "config_overrides",
@@ -85,9 +85,9 @@ LICENSE = {
 
 
 def describe_origin(args: argparse.Namespace) -> Origin:
-    """Returns what a card will say of where a run comes from, without a path of the machine.
+    """Returns the origin of a run for its card (code, data, base model), without paths of this machine.
 
-    It is for the start of the run: code, data and the base model's name may have moved by its end.
+    Call it at the start of the run: code, data and base model may have changed by the end.
     """
     base_model = args.model_name_or_path
     is_by_name = base_model is not None and not Path(base_model).exists() and MODEL_ID.fullmatch(base_model)
@@ -106,7 +106,7 @@ def describe_origin(args: argparse.Namespace) -> Origin:
 
 
 def write_card(output_dir: Path, args: Arguments, training: Training) -> None:
-    """Writes README.md of the run and of its model/, with copies of the figures that may be shared."""
+    """Writes README.md into the run folder and its model/, with copies of the figures that may be shared."""
     model_dir = output_dir / "model"
     for name in FIGURES:
         if (output_dir / name).is_file():
@@ -119,10 +119,10 @@ def write_card(output_dir: Path, args: Arguments, training: Training) -> None:
 
 
 def make_card(model_dir: Path, args: Arguments, training: Training, sample: Sample) -> str:
-    """Returns the card of a model, with those figures that are in its folder.
+    """Returns the card of a model, with the figures that are in its folder.
 
-    `training` is the results of a finished run, less of another. Nothing but the run's records is asked, nor
-    when or how fast the run was: the same run has the same card.
+    `training` is a `Results` if the run is finished. The card depends only on the run's records, and not on
+    when or how fast it ran: equal runs have equal cards.
     """
     is_pretraining = training.task == "mae_pretraining"
     name, origin = args.hub_model_id or "model", args.origin
@@ -169,7 +169,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
 
 
 def with_interval(measured: MeasuredSplit, metric: str) -> str:
-    """A metric with its interval, as a cell of a table."""
+    """Returns a metric with its interval as the text of a table cell."""
     value, interval = getattr(measured, metric), measured.intervals.get(metric)
     if value is None:
         return "undefined"
@@ -177,7 +177,7 @@ def with_interval(measured: MeasuredSplit, metric: str) -> str:
 
 
 def local_keywords(args: Arguments) -> str:
-    """What finds a model in a local directory: its name alone, as a card has no path of the machine."""
+    """Returns the keywords that load a model from a local directory, without the path of this machine."""
     if not args.hub_model_id or not args.hub_dir:
         return ""
     name = mask_ids(Path(args.hub_dir).name)
@@ -185,12 +185,12 @@ def local_keywords(args: Arguments) -> str:
 
 
 def describe_history(history: list[Stage], origin: Origin, sample: Sample) -> list[str]:
-    """What the weights have gone through, in order, a sentence or two each; the last one is this training."""
+    """Returns all trainings of the weights in order, one or two sentences each; the last is this one."""
     first = history[0] if history else origin
     if first.base_model is None:
         steps = ["Random weights." if len(history) > 1 else "Random weights: the model was not pretrained."]
     else:
-        steps = [f"It starts from {_name_base(first)}."]
+        steps = [f"Start: {_name_base(first)}."]
     for stage, following in itertools.pairwise(history):
         if stage.task == "mae_pretraining":
             what = "Pretraining as a masked autoencoder (`run_mae_pretrain.py`"
@@ -198,40 +198,40 @@ def describe_history(history: list[Stage], origin: Origin, sample: Sample) -> li
             what = f"Training as a classifier for `{stage.task}` (`run_classification.py`"
         epochs = f"{stage.num_epochs:.3g} epoch{'s' if stage.num_epochs != 1 else ''}"
         images = f"{stage.num_images:,} training images of `{stage.dataset}`, {epochs}."
-        name = f" Its result: {_name_base(following)}." if following.base_model_revision else ""
-        steps.append(f"{what} of the code named below): {images}{name}")
+        name = f" Result: {_name_base(following)}." if following.base_model_revision else ""
+        steps.append(f"{what} in the code named below): {images}{name}")
     last = "The training that this card describes."
     if len(history) > 1:
         number, seen, step = sample.num_images, sample.num_seen_before, f"step {len(steps)}"
         if history[-2].sha256 == sample.sha256:
             last += f" Its {number:,} images are the same as those of {step}."
         elif seen == number:
-            last += f" All of its {number:,} images are among those of {step}."
+            last += f" All of its {number:,} images were also used in {step}."
         elif seen is None:
-            last += f" How many of its {number:,} images are among those of {step} is not known."
+            last += f" It is not known how many of its {number:,} images were also used in {step}."
         else:
-            last += f" Of its {number:,} images, {seen:,} are among those of {step}."
+            last += f" Of its {number:,} images, {seen:,} were also used in {step}."
     return [*steps, last]
 
 
 def _name_base(start: Stage | Origin) -> str:
     name = start.base_model
     if not start.base_model_revision:
-        return f"a model in a folder named `{name}`; what it was trained on is not known"
+        return f"a model in a folder named `{name}`; it is not known what it was trained on"
     known = next((f": {text}" for prefix, text in PUBLISHED.items() if name.startswith(prefix)), "")
     revision = start.base_model_revision
     return f"the model `{name}`, revision `{revision}`, shared by `{name.partition('/')[0]}`{known}"
 
 
 def dataset_name(data_dir: Path) -> str:
-    """The name of the data's folder, as a dataset's id; PhysioNet's are below it, by version."""
+    """Returns the data folder's name as a dataset id; of PhysioNet's .../NAME/VERSION, it returns NAME."""
     folder = Path(os.path.abspath(data_dir))  # noqa: PTH100 - a link keeps its name
     name = folder.parent.name if re.fullmatch(r"[\d.]+", folder.name) else folder.name
     return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
 
 
 def evaluations(splits: dict[str, MeasuredSplit], task: str, data: str) -> Iterator[EvalResult]:
-    """The metrics of the best split measured, in the form of the Hub's model-index."""
+    """Yields the metrics of the test split, or else of validation, in the form of the Hub's model-index."""
     for split, measured in list(splits.items())[-1:]:
         for ours, (metric, name) in METRICS.items():
             if (value := getattr(measured, ours)) is not None:

@@ -1,13 +1,13 @@
-"""Models by name in a local directory, in the documented layout of the Hugging Face Hub's cache.
+"""Stores models by name in a local directory, in the documented layout of the Hugging Face Hub's cache.
 
     DIR/models--org--name/blobs/<sha256>          a file's content, shared by all revisions that have it
-    DIR/models--org--name/snapshots/<commit>/...  a revision: links to blobs, or copies where there are none
+    DIR/models--org--name/snapshots/<commit>/...  a revision: links to blobs, or copies if links do not work
     DIR/models--org--name/commits/<commit>.json   its parent, time, message and files; its SHA-1 is the commit
-    DIR/models--org--name/refs/<name>             the commit that "main" or a tag means
+    DIR/models--org--name/refs/<name>             the commit that "main" or a tag refers to
 
-So `from_pretrained("org/name", cache_dir=DIR, local_files_only=True)` works in plain transformers, offline.
-Where a real download of the same name has led "main" to a revision without a record, nothing is added to the
-model and nothing removed.
+So `from_pretrained("org/name", cache_dir=DIR, local_files_only=True)` works offline with plain transformers.
+If "main" refers to a revision without a record, for example after a download of the same name from the Hub,
+the model is left unchanged: nothing is pushed and nothing removed.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from cxr.run_folder.privacy import mask_ids
 logger = logging.getLogger(__name__)
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TAG = re.compile(r"(?!main$|[0-9a-f]{40}$)[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-BLOBS = 64 * "[0-9a-f]"  # downloads name theirs otherwise, too
+BLOBS = 64 * "[0-9a-f]"  # SHA-256; downloads also use other names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """A revision of a model: what it holds, as the SHA-256 of each file, and what it followed."""
+    """A revision of a model: its parent, time and message, and the SHA-256 of each file by name."""
 
     commit: str
     parent: str | None
@@ -57,7 +57,7 @@ class Commit:
 
 
 def parse_model_id(text: str) -> str:
-    """Returns the name of a model on a command line. Raises argparse.ArgumentTypeError for what is none."""
+    """Checks the name of a model on a command line. Raises argparse.ArgumentTypeError if it is not valid."""
     with contextlib.suppress(HFValidationError):
         if MODEL_ID.fullmatch(text):
             validate_repo_id(text)
@@ -66,7 +66,7 @@ def parse_model_id(text: str) -> str:
 
 
 def without_ids(text: str) -> str:
-    """Returns a text of a command line that is shared. Raises argparse.ArgumentTypeError for one with ids."""
+    """Checks a text that will be shared. Raises argparse.ArgumentTypeError if it contains an id."""
     if mask_ids(text) != text:
         raise argparse.ArgumentTypeError(
             f"found {text!r}, which looks like the id of a patient, a study or an image; expected another"
@@ -75,7 +75,7 @@ def without_ids(text: str) -> str:
 
 
 def parse_tag(text: str) -> str:
-    """Returns the name of a revision on a command line. Raises argparse.ArgumentTypeError for others."""
+    """Checks a tag on a command line. Raises argparse.ArgumentTypeError if it is not valid."""
     if not TAG.fullmatch(text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a name such as v1, other than main")
     return without_ids(text)
@@ -92,17 +92,17 @@ def model_ids(hub_dir: Path) -> list[str]:
 
 
 def check_is_known(hub_dir: Path, model_id: str) -> None:
-    """Raises UserError for a model that was not pushed to `hub_dir`."""
+    """Raises UserError if the model was not pushed to `hub_dir`."""
     known = model_ids(hub_dir)
     if model_id not in known:
         raise UserError(
             f"--hub_dir {hub_dir}: found no model {model_id}{did_you_mean(model_id, known)}; expected one of "
-            f"those in it: {', '.join(known) or 'none'}"
+            f"its models: {', '.join(known) or 'none'}"
         )
 
 
 def check_push(*, hub_dir: Path, model_id: str, tag: str | None) -> None:
-    """Finds out before a training what would stop the push after it. Raises UserError."""
+    """Raises UserError, before a training, if the push after it would fail."""
     with _locked(hub_dir, model_id) as (repository, refs):
         _head(repository, refs)
         if tag in refs:
@@ -110,16 +110,17 @@ def check_push(*, hub_dir: Path, model_id: str, tag: str | None) -> None:
 
 
 def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: str | None = None) -> str:
-    """Adds the files of `model_dir` as a new revision of `model_id`, unless it has them; returns its commit.
+    """Adds the files of `model_dir` as a new revision of `model_id`; returns the commit.
 
-    The order is blobs, snapshot, record, main, tag, each of them whole: what a killed push leaves is no name
-    that means half a revision, and a repeated push completes it, or mends what was damaged. Raises UserError
-    for a folder that holds anything but a model and for a tag of other files, and OSError.
+    If the tag or main already has the same files, that revision is returned, and repaired if damaged. The
+    order is blobs, snapshot, record, main, tag, each written atomically: after a killed push, no name refers
+    to an incomplete revision, and a repeated push completes it. Raises UserError if the folder holds anything
+    but a model or the tag refers to other files, and OSError.
     """
     files = files_to_share(model_dir)
     with _locked(hub_dir, model_id) as (repository, refs):
         blobs = {path.name: _store_blob(path, repository / "blobs") for path in files}
-        sync_file(repository / "blobs")  # their names, before anything leads to them
+        sync_file(repository / "blobs")  # their names must be on disk before anything refers to them
         head = _head(repository, refs)
         tagged = _read_commit(repository, refs[tag]) if tag in refs else None
         if tagged and tagged.files != blobs:
@@ -145,7 +146,7 @@ def push(model_dir: Path, *, hub_dir: Path, model_id: str, message: str, tag: st
 
 
 def read_log(hub_dir: Path, model_id: str, revision: str = "main") -> list[Commit]:
-    """Returns a revision and all that it followed, newest first. Raises UserError for an unknown one."""
+    """Returns a revision and all its ancestors, newest first. Raises UserError if it is unknown."""
     repository = repository_dir(hub_dir, model_id)
     log = [_read_commit(repository, resolve(hub_dir, model_id, revision))]
     while log[-1].parent is not None:
@@ -154,14 +155,14 @@ def read_log(hub_dir: Path, model_id: str, revision: str = "main") -> list[Commi
 
 
 def read_refs(hub_dir: Path, model_id: str) -> dict[str, str]:
-    """Returns the commit of each name: main and the tags."""
+    """Returns the commit of each ref: main and the tags."""
     refs = repository_dir(hub_dir, model_id) / "refs"
-    files = [path for path in sorted(refs.glob("[!.]*")) if path.is_file()]  # downloads make folders, too
+    files = [path for path in sorted(refs.glob("[!.]*")) if path.is_file()]  # downloads also make folders
     return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files}
 
 
 def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
-    """Returns the commit that main, a tag or the first digits of a commit mean. Raises UserError."""
+    """Returns the commit for main, a tag or the first digits of a commit. Raises UserError if unclear."""
     check_is_known(hub_dir, model_id)
     refs = read_refs(hub_dir, model_id)
     if revision in refs:
@@ -177,7 +178,7 @@ def resolve(hub_dir: Path, model_id: str, revision: str) -> str:
 
 
 def set_tag(hub_dir: Path, model_id: str, tag: str, revision: str) -> str:
-    """Makes `tag` mean a revision, for good; returns its commit. Raises UserError for one of another."""
+    """Tags a revision permanently; returns its commit. Raises UserError if another one has the tag."""
     with _locked(hub_dir, model_id) as (repository, refs):
         commit = resolve(hub_dir, model_id, revision)
         if refs.get(tag, commit) != commit:
@@ -187,10 +188,10 @@ def set_tag(hub_dir: Path, model_id: str, tag: str, revision: str) -> str:
 
 
 def find_problems(hub_dir: Path, model_id: str) -> list[str]:
-    """Reads every byte of a model; returns what is not as it was pushed, a line each.
+    """Reads all files of a model; returns everything that differs from what was pushed, one line each.
 
-    Nothing is kept from changing meanwhile, so that a directory that is only read can be verified: what a
-    second look does not find again was a push or a garbage collection at work.
+    It takes no lock, so that a read-only directory can be verified. A push or garbage collection that runs at
+    the same time can look like a problem, so only problems that a second look confirms are returned.
     """
     problems = _look_for_problems(hub_dir, model_id)
     again = set(_look_for_problems(hub_dir, model_id)) if problems else ()
@@ -200,7 +201,7 @@ def find_problems(hub_dir: Path, model_id: str) -> list[str]:
 def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
     repository = repository_dir(hub_dir, model_id)
     problems = []
-    refs = read_refs(hub_dir, model_id)  # first: a push meanwhile adds to what they lead to
+    refs = read_refs(hub_dir, model_id)  # read first: a push meanwhile only adds commits
     if "main" not in refs:
         problems.append(f"{repository / 'refs' / 'main'}: is missing")
     for blob in sorted((repository / "blobs").glob(BLOBS)):
@@ -209,7 +210,7 @@ def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
     commits = {path.stem for path in (repository / "commits").glob("[!.]*.json")}
     for name, commit in refs.items():
         if commit not in commits:
-            problems.append(f"{repository / 'refs' / name}: leads to {commit}, which was not pushed here")
+            problems.append(f"{repository / 'refs' / name}: refers to {commit}, which was not pushed here")
     for commit in sorted(commits):
         try:
             found = _read_commit(repository, commit)
@@ -226,23 +227,23 @@ def _look_for_problems(hub_dir: Path, model_id: str) -> list[str]:
             elif not path.is_symlink() and not _has_content(path, digest):
                 problems.append(f"{path}: its content has changed")
             elif path.is_symlink() and path.resolve() != (repository / "blobs" / digest).resolve():
-                problems.append(f"{path}: leads elsewhere than to its content")
+                problems.append(f"{path}: links to another file than its content")
         added = sorted(path for path in snapshot.glob("*") if path.name not in found.files)
         problems += [f"{path}: was not pushed" for path in added]
     return problems
 
 
 def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
-    """Removes revisions that no ref leads to, and contents of no revision; returns their numbers.
+    """Removes revisions that no ref reaches, and blobs that no revision has; returns both numbers.
 
-    Raises UserError, before anything is removed, where a ref is missing or leads to what was not pushed.
+    Raises UserError, before anything is removed, if main is missing or a ref reaches an unknown commit.
     """
     with _locked(hub_dir, model_id) as (repository, refs):
         kept: dict[str, Commit] = {}
         if "main" not in refs:
             raise UserError(
-                f"{model_id}: found no main in {repository}, as a first push was killed or the file is lost; "
-                "expected it: push the model again"
+                f"{model_id}: found no refs/main in {repository}: the first push was killed, or the file is "
+                "lost; push the model again"
             )
         for commit in refs.values():
             while commit is not None and commit not in kept:
@@ -250,12 +251,12 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
                 commit = kept[commit].parent
         unreached = [path for path in (repository / "commits").glob("*.json") if path.stem not in kept]
         for path in sorted(unreached, key=lambda path: path.stat().st_mtime, reverse=True):
-            path.unlink()  # parents last, that none is missed
+            path.unlink()  # parents last: an interrupted run leaves no commit without its parent
         used = {digest for commit in kept.values() for digest in commit.files.values()}
         files = [path for path in (repository / "refs").rglob("*") if path.is_file()]
         named = {path.read_text(encoding="utf-8", errors="replace") for path in files}
-        for snapshot in (repository / "snapshots").glob("*"):  # after their records: none has lost its files
-            if snapshot.name in named - kept.keys():  # a download by a name such as refs/pr/1
+        for snapshot in (repository / "snapshots").glob("*"):  # after the records: no record lacks its files
+            if snapshot.name in named - kept.keys():  # downloaded under a ref such as refs/pr/1
                 used |= {path.resolve().name for path in snapshot.rglob("*")}
             elif snapshot.name not in kept:
                 remove_folder(snapshot)
@@ -267,7 +268,7 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _locked(hub_dir: Path, model_id: str) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Gives the repository and its refs to one process at a time, without what a killed one left there."""
+    """Locks a model for this process, removes temporary files of killed ones; yields its folder and refs."""
     repository = repository_dir(hub_dir, model_id)
     lock = FileLock(hub_dir / ".locks" / f"{repository.name}.lock")
     try:
@@ -279,7 +280,7 @@ def _locked(hub_dir: Path, model_id: str) -> Iterator[tuple[Path, dict[str, str]
             lock.acquire()
     except OSError as error:
         raise UserError(
-            f"--hub_dir {hub_dir}: found no folder that can be written to ({error.strerror}), expected one"
+            f"--hub_dir {hub_dir}: cannot be written to ({error.strerror}); expected a writable folder"
         ) from error
     try:
         for path in repository.glob("*/.*"):
@@ -290,11 +291,13 @@ def _locked(hub_dir: Path, model_id: str) -> Iterator[tuple[Path, dict[str, str]
 
 
 def tag_is_taken(tag: str, commit: str) -> UserError:
-    return UserError(f"found the tag {tag} at revision {commit[:8]}, expected a new one: no tag is moved")
+    return UserError(
+        f"found the tag {tag} at revision {commit[:8]}, which cannot be moved; expected a new tag"
+    )
 
 
 def _head(repository: Path, refs: dict[str, str]) -> Commit | None:
-    """Returns what main means; without it, what was pushed last: a kill or a loss came between."""
+    """Returns the commit of main or, if main is lost or was not yet written, the newest commit."""
     if "main" in refs:
         return _read_commit(repository, refs["main"])
     commits = [_read_commit(repository, path.stem) for path in (repository / "commits").glob("[!.]*.json")]
@@ -305,8 +308,8 @@ def _read_commit(repository: Path, commit: str) -> Commit:
     path = repository / "commits" / f"{commit}.json"
     if not path.is_file():
         raise UserError(
-            f"{path}: is missing: a download from the Hub, or a damage, has led a name or a revision to "
-            f"{commit[:8]}, which was not pushed here; name another --hub_dir, or restore the file"
+            f"{path}: is missing: revision {commit[:8]} was downloaded from the Hub or its record was lost; "
+            "name another --hub_dir, or restore the file"
         )
     if hashlib.sha1(path.read_bytes()).hexdigest() != commit:
         raise UserError(f"{path}: its content has changed; restore it from a copy, or name another --hub_dir")
@@ -320,7 +323,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _store_blob(path: Path, blobs_dir: Path) -> str:
-    """Returns the SHA-256 of what was stored: of a copy, as a training may replace the file meanwhile."""
+    """Stores a file; returns the SHA-256 of the copy, because a training may replace the file meanwhile."""
     blobs_dir.mkdir(parents=True, exist_ok=True)
     temporary = blobs_dir / f".{path.name}.tmp"
     shutil.copyfile(path, temporary)
@@ -345,7 +348,7 @@ def _has_content(path: Path, digest: str) -> bool:
 
 
 def link_or_copy(target: Path, link: Path) -> None:
-    """Makes `link` lead to `target`, which may be relative to it, or a copy where links are not allowed."""
+    """Makes `link` a link to `target`, which may be relative to it, or a copy if links are not allowed."""
     try:
         link.symlink_to(target)
     except OSError:  # Windows

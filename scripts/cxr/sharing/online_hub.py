@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub itself: private ones, as what is derived from the data may not be public."""
+"""Pushes models to the Hugging Face Hub: only private ones, as models of this data may not be public."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from cxr.sharing.local_hub import tag_is_taken
 
 
 def check_push(*, model_id: str, tag: str | None) -> None:
-    """Finds out before a training what would stop the push after it, and makes nothing. Raises UserError."""
+    """Raises UserError, before a training, if the push after it would fail. Creates nothing."""
     _, tags = _look(model_id)
     if tag in tags:
         raise tag_is_taken(tag, tags[tag])
 
 
 def push(model_dir: Path, *, model_id: str, message: str, tag: str | None = None) -> str:
-    """Adds the files of `model_dir`, and no others, as a revision of `model_id`; returns its commit.
+    """Adds the files of `model_dir`, and only those, as a revision of `model_id`; returns its commit.
 
-    Raises UserError for a folder that holds anything but a model, for a public model and for a tag of other
-    files, and OSError.
+    Raises UserError if the folder holds anything but a model, the model is public or the tag is in use, and
+    OSError.
     """
     names = [path.name for path in files_to_share(model_dir)]
     with _asking_the_hub():
@@ -43,7 +43,7 @@ def push(model_dir: Path, *, model_id: str, message: str, tag: str | None = None
         if tag and tag not in tags:
             api.create_tag(model_id, tag=tag, revision=commit)
     if tags.get(tag, commit) != commit:
-        raise UserError(f"the model is pushed as revision {commit[:8]}, but {tag_is_taken(tag, tags[tag])}")
+        raise UserError(f"the model was pushed as revision {commit[:8]}, but {tag_is_taken(tag, tags[tag])}")
     return commit
 
 
@@ -51,7 +51,7 @@ def _look(model_id: str) -> tuple[str | None, dict[str, str]]:
     """Returns the commit of main and of each tag. Raises UserError for a public model."""
     with _asking_the_hub():
         api = HfApi()
-        api.whoami()  # without a login, a private model is as if there were none
+        api.whoami()  # without a login, a private model looks as if it did not exist
         try:
             info = api.model_info(model_id)
         except RepositoryNotFoundError:
@@ -69,9 +69,9 @@ def _look(model_id: str) -> tuple[str | None, dict[str, str]]:
 def _asking_the_hub() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # of the network, of the Hub, of the login: each has its own kinds
+    except Exception as error:  # network, Hub and login errors have no common type
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--push_to_hub: the Hugging Face Hub could not be asked ({reason}); log in with hf auth login, "
+            f"--push_to_hub: the Hugging Face Hub gave an error ({reason}); log in with hf auth login, "
             "or name a --hub_dir to push to a local directory"
         ) from error

@@ -1,4 +1,4 @@
-"""What becomes of a run's model: a card beside it, and a push where the run's flags or a user ask for one."""
+"""Shares a run's model: writes its card, and pushes it if the run's flags or the user ask for it."""
 
 import logging
 import shlex
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_push(*, hub_dir: Path | None, model_id: str, tag: str | None) -> None:
-    """Finds out before a training what would stop the push after it. Raises UserError."""
+    """Raises UserError, before a training, if the push after it would fail."""
     if hub_dir is None:
         online_hub.check_push(model_id=model_id, tag=tag)
     else:
@@ -35,7 +35,7 @@ def check_push(*, hub_dir: Path | None, model_id: str, tag: str | None) -> None:
 def push(
     model_dir: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None = None
 ) -> str:
-    """Pushes to the directory, with `hub_dir` None to the Hugging Face Hub; see there. Returns the commit."""
+    """Pushes to `hub_dir` or, if that is None, to the Hugging Face Hub. Returns the commit."""
     options = {"model_id": model_id, "message": message, "tag": tag}
     if hub_dir is None:
         commit = online_hub.push(model_dir, **options)
@@ -47,7 +47,7 @@ def push(
 
 
 def loading_code(model_dir: Path, *, hub_dir: Path | None, model_id: str, revision: str) -> str:
-    """Returns the Python, two lines, that loads a pushed revision of the model in `model_dir`, anywhere."""
+    """Returns two lines of Python that load a pushed revision of the model in `model_dir`."""
     kinds = read_json(model_dir / "config.json").get("architectures")
     kind = kinds[0] if isinstance(kinds, list) and kinds else "AutoModel"
     where = f", cache_dir={str(hub_dir.absolute())!r}, local_files_only=True" if hub_dir else ""
@@ -58,9 +58,9 @@ def loading_code(model_dir: Path, *, hub_dir: Path | None, model_id: str, revisi
 
 
 def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: str, tag: str | None) -> str:
-    """Pushes a model's folder as it is or, of a finished run, model/ with a card that has the new name.
+    """Pushes a model folder as it is or, given a finished run, its model/ with a card of the new name.
 
-    Nothing in the folder changes. Raises UserError.
+    The folder is not changed. Raises UserError.
     """
     if folder.name == "model" and (folder.parent / "results.json").is_file():
         folder = folder.parent
@@ -70,8 +70,8 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
     args, results = Arguments.read(folder / "args.json"), read_results(folder)
     if results is None:
         raise UserError(
-            f"{folder}: found no results.json, as the run is not finished; expected one that is; continue it "
-            "with --resume_from_checkpoint latest"
+            f"{folder}: found no results.json, expected a finished run; continue it with "
+            "--resume_from_checkpoint latest"
         )
     args = args.model_copy(update={"hub_model_id": model_id, "hub_dir": hub_dir and str(hub_dir)})
     card = make_card(folder / "model", args, results, Sample.read(folder / "samples.json"))
@@ -83,9 +83,9 @@ def push_folder(folder: Path, *, hub_dir: Path | None, model_id: str, message: s
 
 
 def share_finished(record: RunRecord, results: Results) -> None:
-    """Writes the model's card, pushes as the run's args.json says and, last of all, writes results.json.
+    """Writes the model's card, pushes the model if args.json says so, and finally writes results.json.
 
-    That is written where the push fails, too: the run is done. Raises UserError.
+    results.json is written even if the push fails, because the run is finished. Raises UserError.
     """
     output_dir = record.output_dir
     args = Arguments.read(output_dir / "args.json")
@@ -102,14 +102,14 @@ def share_finished(record: RunRecord, results: Results) -> None:
         for flag, value in (("--hub_dir", args.hub_dir), ("--tag", args.hub_revision)):
             command += [flag, value] if value else []
         raise UserError(
-            f"{failure}; the run is finished but for the push: repeat it by {shlex.join(command)}"
+            f"{failure}; the run is finished, only the push failed: repeat it with {shlex.join(command)}"
         ) from failure
     if failure:
         raise failure
 
 
 def share_unfinished(output_dir: Path, training: Training) -> None:
-    """Shares the model of an unfinished training. If that fails, the training continues."""
+    """Shares the model of an unfinished training. If that fails, it warns and the training continues."""
     args = Arguments.read(output_dir / "args.json")
     try:
         write_card(output_dir, args, training)

@@ -1,4 +1,4 @@
-"""Soft shapes in body coordinates, which the synthetic radiographs are made of."""
+"""Draws soft shapes in body coordinates, the parts of synthetic radiographs."""
 
 import math
 
@@ -14,7 +14,7 @@ Masks = list[np.ndarray]
 
 
 def smooth_curve(points: Points, *, closed: bool = False) -> np.ndarray:
-    """Catmull-Rom curve through the points, eight steps between two of them. (N, 2)"""
+    """Returns a Catmull-Rom curve (N, 2) through the points, with eight steps from one to the next."""
     p = np.asarray(points, dtype=np.float64)
     p = np.concatenate([p[-1:], p, p[:2]] if closed else [2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
     t = np.linspace(0, 1, 8, endpoint=False)[None, :, None]
@@ -25,10 +25,10 @@ def smooth_curve(points: Points, *, closed: bool = False) -> np.ndarray:
 
 
 class Canvas:
-    """Masks, (height, width) in 0..1, of shapes given in body coordinates.
+    """Draws masks, (height, width) in 0..1, of shapes in body coordinates.
 
-    In body coordinates x and y run from 0 to 1 over the shortest side and the midline of the body is x = 0.5.
-    A small rotation, shift and zoom differs from image to image.
+    In body coordinates, x and y go from 0 to 1 over the shortest side; the midline of the body is x = 0.5.
+    Each image has its own small rotation, shift and zoom.
     """
 
     def __init__(self, height: int, width: int, rng: np.random.Generator, *, unrest: float):
@@ -72,25 +72,25 @@ class Canvas:
         for points, width in lines:
             pixels = self.to_pixels(smooth_curve(points) if curved else points) * self.oversampling
             width = max(1, round(width * self.unit * self.oversampling))
-            joint = "curve" if width > 4 else None  # slow, and not to be seen on thin lines
+            joint = "curve" if width > 4 else None  # slow, and invisible on thin lines
             draw.line(list(map(tuple, pixels.tolist())), fill=255, width=width, joint=joint)
         return self.finish(image, blur)
 
     def blob(
         self, x: float, y: float, radius_x: float, radius_y: float, *, edge: float, ragged=0.0
     ) -> np.ndarray:
-        """An ellipse whose edge is `edge` of its radius wide; `ragged` is noise added to the radius."""
+        """Draws an ellipse with an edge of width `edge` times its radius; `ragged` is added to the radius."""
         distance = np.hypot((self.x - x) / radius_x, (self.y - y) / radius_y) + ragged
         return np.clip((1 - distance) / edge + 0.5, 0, 1)
 
     def noise(self, rng: np.random.Generator, grain: float) -> np.ndarray:
-        """Smooth noise, standard deviation about 0.7, whose grains are `grain` wide."""
+        """Returns smooth noise with a standard deviation of about 0.7 and grains of width `grain`."""
         shape = [max(4, round(side / self.unit / grain)) for side in (self.height, self.width)]
         small = Image.fromarray(rng.standard_normal(shape, dtype=np.float32))
         return np.asarray(small.resize((self.width, self.height), Image.Resampling.BICUBIC))
 
 
 def shape(text: str, *, at: Point = (0.0, 0.0), scale: Point = (1.0, 1.0)) -> Points:
-    """Points "x,y x,y ..." in hundredths of body coordinates, scaled about the origin and moved to `at`."""
+    """Parses points "x,y x,y ..." in hundredths of body coordinates; scales them and moves them to `at`."""
     pairs = (pair.split(",") for pair in text.split())
     return [(at[0] + scale[0] * float(x) / 100, at[1] + scale[1] * float(y) / 100) for x, y in pairs]

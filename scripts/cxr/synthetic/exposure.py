@@ -1,4 +1,4 @@
-"""A planned image drawn: from the layers of a chest to film."""
+"""Draws a planned image: chest, findings and exposure on film."""
 
 import numpy as np
 from PIL import Image
@@ -17,11 +17,11 @@ from cxr.synthetic.plan import PlannedImage
 from cxr.synthetic.plan import Study
 from cxr.synthetic.plan import random_generator
 
-MAX_DRAWN_SIDE = 768  # pixels; larger images are drawn at this size and enlarged: the shapes are soft anyway
+MAX_DRAWN_SIDE = 768  # pixels; larger images are drawn at this size and enlarged, as the shapes are soft
 
 
 def bounding_box(mask: np.ndarray) -> list[float]:
-    """[x0, y0, x1, y1] in fractions of the width and height."""
+    """Returns [x0, y0, x1, y1] as fractions of the width and height."""
     rows, columns = (np.flatnonzero((mask > 0.35 * mask.max()).any(axis=axis)) for axis in (1, 0))
     height, width = mask.shape
     edges = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
@@ -29,7 +29,7 @@ def bounding_box(mask: np.ndarray) -> list[float]:
 
 
 def draw_marker(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> np.ndarray:
-    """The technologist's lead letter: L beside the patient's left, which is the image's right."""
+    """Draws the side marker: L at the patient's left, which is the right of the image, or R opposite."""
     letters = {
         "L": [[(0, 0), (0, 1), (0.6, 1)]],
         "R": [[(0, 1), (0, 0), (0.45, 0.05), (0.55, 0.27), (0.4, 0.5), (0, 0.5)], [(0.3, 0.5), (0.6, 1)]],
@@ -46,9 +46,9 @@ def draw_marker(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> np.nd
 
 
 def expose(chest: Chest, rng: np.random.Generator, *, hard: bool) -> np.ndarray:
-    """Film: attenuation to gray, partly equalised like the published JPEGs. (height, width) in 0..1"""
+    """Turns attenuation into gray (height, width) in 0..1, partly equalised like the published JPEGs."""
     canvas = chest.canvas
-    scatter = rng.uniform(0.42, 0.5) if hard else rng.uniform(0.46, 0.56)  # how black the lungs come out
+    scatter = rng.uniform(0.42, 0.5) if hard else rng.uniform(0.46, 0.56)  # sets how black the lungs are
     beam = chest.tissue - scatter * chest.air + 0.9 * (chest.bone + chest.dense)
     beam += 0.085 * (chest.vessels + 0.3 * canvas.noise(rng, 0.012)) * np.clip(chest.air * 1.6, 0, 1)
     beam += 0.02 * canvas.noise(rng, 0.25)
@@ -65,7 +65,7 @@ def expose(chest: Chest, rng: np.random.Generator, *, hard: bool) -> np.ndarray:
 
 
 def patient_traits(study: Study, *, seed: int) -> dict[str, float]:
-    """The patient's build, in body coordinates or as factors, with what the study's findings change in it."""
+    """Returns the patient's build, in body coordinates or as factors, changed by the study's findings."""
     rng = random_generator(seed, PATIENT, study.patient)
     study_rng = random_generator(seed, STUDY, study.number, 1)
     traits = {
@@ -85,7 +85,7 @@ def patient_traits(study: Study, *, seed: int) -> dict[str, float]:
 
 
 def draw_image(planned: PlannedImage, *, seed: int) -> tuple[Image.Image, list[dict]]:
-    """The image, and where in it each finding is: [{"finding": ..., "box": [x0, y0, x1, y1]}, ...]."""
+    """Returns the image and the box of each finding: [{"finding": ..., "box": [x0, y0, x1, y1]}, ...]."""
     study, view = planned.study, planned.view
     rng = random_generator(seed, IMAGE, planned.number)
     traits = patient_traits(study, seed=seed) | {"bedside": float(view != "PA")}

@@ -1,4 +1,4 @@
-"""The findings: each changes the chest and returns the masks of what it drew."""
+"""Draws findings: each function changes the chest and returns the masks of what it drew."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,14 @@ def pick_lungs(chest: Chest, rng: np.random.Generator, *, both: float) -> list[L
 
 
 def draw_patch(chest: Chest, rng: np.random.Generator, at: Point, size: float, opacity: float) -> np.ndarray:
-    """A cloudy opacity with ragged edges, as of pneumonia."""
+    """Draws a cloudy opacity with ragged edges, as in pneumonia."""
     ragged = 0.28 * chest.canvas.noise(rng, 0.05) + 0.12 * chest.canvas.noise(rng, 0.02)
     patch = chest.canvas.blob(*at, size * rng.uniform(0.85, 1.2), size, edge=0.7, ragged=ragged)
     return chest.fill(patch, opacity)
 
 
 def draw_effusion(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    """Fluid over the diaphragm, whose surface climbs up the outer wall: the meniscus."""
+    """Draws fluid above the diaphragm whose surface rises along the outer wall: the meniscus."""
     masks = []
     surface = "104,145 93,105 75,72 50,54 25,50 0,50"  # across the lung, height
     for lung in pick_lungs(chest, rng, both=0.3):
@@ -45,7 +45,7 @@ def draw_opacity(chest: Chest, rng: np.random.Generator, strength: float) -> Mas
 
 
 def draw_consolidation(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    """A lobe without air, but for the bronchi in it; its lower edge is the straight fissure."""
+    """Draws a lobe without air except in its bronchi; its lower edge is the straight fissure."""
     lung = pick_lungs(chest, rng, both=0.0)[0]
     x, y = lung.point(rng.uniform(0.5, 0.65), rng.uniform(0.25, 0.75))
     lobe = chest.canvas.blob(x, y, 0.13, 0.12, edge=0.45, ragged=0.18 * chest.canvas.noise(rng, 0.05))
@@ -64,7 +64,7 @@ def draw_pneumonia(chest: Chest, rng: np.random.Generator, strength: float) -> M
 
 
 def draw_atelectasis(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    """Plates across the base of a lung, over a base that has lost its air."""
+    """Draws plates across the base of a lung, which has lost air."""
     masks, canvas = [], chest.canvas
     for lung in pick_lungs(chest, rng, both=0.25):
         plates, tilt = [], rng.normal(-0.03, 0.05)
@@ -79,7 +79,7 @@ def draw_atelectasis(chest: Chest, rng: np.random.Generator, strength: float) ->
 
 
 def draw_edema(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    """Bat's wings: haze on both sides of the hila, full vessels, and short lines at the outer wall."""
+    """Draws perihilar haze (bat wings), wide vessels, and short lines at the outer wall (Kerley B)."""
     masks = []
     for lung in chest.lungs:
         x, y = lung.hilum
@@ -93,7 +93,7 @@ def draw_edema(chest: Chest, rng: np.random.Generator, strength: float) -> Masks
 
 
 def draw_pneumothorax(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    """Black, vessel-free air between the wall and the fine line of the retracted lung."""
+    """Draws black air without vessels between the wall and the fine line of the collapsed lung."""
     lung, canvas = pick_lungs(chest, rng, both=0.0)[0], chest.canvas
     outline = lung.outline(collapsed=rng.uniform(0.07, 0.13) * strength)
     whole, left = canvas.area(lung.outline(), blur=0.003), canvas.area(outline, blur=0.003)
@@ -108,7 +108,7 @@ def draw_pneumothorax(chest: Chest, rng: np.random.Generator, strength: float) -
 
 def draw_lesion(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
     masks = []
-    for down in np.linspace(0.28, 0.75, 3)[: int(rng.integers(1, 4))]:  # apart, lest two look like a snowman
+    for down in np.linspace(0.28, 0.75, 3)[: int(rng.integers(1, 4))]:  # apart, so that none overlap
         lung = pick_lungs(chest, rng, both=0.0)[0]
         at, size = lung.point(rng.uniform(0.5, 0.8), rng.normal(down, 0.03)), rng.uniform(0.03, 0.055)
         ragged = 0.06 * chest.canvas.noise(rng, 0.02)
@@ -119,13 +119,13 @@ def draw_lesion(chest: Chest, rng: np.random.Generator, strength: float) -> Mask
 
 
 def draw_devices(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    """A pacemaker or monitoring electrodes, and tubes, a venous line or the wires of a closed breastbone."""
+    """Draws a pacemaker or ECG electrodes, and tubes, a central venous line or sternal wires."""
     canvas, lateral, wires, metal = chest.canvas, chest.lateral, [], np.zeros_like(chest.air)
     kind, extra, (shift_x, shift_y) = rng.random(), rng.random(), rng.normal(0, 0.012, 2)
     if kind < 0.5:
         at = (0.25 + shift_x, 0.27 + shift_y) if lateral else (0.76 + shift_x, 0.26 + shift_y)
         way = shape("36,20 45,22 47,35 45,50" if lateral else "66,19 54,20 46.5,30 45.5,50")
-        # In the right atrium and the right ventricle.
+        # The leads end in the right atrium and the right ventricle.
         ends = ("44,56", "47,58 36,64") if lateral else ("47,58", "53,66 60,66.5")
         wires += [([at, *way, *shape(end)], 0.0065) for end in ends]
         box = shape("-5,-3.5 3,-4.5 5.5,0 2,4.5 -4.5,4", at=at, scale=(0.7 if lateral else 1, 1))
@@ -138,7 +138,7 @@ def draw_devices(chest: Chest, rng: np.random.Generator, strength: float) -> Mas
     if lateral or extra < 0.35:
         loops = shape("28,27 26,33 24,39 22,45 20,51" if lateral else "50,27 50,34.5 50,42 50,49.5 50,57")
         wires += [(shape("-1.6,0 0,-1.2 1.6,0 0,1.2 -1.4,.2", at=loop), 0.005) for loop in loops]
-    elif extra < 0.7:  # breathing tube and feeding tube
+    elif extra < 0.7:  # endotracheal tube and feeding tube
         wires.append((shape("50.5,-10 50,10 50.3,27"), 0.012))
         wires.append((shape("51.5,-10 51.5,30 52,60 56,78 63,85"), 0.007))
     else:  # central venous line
@@ -149,7 +149,7 @@ def draw_devices(chest: Chest, rng: np.random.Generator, strength: float) -> Mas
 
 
 def draw_fracture(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    """Two or three neighbouring ribs broken in a row: a dark gap, and callus about it."""
+    """Draws fractures of two or three neighbouring ribs: a dark gap with callus around it."""
     count, first, side = int(rng.integers(2, 4)), int(rng.integers(2, 5)), int(rng.integers(2))
     gaps, callus = [], np.zeros_like(chest.air)
     for index in range(first, first + count):
@@ -161,7 +161,7 @@ def draw_fracture(chest: Chest, rng: np.random.Generator, strength: float) -> Ma
 
 
 def draw_pleural_other(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    """Thickened pleura along the outer wall, with plaques of calcium."""
+    """Draws thickened pleura along the outer wall, with calcified plaques."""
     lung = pick_lungs(chest, rng, both=0.0)[0]
     downs, depth = np.linspace(0.2, 0.92, 9), rng.uniform(0.10, 0.16)
     inner = [lung.point(1 - depth * rng.uniform(0.7, 1.15), down) for down in downs]
@@ -172,7 +172,7 @@ def draw_pleural_other(chest: Chest, rng: np.random.Generator, strength: float) 
 
 
 def outline_heart(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:
-    return [chest.heart]  # already drawn large
+    return [chest.heart]  # `patient_traits` has already enlarged it
 
 
 def outline_mediastinum(chest: Chest, rng: np.random.Generator, strength: float) -> Masks:

@@ -1,4 +1,4 @@
-"""Plans a synthetic sample: who has which studies, findings, views and labels."""
+"""Plans a synthetic sample: patients with their studies, findings, views and labels."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from cxr.choices import LABELS
 
-# How often a finding is the main one of an abnormal study; effusion leads, as it is a task. In drawing order:
-# what replaces air comes before what lies over it.
+# How often a finding is the main one of an abnormal study; effusion is the most frequent, as it is a task.
+# In drawing order: findings that replace air come before those that lie over it.
 FINDING_WEIGHTS = {
     "Cardiomegaly": 0.10,
     "Enlarged Cardiomediastinum": 0.02,
@@ -24,7 +24,7 @@ FINDING_WEIGHTS = {
     "Support Devices": 0.03,
 }
 OFTEN_NEGATED = ("Pleural Effusion", "Pneumothorax", "Consolidation", "Edema", "Pneumonia", "Cardiomegaly")
-# Non-frontal views in the order in which they are dealt out: all once, then the first six again and again.
+# Non-frontal views in the order in which images get them: each once, then the first six repeatedly.
 OTHER_VIEWS = ("LATERAL", "LL", "", "LATERAL", "LL", "LATERAL", "LPO", "XTABLE LATERAL", "SWIMMERS")
 LATERAL_VIEWS = ("LATERAL", "LL", "XTABLE LATERAL", "SWIMMERS")
 VIEW_MEANINGS = {
@@ -40,7 +40,7 @@ POSITIVE_FRACTION = 0.59  # of frontal images, as published: 141,268 of 237,962
 
 
 def random_generator(*key: int) -> np.random.Generator:
-    """Random numbers that depend on the key alone, e.g. (seed, stream, image number)."""
+    """Returns a generator that depends only on the key, for example (seed, stream, image number)."""
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
@@ -54,7 +54,7 @@ class Study:
     split: str
     subject_id: int
     study_id: int
-    drawn: dict[str, float]  # finding -> strength; below 0.5: faint, and its label calls it uncertain
+    drawn: dict[str, float]  # finding -> strength; below 0.5 it is faint, and its label is uncertain
     negbio: dict[str, str] | None  # label -> "1.0", "0.0", "-1.0" or ""; None: the study has no row
     chexpert: dict[str, str] | None
 
@@ -75,7 +75,7 @@ class PlannedImage:
 
 
 def choose_findings(kind: str, rng: np.random.Generator) -> dict[str, float]:
-    """The findings of a study of one kind: finding -> strength."""
+    """Draws the findings of a study of this kind: finding -> strength."""
     if kind == "device":
         return {"Support Devices": 1.0}
     if kind == "uncertain":
@@ -84,7 +84,7 @@ def choose_findings(kind: str, rng: np.random.Generator) -> dict[str, float]:
         return {}
     names, weights = list(FINDING_WEIGHTS), np.array(list(FINDING_WEIGHTS.values()))
     main = "Pleural Effusion" if kind == "effusion" else str(rng.choice(names, p=weights / weights.sum()))
-    # Hospital patients seldom have one finding, and a fracture alone is too small to see in a thumbnail.
+    # Hospital patients rarely have one finding only, and a single fracture is too small for small images.
     count = rng.choice([0, 1, 2], p=[0.35, 0.45, 0.2]) + (main in ("Fracture", "Pleural Other"))
     weights[names.index(main)] = 0
     others = rng.choice(names, size=count, replace=False, p=weights**0.5 / (weights**0.5).sum())
@@ -92,7 +92,7 @@ def choose_findings(kind: str, rng: np.random.Generator) -> dict[str, float]:
 
 
 def label_study(kind: str, drawn: dict[str, float], rng: np.random.Generator) -> dict[str, str]:
-    """Labels what was drawn and, as labelers find them in reports, some negated and uncertain findings."""
+    """Labels what was drawn; adds some negated and uncertain findings, as labelers find them in reports."""
     labels = dict.fromkeys(LABELS, "")
     for finding, strength in drawn.items():
         labels[finding] = "1.0" if strength > 0.5 else "-1.0"
@@ -101,14 +101,14 @@ def label_study(kind: str, drawn: dict[str, float], rng: np.random.Generator) ->
             labels[finding] = "0.0"
     unmentioned = [label for label in FINDING_WEIGHTS if not labels[label] and label != "Support Devices"]
     if kind == "abnormal" and rng.random() < 0.2:
-        labels[str(rng.choice(unmentioned))] = "-1.0"  # mentioned as possible; nothing to be seen
+        labels[str(rng.choice(unmentioned))] = "-1.0"  # mentioned as possible, but not drawn
     if kind in ("normal", "device"):
         labels["No Finding"] = "1.0"
     return labels
 
 
 def relabel_study(labels: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
-    """What another labeller makes of the same report: now and then it hears a doubt, or misses a negation."""
+    """Returns another labeler's labels of the same report: a few differ in certainty or miss a negation."""
     labels = dict(labels)
     mentioned = [label for label in FINDING_WEIGHTS if labels[label] and label != "Support Devices"]
     if mentioned and rng.random() < 0.15:
@@ -118,7 +118,7 @@ def relabel_study(labels: dict[str, str], rng: np.random.Generator) -> dict[str,
 
 
 def plan_images(num_images: int, *, image_size: int, seed: int) -> list[PlannedImage]:
-    """Everything but the pixels. Every split has both labels of both tasks among its frontal images."""
+    """Plans all but the pixels. The frontal images of each split have both labels of both tasks."""
     rng = random_generator(seed, PLAN)
     subject_ids = 10_000_000 + rng.choice(9_999_999, size=num_images, replace=False)
     study_ids = 50_000_000 + rng.choice(9_999_999, size=num_images, replace=False)
@@ -128,18 +128,18 @@ def plan_images(num_images: int, *, image_size: int, seed: int) -> list[PlannedI
     num_studies = num_patients = num_others = 0
     for split, quota in quotas.items():
         end, num_frontal, num_positive = len(images) + quota, 0, 0
-        # Every kind of study once, however small the sample; after that, kinds are drawn.
+        # Each kind of study occurs once even in the smallest sample; after that, kinds are random.
         first_kinds = ["normal", "effusion"] + ["device", "uncertain", "unlabelled"] * (split == "train")
         for position in range(quota):
             if len(images) == end:
                 break
-            # Leans towards what is missing, so that small samples have the published balance too.
+            # Corrects towards the label that is too rare, so that small samples have the published balance.
             lean = 0.25 * (POSITIVE_FRACTION * num_frontal - num_positive)
             kind = draw_kind(rng, positive=POSITIVE_FRACTION + lean, train=split == "train")
             kind = first_kinds[position] if position < len(first_kinds) else kind
             same_patient = position > 1 and rng.random() < 0.4
             if split == "train" and position < 3:
-                same_patient = position == 1  # so that some patient has two studies
+                same_patient = position == 1  # so that one patient has two studies
             num_patients += not same_patient
             study_rng = random_generator(seed, STUDY, num_studies)
             drawn = choose_findings(kind, study_rng)
