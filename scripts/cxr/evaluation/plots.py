@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Returns an empty figure; sizes are in inches. Matplotlib is slow to import, so only drawing imports it."""
+    """Returns an empty figure, sized in inches. Only drawing imports matplotlib, which is slow to import."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
