@@ -59,7 +59,7 @@ PRETRAIN = training(
     "run_mae_pretrain",
     "--config_name vit-mae-tiny --image_size 64 --config_overrides "
     "hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8 "
-    "--no-norm_pix_loss --no-horizontal_flip --crop_scale 1 1",
+    "--no-norm_pix_loss --no-horizontal_flip --crop_scale 0.8 1",
     what="Pretrain a small ViT without labels: it sees a quarter of each image and predicts the rest.",
     seconds=75,
     epochs=60,
