@@ -29,7 +29,7 @@ LEARNING_RATES = {"pretrained": 1e-6, "scratch": 1e-4}
 # The study.
 PRESETS = ("paper", "compare", "future", "smoke")
 TRAINING_MODES = ("full", "last_layer")
-# The flag that a study's share of masking sets: the paper's text masks patches, its code erases rectangles.
+# The flag that sets the share of masking: the paper's text hides patches, its code erases rectangles.
 MASKINGS = {"patches": "mask_ratio", "erasing": "random_erasing_prob"}
-# Whether a ViT starts from the study's own pretraining (True), as its name says (False), or once from each.
+# What a ViT starts from: the study's own pretraining (True), the named model (False), or once from each.
 PRETRAINING_STARTS = {None: (False,), "beside": (False, True), "instead": (True,)}

@@ -46,7 +46,7 @@ def parse_args(
         lr_scheduler_type="constant",
         warmup_ratio=0.0,
     )
-    defaults_in_words = "learning_rate {pretrained:g}, from scratch {scratch:g}".format(**LEARNING_RATES)
+    defaults_in_words = "pretrained {pretrained:g}, from scratch {scratch:g}".format(**LEARNING_RATES)
     arguments.add_learning_rate_arguments(training, default=defaults_in_words)
     training.add_argument(
         "--sync_batchnorm",

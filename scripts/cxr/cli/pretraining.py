@@ -44,7 +44,7 @@ def parse_args(
         lr_scheduler_type="cosine",
         warmup_ratio=0.05,
     )
-    arguments.add_learning_rate_arguments(training, default="base_learning_rate 1.5e-4")
+    arguments.add_learning_rate_arguments(training, default="--base_learning_rate 1.5e-4")
     arguments.add_output_arguments(parser, default_output_dir="runs/mae_pretrain")
     return arguments.parse_with_defaults(
         parser,

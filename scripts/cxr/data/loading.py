@@ -165,7 +165,7 @@ def _make_loader(
     dataset: ChestXrays, batches: Sampler | list, accelerator: Accelerator, num_workers: int | None
 ) -> DataLoader:
     if num_workers is None and accelerator.device.type == "cpu":
-        num_workers = 0  # its cores are busy with the model
+        num_workers = 0  # the cores are busy with the model
     elif num_workers is None:  # this process's share of the cores
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(16, max(1, num_cores() // processes_here))

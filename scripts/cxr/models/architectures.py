@@ -167,7 +167,7 @@ def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str 
         return CONFIGS[model]
     path = Path(model) / "config.json" if Path(model).is_dir() else None
     if path is None and MODEL_ID.fullmatch(model):
-        for cache_dir in (None, hub_dir) if hub_dir else (None,):  # the last one found counts
+        for cache_dir in (None, hub_dir) if hub_dir else (None,):  # hub_dir wins over the cache
             found = try_to_load_from_cache(model, "config.json", cache_dir=cache_dir, revision=revision)
             path = Path(found) if isinstance(found, str) else path
     if path is not None:
