@@ -1,6 +1,6 @@
-"""Fine-tunes and measures a binary chest X-ray classifier: MAE-ViT or ResNet.
+"""Fine-tunes and evaluates a binary chest X-ray classifier: MAE-ViT or ResNet.
 
-    # Minutes on a laptop: a tiny ViT from scratch on a synthetic sample.
+    # A few minutes on a laptop: a tiny ViT from scratch on a synthetic sample.
     python scripts/run_classification.py
 
     # The paper's MAE-ViT on MIMIC-CXR-JPG with 1,000 labelled images, on one GPU.
@@ -9,7 +9,7 @@
         --model_name_or_path facebook/vit-mae-base --augmentation mae \\
         --max_train_samples 1000 --evaluate_test --output_dir runs/vit-1k
 
-    # Its ResNet-18, and a ViT that run_mae_pretrain.py pretrained.
+    # The paper's ResNet-18, and a ViT pretrained by run_mae_pretrain.py.
     accelerate launch --quiet scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
         --model_name_or_path microsoft/resnet-18 --augmentation classic --output_dir runs/resnet
     accelerate launch --quiet scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
-    """Returns the configuration that the flags name, yet without labels, and the side of its input."""
+    """Returns the model configuration, still without labels, and the side of the input in pixels."""
     if args.config_name:
         config = configs.make_config(
             args.config_name, overrides=args.config_overrides, image_size=args.image_size
@@ -88,7 +88,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
     if config.model_type == "resnet":
         if args.mask_ratio:
             raise UserError(
-                f"--mask_ratio {args.mask_ratio}: found a ResNet, which has no patches; leave it out"
+                f"--mask_ratio {args.mask_ratio}: found a ResNet, which has no patches; leave the flag out"
             )
         return config, args.image_size or DEFAULT_IMAGE_SIZE
     pretrained.check_image_size(config, args.image_size)
@@ -97,19 +97,19 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
 
 def warn_of_flags_without_effect(args: argparse.Namespace, config: PretrainedConfig) -> None:
     if args.crop_scale != classification.DEFAULT_CROP_SCALE and args.augmentation != "mae":
-        logger.warning("--crop_scale has no effect: only --augmentation mae crops")
+        logger.warning("--crop_scale has no effect without --augmentation mae")
     if args.sync_batchnorm and config.model_type != "resnet":
         logger.warning("--sync_batchnorm has no effect: a ViT has no batch normalisation")
     arguments.warn_of_flags_without_effect(args)
 
 
 def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
-    """Returns the classifier, from scratch or with a pretrained body; the head is new unless it fits."""
+    """Returns the classifier, from scratch or pretrained; the head is new unless a stored one fits."""
     if args.config_name:
         model = new_classifier(config, labels)
         if args.learning_rate and args.learning_rate < 1e-5:
             logger.warning(
-                "--learning_rate %g is for pretrained models: from scratch try %g",
+                "--learning_rate %g suits pretrained models; for a model from scratch, try %g",
                 args.learning_rate,
                 LEARNING_RATES["scratch"],
             )
@@ -123,7 +123,9 @@ def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[
         )
         if config.architectures == [type(model).__name__] and list(config.id2label.values()) != labels:
             logger.warning(
-                "Its head was for %s: it is trained on for %s", list(config.id2label.values())[:3], labels
+                "The model's head was trained for %s; it is now trained for %s",
+                list(config.id2label.values())[:3],
+                labels,
             )
     if args.sync_batchnorm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -152,18 +154,20 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
     sets = {"train": ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches)}
     for split in ("validation", "test") if args.evaluate_test else ("validation",):
         if split not in splits:
-            raise UserError(f"--evaluate_test: found no {split} images; leave it out, or check the split CSV")
+            raise UserError(
+                f"--evaluate_test: found no {split} images; leave the flag out, or check the split CSV"
+            )
         images = first_images(splits[split], args.max_eval_samples)
         sets[split] = ChestXrays(images, transforms.evaluation_transform(image_size), seed=EVALUATION_SEED)
     return sets
 
 
 class PatchDropout:
-    """A forward hook on a ViT's embeddings that keeps a random share of the patches, and the class token.
+    """A forward hook on a ViT's embeddings that keeps the class token and a random share of the patches.
 
-    It is MAE's masking carried into fine-tuning. `noise` (B, L) names the patches to keep: those of lowest
-    noise; (1, L) names the same ones for all images, and None keeps all, as at evaluation. A hook leaves the
-    model the plain transformers one that is saved and loaded.
+    It applies MAE's masking in fine-tuning. `noise` (B, L) selects the patches to keep, those with the lowest
+    noise; (1, L) selects the same ones for all images; None keeps all, as in evaluation. With a hook, the
+    model stays a plain transformers model that can be saved and loaded.
     """
 
     def __init__(self, mask_ratio: float):
@@ -181,13 +185,13 @@ class PatchDropout:
 
 
 def synthetic_loss(model: PreTrainedModel, num_images: int, *, image_size: int) -> torch.Tensor:
-    """A loss of N empty images, to see what a step costs before there is one."""
+    """Returns a loss of blank images, to measure the cost of a step before the first one."""
     pixel_values = torch.zeros(num_images, 3, image_size, image_size, device=model.device)
     return model(pixel_values=pixel_values).logits.float().logsumexp(1).mean()
 
 
 def train_step(run: Run, batches: Iterator[dict], patch_dropout: PatchDropout) -> torch.Tensor:
-    """One optimizer step over all its micro-batches; returns the loss, NaN where the step was skipped."""
+    """Does one optimizer step over all its micro-batches; returns the loss, NaN if the step was skipped."""
     accelerator, num_micro_batches = run.accelerator, run.args.gradient_accumulation_steps
     total = torch.zeros((), device=accelerator.device)
     buffers = optimization.keep_buffers(run.model)
@@ -206,7 +210,7 @@ def train_step(run: Run, batches: Iterator[dict], patch_dropout: PatchDropout) -
 
 
 def train(run: Run, patch_dropout: PatchDropout) -> None:
-    """Trains from where `run.progress` stands to the end; evaluates each epoch and keeps the best model."""
+    """Trains from `run.progress` to the end, evaluates after each epoch and saves the best model."""
     batches = iter(run.train_loader)
     trains_body = not run.args.train_last_layer_only  # a frozen body also keeps its batch-norm statistics
     run.model.train(trains_body)
@@ -230,7 +234,7 @@ def train(run: Run, patch_dropout: PatchDropout) -> None:
 
 
 def is_better(epoch: dict, best: Epoch | None) -> bool:
-    """The best epoch has the highest validation AUROC or, where that is undefined, the lowest loss."""
+    """Returns whether an epoch has a higher validation AUROC or, if that is undefined, a lower loss."""
     if best is None:
         return True
     if epoch["auroc"] is None:
@@ -239,14 +243,14 @@ def is_better(epoch: dict, best: Epoch | None) -> bool:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # to compile for its batch sizes takes longer
+@torch.compiler.set_stance("force_eager")  # compiling for the evaluation's batch sizes would take longer
 def evaluate(
     run: Run, model: torch.nn.Module, loader: DataLoader, *, split: str, threshold: float | None = None
 ) -> tuple[dict, np.ndarray, np.ndarray]:
     """Returns the metrics of a split, its labels (N,) and the probabilities (N,) of the positive class.
 
-    `threshold` is the chosen operating point; None chooses it on this split, which must be the validation
-    split.
+    `threshold` is the chosen operating point; if None, it is chosen on this split, which must be the
+    validation split.
     """
     model.eval()
     logits, labels = [], []
@@ -265,7 +269,7 @@ def evaluate(
 
 
 def measure_best(run: Run, model: PreTrainedModel, sets: dict[str, ChestXrays]) -> dict[str, dict]:
-    """Measures the best epoch's model on validation and test; its threshold is the one of validation."""
+    """Evaluates the best epoch's model on validation and test, at the threshold chosen on validation."""
     threshold, measured = None, {}
     for split in [name for name in sets if name != "train"]:  # validation comes first
         loader = run.evaluation_loader(sets[split])
@@ -275,12 +279,12 @@ def measure_best(run: Run, model: PreTrainedModel, sets: dict[str, ChestXrays]) 
         measured[split] = found
         if run.accelerator.is_main_process:
             write_measured(run, found, labels, probabilities, split=split, images=sets[split].images)
-    run.save_config(model, decision_threshold=threshold)  # for those who want a decision, not a probability
+    run.save_config(model, decision_threshold=threshold)  # for users who need a decision, not a probability
     return measured
 
 
 def write_measured(run: Run, found: dict, labels, probabilities, *, split: str, images) -> None:
-    """Adds intervals to what was `found` on a split; writes its predictions and draws its curves."""
+    """Adds intervals to the metrics `found` on a split, writes its predictions and draws its curves."""
     names = images.label_names
     output_dir, threshold = run.record.output_dir, found["at_chosen_threshold"]["threshold"]
     found["intervals"] = intervals.patient_intervals(
@@ -300,7 +304,7 @@ def write_measured(run: Run, found: dict, labels, probabilities, *, split: str, 
 
 
 def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> None:
-    """Draws the loss, pushes the model and, last of all, writes `results.json`."""
+    """Draws the loss, pushes the model and, last, writes `results.json`."""
     args, best = run.args, run.progress.best
     title = f"{args.dataset_config_name}, {len(sets['train']):,} training images"
     epochs = run.record.epochs()
@@ -331,7 +335,7 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
 
 
 def describe_sets(sets: dict[str, ChestXrays]) -> dict[str, str]:
-    """The part of the plan about the images: how many there are, how many positive ones."""
+    """Returns, for the plan, the number of images and of positive images in each split."""
     positive = sets["train"].images.label_names[1]
     return {
         split: f"{len(images):,} images, {sum(images.images['label']):,} {positive}"
@@ -346,7 +350,7 @@ def main(argv: list[str] | None = None) -> None:
     warn_of_flags_without_effect(args, config)
     sets = load_datasets(run, config, image_size)
     model = load_model(args, config, list(sets["train"].images.label_names))
-    # What a user of the saved model must know to show it images as this run does.
+    # Stored in config.json, so that users of the model prepare images as this run does.
     model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view
     model.config.equalized = are_equalized(sets["train"].images, args.data_dir)
@@ -356,7 +360,7 @@ def main(argv: list[str] | None = None) -> None:
     patch_dropout = PatchDropout(args.mask_ratio)
     if args.mask_ratio:
         model.vit.embeddings.register_forward_hook(patch_dropout)
-        # Until the first step: a step's cost is counted with the patches that it will see.
+        # For the plan, which computes the cost of a step: only the patches that a step sees must count.
         patch_dropout.noise = torch.zeros(1, sets["train"].num_patches)
     one_step = functools.partial(synthetic_loss, image_size=image_size)
     run.plan(model, image_processor, one_step, num_images=len(sets["train"]), betas=(0.9, 0.999))

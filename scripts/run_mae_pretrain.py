@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
-    """Returns the model, pretrained or new, with this run's masking and loss, and its image processor."""
+    """Returns the model, with this run's mask ratio and loss, and its image processor."""
     source = arguments.source_of(args)
     if args.config_name:
         config = configs.make_config(
@@ -74,7 +74,7 @@ def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImage
     if not 0 < num_visible < num_patches:
         raise UserError(
             f"--mask_ratio {args.mask_ratio} hides {num_patches - num_visible} of {num_patches} patches; "
-            "expected some hidden and some visible"
+            "expected some hidden and some visible: change it"
         )
     model.config.mask_ratio = args.mask_ratio
     model.config.norm_pix_loss = args.norm_pix_loss
@@ -85,7 +85,7 @@ def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImage
 
 
 def load_datasets(run: Run, config: ViTMAEConfig) -> tuple[ChestXrays, ChestXrays]:
-    """Returns the training and the validation images and writes `samples.json`."""
+    """Returns the training and validation images and writes `samples.json`."""
     args = run.args
     splits = run.load_images(image_size=config.image_size, **arguments.data_options(args))
     train_images = run.draw_training_images(splits["train"])
@@ -102,7 +102,7 @@ def load_datasets(run: Run, config: ViTMAEConfig) -> tuple[ChestXrays, ChestXray
 
 
 def synthetic_loss(model: ViTMAEForPreTraining, num_images: int) -> torch.Tensor:
-    """The loss of N empty images, to see what a step costs before there is one."""
+    """Returns the loss of blank images, to measure the cost of a step before the first one."""
     side, patch_size = model.config.image_size, model.config.patch_size
     pixel_values = torch.zeros(num_images, 3, side, side, device=model.device)
     noise = torch.rand(num_images, (side // patch_size) ** 2, device=model.device)
@@ -112,9 +112,9 @@ def synthetic_loss(model: ViTMAEForPreTraining, num_images: int) -> torch.Tensor
 def reconstruction_loss(
     model: ViTMAEForPreTraining, pixel_values: torch.Tensor, outputs, *, by_image: bool = False
 ) -> torch.Tensor:
-    """Returns the MSE over the hidden patches, of all images or, (B,), of each; `model` is not wrapped.
+    """Returns the MSE over the hidden patches: one value or, `by_image`, one per image (B,).
 
-    The first is what the model itself returns as its loss, to the bit.
+    The one value equals the loss that the model itself returns, bit for bit. `model` is not wrapped.
     """
     target = model.patchify(pixel_values)  # (B, L, patch_size² * 3)
     if model.config.norm_pix_loss:
@@ -125,7 +125,7 @@ def reconstruction_loss(
 
 
 def train_step(run: Run, batches: Iterator[dict]) -> torch.Tensor:
-    """One optimizer step over all its micro-batches; returns the loss, NaN where the step was skipped."""
+    """Does one optimizer step over all its micro-batches; returns the loss, NaN if the step was skipped."""
     accelerator, num_micro_batches = run.accelerator, run.args.gradient_accumulation_steps
     model = accelerator.unwrap_model(run.model)
     total = torch.zeros((), device=accelerator.device)
@@ -143,7 +143,7 @@ def train_step(run: Run, batches: Iterator[dict]) -> torch.Tensor:
 
 
 def train(run: Run) -> None:
-    """Trains from where `run.progress` stands to the end, evaluating after each epoch."""
+    """Trains from `run.progress` to the end and evaluates after each epoch."""
     batches = iter(run.train_loader)
     run.model.train()
     for _ in run.steps():
@@ -163,9 +163,9 @@ def train(run: Run) -> None:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # to compile for its batch sizes takes longer
+@torch.compiler.set_stance("force_eager")  # compiling for the evaluation's batch sizes would take longer
 def evaluate(run: Run, model: torch.nn.Module) -> float:
-    """Returns the mean loss over all validation images, whole and with the same mask at every call."""
+    """Returns the mean loss over all validation images, uncropped and with the same masks in every call."""
     model.eval()
     losses = []
     for batch in runtime.evaluation_bar(run.accelerator, run.eval_loader, "validation"):
@@ -180,13 +180,13 @@ def evaluate(run: Run, model: torch.nn.Module) -> float:
 
 @torch.no_grad()
 def reconstruct(run: Run, model: ViTMAEForPreTraining) -> dict[str, torch.Tensor]:
-    """Returns gray images (B, H, W) in [0, 1]: whole, as the model saw them, its prediction of the rest."""
+    """Returns gray images (B, H, W) in [0, 1]: originals, their visible patches, and reconstructions."""
     batch = next(iter(run.eval_loader))
     pixel_values = run.normalize(batch["image"])
     outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(run.accelerator.device))
     patches, predicted = model.patchify(pixel_values), outputs.logits  # (B, L, patch_size² * 3)
     reconstruction = "reconstruction"
-    if model.config.norm_pix_loss:  # undone with the true patches, as in the figures of He et al.
+    if model.config.norm_pix_loss:  # undo it with the true patches' statistics, as He et al. do in figures
         predicted = predicted * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
         reconstruction += ", given each\nhidden patch's mean and deviation"
     hidden = outputs.mask.unsqueeze(-1).bool()
@@ -199,7 +199,7 @@ def reconstruct(run: Run, model: ViTMAEForPreTraining) -> dict[str, torch.Tensor
 
 
 def finish(run: Run) -> None:
-    """Writes the model, measures it as a user would load it, draws; last of all, writes `results.json`."""
+    """Saves the model, evaluates it as loaded from disk, draws figures and, last, writes `results.json`."""
     run.save_model()
     model_dir = run.record.output_dir / "model"
     with runtime.full_precision():
@@ -220,7 +220,7 @@ def finish(run: Run) -> None:
         {name: images[:NUM_PICTURES].cpu().numpy() for name, images in pictures.items()},
         run.record.output_dir / "reconstructions.png",
     )
-    title = f"masked autoencoder, {run.args.mask_ratio:.0%} hidden"
+    title = f"masked autoencoder, {run.args.mask_ratio:.0%} of patches hidden"
     plots.plot_losses(epochs, run.record.output_dir / "loss.png", title=title)
     push.share_finished(run.record, results)
     logger.info("Model: %s", model_dir)

@@ -62,13 +62,13 @@ def test_any_other_error_keeps_its_trace_and_gets_no_advice(error, capsys):
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB"),
             "lower --per_",
-            "take fewer",
+            "process fewer",
         ),
-        (MemoryError(), "lower --per_", "take fewer"),
+        (MemoryError(), "lower --per_", "process fewer"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
             "lower --per_",
-            "take fewer",
+            "process fewer",
         ),
         (OSError(28, "No space left on device"), "the disk is full: make room and continue", "make room"),
         (
@@ -76,7 +76,7 @@ def test_any_other_error_keeps_its_trace_and_gets_no_advice(error, capsys):
             "--cache_dir or --hub_dir",
             "may read and write",
         ),
-        (torch.distributed.DistNetworkError("recv"), "another process of this run is gone", None),
+        (torch.distributed.DistNetworkError("recv"), "another process of this run has ended", None),
         (
             RuntimeError("unable to write to file </torch_17_42_0>: No space left on device (28)"),
             "docker run --shm-size=8g, or --ipc=host), or use fewer workers",

@@ -1,4 +1,4 @@
-"""How a script ends: what the user can mend in one line, anything else with its trace."""
+"""Ends a script: with one line if the user can fix the error, else with the trace."""
 
 import difflib
 import logging
@@ -12,8 +12,8 @@ from pathlib import Path
 
 logger = logging.getLogger("cxr")
 
-# What to do about errors of torch and of the system that come from the machine, by a part of their text; the
-# first that fits counts.
+# What to do about errors of torch and the system that the machine causes, by a pattern in their text; the
+# first match counts.
 MEMORY = r"OutOfMemoryError|allocate memory|MemoryError"
 SHARED_MEMORY = r"/torch_\d|/dev/shm|out of shared memory|Bus error"
 DISK = r"No space left|Not enough disk space|Disk quota|PytorchStreamWriter|inline_container"
@@ -21,34 +21,35 @@ RIGHTS = r"PermissionError|Read-only file system"
 PEERS = r"\b[Gg]loo\b|NCCL|Connection (?:closed|reset) by peer|Dist(?:Network|Store)Error"
 RESUME = "continue with --resume_from_checkpoint latest"
 TRAINING_ADVICE = {
-    SHARED_MEMORY: "the loader's workers have no room in /dev/shm: give the container more (docker run "
-    "--shm-size=8g, or --ipc=host), or use fewer workers (--dataloader_num_workers 2, or 0)",
+    SHARED_MEMORY: "the processes that load images have no room in /dev/shm: give the container more (docker "
+    "run --shm-size=8g, or --ipc=host), or use fewer workers (--dataloader_num_workers 2, or 0)",
     MEMORY: "out of memory: lower --per_device_train_batch_size or --image_size",
-    "InductorError": "--torch_compile needs a C++ compiler, on a GPU also Triton: install them, or drop it",
-    DISK: f"the disk is full: make room and {RESUME}; the last complete checkpoint is unharmed",
-    RIGHTS: "name a folder that you may write to: --output_dir, --cache_dir or --hub_dir",
-    "DataLoader worker": "a process that loads images was killed, most often for want of memory: lower "
+    "InductorError": "--torch_compile needs a C++ compiler and, on a GPU, Triton: install them, or leave the "
+    "flag out",
+    DISK: f"the disk is full: make room and {RESUME}; the last complete checkpoint is intact",
+    RIGHTS: "name a folder that you may write to with --output_dir, --cache_dir or --hub_dir",
+    "DataLoader worker": "a process that loads images was killed, most likely because memory ran out: lower "
     f"--dataloader_num_workers and {RESUME}",
-    PEERS: f"another process of this run is gone: see its last lines, and {RESUME} on all; if they never "
-    "met, set GLOO_SOCKET_IFNAME to the network interface that connects the machines",
+    PEERS: f"another process of this run has ended: see its last lines, and {RESUME} on all machines; if the "
+    "processes never connected, set GLOO_SOCKET_IFNAME to the network interface between the machines",
 }
-# The same for scripts that use a model: their flags have other names.
+# The same for scripts that use a model, whose flags have other names.
 INFERENCE_ADVICE = {
-    MEMORY: "out of memory: take fewer images at once, a smaller model or another device",
+    MEMORY: "out of memory: process fewer images at once, or use a smaller model or another device",
     DISK: "the disk is full: make room and start again",
     RIGHTS: "name files and folders that you may read and write",
 }
 
 
 class UserError(ValueError):
-    """Something that the user can mend; the message says what was found, what was expected, what to do."""
+    """An error that the user can fix; the message says what was found, what was expected, what to do."""
 
 
-_undo: list[Callable[[], None]] = []  # one for each `run_script` that runs
+_undo: list[Callable[[], None]] = []  # one per active `run_script`
 
 
 def undo_on_user_error(undo: Callable[[], None]) -> None:
-    """Has `run_script` call `undo` where a UserError ends it; the last one counts."""
+    """Makes `run_script` call `undo` if a UserError ends it; only the last call of this function counts."""
     if _undo:
         _undo[-1] = undo
 
@@ -56,8 +57,8 @@ def undo_on_user_error(undo: Callable[[], None]) -> None:
 def run_script(main: Callable[[], None], *, advice: dict[str, str] = INFERENCE_ADVICE) -> None:
     """Calls `main`. A UserError ends it with one line and exit status 2; train.log, if any, has the trace.
 
-    Any other exception keeps its trace, on the terminal and in train.log, with exit status 1; where `advice`
-    knows what to do about it, that is the last line.
+    Any other exception ends it with its trace, on the terminal and in train.log, and exit status 1. If a
+    pattern of `advice` matches it, the last line says what to do.
     """
     _undo.append(undo_nothing)
     try:
@@ -82,23 +83,23 @@ def run_script(main: Callable[[], None], *, advice: dict[str, str] = INFERENCE_A
 
 
 def undo_nothing() -> None:
-    """For `undo_on_user_error`: what was begun stays."""
+    """Does nothing; given to `undo_on_user_error` when nothing is to be undone."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns a hint such as " (did you mean vit-mae-tiny?)" where a known name is near, else nothing."""
+    """Returns a hint such as " (did you mean vit-mae-tiny?)" if a known name is similar, else ""."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error of a library, for a sentence of ours."""
+    """Returns the message of a library's error as one short line, for use in our messages."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _chain(error: BaseException | None) -> list[str]:
-    """An error and those that it came from, as text: the cause may be what tells."""
+    """Returns the texts of an error and its causes, because the pattern may match only a cause."""
     found = []
     while error is not None and len(found) < 10:
         found.append(f"{type(error).__name__}: {error}")

@@ -67,8 +67,8 @@ def test_model_from_scratch_has_a_learning_rate_of_its_own_unless_one_is_named(f
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--config_name=resnet-18", "0.0001, as the model starts from scratch; 1e-06 is for pretrained ones"),
-        ("--model_name_or_path=a/b", "1e-06, the paper's, as the model is pretrained; 0.0001 is for those"),
+        ("--config_name=resnet-18", "0.0001, for a model from scratch (pretrained: 1e-06)"),
+        ("--model_name_or_path=a/b", "1e-06, the paper's, for a pretrained model (from scratch: 0.0001)"),
     ],
 )
 def test_plan_says_which_learning_rate_is_the_default_and_why(flag, said):

@@ -82,7 +82,7 @@ def test_advice_about_errors_names_flags_of_the_script(helps, name):
 def test_scripts_that_use_a_model_find_it_alike(helps, name):
     said = " ".join(helps[name].split())
     assert (
-        "MODEL a classifier: its folder or its run's, or its organisation/name in --hub_dir or on the Hub"
+        "MODEL a classifier: a model folder, a run folder, or organisation/name in --hub_dir or on the Hub"
         in said
     )
     assert "--model_revision REV branch, tag or commit of a model given by name (default: main)" in said

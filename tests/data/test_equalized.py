@@ -51,8 +51,8 @@ def test_images_tell_whether_they_were_equalised(equalized, side, border, tmp_pa
     images = make_images(equalized=equalized, side=side, border=border)
     for data_dir in (tmp_path, None):  # None is the sample, which has no such file
         assert are_equalized(images, data_dir) is equalized
-    words = "Images: equalised, as" if equalized else "Images: not equalised, as"
-    assert caplog.text.count(f"{words} the histograms of 12 lie 0.") == 2
+    words = "Images: equalised" if equalized else "Images: not equalised"
+    assert caplog.text.count(f"{words}: the mean distance of 12 histograms from uniform is 0.") == 2
 
 
 def test_at_most_200_images_are_looked_at_and_a_single_one_is_enough(caplog):
@@ -60,7 +60,7 @@ def test_at_most_200_images_are_looked_at_and_a_single_one_is_enough(caplog):
     for count, looked_at in ((1, 1), (300, 200)):
         one = make_images(equalized=True, side=32, count=1)
         assert are_equalized(one.select([0] * count), None)
-        assert f"the histograms of {looked_at} lie" in caplog.text
+        assert f"the mean distance of {looked_at} histograms" in caplog.text
 
 
 @pytest.mark.parametrize("seen", [False, True])
@@ -70,7 +70,7 @@ def test_what_collection_json_says_goes_before_what_is_seen(said, seen, tmp_path
     (tmp_path / "collection.json").write_text(json.dumps({"equalised": said}), encoding="utf-8")
     assert are_equalized(make_images(equalized=seen, side=64), tmp_path) is said
     words = "equalised" if said else "not equalised"
-    assert f"Images: {words}, as collection.json says" in caplog.text
+    assert f"Images: {words}, according to collection.json" in caplog.text
 
 
 def test_garbage_in_collection_json_is_the_users_to_mend(tmp_path):
@@ -84,8 +84,8 @@ def test_garbage_in_collection_json_is_the_users_to_mend(tmp_path):
 def test_model_of_a_run_keeps_it_in_config_json_and_the_log_says_why(script, sample_root, tmp_path):
     root = shutil.copytree(sample_root, tmp_path / "root")
     reasons = {
-        None: (False, "not equalised, as the histograms of"),
-        True: (True, "equalised, as collection.json says"),
+        None: (False, "not equalised: the mean distance of"),
+        True: (True, "equalised, according to collection.json"),
     }
     for said, (expected, logged) in reasons.items():
         if said is not None:

@@ -220,7 +220,7 @@ def test_node_whose_peer_is_killed_ends_with_a_line_and_the_run_resumes(victim, 
         assert processes[1 - victim].wait(timeout=60) != 0
         print(f"The other node ended after {time.monotonic() - began:.1f} s")
     said = logs[1 - victim].read_text(encoding="utf-8")
-    assert "another process of this run is gone: see its last lines, and continue with --resume" in said
+    assert "another process of this run has ended: see its last lines, and continue with --resume" in said
     resumed = [*flags, "--resume_from_checkpoint=latest"]
     run(torchrun("run_mae_pretrain.py", output_dir, *resumed, num_processes=2), tmp_path / "resumed.log")
     assert_same_losses(output_dir, expected)

@@ -520,7 +520,7 @@ def test_folder_that_is_no_study_is_refused_and_kept(study, cells, folder, capsy
         ),
         (["--set", "norm_pix_loss=true"], "has no such flag; write pretraining.norm_pix_loss=..."),
         (["--set", "learning_rate=fast"], "--set: --learning_rate: found 'fast', expected a number above 0"),
-        (["--set", "vit.config_overrides=patch_sizes=8"], "found no such key; expected some of hidden_size"),
+        (["--set", "vit.config_overrides=patch_sizes=8"], "found no such key; expected one of hidden_size"),
         (["--set", "image_size=30"], "found image_size=30, expected a multiple of patch_size=4"),
         (["--set", "pretraining.image_size=64"], "image_size=32: found a model for images of 64 pixels"),
         (["--set", "per_device_train_batch_size=auto"], "found cpu, expected an NVIDIA or AMD GPU; leave it"),

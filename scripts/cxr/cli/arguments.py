@@ -1,4 +1,4 @@
-"""The command line that both main scripts share, in the vocabulary of the transformers examples."""
+"""Defines the flags that both training scripts share, named as in the transformers examples."""
 
 import argparse
 import logging
@@ -28,7 +28,7 @@ from cxr.cli.command_line import share_below_one
 from cxr.sharing.local_hub import parse_model_id
 from cxr.sharing.local_hub import parse_tag
 
-# What trains when neither data nor a model is named: it learns the synthetic sample in minutes on a CPU.
+# The default if neither data nor a model is given: a CPU trains it on the synthetic sample in minutes.
 SAMPLE_MODEL = {
     "config_name": "vit-mae-tiny",
     "config_overrides": "hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8",
@@ -54,25 +54,25 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
         "--model_name_or_path",
         type=model_name,
         metavar="NAME|FOLDER",
-        help="start from this pretrained model: its folder or its run's, or a name in --hub_dir or on the "
-        f"Hugging Face Hub (default: {DEFAULT_MODEL})",
+        help="start from this pretrained model: a model folder, a run folder, or a name in --hub_dir or on "
+        f"the Hugging Face Hub (default: {DEFAULT_MODEL})",
     )
     which.add_argument("--config_name", choices=config_names, help="train this model from scratch instead")
     group.add_argument(
         "--config_overrides",
         metavar="KEY=VALUE,...",
-        help="change values of the --config_name, such as patch_size=8",
+        help="change values of the --config_name model, such as patch_size=8",
     )
     group.add_argument(
         "--model_revision",
         metavar="REV",
         default="main",
-        help="branch, tag or commit of a model that is given by name",
+        help="branch, tag or commit of a model given by name",
     )
     number(
         "--image_size",
         positive_int,
-        "side of the model's square input, in pixels (default: that of the pretrained model, or 224)",
+        "side of the model's square input, in pixels (default: the pretrained model's, or 224)",
     )
 
 
@@ -85,7 +85,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--on_bad_image",
         choices=ON_BAD_IMAGE,
         default=DATASET_DEFAULTS["on_bad_image"],
-        help="what to do about a missing or damaged image: stop, or skip it",
+        help="at a missing or damaged image, stop with an error, or skip it",
     )
     number(
         "--cache_image_size",
@@ -96,23 +96,24 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     number(
         "--max_train_samples",
         positive_int,
-        "train on N images: drawn by --seed, by patient, stratified by label, a smaller sample within a "
-        "larger one (default: all)",
+        "train on N images, drawn with --seed, by patient, stratified by label; a smaller sample is part of "
+        "every larger one (default: all)",
     )
     number(
         "--max_eval_samples",
         positive_int,
-        "evaluate on the first N images only (default: all)",
+        "evaluate on the first N images of a split only (default: all)",
     )
     number(
         "--preprocessing_num_workers",
         positive_int,
-        "processes that shrink images (default: one a core)",
+        "processes that shrink images (default: one per core)",
     )
     number(
         "--dataloader_num_workers",
         non_negative_int,
-        "processes that load images (default: on a CPU 0, else its share of the cores, at most 16)",
+        "processes that load images, per training process (default: its share of the cores, at most 16; 0 "
+        "if the model trains on a CPU)",
     )
 
 
@@ -123,7 +124,7 @@ def add_crop_scale(group: argparse._ActionsContainer, crop: str, *, default: tup
         nargs=2,
         default=default,
         metavar=("MIN", "MAX"),
-        help=f"bounds of the share of the image's area that {crop} covers",
+        help=f"smallest and largest share of the image's area that {crop} covers",
     )
 
 
@@ -148,7 +149,7 @@ def add_label_arguments(group: argparse._ActionsContainer) -> None:
         "--uncertain",
         choices=UNCERTAIN,
         default=DATASET_DEFAULTS["uncertain"],
-        help="count an uncertain label (-1.0) as this, or exclude the study",
+        help="treat an uncertain label (-1.0) as negative or positive, or exclude the study",
     )
 
 
@@ -161,32 +162,37 @@ def add_training_arguments(
     lr_scheduler_type: str,
     warmup_ratio: float,
 ) -> argparse._ArgumentGroup:
-    """Adds the group "training" with a script's own defaults; returns it for what the script adds."""
+    """Adds the group "training" with a script's defaults; returns it, so that the script can add flags."""
     group = parser.add_argument_group("training")
     number = partial(add_number, group)
-    number("--num_train_epochs", positive_int, "train N epochs", default=num_train_epochs)
+    number("--num_train_epochs", positive_int, "train for N epochs", default=num_train_epochs)
     number("--max_train_steps", positive_int, "stop after N optimizer steps; overrides --num_train_epochs")
     group.add_argument(
         "--per_device_train_batch_size",
         type=number_or_auto,
         default=per_device_train_batch_size,
         metavar="N|auto",
-        help="images in one forward pass of one process; auto: as many as fit into the GPU's memory",
+        help="images per forward pass of each process; auto: as many as fit into the GPU's memory",
     )
-    number("--per_device_eval_batch_size", positive_int, "the same in an evaluation", default=64)
+    number(
+        "--per_device_eval_batch_size",
+        positive_int,
+        "images per forward pass of each process in an evaluation",
+        default=64,
+    )
     number(
         "--gradient_accumulation_steps",
         positive_int,
-        "forward and backward passes in an optimizer step",
+        "forward and backward passes per optimizer step",
         default=1,
     )
     number(
         "--weight_decay",
         non_negative_float,
-        "weight decay of AdamW, of matrices and kernels only",
+        "weight decay of AdamW, applied to matrices and convolution kernels only",
         default=weight_decay,
     )
-    number("--max_grad_norm", positive_float, "clip the norm of the gradient to X (default: no clipping)")
+    number("--max_grad_norm", positive_float, "clip the gradient norm to X (default: no clipping)")
     number(
         "--max_bad_steps",
         non_negative_int,
@@ -197,12 +203,12 @@ def add_training_arguments(
         "--lr_scheduler_type",
         choices=SCHEDULES,
         default=lr_scheduler_type,
-        help="how the learning rate goes on after the warm-up",
+        help="schedule of the learning rate after the warm-up",
     )
     number(
         "--warmup_ratio",
         share_below_one,
-        "share of the steps in which the learning rate rises to its peak",
+        "share of the steps over which the learning rate rises to its peak",
         default=warmup_ratio,
     )
     group.add_argument(
@@ -210,7 +216,12 @@ def add_training_arguments(
         action="store_true",
         help="compile the model: the first step takes a minute, later ones are faster",
     )
-    number("--seed", seed_number, "seed of weights, sample, order, augmentation and masks", default=0)
+    number(
+        "--seed",
+        seed_number,
+        "seed of new weights, training sample, image order, augmentation and masks",
+        default=0,
+    )
     return group
 
 
@@ -225,26 +236,27 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         metavar="N|epoch",
         help="save a checkpoint every N steps, or after each epoch",
     )
-    number("--checkpoints_total_limit", positive_int, "keep the newest N checkpoints", default=1)
+    number("--checkpoints_total_limit", positive_int, "keep only the newest N checkpoints", default=1)
     group.add_argument(
         "--resume_from_checkpoint",
         metavar="latest|FOLDER",
-        help="continue the run in --output_dir, from its newest complete checkpoint or the one named",
+        help="continue the run in --output_dir from its newest complete checkpoint, or from this one",
     )
-    number("--logging_steps", positive_int, "read and log the loss every N steps", default=10)
-    group.add_argument("--with_tracking", action="store_true", help="log to a tracker as well: --report_to")
+    number("--logging_steps", positive_int, "log the loss every N steps", default=10)
+    group.add_argument("--with_tracking", action="store_true", help="also log to the --report_to tracker")
     group.add_argument("--report_to", choices=TRACKERS, default=TRACKERS[0], help="the tracker")
 
     hub = parser.add_argument_group("hub")
     hub.add_argument(
         "--push_to_hub",
         action="store_true",
-        help="share the model: as a new revision in --hub_dir or, without it, as a private one on the Hub",
+        help="push the model as a new revision to --hub_dir or, without that flag, as a private model to the "
+        "Hugging Face Hub",
     )
     hub.add_argument("--hub_model_id", type=parse_model_id, metavar="ORG/NAME", help="push under this name")
-    add_folder(hub, "--hub_dir", "local directory of models, to push to and to look names up in")
+    add_folder(hub, "--hub_dir", "local directory of models, to push to and to look up names in")
     hub.add_argument(
-        "--hub_revision", type=parse_tag, metavar="TAG", help="give the pushed revision this lasting name"
+        "--hub_revision", type=parse_tag, metavar="TAG", help="give the pushed revision this permanent tag"
     )
     hub.add_argument(
         "--hub_strategy",
@@ -256,12 +268,12 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
 
 def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str) -> None:
     which = group.add_mutually_exclusive_group()
-    add_number(which, "--learning_rate", positive_float, f"learning rate at its peak (default: {default})")
+    add_number(which, "--learning_rate", positive_float, f"peak learning rate (default: {default})")
     add_number(
         which,
         "--base_learning_rate",
         positive_float,
-        "learning rate at its peak for 256 images a step; scaled to the images of a step",
+        "peak learning rate for 256 images per step; scaled in proportion to the images per step",
     )
 
 
@@ -272,11 +284,11 @@ def parse_with_defaults(
     default_learning_rates: dict[str, dict[str, float]],
     sample_defaults: dict[str, object],
 ) -> argparse.Namespace:
-    """Parses `argv` with the defaults that fit it, and checks it.
+    """Parses and checks `argv`; some defaults depend on other flags.
 
-    Neither data nor model named: `sample_defaults`, a model so small that a CPU trains it in minutes. Data
-    but no model: DEFAULT_MODEL. No learning rate: that of `default_learning_rates` which fits how the model
-    starts, pretrained or from scratch, unless the sample's defaults have their own.
+    Without data and model, the defaults are `sample_defaults`: a model so small that a CPU trains it in
+    minutes. With data but without a model, it is DEFAULT_MODEL. The learning rate is the one of
+    `default_learning_rates` for "pretrained" or "scratch", unless `sample_defaults` has one.
     """
     named = parser.parse_args(argv)
     defaults = {}
@@ -295,24 +307,24 @@ def parse_with_defaults(
 
 def describe_model(args: argparse.Namespace) -> str:
     if args.config_name:
-        return f"{args.config_name} from scratch, {args.config_overrides or 'as it is'}"
+        return f"{args.config_name} from scratch, {args.config_overrides or 'unchanged'}"
     return f"{args.model_name_or_path}, pretrained"
 
 
 def source_of(args: argparse.Namespace) -> dict[str, object]:
-    """Returns the keywords of `cxr.models`' loading functions: where the name of a model is looked up."""
+    """Returns where the name of a model is looked up, as keywords of `cxr.models`' loading functions."""
     return {"hub_dir": args.hub_dir, "revision": args.model_revision}
 
 
 def data_options(args: argparse.Namespace) -> dict[str, object]:
-    """Returns the keywords of `cxr.data.load_images` that come straight from flags."""
+    """Returns the keywords of `cxr.data.images.load_images` that come directly from flags."""
     same = ("labeler", "view", "uncertain", "on_bad_image", "cache_dir")
     others = {"config_name": args.dataset_config_name, "num_proc": args.preprocessing_num_workers}
     return others | {flag: getattr(args, flag) for flag in same}
 
 
 def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
-    """Of those that both scripts have."""
+    """Warns about flags of both scripts that have no effect in this run."""
     if args.report_to != TRACKERS[0] and not args.with_tracking:
         logger.warning("--report_to %s has no effect without --with_tracking", args.report_to)
 
@@ -322,13 +334,13 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORG/NAME, and --hub_dir DIR for a local directory")
     if not args.push_to_hub and (args.hub_model_id or args.hub_revision or args.hub_strategy != "end"):
-        parser.error("--hub_model_id, --hub_revision and --hub_strategy say what --push_to_hub does; add it")
+        parser.error("--hub_model_id, --hub_revision and --hub_strategy need --push_to_hub: add it")
     if args.crop_scale[0] > args.crop_scale[1]:
         parser.error(
             f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"
         )
     if args.config_overrides and not args.config_name:
-        parser.error("--config_overrides changes a --config_name; expected one of its choices beside it")
+        parser.error("--config_overrides changes the model of --config_name: add that flag")
     if args.config_overrides and not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", args.config_overrides):
         parser.error(f"--config_overrides: found {args.config_overrides!r}, expected key=value,key=value")
     if args.data_dir and not args.data_dir.is_dir():

@@ -1,4 +1,4 @@
-"""The flags of run_classification.py, which a study checks before its first run; no torch."""
+"""Defines the flags of run_classification.py; a study checks them before its first run, without torch."""
 
 import argparse
 
@@ -22,17 +22,19 @@ def parse_args(
     config_names = list(CONFIGS)
     arguments.add_model_arguments(parser, config_names=config_names)
 
-    study = parser.add_argument_group("what the study varies")
-    study.add_argument("--augmentation", choices=AUGMENTATIONS, default="none", help="of training images")
+    study = parser.add_argument_group("options that the study compares")
+    study.add_argument(
+        "--augmentation", choices=AUGMENTATIONS, default="none", help="augmentation of the training images"
+    )
     arguments.add_crop_scale(study, "the random crop of --augmentation mae", default=DEFAULT_CROP_SCALE)
     erased = "probability that a rectangle of a training image is replaced by noise"
     command_line.add_number(study, "--random_erasing_prob", command_line.probability, erased, default=0.0)
-    hidden = "share of the patches that a ViT does not see in training; in an evaluation it sees all"
+    hidden = "share of the patches hidden from a ViT in training; in an evaluation it sees all"
     command_line.add_number(study, "--mask_ratio", command_line.share_below_one, hidden, default=0.0)
     study.add_argument(
         "--train_last_layer_only",
         action="store_true",
-        help="train the classifier's head only",
+        help="train only the classifier's head",
     )
 
     arguments.add_data_arguments(parser)
@@ -44,15 +46,15 @@ def parse_args(
         lr_scheduler_type="constant",
         warmup_ratio=0.0,
     )
-    defaults_in_words = "learning_rate {pretrained:g}, from scratch {scratch:g}".format(**LEARNING_RATES)
+    defaults_in_words = "pretrained {pretrained:g}, from scratch {scratch:g}".format(**LEARNING_RATES)
     arguments.add_learning_rate_arguments(training, default=defaults_in_words)
     training.add_argument(
         "--sync_batchnorm",
         action="store_true",
-        help="normalise a ResNet's batches over all GPUs, not over each",
+        help="compute the batch statistics of a ResNet over all GPUs, not on each",
     )
     training.add_argument(
-        "--evaluate_test", action="store_true", help="also measure the best epoch on the test split"
+        "--evaluate_test", action="store_true", help="also evaluate the best epoch on the test split"
     )
     arguments.add_output_arguments(parser, default_output_dir="runs/classification")
     return arguments.parse_with_defaults(
@@ -70,8 +72,8 @@ def parse_args(
 
 
 def describe_default_learning_rate(args: argparse.Namespace) -> str:
-    """Which learning rate a model has that starts as this one does, and why, whatever the flags say."""
+    """Returns in words the default learning rate for this model and why; --learning_rate is ignored."""
     pretrained, scratch = LEARNING_RATES["pretrained"], LEARNING_RATES["scratch"]
     if args.config_name:
-        return f"{scratch:g}, as the model starts from scratch; {pretrained:g} is for pretrained ones"
-    return f"{pretrained:g}, the paper's, as the model is pretrained; {scratch:g} is for those from scratch"
+        return f"{scratch:g}, for a model from scratch (pretrained: {pretrained:g})"
+    return f"{pretrained:g}, the paper's, for a pretrained model (from scratch: {scratch:g})"

@@ -1,4 +1,4 @@
-"""A command line whose errors are one line each: what was found, what was expected, what to do."""
+"""Parses command lines; each error is one line: what was found, what was expected, what to do."""
 
 import argparse
 import re
@@ -23,15 +23,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with usage errors of one line, without the whole usage before them, and exit status 2."""
+    """An argument parser whose errors are one line, without the usage before it, with exit status 2."""
 
     def __init__(self, description: str | None = None, *, usage: str = "[flags]", **options):
         super().__init__(
             usage="%(prog)s " + usage,
             description=description,
             formatter_class=HelpFormatter,
-            allow_abbrev=False,  # an abbreviated flag changes its meaning when a flag is added
-            **options,  # argparse's own, of a parser for a subcommand
+            allow_abbrev=False,  # a flag added later could change what an abbreviation means
+            **options,  # those that argparse passes to the parser of a subcommand
         )
         version = "show the version of this code and exit"
         self.add_argument("--version", action="version", version=f"%(prog)s {VERSION}", help=version)
@@ -44,7 +44,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def _flags(self) -> list[str]:
-        """The flags of this parser and of its commands."""
+        """Returns the flags of this parser and of its subcommands."""
         commands = [action.choices for action in self._actions if isinstance(action.choices, dict)]
         parsers = [self, *(parser for choices in commands for parser in choices.values())]
         return [flag for parser in parsers for flag in parser._option_string_actions]
@@ -56,43 +56,43 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds MODEL and where it is looked up, for the scripts that use a classifier."""
-    model = "a classifier: its folder or its run's, or its organisation/name in --hub_dir or on the Hub"
+    """Adds MODEL and the flags for where it is looked up, for scripts that use a classifier."""
+    model = "a classifier: a model folder, a run folder, or organisation/name in --hub_dir or on the Hub"
     parser.add_argument("model", type=model_name, metavar="MODEL", help=model)
-    add_folder(parser, "--hub_dir", "local directory of models, asked by name before the Hub")
+    add_folder(parser, "--hub_dir", "local directory of models, searched before the Hub")
     revision = "branch, tag or commit of a model given by name"
     parser.add_argument("--model_revision", metavar="REV", default="main", help=revision)
 
 
 def model_name(text: str) -> str:
-    """Returns a model's folder or name; the folder of a run stands for the model in it."""
+    """Returns a model's folder or name; for a run folder, the folder of the model in it."""
     folder = Path(text)
     is_run = (folder / "model" / "config.json").is_file() and not (folder / "config.json").is_file()
     return str(folder / "model") if is_run else text
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what a user decides about the reading of radiographs; `choose_reading` says what it means."""
+    """Adds the flags about how radiographs are read, which `choose_reading` interprets."""
     parser.add_argument(
         "--equalize",
         choices=("auto", "yes", "no"),
         default="auto",
-        help="equalise the histograms of all files, or of none; auto treats DICOM files and pictures of more "
-        "than 8 bits as the model was trained, and leaves others alone",
+        help="equalise the histograms of all images, or of none; auto: of DICOM files and images of more "
+        "than 8 bits if the model was trained on equalised images, and of no others",
     )
     parser.add_argument(
         "--dicom_window",
         choices=("header", "none"),
         default="header",
-        help="the window or VOI look-up table of a DICOM file: that of its header, or none, as MIMIC-CXR-JPG "
-        "was made",
+        help="the window or VOI look-up table of DICOM files: apply the one in the header, or none, as in "
+        "MIMIC-CXR-JPG",
     )
 
 
 def add_number(
     group: argparse._ActionsContainer, flag: str, kind: Callable[[str], float], help: str, **options
 ) -> None:
-    """Adds a flag for a number of one of the kinds below, shown as N where it is whole, else as X."""
+    """Adds a flag for a number of one of the kinds below, shown as N if it is whole, else as X."""
     group.add_argument(flag, type=kind, metavar=kind.metavar, help=help, **options)
 
 
@@ -101,11 +101,11 @@ def add_folder(group: argparse._ActionsContainer, flag: str, help: str, **option
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ...; auto is a GPU if any")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ...; auto: a GPU if any")
 
 
 def number(kind: type, expected: str, valid: Callable[[float], bool]) -> Callable[[str], float]:
-    """Returns an argparse type for numbers that are `valid`; `expected` says in words which are."""
+    """Returns an argparse type for numbers that are `valid`; `expected` describes them in words."""
 
     def parse(text: str):
         try:

@@ -1,4 +1,4 @@
-"""The flags of run_mae_pretrain.py, which a study checks before its first run; no torch."""
+"""Defines the flags of run_mae_pretrain.py; a study checks them before its first run, without torch."""
 
 import argparse
 
@@ -19,20 +19,20 @@ def parse_args(
     arguments.add_model_arguments(parser, config_names=list(VIT_MAE_CONFIGS))
 
     mae = parser.add_argument_group("masked autoencoder")
-    hidden = "share of the patches that is hidden from the encoder"
+    hidden = "share of the patches hidden from the encoder"
     command_line.add_number(mae, "--mask_ratio", command_line.share_below_one, hidden, default=0.75)
     mae.add_argument(
         "--norm_pix_loss",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="predict the pixels of a patch normalised by its own mean and standard deviation",
+        help="predict pixels normalised by the mean and standard deviation of their patch",
     )
     arguments.add_crop_scale(mae, "a random resized crop", default=(0.2, 1.0))
     mae.add_argument(
         "--horizontal_flip",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="mirror half of them",
+        help="mirror half of the training images",
     )
 
     arguments.add_data_arguments(parser)
@@ -44,7 +44,7 @@ def parse_args(
         lr_scheduler_type="cosine",
         warmup_ratio=0.05,
     )
-    arguments.add_learning_rate_arguments(training, default="base_learning_rate 1.5e-4")
+    arguments.add_learning_rate_arguments(training, default="--base_learning_rate 1.5e-4")
     arguments.add_output_arguments(parser, default_output_dir="runs/mae_pretrain")
     return arguments.parse_with_defaults(
         parser,

@@ -1,4 +1,4 @@
-"""The images of a run: shrunk once by the dataset package, loaded by split, and those that are trained on."""
+"""Loads the images of a run, which the dataset package shrinks once, and selects those to train on."""
 
 import contextlib
 import io
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 HEAD_START_SECONDS = 2
 BAD_COLUMNS = ("dicom_id", "path", "reason")
-NUM_TO_LOOK_AT = 200  # training images that tell whether they were equalised
+NUM_TO_LOOK_AT = 200  # training images that are checked for equalisation
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """What the dataset package refuses, tables, options or image files, is the user's to mend."""
+    """Turns the dataset package's errors, about tables, options or image files, into UserErrors."""
     try:
         yield
     except DatasetError as error:
@@ -59,10 +59,10 @@ def user_errors() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """Images of a split: `rows` of the tables with a label, and where in `pixels` the image of each is.
+    """The images of a split: their table rows, and their pixels as gray JPEGs.
 
-    A row has dicom_id, subject_id, study_id, view_position, label and position. `pixels` is one Arrow table
-    for all splits and labels, of gray JPEGs.
+    A row has dicom_id, subject_id, study_id, view_position, label and position, its index in `pixels`, which
+    is one Arrow table for all splits and labels.
     """
 
     pixels: "datasets.Dataset"
@@ -79,13 +79,13 @@ class LabelledImages:
         return replace(self, rows=self.rows.iloc[indices])
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """Returns the files of some images."""
-        found = self.pixels[self.rows["position"].iloc[indices].tolist()]  # one look into the Arrow table
+        """Returns the JPEG files of some images."""
+        found = self.pixels[self.rows["position"].iloc[indices].tolist()]  # one read of the Arrow table
         return [image["bytes"].as_py() for image in found["image"]]
 
 
 def images_in_memory(contents: list[bytes], **columns: list) -> LabelledImages:
-    """Returns images that are in no cache, with their columns of the rows: for benchmarks and tests."""
+    """Returns images without a cache, with the given columns as rows: for benchmarks and tests."""
     import datasets
 
     rows = pd.DataFrame({**columns, "position": range(len(contents))})
@@ -105,13 +105,13 @@ def load_images(
     on_bad_image: str,
     **label_options: str,
 ) -> dict[str, LabelledImages]:
-    """Loads the images by split, with the label that the tables say now; their shortest side is as asked.
+    """Loads the images by split, with the labels of the current tables and this shortest side in pixels.
 
-    The first call shrinks every image of the view once, into the Arrow cache; later calls, of any script and
-    with any labels, find it there and open no image file. Several processes may call it at once: one shrinks,
-    the others wait for its lock, however long. It is the one that `shows_progress`, whose terminal the user
-    reads, as a rule. With no `data_dir` the images are the synthetic sample. `label_options` are the
-    dataset's: labeler, view, uncertain. Raises UserError.
+    The first call shrinks all images of the view into the Arrow cache; later calls, of any script and with
+    any labels, find them there and open no image file. Several processes may call it at once: one shrinks,
+    and the others wait for its lock without a time limit. Usually that is the one that `shows_progress`,
+    whose terminal the user reads. Without `data_dir` the images are the synthetic sample. `label_options` are
+    the dataset's: labeler, view, uncertain. Raises UserError.
     """
     if data_dir is None:
         data_dir = make_sample_data_once()
@@ -144,7 +144,7 @@ def load_images(
     }
     for split in ("train", "validation"):
         if not len(splits[split]):
-            raise UserError(f"{data_dir} has no {split} images; expected some in its split CSV")
+            raise UserError(f"{data_dir}: found no {split} images; expected some in its split CSV")
     return {split: of_split for split, of_split in splits.items() if len(of_split)}
 
 
@@ -157,11 +157,11 @@ def load_pixels(
     shows_progress: bool,
     **options: Any,
 ) -> tuple["datasets.Dataset", pd.DataFrame]:
-    """Returns the pixels of a view, in Arrow's format, and its bad images, which have none: BAD_COLUMNS.
+    """Returns the pixels of a view in Arrow format, and a table with BAD_COLUMNS of its bad images.
 
-    `images` has dicom_id, path and group; `options` are the builder's.
+    `images` has dicom_id, path and group; `options` are the builder's. Bad images have no pixels.
     """
-    import datasets  # here: other functions of this file are for scripts that do without
+    import datasets  # not at the top: some scripts use this file without it
 
     from mimic_cxr_dataset.pixels import Pixels
 
@@ -172,7 +172,9 @@ def load_pixels(
         builder = Pixels(config_name=group, files=files[["dicom_id", "path"]], cache_dir=cache_dir, **options)
         cache, listing = Path(builder.cache_dir), Path(builder.cache_dir, f"bad_images_{group}.csv")
         if listing.is_file() and has_new_files(listing):
-            logger.warning("Bad images of %s were replaced: shrinking its images anew", group)
+            logger.warning(
+                "Bad images (%s views) were replaced: shrinking all images of these views again", group
+            )
             shutil.rmtree(cache)
         if not shows_progress and not cache.exists():
             time.sleep(HEAD_START_SECONDS)
@@ -187,7 +189,7 @@ def load_pixels(
 
 
 def has_new_files(listing: Path) -> bool:
-    """Whether a file of a list of bad images is there now, or another one since the list was written."""
+    """Returns whether a file in a list of bad images was added or changed after the list was written."""
     written = listing.stat().st_mtime
     for bad in pd.read_csv(listing, dtype=str).itertuples():
         path = find_image(bad.path)
@@ -200,13 +202,16 @@ def has_new_files(listing: Path) -> bool:
 def leave_out_bad_images(
     kept: pd.DataFrame, bad: pd.DataFrame, exclusions: pd.DataFrame, *, on_bad_image: str
 ) -> pd.DataFrame:
-    """Returns the rows that have pixels, and counts the others in `exclusions`. Raises UserError for them."""
+    """Returns the rows that have pixels, and counts the others in `exclusions`.
+
+    Raises UserError if there are others and `on_bad_image` is "error".
+    """
     reasons = kept["dicom_id"].map(bad.drop_duplicates("dicom_id").set_index("dicom_id")["reason"])
     lost = kept[reasons.notna()]
     if len(lost) and on_bad_image == "error":
         raise UserError(
             f"found {len(lost):,} of {len(kept):,} images missing or damaged, first {lost['path'].iloc[0]} "
-            f"({reasons[lost.index[0]]}); replace them, or leave them out: --on_bad_image skip"
+            f"({reasons[lost.index[0]]}); replace them, or skip them with --on_bad_image skip"
         )
     fates = reasons[lost.index].where(reasons[lost.index] == MISSING_FILE, DAMAGED_FILE)
     for (split, fate), count in lost.groupby([lost["split"], fates]).size().items():
@@ -216,14 +221,14 @@ def leave_out_bad_images(
 
 
 def are_equalized(images: LabelledImages, data_dir: Path | None) -> bool:
-    """Whether the histograms of training images were equalised, as MIMIC-CXR-JPG's were.
+    """Returns whether the histograms of the training images were equalised, as in MIMIC-CXR-JPG.
 
-    By collection.json where it says so, else by the images: what the model's config.json keeps.
+    collection.json decides if it says so, else the images. The model's config.json stores the answer.
     """
     with user_errors():
         said = read_collection(data_dir).equalized if data_dir else None
     if said is not None:
-        logger.info("Images: %s, as collection.json says", "equalised" if said else "not equalised")
+        logger.info("Images: %s, according to collection.json", "equalised" if said else "not equalised")
         return said
     chosen = np.linspace(0, len(images) - 1, min(NUM_TO_LOOK_AT, len(images)), dtype=int)
     distances = []
@@ -233,7 +238,7 @@ def are_equalized(images: LabelledImages, data_dir: Path | None) -> bool:
     distance = float(np.mean(distances))
     found = distance <= LARGEST_DISTANCE_OF_EQUALIZED
     logger.info(
-        "Images: %s, as the histograms of %d lie %.2f from uniform in the mean (equalised: at most %.2f)",
+        "Images: %s: the mean distance of %d histograms from uniform is %.2f (equalised: at most %.2f)",
         "equalised" if found else "not equalised",
         len(chosen),
         distance,
@@ -256,10 +261,10 @@ def first_images(images: LabelledImages, num_images: int | None) -> LabelledImag
 
 
 def default_cache_image_size(image_size: int) -> int:
-    """256 for 224: room for random crops, yet small enough that reading is cheap."""
+    """Returns, for example, 256 for 224: room for random crops, but small enough to be read quickly."""
     return round(image_size * 8 / 7)
 
 
 def num_cores() -> int:
-    """The cores that this process may use, which a batch system or a container limits."""
+    """Returns the number of cores that this process may use; a batch system or container may limit it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

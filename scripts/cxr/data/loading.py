@@ -1,4 +1,4 @@
-"""From shrunk images to batches of uint8 tensors, the same for any number of processes and workers."""
+"""Turns shrunk images into batches of uint8 tensors, the same for any number of processes and workers."""
 
 import atexit
 import multiprocessing
@@ -22,19 +22,19 @@ from cxr.data.images import LabelledImages
 from cxr.data.images import num_cores
 from cxr.data.seeding import derive_seed
 
-# What asks a run to end; a batch system's notice that time is up is SIGTERM or, with `sbatch
-# --signal=USR1@120`, SIGUSR1.
+# The signals that ask a run to end. At the end of its time limit, a batch system sends SIGTERM or, with
+# `sbatch --signal=USR1@120`, SIGUSR1.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 # Not --seed: validation masks are the same in all runs, so that their losses can be compared.
 EVALUATION_SEED = 0
 
 
 class ChestXrays(Dataset):
-    """Images of one split as tensors, augmented as a function of (seed, epoch, image) alone.
+    """The images of one split as tensors; their augmentation depends only on (seed, epoch, image).
 
-    A key is (epoch, index) rather than an index, so that workers which persist and fetch ahead know the
+    A key is (epoch, index) instead of an index, so that persistent workers, which fetch ahead, know the
     epoch. An item has `image` (1, H, W) uint8, `label`, and, if `num_patches` is set, `noise` (num_patches,)
-    float32 in [0, 1): the patches of lowest noise are those that a masked model sees.
+    float32 in [0, 1): a masked model sees the patches with the lowest noise.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ChestXrays(Dataset):
     ):
         self.images = images
         self.labels = np.array(images["label"])
-        # As bytes: forked workers would copy the pages of strings, whose references they count.
+        # Bytes, not strings: counting the references to strings makes forked workers copy their memory.
         self.dicom_ids = np.array(images["dicom_id"], dtype="S")
         self.transform = transform
         self.seed = seed
@@ -55,10 +55,10 @@ class ChestXrays(Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
-        """The items of a batch, which a DataLoader asks for at once."""
+        """Returns the items of a batch, which a DataLoader requests in one call."""
         contents = self.images.read([index for _, index in keys])
         items = []
-        with torch.random.fork_rng(devices=[]):  # without workers this is the training process
+        with torch.random.fork_rng(devices=[]):  # without workers, this runs in the training process
             for (epoch, index), content in zip(keys, contents, strict=True):
                 encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
                 image = decode_jpeg(encoded, mode=ImageReadMode.GRAY)
@@ -73,11 +73,11 @@ class ChestXrays(Dataset):
 
 @dataclass(eq=False, kw_only=True)
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """The micro-batches of one process in the optimizer steps `steps`, counted from 0.
+    """Yields the micro-batches of one process for the optimizer steps `steps`, counted from 0.
 
-    Every epoch has its own order of all images, a function of (seed, epoch). A step takes the next
-    `images_per_step` images of it, so the images of a step do not depend on how many processes share them;
-    what is left of an epoch and does not fill a step is not used in that epoch.
+    Each epoch has its own order of all images, a function of (seed, epoch). A step takes the next
+    `images_per_step` images of it, so the images of a step do not depend on the number of processes. The last
+    images of an epoch are not used in it if they do not fill a step.
     """
 
     num_images: int = field(kw_only=False)
@@ -90,13 +90,13 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
     def __post_init__(self):
         self.batch_size = self.images_per_step // (self.gradient_accumulation_steps * self.num_processes)
-        self._ordered_epoch = None  # the epoch that `_order` is of
+        self._ordered_epoch = None  # the epoch of `_order`
 
     def __len__(self) -> int:
         return len(self.steps) * self.gradient_accumulation_steps
 
     def images_of_step(self, step: int) -> tuple[int, list[int]]:
-        """Returns the epoch of step `step` (from 0) and the indices of its images, of all processes."""
+        """Returns the epoch of step `step` (from 0) and the indices of its images, for all processes."""
         epoch, step_in_epoch = divmod(step, self.num_images // self.images_per_step)
         if epoch != self._ordered_epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
@@ -116,10 +116,10 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 def evaluation_batches(
     num_images: int, *, batch_size: int, num_processes: int, process_index: int
 ) -> list[list[tuple[int, int]]]:
-    """The batches of one process in an evaluation of all images; always epoch 0, so the same draws.
+    """Returns the batches of one process for an evaluation; always epoch 0, so the random draws are equal.
 
-    All processes get the same number of samples, as collective operations need: where the images do not
-    divide, the last ones are repeated, and `gather_in_order` drops the repetitions.
+    All processes get the same number of samples, as collective operations need: if the images do not divide
+    evenly, the last one is repeated, and `gather_in_order` drops the repetitions.
     """
     padded = -(-num_images // num_processes) * num_processes
     indices = np.minimum(np.arange(process_index, padded, num_processes), num_images - 1)
@@ -136,7 +136,7 @@ def make_training_loader(
     steps: range,
     num_workers: int | None,
 ) -> DataLoader:
-    """Returns this process's loader of the optimizer steps `steps`, over all their epochs."""
+    """Returns this process's loader for the optimizer steps `steps`, which may span several epochs."""
     batches = TrainingBatches(
         len(train_set),
         images_per_step=images_per_step,
@@ -165,7 +165,7 @@ def _make_loader(
     dataset: ChestXrays, batches: Sampler | list, accelerator: Accelerator, num_workers: int | None
 ) -> DataLoader:
     if num_workers is None and accelerator.device.type == "cpu":
-        num_workers = 0  # its cores are busy with the model
+        num_workers = 0  # the cores are busy with the model
     elif num_workers is None:  # this process's share of the cores
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(16, max(1, num_cores() // processes_here))
@@ -177,28 +177,28 @@ def _make_loader(
         num_workers=num_workers,
         pin_memory=accelerator.device.type == "cuda",
         persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # its own: starting an iterator must not draw from the global one
+        generator=torch.Generator(),  # its own: starting an iterator must not draw from the global generator
         worker_init_fn=leave_signals_to_main_process,
     )
 
 
 def leave_signals_to_main_process(worker: int) -> None:
-    """A signal to all processes of a job would end the workers in the middle of the last step."""
+    """Ignores signals in a worker: sent to all processes of a job, they would end it during the last step."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_workers() -> None:
-    """At the end of a process that failed, multiprocessing would wait for workers that ignore its SIGTERM."""
+    """Kills the workers at exit: they ignore SIGTERM, so multiprocessing would wait for them."""
     for worker in multiprocessing.active_children():
         worker.kill()
 
 
 def gather_in_order(accelerator: Accelerator, values: torch.Tensor, *, num_samples: int) -> torch.Tensor:
-    """Joins what the processes computed over `evaluation_batches`: (num_samples, ...), once and in order.
+    """Returns what the processes computed over `evaluation_batches` in order, once each: (num_samples, ...).
 
-    `values` has one row per key, the same number on all processes; process r's k-th row is of sample
-    k * num_processes + r, and rows past `num_samples` are repetitions.
+    `values` has one row per key, equally many on all processes. The k-th row of process r belongs to sample
+    k * num_processes + r; those from `num_samples` on are repetitions.
     """
     gathered = accelerator.gather(values)
     by_process = gathered.view(accelerator.num_processes, len(values), *values.shape[1:])

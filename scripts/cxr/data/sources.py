@@ -1,4 +1,4 @@
-"""Where the images and this code come from: the synthetic sample, and git."""
+"""Finds out where the images and this code come from; makes the synthetic sample on first use."""
 
 import gzip
 import re
@@ -19,38 +19,38 @@ SAMPLE_DIR = REPOSITORY / "sample_data"
 
 
 def is_synthetic(data_dir: Path | None) -> bool:
-    """Whether the images are drawn by make_sample_data.py, in its own folder or another."""
+    """Returns whether the images were drawn by make_sample_data.py, in its own folder or another."""
     return data_dir is None or (data_dir / "sample-findings.json.gz").is_file()
 
 
 def label_tables_differ(data_dir: Path) -> bool:
-    """Whether two labelers said different things, as MIMIC-CXR-JPG's did; true where a table is missing.
+    """Returns whether the two labelers' tables differ, as in MIMIC-CXR-JPG; true if one is missing.
 
-    A collection that was only brought into that layout has the same labels in both.
+    In another collection that was converted to this layout, both tables have the same labels.
     """
     paths = [path for name in LABELERS for path in sorted(data_dir.glob(f"mimic-cxr-*-{name}.csv*"))[:1]]
     try:
         tables = [path.read_bytes() for path in paths]
         tables = [gzip.decompress(one) if path.suffix == ".gz" else one for path, one in zip(paths, tables)]
-    except (OSError, EOFError, zlib.error):  # the reading of the labels says what is wrong
+    except (OSError, EOFError, zlib.error):  # reading the labels reports the error
         return True
     return len(tables) < len(LABELERS) or tables[0] != tables[1]
 
 
 def source_revision() -> str:
-    """Returns the git commit of this code, marked where it was changed; "unknown" without git."""
+    """Returns the git commit of this code, marked if files were changed; "unknown" without git."""
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
 
 
 def source_address() -> str | None:
-    """Returns where others find this code: the address of git's `origin`, without names and passwords."""
+    """Returns the public address of this code: that of git's `origin`, without user and password."""
     return public_address(_git("remote", "get-url", "origin"))
 
 
 def public_address(url: str) -> str | None:
-    """Returns a git address without user, password, token and query; None where no one else could use it.
+    """Returns a git address without user, password, token and query; None if nobody else could use it.
 
-    An SSH address of the user `git` becomes the https one, as all large hosts of repositories have it.
+    An SSH address of the user `git` becomes an https address, which all large hosts also offer.
     """
     url = re.sub(r"^git@([^:/]+):(?!/)", r"ssh://git@\1/", url)  # the short form of SSH
     try:
@@ -67,7 +67,7 @@ def public_address(url: str) -> str | None:
 
 
 def _git(*words: str) -> str:
-    """What git says of this repository; "" without git, or where this is none."""
+    """Returns git's answer about this repository; "" without git or outside a repository."""
     if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
         return ""
     command = ["git", "-C", str(REPOSITORY), *words]
@@ -75,7 +75,7 @@ def _git(*words: str) -> str:
 
 
 def make_sample_data_once() -> Path:
-    """Returns the folder of the synthetic sample; makes it on first use, while other processes wait."""
+    """Returns the folder of the synthetic sample; it is made on first use, while other processes wait."""
     if not SAMPLE_DIR.exists():
         script = REPOSITORY / "scripts" / "make_sample_data.py"
         with FileLock(REPOSITORY / ".sample_data.lock"):

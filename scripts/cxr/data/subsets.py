@@ -1,4 +1,4 @@
-"""Training samples of the study: nested (1k in 10k in all), by patient, stratified by label."""
+"""Draws training samples: nested (1k in 10k in all), by patient, stratified by label."""
 
 import hashlib
 import json
@@ -11,19 +11,19 @@ from cxr.errors import UserError
 
 
 def sample_order(subject_ids: Sequence[int], labels: Sequence[int], *, seed: int) -> np.ndarray:
-    """Returns an order of all images of which every prefix is a stratified sample by patient.
+    """Returns an order of all images, every prefix of which is a stratified sample by patient.
 
-    `subject_ids` and `labels` have one entry per image, shape (N,); so has the returned array of image
-    indices. The images of a patient stand together, so a prefix splits at most one patient. Shuffled patients
-    queue in two lines, with shares of positive images above and not above that of the whole; the next one is
-    taken from the line that brings the running share back to it.
+    `subject_ids`, `labels` and the returned image indices have shape (N,). The images of a patient are
+    adjacent, so a prefix splits at most one patient. The patients are shuffled and put into two queues: those
+    whose share of positive images is above the overall share, and the others. The next patient comes from the
+    queue that moves the share so far back to the overall one.
     """
     subject_ids = np.asarray(subject_ids)
     labels = np.asarray(labels)
     patients, patient_of_image = np.unique(subject_ids, return_inverse=True)
     num_images = np.bincount(patient_of_image, minlength=len(patients))
     num_positive = np.bincount(patient_of_image, weights=labels, minlength=len(patients))
-    excess = num_positive - num_images * labels.mean()  # positive images above the share of the whole
+    excess = num_positive - num_images * labels.mean()  # positive images beyond the overall share
     shuffled = np.argsort([derive_seed(seed, "sample", int(patient)) for patient in patients], kind="stable")
     below, above = (iter(shuffled[line].tolist()) for line in (excess[shuffled] <= 0, excess[shuffled] > 0))
     rank = np.empty(len(patients), dtype=np.int64)
@@ -40,9 +40,9 @@ def sample_order(subject_ids: Sequence[int], labels: Sequence[int], *, seed: int
 def draw_sample(
     subject_ids: Sequence[int], labels: Sequence[int], *, num_samples: int | None, seed: int
 ) -> np.ndarray:
-    """Returns the sorted indices of `num_samples` images; all of them when `num_samples` is None.
+    """Returns the sorted indices of `num_samples` images, of all if it is None.
 
-    For one seed, a smaller sample is part of every larger one. Raises UserError when there are fewer images.
+    With the same seed, a smaller sample is part of every larger one. Raises UserError for too few images.
     """
     if num_samples is None:
         return np.arange(len(labels))
@@ -55,7 +55,7 @@ def draw_sample(
 
 
 def sample_record(dicom_ids: Sequence[str], *, seed: int) -> dict:
-    """Returns what `samples.json` holds: the images trained on, and a hash to compare two runs by."""
+    """Returns the content of `samples.json`: the images trained on, and a hash to compare two runs."""
     dicom_ids = sorted(dicom_ids)
     digest = hashlib.sha256(json.dumps(dicom_ids).encode()).hexdigest()
     return {"num_images": len(dicom_ids), "seed": seed, "sha256": digest, "dicom_ids": dicom_ids}

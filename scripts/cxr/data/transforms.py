@@ -1,7 +1,7 @@
-"""Image transforms: uint8 gray tensors (1, H, W) in the loader's workers, normalised on the device.
+"""Transforms uint8 gray images (1, H, W) in the loader's workers, and normalises them on the device.
 
-All draws come from torch's global CPU generator, which the dataset seeds for each image
-(`cxr.data.ChestXrays`).
+All random draws come from torch's global CPU generator, which `cxr.data.loading.ChestXrays` seeds for each
+image.
 """
 
 import math
@@ -12,29 +12,28 @@ from torchvision.transforms.v2 import functional as F
 
 from cxr.choices import AUGMENTATIONS
 
-# What is uncovered by a rotation or a shift gets this gray: the mean of MIMIC-CXR-JPG (0.4978 of 255).
+# The gray of areas that a rotation or a shift uncovers: the mean of MIMIC-CXR-JPG (0.4978 * 255).
 FILL = 127
-# Statistics of MIMIC-CXR-JPG, for models that start from scratch. Pretrained models keep those they were
+# The statistics of MIMIC-CXR-JPG, for models from scratch. Pretrained models keep those that they were
 # trained with.
 GRAY_MEAN = 0.4978
 GRAY_STD = 0.2449
 
 
 def evaluation_transform(image_size: int) -> v2.Transform:
-    """The whole image at (1, image_size, image_size).
+    """Returns the transform that resizes the whole image to (1, image_size, image_size).
 
-    Nothing is cropped: a central square of a portrait radiograph would lose the costophrenic angles, where
-    effusions are seen. It is also what the stored image processor does, so that plain transformers sees the
-    same pixels.
+    Nothing is cropped: the central square of a portrait radiograph would lose the costophrenic angles, where
+    effusions are seen. The stored image processor does the same, so plain transformers gets the same pixels.
     """
     return v2.Resize((image_size, image_size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
 
 class RandomResizedCrop(v2.Transform):
-    """A crop of random area and shape at `image_size`, bicubic, as He et al. pretrain and fine-tune.
+    """Resizes a crop of random area and shape to `image_size`, bicubic, as He et al. pretrain and fine-tune.
 
-    `crop_scale` bounds its share of the image's area; its aspect ratio is from 3/4 to 4/3. Distributed as
-    torchvision's transform, whose general bookkeeping takes a sixth of the loader's time.
+    `crop_scale` bounds the crop's share of the image's area; its aspect ratio is from 3/4 to 4/3. The
+    distribution is that of torchvision's transform, whose overhead takes a sixth of the loader's time.
     """
 
     def __init__(self, image_size: int, crop_scale: tuple[float, float]):
@@ -61,7 +60,7 @@ class RandomResizedCrop(v2.Transform):
 
 
 class RandomHorizontalFlip(v2.Transform):
-    """Mirrors half of the images; torchvision's takes four times as long for its general bookkeeping."""
+    """Mirrors half of the images; torchvision's transform takes four times as long."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.flip(-1) if torch.rand(()) < 0.5 else image
@@ -70,18 +69,18 @@ class RandomHorizontalFlip(v2.Transform):
 def pretraining_transform(
     image_size: int, *, crop_scale: tuple[float, float], horizontal_flip: bool
 ) -> v2.Transform:
-    """Random resized crop and flip: all that a masked autoencoder needs (He et al. 2021, table 1e)."""
+    """Returns a random resized crop and flip, enough for a masked autoencoder (He et al. 2021, table 1e)."""
     crop = RandomResizedCrop(image_size, crop_scale)
     return v2.Compose([crop, RandomHorizontalFlip()]) if horizontal_flip else crop
 
 
 class RandAugment(v2.Transform):
-    """RandAugment as timm's `rand-m9-mstd0.5-inc1`, which MAE's fine-tuning uses, for gray images.
+    """Applies RandAugment to gray images, as timm's `rand-m9-mstd0.5-inc1`, which MAE's fine-tuning uses.
 
-    Two operations are drawn with replacement, each applied with probability 0.5 and a magnitude from N(9,
-    0.5) cut to [0, 10]; "inc1" makes every operation stronger with the magnitude. torchvision's
-    RandAugment(2, 9) is a different, much weaker transform: its magnitude 9 is of 30, and it always applies
-    both operations.
+    Two operations are drawn with replacement. Each is applied with probability 0.5 and a magnitude from
+    N(9, 0.5), clipped to [0, 10]; "inc1" means that a higher magnitude makes every operation stronger.
+    torchvision's RandAugment(2, 9) is a different, much weaker transform: its magnitude is 9 out of 30, and
+    it always applies both operations.
     """
 
     NUM_OPERATIONS = 2
@@ -120,7 +119,7 @@ OPERATIONS = (
 
 
 def apply_operation(operation: str, image: torch.Tensor, strength: float, sign: int) -> torch.Tensor:
-    """One operation of RandAugment, at a strength in [0, 1]; the ranges are timm's "increasing" ones."""
+    """Applies a RandAugment operation at a strength in [0, 1]; the ranges are timm's "increasing" ones."""
     bilinear = v2.InterpolationMode.BILINEAR
     factor = max(0.1, 1 + sign * strength * 0.9)
     match operation:
@@ -133,13 +132,13 @@ def apply_operation(operation: str, image: torch.Tensor, strength: float, sign: 
         case "rotate":
             return F.rotate(image, sign * strength * 30, interpolation=bilinear, fill=FILL)
         case "posterize":
-            return F.posterize(image, bits=max(4 - int(strength * 4), 1))  # 0 bits would be a black image
+            return F.posterize(image, bits=max(4 - int(strength * 4), 1))  # 0 bits would make the image black
         case "solarize":
             return F.solarize(image, threshold=min(256 - int(strength * 256), 255))
         case "solarize_add":
             brighter = (image.to(torch.int16) + int(strength * 110)).clamp_(max=255).to(torch.uint8)
             return torch.where(image < 128, brighter, image)
-        case "color":  # saturation of a gray image; kept so that the others are drawn as often as with RGB
+        case "color":  # no effect on gray; kept so that the others are drawn as often as for RGB images
             return image
         case "contrast":
             return F.adjust_contrast(image, factor)
@@ -160,9 +159,10 @@ def apply_operation(operation: str, image: torch.Tensor, strength: float, sign: 
 
 
 class RandomErasing(v2.Transform):
-    """Replaces a random rectangle by noise like the data (timm's "pixel" mode; Zhong et al. 2017).
+    """Replaces a random rectangle by noise (timm's "pixel" mode; Zhong et al. 2017).
 
-    The rectangle covers 2 to 33 % of the image with an aspect ratio from 0.3 to 3.3.
+    The noise has the data's mean and standard deviation. The rectangle covers 2 to 33 % of the image, with an
+    aspect ratio from 0.3 to 3.3.
     """
 
     def __init__(self, probability: float):
@@ -211,7 +211,7 @@ assert tuple(STEPS) == AUGMENTATIONS
 def training_transform(
     augmentation: str, image_size: int, *, crop_scale: tuple[float, float], random_erasing_prob: float
 ) -> v2.Transform:
-    """The transform of a classification run; `crop_scale` is that of "mae"'s random resized crop."""
+    """Returns the training transform of a classification run; `crop_scale` is for "mae" only."""
     steps = STEPS[augmentation](image_size, crop_scale)
     return v2.Compose([*steps, RandomErasing(random_erasing_prob)] if random_erasing_prob else steps)
 
@@ -219,7 +219,7 @@ def training_transform(
 class Normalizer:
     """Turns uint8 gray images (B, 1, H, W) into a model's float input (B, 3, H, W), on the device.
 
-    On the device, so that one byte a pixel is moved rather than twelve. The arithmetic is the image
+    Thus one byte per pixel is copied to the device instead of twelve. The arithmetic is the image
     processor's.
     """
 
@@ -233,5 +233,5 @@ class Normalizer:
         return (images - 255 * self.mean) / (255 * self.std)
 
     def invert(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Returns gray images (B, H, W) in [0, 1], for pictures."""
+        """Returns gray images (B, H, W) in [0, 1], for figures."""
         return (pixel_values * self.std + self.mean).mean(1).clamp(0, 1)

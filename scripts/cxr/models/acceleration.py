@@ -1,6 +1,6 @@
-"""The same models, faster: how the forward and backward pass run on a device, not what they compute.
+"""Makes models faster: changes how the forward and backward passes run, not what they compute.
 
-Parameters, their names and the files written stay those of plain transformers; outputs agree to rounding.
+Parameters, their names and the saved files stay those of plain transformers; outputs agree up to rounding.
 Attention weights are not returned.
 """
 
@@ -18,16 +18,16 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEPatchEmbeddings
 
 # On an H100 in bf16, the memory-efficient kernel takes half as long as cuDNN's for the encoder's 50 tokens,
-# and cuDNN's half as long as it for the decoder's 197. The others serve GPUs and dtypes that lack these.
+# and twice as long for the decoder's 197. The other kernels are for GPUs and dtypes that lack these.
 SHORT_SEQUENCE = 64  # tokens
 EFFICIENT, FLASH, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH
 FOR_SHORT_SEQUENCES = [EFFICIENT, FLASH, MATH]
 FOR_LONG_SEQUENCES = [FLASH, EFFICIENT, MATH]
-ON_HOPPER = [SDPBackend.CUDNN_ATTENTION, *FOR_LONG_SEQUENCES]  # measured there only
+ON_HOPPER = [SDPBackend.CUDNN_ATTENTION, *FOR_LONG_SEQUENCES]  # measured on Hopper only
 
 
 def speed_up(model: PreTrainedModel, *, torch_compile: bool) -> None:
-    """Rewires a ViT, ViT-MAE or ResNet in place; `torch_compile` also compiles it, at the first call."""
+    """Changes a ViT, ViT-MAE or ResNet in place; `torch_compile` also compiles it, in the first call."""
     if model.config.model_type == "resnet":
         model.to(memory_format=torch.channels_last)  # a step takes half as long on a GPU
     for module in model.modules():
@@ -40,7 +40,7 @@ def speed_up(model: PreTrainedModel, *, torch_compile: bool) -> None:
 
 
 def project_patches(self: nn.Conv2d, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The convolution (B, C, H, W) -> (B, D, H / P, W / P) of patches side by side, as one matrix product."""
+    """Computes the patch convolution (B, C, H, W) -> (B, D, H / P, W / P) as one matrix product."""
     batch_size, channels, height, width = pixel_values.shape
     size, rows, columns = self.kernel_size[0], height // self.kernel_size[0], width // self.kernel_size[0]
     patches = pixel_values.view(batch_size, channels, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
@@ -49,7 +49,7 @@ def project_patches(self: nn.Conv2d, pixel_values: torch.Tensor) -> torch.Tensor
 
 
 def preferred_kernels(query: torch.Tensor) -> list[SDPBackend]:
-    """The attention kernels for queries (B, H, L, D / H), the fastest first."""
+    """Returns the attention kernels for queries (B, H, L, D / H), the fastest first."""
     if query.shape[2] <= SHORT_SEQUENCE:
         return FOR_SHORT_SEQUENCES
     is_hopper = query.is_cuda and torch.cuda.get_device_capability(query.device)[0] == 9
@@ -59,12 +59,12 @@ def preferred_kernels(query: torch.Tensor) -> list[SDPBackend]:
 def attend(
     self: ViTAttention | ViTMAEAttention, hidden_states: torch.Tensor, attention_mask: None = None, **unused
 ) -> tuple[torch.Tensor, None]:
-    """Self-attention (B, L, D) -> (B, L, D): queries, keys and values in one product; the fastest kernel."""
+    """Computes self-attention (B, L, D) -> (B, L, D) by one matrix product for q, k, v and a fast kernel."""
     separate = (self.q_proj, self.k_proj, self.v_proj)
     weight = torch.cat([projection.weight for projection in separate])
     bias = None if self.q_proj.bias is None else torch.cat([projection.bias for projection in separate])
     projected = F.linear(hidden_states, weight, bias)  # (B, L, 3 * D)
-    # Each (B, H, L, D / H).
+    # (B, H, L, D / H) each
     query, key, value = projected.unflatten(2, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
     dropout = self.attention_dropout if self.training else 0.0
     if (

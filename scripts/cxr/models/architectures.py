@@ -1,4 +1,4 @@
-"""The models by name or folder: what defines them, and what an image costs them; nothing here needs torch."""
+"""Describes models by name or folder: what defines them and what an image costs; without torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,29 +19,30 @@ from cxr.run_folder.record import Record
 from cxr.run_folder.record import first_problem
 from cxr.sharing.local_hub import MODEL_ID
 
-# The bounds keep a model from being built for hours.
+# The upper bounds refuse models that would take hours to build.
 Whole = Annotated[int, Field(gt=0, le=10**6)]
 Depth = Annotated[int, Field(gt=0, le=1000)]
 Width = Annotated[int, Field(gt=3, le=10**6)]  # a bottleneck has a quarter of the channels
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Small = Annotated[float, Field(gt=0, lt=1)]
-Channels = Literal[3]  # as all images have
+Channels = Literal[3]  # the input always has three
 
 
 class Fields(Record):
-    """All that makes two models the same network, and all that is taken from a model's config.json.
+    """The fields that define a network, and the only ones that are read from a model's config.json.
 
-    transformers acts on much of what else may stand there. The defaults are those of transformers.
+    All others are ignored, because transformers would act on many of them. The defaults are those of
+    transformers.
     """
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)  # no bound lets them in
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)  # the bounds refuse them, by name
     writer: ClassVar[str] = "transformers"
     advice: ClassVar[str] = "restore the file, or name another model"
     family: ClassVar[str] = "vit"
 
 
 class VitFields(Fields):
-    widths: ClassVar[dict[str, int]] = {"": 1}  # prefix of the fields -> what the width is a multiple of
+    widths: ClassVar[dict[str, int]] = {"": 1}  # prefix of the fields -> a divisor of the width
 
     hidden_size: Whole = 768
     num_hidden_layers: Depth = 12
@@ -74,7 +75,7 @@ class VitFields(Fields):
 
 
 class VitMaeFields(VitFields):
-    widths: ClassVar[dict[str, int]] = {"": 4, "decoder_": 4}  # sine and cosine, of rows and columns
+    widths: ClassVar[dict[str, int]] = {"": 4, "decoder_": 4}  # sine and cosine, for rows and columns
 
     decoder_hidden_size: Whole = 512
     decoder_num_hidden_layers: Depth = 8
@@ -97,20 +98,20 @@ class ResnetFields(Fields):
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
         if len(self.hidden_sizes) != len(self.depths):
-            raise ValueError("found hidden_sizes and depths of different lengths, expected one")
+            raise ValueError("found hidden_sizes and depths of different lengths, expected equal lengths")
         if sum(self.depths) > 1000:
             raise ValueError(f"found {sum(self.depths)} layers in depths, expected at most 1,000")
         return self
 
 
-# Not by --config_overrides: the side has a flag, images have their channels, and these two are lists.
+# Not for --config_overrides: image_size has its own flag, num_channels is fixed, the others are lists.
 NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 FIELDS = {"vit": VitFields, "vit_mae": VitMaeFields, "resnet": ResnetFields}
 
 
 class ModelType(Fields):
-    """What says which of FIELDS a config.json has."""
+    """The field of a config.json that selects one of FIELDS."""
 
     model_type: Literal["vit", "vit_mae", "resnet"]
 
@@ -132,8 +133,8 @@ def _vit_mae(
     )
 
 
-# Base, Large and Huge are those of He et al. 2021 with their 512-wide, 8-deep decoder; the smaller ones are
-# the customary ViT-Ti and ViT-S with decoders in proportion.
+# Base, Large and Huge are those of He et al. 2021 with their decoder of width 512 and depth 8; the smaller
+# ones are the usual ViT-Ti and ViT-S with smaller decoders.
 VIT_MAE_CONFIGS = {
     "vit-mae-tiny": _vit_mae(192, 12, 3, decoder=(128, 2, 4)),
     "vit-mae-small": _vit_mae(384, 12, 6, decoder=(256, 4, 8)),
@@ -151,22 +152,22 @@ RESNET_CONFIGS = {
     "resnet-152": ResnetFields(depths=[3, 8, 36, 3]),
 }
 CONFIGS = VIT_MAE_CONFIGS | RESNET_CONFIGS
-# Models on the Hub whose configurations are those above: a plan with them needs no network.
+# Models on the Hub with the configurations above: planning a study with them needs no network.
 _PUBLISHED = {f"facebook/vit-mae-{size}": CONFIGS[f"vit-mae-{size}"] for size in ("base", "large", "huge")}
 _PUBLISHED |= {f"microsoft/{name}": fields for name, fields in RESNET_CONFIGS.items()}
 
 
 def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str = "main") -> Fields:
-    """Returns what is known of a model: a configuration's name, a folder, or a name that is here already.
+    """Returns the architecture of a model: a configuration's name, a folder, or a downloaded model's name.
 
-    Names are looked up in `hub_dir` and the Hugging Face cache, never on a network. Raises UserError for one
-    that is in neither.
+    Names are looked up in `hub_dir` and the Hugging Face cache, never on the network. Raises UserError for a
+    name that is in neither.
     """
     if model in CONFIGS:
         return CONFIGS[model]
     path = Path(model) / "config.json" if Path(model).is_dir() else None
     if path is None and MODEL_ID.fullmatch(model):
-        for cache_dir in (None, hub_dir) if hub_dir else (None,):  # the last one found counts
+        for cache_dir in (None, hub_dir) if hub_dir else (None,):  # hub_dir wins over the cache
             found = try_to_load_from_cache(model, "config.json", cache_dir=cache_dir, revision=revision)
             path = Path(found) if isinstance(found, str) else path
     if path is not None:
@@ -175,13 +176,14 @@ def find_architecture(model: str, *, hub_dir: Path | None = None, revision: str 
         return _PUBLISHED[model]
     close = did_you_mean(model, [*CONFIGS, *_PUBLISHED])
     raise UserError(
-        f"model {model}: found no folder and no downloaded model of this name{close}, expected one, to know "
-        f"its kind and size; name a folder, or download it first: hf download {model} --revision {revision}"
+        f"model {model}: found no folder and no downloaded model of this name{close}, expected one, because "
+        "its config.json tells its kind and size; name a folder, or download the model first: "
+        f"hf download {model} --revision {revision}"
     )
 
 
 def describe_architecture(model: Fields) -> str:
-    """Returns what a network is known by: its name, where it has one, and its size, in words."""
+    """Returns a description of a network in words: its name, if it has one, and its size."""
     if model.family == "resnet":
         name = f"resnet-{(2 if model.layer_type == 'basic' else 3) * sum(model.depths) + 2}"
         name = name.replace("resnet", "ResNet") if RESNET_CONFIGS.get(name) == model else "ResNet"
@@ -204,9 +206,9 @@ def describe_architecture(model: Fields) -> str:
 
 
 def override(architecture: Fields, overrides: str | None, *, image_size: int | None) -> Fields:
-    """Returns the architecture with `overrides` ("key=value,...") and, where it is a ViT, the image size.
+    """Returns the architecture with `overrides` ("key=value,...") and, if it is a ViT, the image size.
 
-    Raises UserError for a key that it does not have, and for a value that no model has.
+    Raises UserError for an unknown key and for a value that no model can have.
     """
     fields, changes = architecture.model_dump(), {}
     allowed = [name for name in fields if name not in NOT_OVERRIDDEN]
@@ -214,7 +216,7 @@ def override(architecture: Fields, overrides: str | None, *, image_size: int | N
         where = f"--config_overrides {name}={text}"[:70]
         if name not in allowed:
             raise UserError(
-                f"{where}: found no such key; expected some of {', '.join(allowed)}"
+                f"{where}: found no such key; expected one of {', '.join(allowed)}"
                 + did_you_mean(name, allowed)
             )
         kind = type(fields[name])
@@ -231,10 +233,10 @@ def override(architecture: Fields, overrides: str | None, *, image_size: int | N
 
 
 def estimate_gflop(architecture: Fields, *, image_size: int, share_seen: float) -> float:
-    """Returns roughly what a forward pass of one image takes, in GFLOP.
+    """Returns an estimate of the cost of a forward pass of one image, in GFLOP.
 
-    It is for saying beforehand whether a study takes hours or weeks. `share_seen` is the share of the patches
-    that a ViT works on. Raises UserError for a size that no image has.
+    It is exact enough to tell beforehand whether a study takes hours or weeks. `share_seen` is the share of
+    the patches that a ViT processes. Raises UserError for a size that no image can have.
     """
     if not 0 < image_size <= 10**6:  # a larger one overflows
         raise UserError(f"image_size: found {str(image_size)[:50]}, expected a number from 1 to 1,000,000")
@@ -246,13 +248,13 @@ def estimate_gflop(architecture: Fields, *, image_size: int, share_seen: float) 
 
 
 def _resnet_macs(model: ResnetFields, image_size: int) -> float:
-    """Multiply-adds of the convolutions (He et al. 2015, table 1): their weights times the pixels."""
+    """Returns the multiply-adds of the convolutions (He et al. 2015, table 1): weights times pixels."""
     before, macs = model.embedding_size, 7**2 * 3 * model.embedding_size * (image_size / 2) ** 2
     for stage, (width, depth) in enumerate(zip(model.hidden_sizes, model.depths)):
-        outer = before + (2 * depth - 1) * width  # channels into the first and out of the last of each block
+        outer = before + (2 * depth - 1) * width  # of all blocks: channels in and channels out
         is_basic, inner = model.layer_type == "basic", width // 4
         weights = 9 * width * outer if is_basic else inner * outer + depth * 9 * inner**2
-        weights += before * width if before != width else 0  # the shortcut's
+        weights += before * width if before != width else 0  # the shortcut
         macs += weights * (image_size / 4 / 2**stage) ** 2
         before = width
     return macs

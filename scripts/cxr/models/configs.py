@@ -1,4 +1,4 @@
-"""What the configuration of a model may hold, whoever wrote it: a flag, a config.json, or this repository."""
+"""Makes and checks configurations of models, from a flag, a config.json, or this repository."""
 
 from typing import Any
 
@@ -38,12 +38,12 @@ def make_config(config_name: str, *, overrides: str | None, image_size: int | No
 
 
 def config_from_json(fields: dict[str, Any], *, where: str) -> PretrainedConfig:
-    """Returns the configuration in the `fields` of a pretrained model's config.json, of a known model_type.
+    """Returns the configuration in the `fields` of a pretrained model's config.json; its model_type is known.
 
-    Raises UserError, beginning with `where`, for what no model can have.
+    Raises UserError, beginning with `where`, for a value that no model can have.
     """
     config = CONFIG_CLASSES[fields["model_type"]](**check_fields(fields, where=where))
-    # Whose head the weights have: a script says so where it is another's.
+    # What the stored head was trained for: run_classification.py warns if its labels are others.
     if isinstance(fields.get("architectures"), list) and isinstance(fields.get("id2label"), dict):
         config.architectures = [str(one) for one in fields["architectures"]]
         config.id2label = dict(enumerate(map(str, fields["id2label"].values())))
@@ -51,7 +51,7 @@ def config_from_json(fields: dict[str, Any], *, where: str) -> PretrainedConfig:
 
 
 def classifier_config(config: PretrainedConfig, labels: list[str]) -> PretrainedConfig:
-    """Returns the configuration of the classifier on an encoder; a ViT-MAE's loses decoder and masking."""
+    """Returns the configuration of a classifier on an encoder; a ViT-MAE loses its decoder and masking."""
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if config.model_type == "resnet":
         return ResNetConfig(**{**config.to_dict(), **names})
@@ -60,7 +60,7 @@ def classifier_config(config: PretrainedConfig, labels: list[str]) -> Pretrained
 
 
 def check_fields(values: dict[str, Any], *, where: str) -> dict[str, Any]:
-    """Returns the FIELDS of a configuration. Raises UserError, beginning with `where`, where one is wrong."""
+    """Returns the FIELDS of a configuration. Raises UserError, beginning with `where`, if one is invalid."""
     try:
         fields = FIELDS[values["model_type"]].model_validate(values).model_dump()
     except ValidationError as error:
@@ -76,7 +76,10 @@ def check_fields(values: dict[str, Any], *, where: str) -> dict[str, Any]:
 def num_parameters(
     model_class: type[PreTrainedModel], config: PretrainedConfig, *, without: str | None = None
 ) -> int:
-    """Returns how many parameters a model has, but for those whose name begins so, without making it."""
+    """Returns the number of parameters of a model, without making it.
+
+    Parameters whose name begins with `without` do not count.
+    """
     with torch.device("meta"):
         parameters = dict(model_class(config).named_parameters())
     return sum(
@@ -87,7 +90,7 @@ def num_parameters(
 
 
 def check_memory(model_class: type[PreTrainedModel], config: PretrainedConfig, *, where: str) -> None:
-    """Raises UserError for a model that this machine cannot hold, before that is tried."""
+    """Raises UserError for a model that does not fit into this machine's memory, before it is made."""
     needed, available = 4 * num_parameters(model_class, config), psutil.virtual_memory().total
     if needed > available:
         raise UserError(

@@ -1,4 +1,4 @@
-"""How many parameters a model has, from its architecture alone; nothing here needs torch."""
+"""Counts the parameters of a model from its architecture alone, without torch."""
 
 from cxr.models.architectures import Fields
 from cxr.models.architectures import ResnetFields
@@ -9,7 +9,7 @@ NUM_LABELS = 2
 
 
 def count_parameters(architecture: Fields, *, is_pretraining: bool) -> int:
-    """Returns the parameters of the masked autoencoder or of the classifier, position embeddings included."""
+    """Returns the number of parameters of the masked autoencoder or classifier, with position embeddings."""
     if isinstance(architecture, ResnetFields):
         return _resnet(architecture) + NUM_LABELS * (architecture.hidden_sizes[-1] + 1)
     head = _decoder(architecture) if is_pretraining else NUM_LABELS * (architecture.hidden_size + 1)
@@ -37,7 +37,7 @@ def _layer(width: int, inner: int, *, has_bias: bool) -> int:
 
 
 def _resnet(resnet: ResnetFields) -> int:
-    """Convolutions have no biases, and each has a batch normalisation of two numbers a channel."""
+    """Counts convolutions, which have no biases, and their batch normalisation, two numbers per channel."""
     count = (49 * resnet.num_channels + 2) * resnet.embedding_size
     before = resnet.embedding_size
     for stage, (width, depth) in enumerate(zip(resnet.hidden_sizes, resnet.depths)):

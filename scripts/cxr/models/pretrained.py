@@ -1,4 +1,4 @@
-"""Pretrained models by folder or name, and the image processor stored with each."""
+"""Loads pretrained models by folder or name, and the image processor stored with each."""
 
 import contextlib
 import functools
@@ -34,14 +34,14 @@ from cxr.run_folder.files import sha256_of
 from cxr.sharing import local_hub
 
 logger = logging.getLogger(__name__)
-HUB_SECONDS = 5  # to answer in
-MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]  # that are fetched from the Hub
+HUB_SECONDS = 5  # time for the Hub to answer
+MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]  # those that are downloaded from the Hub
 
 
 def load_config(
     name: str, *, hub_dir: Path | None, revision: str, expected: tuple[str, ...]
 ) -> PretrainedConfig:
-    """Returns a pretrained model's configuration. Raises UserError with what to do instead."""
+    """Returns a pretrained model's configuration. Raises UserError if there is none or it is not usable."""
     fields = read_config(name, hub_dir=hub_dir, revision=revision)
     if fields["model_type"] not in expected:
         raise UserError(
@@ -52,7 +52,7 @@ def load_config(
 
 
 def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
-    """Returns a pretrained model's config.json as it is, with a model_type. Raises as `load_config` does."""
+    """Returns a pretrained model's config.json, of which only model_type is checked. Raises UserError."""
     is_folder = Path(name).is_dir()
     if Path(name).is_file():
         raise UserError(
@@ -74,7 +74,7 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
     if "cache_dir" in source and not find_file(name, "config.json", hub_dir=hub_dir, revision=revision):
         raise UserError(
             f"model {name}: found no revision {revision} in --hub_dir {hub_dir}; expected --model_revision "
-            "main, a tag or a whole commit, as hub.py log lists them"
+            "main, a tag or a full commit hash, as hub.py log lists them"
         )
     with _loading(name, revision, hub_dir):
         fields, _ = PretrainedConfig.get_config_dict(name, **source)
@@ -84,9 +84,10 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
 
 
 def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
-    """Brings all files of a model on the Hub here; returns the directory in which it is by name from now on.
+    """Downloads all files of a model on the Hub; returns the directory in which its name is then found.
 
-    That is the Hub's cache, and `hub_dir` as it is for a folder or a model in it. Raises UserError.
+    That is the Hub's cache. For a folder or a model in `hub_dir`, nothing is downloaded and `hub_dir` is
+    returned. Raises UserError.
     """
     source = _source(name, hub_dir, revision)
     if Path(name).is_dir() or "cache_dir" in source:
@@ -97,17 +98,17 @@ def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
 
 
 def check_image_size(config: PretrainedConfig, image_size: int | None) -> None:
-    """Raises UserError when a pretrained ViT is asked for another size than its position embeddings have."""
+    """Raises UserError if `image_size` is not the one of a pretrained ViT's position embeddings."""
     if image_size not in (None, config.image_size):
         raise UserError(
             f"--image_size {image_size}: found a model pretrained for {config.image_size} pixels; leave the "
-            "flag out, or pretrain one for the size you want with run_mae_pretrain.py --config_name"
+            "flag out, or pretrain a model of that size with run_mae_pretrain.py --config_name"
         )
 
 
 @contextlib.contextmanager
 def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[None]:
-    """Turns whatever the libraries end in when they read a model into one line that says what to do."""
+    """Turns any error of the libraries that read a model into a UserError that says what to do."""
     try:
         yield
     except Exception as error:
@@ -119,12 +120,12 @@ def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[
         known = f"{hub_dir}, which has {', '.join(in_hub_dir) or 'none'}," if hub_dir else "DIR"
         raise UserError(
             f"model {where}: could not be loaded ({reason}){did_you_mean(name, in_hub_dir)}; name a folder "
-            f"with a whole model, or organisation/name in --hub_dir {known} or on a Hub that can be reached"
+            f"with a complete model, or organisation/name in --hub_dir {known} or on a reachable Hub"
         ) from error
 
 
 def _source(name: str, hub_dir: Path | None, revision: str) -> dict[str, Any]:
-    """Returns the keywords by which transformers finds `name`: in `hub_dir` where that has it."""
+    """Returns the keywords with which transformers finds `name`, in `hub_dir` if the model is there."""
     if Path(name).is_dir():
         return {"revision": revision}
     if hub_dir is not None and local_hub.repository_dir(hub_dir, name).is_dir():
@@ -134,19 +135,19 @@ def _source(name: str, hub_dir: Path | None, revision: str) -> dict[str, Any]:
 
 @functools.cache
 def _reaches_hub() -> bool:
-    """One look, as the libraries try again for half a minute. Without a Hub they take what is here."""
+    """Returns whether the Hub answers. If not, the libraries would retry for half a minute."""
     if is_offline_mode():
         return False
     try:
         get_session().head(ENDPOINT, timeout=HUB_SECONDS)
-    except Exception as error:  # of any kind: it is the HTTP library's, which has changed before
-        logger.debug("%s cannot be reached (%s): models are looked up here alone", ENDPOINT, one_line(error))
+    except Exception as error:  # any error: its type depends on the HTTP library, which has changed before
+        logger.debug("%s cannot be reached (%s): only local models are found", ENDPOINT, one_line(error))
         return False
     return True
 
 
 def find_file(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> Path | None:
-    """Returns a model's file, None where it has none, or is a name whose files are not here yet."""
+    """Returns a model's file; None if the model does not have it or is not downloaded yet."""
     if Path(name).is_dir():
         path = Path(name) / filename
         return path if path.is_file() else None
@@ -156,28 +157,28 @@ def find_file(name: str, filename: str, *, hub_dir: Path | None, revision: str) 
 
 
 def identify(name: str, *, hub_dir: Path | None, revision: str) -> str:
-    """Returns the commit of a model that is here; of one in a folder, the hash of its files."""
+    """Returns the commit of a downloaded model or, for a folder, the hash of its files."""
     config = find_file(name, "config.json", hub_dir=hub_dir, revision=revision)
     if not Path(name).is_dir():
-        return config.parent.name  # in the Hub's layout a snapshot's folder is named for its commit
+        return config.parent.name  # in the Hub's layout, a snapshot's folder has the name of its commit
     hashes = [sha256_of(path) for path in (config, *_weight_files(name, hub_dir, revision))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
-    """Returns the object in a model's JSON file, an empty one where it has none. Raises UserError."""
+    """Returns the object in a model's JSON file, an empty one if there is no file. Raises UserError."""
     path = find_file(name, filename, hub_dir=hub_dir, revision=revision)
     with _loading(name, revision):
         return read_json(path) if path else {}
 
 
 def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
-    """Returns the safetensors of a model, none for a name whose files are not here yet.
+    """Returns the safetensors files of a model, none if it is not downloaded yet.
 
-    Raises UserError for a folder without them, as a pickle can hold code, and ValueError for an index that
-    names other files than safetensors beside it.
+    Raises UserError for a folder without them, because a pickle can hold code, and for an index that names
+    anything but safetensors files beside it.
     """
-    if Path(name).is_dir() and any(Path(name).glob("shard-*.safetensors")):  # they would come before others
+    if Path(name).is_dir() and any(Path(name).glob("shard-*.safetensors")):  # transformers prefers these
         raise UserError(
             f"model {name}: found shard-*.safetensors, parts of a distributed checkpoint; "
             "expected model.safetensors: save it as one model"
@@ -188,8 +189,8 @@ def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
     if index is None and Path(name).is_dir():
         raise UserError(
             f"model {name}: found no model.safetensors, and other files, such as pytorch_model.bin, are not "
-            "read, as they can hold code; expected safetensors: restore the file, or convert the model with "
-            "transformers where you trust it, by from_pretrained and save_pretrained"
+            "read, because they can hold code; expected safetensors: restore the file or, if you trust the "
+            "model, convert it with from_pretrained and save_pretrained of transformers"
         )
     if index is None:
         return []
@@ -205,7 +206,7 @@ def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:
 
 
 def _num_stored(path: Path) -> int:
-    """Returns how many numbers are in a safetensors file, from its header."""
+    """Returns how many numbers a safetensors file holds, according to its header."""
     with safe_open(path, framework="pt") as weights:
         return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
 
@@ -221,13 +222,13 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """Loads `name` into `model_class`; only parameters of `new_head` may be missing or of another shape.
 
-    Raises UserError when others do: part of the model would silently start from random weights.
+    Raises UserError if others are: part of the model would silently start from random weights.
     """
     files = _weight_files(name, hub_dir, revision)
     configs.check_memory(model_class, config, where=f"model {name}: config.json")
     with _loading(name, revision):
         stored = sum(map(_num_stored, files))
-    # Checked before: what is missing would be made, however large it is.
+    # Checked before loading, which would create missing parameters, however large they are.
     needed = configs.num_parameters(model_class, config, without=new_head)
     if files and needed > stored:
         raise UserError(
@@ -238,7 +239,7 @@ def load_pretrained(
         model, info = model_class.from_pretrained(
             name,
             config=config,
-            dtype=torch.float32,  # else the checkpoint's, and half precision cannot be trained
+            dtype=torch.float32,  # not the checkpoint's: half precision cannot be trained
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **_source(name, hub_dir, revision),
@@ -248,12 +249,12 @@ def load_pretrained(
     if unexplained:
         raise UserError(
             f"model {name}: found {len(unexplained)} parameters of {model_class.__name__} missing or of "
-            f"another shape, first {unexplained[0]}; expected a complete checkpoint of it: name one"
+            f"another shape, first {unexplained[0]}; expected a complete checkpoint: name another"
         )
     for key, values in model.state_dict().items():
         if not torch.isfinite(values).all():
             raise UserError(
-                f"model {name}: found weights that are no finite numbers, first {key}; "
+                f"model {name}: found NaN or infinite weights, first {key}; "
                 "expected those of a training that did not diverge: name another checkpoint"
             )
     return sharded_by_layer(model)
@@ -262,10 +263,10 @@ def load_pretrained(
 def load_image_processor(
     name: str | None, *, hub_dir: Path | None, revision: str, image_size: int
 ) -> ViTImageProcessor:
-    """Returns the processor to store with a model: whole image to a square, gray to RGB, statistics.
+    """Returns the image processor to store with a model: it resizes, makes gray images RGB and normalises.
 
-    A pretrained model keeps the mean and standard deviation it was trained with; one from scratch (`name`
-    None, or a model that has none) gets those of MIMIC-CXR-JPG, the same in all channels.
+    A pretrained model keeps the mean and standard deviation it was trained with. A model from scratch
+    (`name` is None) or without a processor gets those of MIMIC-CXR-JPG, the same for all channels.
     """
     mean, std = [GRAY_MEAN] * 3, [GRAY_STD] * 3
     if name is not None:
@@ -277,7 +278,7 @@ def load_image_processor(
                 mean, std = pretrained.image_mean, pretrained.image_std
         except UserError:
             if find_file(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision):
-                raise  # damaged: other statistics than the model's would be fed to it
+                raise  # damaged: the model would get images normalised with other statistics
             logger.warning("%s has no image processor; it gets the statistics of MIMIC-CXR-JPG.", name)
         _check_statistics(mean, std, where=f"model {name}: preprocessor_config.json")
     return ViTImageProcessor(
@@ -289,7 +290,7 @@ def load_image_processor(
 
 
 def _check_statistics(mean: Any, std: Any, *, where: str) -> None:
-    """Raises UserError unless both are of three channels whose values are from 0 to 1."""
+    """Raises UserError unless both have three numbers, one per channel, from 0 to 1."""
     for name, values, least in (("image_mean", mean, 0.0), ("image_std", std, 0.001)):
         if (
             not isinstance(values, list | tuple)

@@ -1,4 +1,4 @@
-"""Models from scratch, initialised as He et al. do."""
+"""Makes untrained models, initialised as He et al. do."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from cxr.models.configs import classifier_config
 def sharded_by_layer(model: PreTrainedModel) -> PreTrainedModel:
     """Makes FSDP shard `model` layer by layer.
 
-    Accelerate shards the patch embedding by itself; that fails in the unit that transformers has around it.
+    Accelerate shards the patch embedding separately, which fails inside another unit that transformers names.
     """
     model._no_split_modules = [name for name in model._no_split_modules or [] if name.endswith("Layer")]
     return model
@@ -25,11 +25,11 @@ def sharded_by_layer(model: PreTrainedModel) -> PreTrainedModel:
 def new_mae(config: ViTMAEConfig) -> ViTMAEForPreTraining:
     """Returns an untrained masked autoencoder, initialised as He et al. do.
 
-    transformers 5 leaves the position embeddings, class token and mask token of a model made from a
-    configuration at zero: such a model cannot know where a patch was. They are set here.
+    transformers 5 sets the position embeddings, class token and mask token of a model made from a
+    configuration to zero: such a model cannot know where a patch was. They are initialised here.
     """
     model = sharded_by_layer(ViTMAEForPreTraining(config))
-    separate = []  # He et al. initialise query, key and value as one matrix, of three times the height
+    separate = []  # He et al. initialise query, key and value as one matrix, three times as high
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -64,7 +64,7 @@ def sin_cos_position_embeddings(grid_size: int, width: int) -> torch.Tensor:
 
 
 def new_classifier(config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
-    """Returns an untrained classifier; a ViT starts where its masked autoencoder would, to be compared."""
+    """Returns an untrained classifier; a ViT's encoder is initialised as in its masked autoencoder."""
     if config.model_type == "resnet":
         return sharded_by_layer(ResNetForImageClassification(classifier_config(config, labels)))
     model = sharded_by_layer(ViTForImageClassification(classifier_config(config, labels)))
