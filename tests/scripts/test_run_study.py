@@ -417,7 +417,7 @@ def test_other_flags_than_before_are_refused(before, after, said, dry, study, ce
     capsys.readouterr()
     assert study("--set", *after, *dry) == 2
     message = error_line(capsys)
-    assert said in message and "use the same flags, or start anew in another --output_dir" in message
+    assert said in message and "use the same flags, or start again in another --output_dir" in message
     assert not cells.launched and contents(folder) == kept
 
 
