@@ -53,7 +53,7 @@ def check_training(
         found = (
             f"found {progress.num_bad_steps} steps with a NaN or infinite loss or gradient, expected at most "
         )
-        found += f"--max_bad_steps {max_bad_steps} and a good step in each epoch (images: {BAD_STEPS_FILE})"
+        found += f"--max_bad_steps {max_bad_steps}, and a good step in each epoch: see {BAD_STEPS_FILE}"
     else:
         return
     good = complete_checkpoints(output_dir / "checkpoints")

@@ -94,10 +94,10 @@ def _check_machine(args: argparse.Namespace, accelerator: Accelerator) -> None:
     is_resumed = args.resume_from_checkpoint is not None and has_checkpoint(args.output_dir)
     if args.per_device_train_batch_size == "auto" and not is_resumed and device != "cuda":
         raise UserError(
-            f"--per_device_train_batch_size auto needs a CUDA GPU, found {device}; give a number instead"
+            f"--per_device_train_batch_size auto needs an NVIDIA or AMD GPU, found {device}; give a number"
         )
     if getattr(args, "sync_batchnorm", False) and device != "cuda":
-        raise UserError(f"--sync_batchnorm needs CUDA GPUs, found {device}; leave it out")
+        raise UserError(f"--sync_batchnorm needs NVIDIA or AMD GPUs, found {device}; leave it out")
 
 
 def describe_hardware(accelerator: Accelerator) -> str:
