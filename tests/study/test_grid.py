@@ -401,7 +401,7 @@ def test_base_learning_rate_replaces_the_learning_rate_of_the_preset_and_the_rev
     "flag", ["seed", "view", "mask_ratio", "max_train_samples", "evaluate_test", "output_dir", "data_dir"]
 )
 def test_setting_of_what_the_grid_sets_is_refused(flag):
-    with pytest.raises(ValueError, match=f"--set {flag}: found a flag that the study itself sets"):
+    with pytest.raises(ValueError, match=f"--set {flag}: found a flag that the study sets itself"):
         one_cell("vit-mae-tiny", ("", {flag: 1}))
 
 
