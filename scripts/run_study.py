@@ -126,10 +126,8 @@ def make_parser() -> ArgumentParser:
     add_folder(
         parser, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
     )
-    add_folder(
-        parser, "--output_dir", "the study's folder: a new one, or that of a study to continue", required=True
-    )
-    add_axes(parser.add_argument_group("axes: a flag replaces the preset's values of its axis"))
+    add_folder(parser, "--output_dir", "the study's folder: a new one, or the one to continue", required=True)
+    add_axes(parser.add_argument_group("axes (each flag replaces the preset's values)"))
     add_study_flags(parser.add_argument_group("study"))
 
     running = parser.add_argument_group("running")
@@ -190,7 +188,6 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         type=setting,
-        default=[],
         metavar="[SCOPE.]FLAG=VALUE",
         help="set a flag of the training scripts in all cells or, with SCOPE, in some of them; SCOPE: "
         f"{', '.join(grid.SCOPES)}, or a training size; scratch and pretrained mean classifiers that start "
@@ -208,7 +205,9 @@ def default_preset(args: argparse.Namespace) -> str:
 def chosen_grid(args: argparse.Namespace, preset: grid.Grid) -> grid.Grid:
     names = ("models", "augmentations", "mask_ratios", "train_sizes", "tasks", "training_modes", "views")
     names += ("seeds", "masking", "pretrain")
-    return grid.change_grid(preset, settings=tuple(args.set), **{name: getattr(args, name) for name in names})
+    return grid.change_grid(
+        preset, settings=tuple(args.set or ()), **{name: getattr(args, name) for name in names}
+    )
 
 
 def report(output_dir: Path) -> bool:
