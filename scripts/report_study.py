@@ -1,14 +1,14 @@
-"""Turns a study, or any finished runs, into an answer, tables with intervals, figures and a page.
+"""Reports a study, or any finished runs: the answer, tables with intervals, figures and an HTML page.
 
     python scripts/report_study.py runs/paper
     python scripts/report_study.py runs/vit-1k runs/resnet-1k --output_dir runs/side-by-side
 
-A run is a folder with results.json; a folder without one stands for the runs in it, and for those that its
-plan.json names. First comes the answer: for each question that the runs can answer, the difference of AUROC
-with its interval and p-value, and the verdict in words. Writes report.html (one file, for any browser),
-report.md, report.csv and figures/, each as PNG and SVG. Runs that differ only in their seed make up a row;
-rows that differ only in model, augmentation or masking, a table. Nothing here needs torch, and no image or id
-of a patient gets into what it writes. Exit status: 0 done, 2 a wrong flag, or records that no run wrote.
+A run is a folder with results.json. A folder without one means all runs in it, and those planned in its
+plan.json. The answer comes first: for each question that the runs can answer, the difference of AUROC with
+its interval and p-value, and the verdict in words. Writes report.html (one file, for any browser), report.md,
+report.csv and figures/, each figure as PNG and SVG. Runs that differ only in their seed form a row; rows that
+differ only in model, augmentation or masking form a table. Does not need torch. The report contains no images
+and no ids of patients. Exit status: 0 done, 2 wrong flags, or a run folder that is not valid.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from rich.console import Console
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__, usage="FOLDER [FOLDER ...] [flags]")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, or a folder of runs")
-    add_folder(parser, "--output_dir", "where the report is written (default: FOLDER, if only one is given)")
+    add_folder(parser, "--output_dir", "write the report here (default: FOLDER, if only one is given)")
     add_number(
         parser,
         "--num_resamples",
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if len(args.folders) > 1 and not args.output_dir:
-        parser.error("several folders: found no --output_dir; name one for the report")
+        parser.error("found several folders and no --output_dir; name an --output_dir for the report")
     return args
 
 
@@ -61,9 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     print_answer(answers, tables, console)
     for table in tables:
         print_table(table, console)
-    print(
-        f"Report: {output_dir / 'report.html'}, report.md and report.csv beside it; figures/ has PNG and SVG"
-    )
+    print(f"Report: {output_dir / 'report.html'}; report.md, report.csv and figures/ are in the same folder")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-"""Runs the study: plans its grid of cells, trains each in a process of its own, continues a stopped one.
+"""Runs a study: plans a grid of cells (runs), trains each cell in its own process, then writes the report.
 
     # Minutes on a laptop: tiny models on a synthetic sample.
     python scripts/run_study.py --output_dir runs/smoke
 
-    # Is a ViT pretrained on your images better than a ResNet-18? First the plan, which is checked.
+    # Is a ViT pretrained on your images better than a ResNet-18? First check and print the plan.
     python scripts/run_study.py --data_dir DATA --output_dir runs/compare --models vit-mae-tiny resnet-18 \\
         --pretrain --set image_size=64 --config_file accelerate_configs/cpu.yaml --dry_run
 
-    # The paper's grid on MIMIC-CXR-JPG: first what it takes, then all of it, on two GPUs.
+    # The paper's grid on MIMIC-CXR-JPG: first the plan and its cost, then all cells, on two GPUs.
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper --dry_run
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper --parallel 2
 
-    # The part of it that is in the paper's tables, and a ViT that was pretrained on these images beside it.
+    # Only the cells of the paper's tables, and the same with a ViT that is first pretrained on these images.
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper \\
         --tasks finding --training_modes full --train_sizes 1000 10000 --pretrain
 
-A cell is model x augmentation x masking x training size x task x training mode x view x seed. Each is a run
-folder in --output_dir. The same command again, or another with more cells, skips what is finished, continues
-inside a cell that was stopped, and tries failed ones again; of a finished cell the model is kept, and its
-checkpoints are removed. At the end report_study.py turns the folder into tables, plots and a page. Exit
+A cell is one run: model x augmentation x masking x training size x task x training mode x view x seed. Each
+cell has a run folder in --output_dir. The same command again, or one with more cells, skips finished cells,
+continues stopped cells from their last checkpoint, and tries failed cells again. A finished cell keeps its
+model; its checkpoints are removed. At the end, report_study.py makes tables, plots and an HTML page. Exit
 status: 0 all done, 1 a cell or the report failed, 2 wrong flags, 130 or 143 stopped by a signal.
 """
 
@@ -41,6 +41,7 @@ from cxr.choices import VIEWS
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
+from cxr.cli.command_line import model_name
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_below_one
@@ -65,11 +66,16 @@ from cxr.study.machine import plan_launch
 
 
 class PrintPresets(argparse.Action):
-    """As --help: prints, and ends the script."""
+    """Prints the presets and exits, as --help does."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         plan_tables.print_presets()
         parser.exit()
+
+
+def study_model(text: str) -> str:
+    """Returns a model's name or folder; a name that is trained from scratch is never taken for a folder."""
+    return text if text in CONFIGS else model_name(text)
 
 
 def train_size(text: str) -> int | None:
@@ -92,10 +98,10 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_value(flag: str, text: str) -> Any:
-    """The value as args.json has it: a folder, a number, true or false, several numbers, or text."""
+    """Returns the value as args.json has it: a folder, a boolean, one or several numbers, or text."""
     if flag.endswith("_dir"):
         return str(Path(text).expanduser().absolute())
-    if flag in ("model_revision", "config_overrides"):  # a commit may look like a number
+    if flag in ("model_revision", "config_overrides"):  # a commit can look like a number
         return text
     if text in ("true", "false"):
         return text == "true"
@@ -113,26 +119,26 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="the grid to start from (default: smoke without --data_dir, compare with --models, else paper); "
-        "--presets prints them",
+        help="start from this grid (default: smoke without --data_dir, compare with --models, else paper); "
+        "--presets prints all of them",
     )
-    parser.add_argument("--presets", action=PrintPresets, nargs=0, help="print each preset, and run nothing")
+    parser.add_argument("--presets", action=PrintPresets, nargs=0, help="print all presets and exit")
     add_folder(
         parser, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
     )
-    add_folder(parser, "--output_dir", "the study's folder: a new one, or one to continue", required=True)
-    add_axes(parser.add_argument_group("axes: each replaces the preset's"))
+    add_folder(parser, "--output_dir", "the study's folder: a new one, or the one to continue", required=True)
+    add_axes(parser.add_argument_group("axes (each flag replaces the preset's values)"))
     add_study_flags(parser.add_argument_group("study"))
 
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--dry_run", action="store_true", help="print the plan and its cost, and run nothing"
+        "--dry_run", action="store_true", help="check and print the plan and its cost, then exit"
     )
     running.add_argument(
         "--config_file",
         type=Path,
         metavar="FILE",
-        help="accelerate's configuration of the cells (default: the preset's in accelerate_configs/)",
+        help="Accelerate configuration for the cells (default: the preset's, in accelerate_configs/)",
     )
     add_number(running, "--parallel", positive_int, "run N cells at once, each on its own GPU", default=1)
     return parser
@@ -142,54 +148,55 @@ def add_axes(axes: argparse._ArgumentGroup) -> None:
     add_list = functools.partial(axes.add_argument, nargs="+")
     add_list(
         "--models",
-        metavar="NAME",
-        help="pretrained: a folder, or a name in --set hub_dir=FOLDER or that was downloaded from the Hub; "
-        f"from scratch: {', '.join(CONFIGS)}",
+        type=study_model,
+        metavar="NAME|FOLDER",
+        help="a pretrained model: its folder or its run's, or a name in --set hub_dir=FOLDER or downloaded "
+        f"from the Hub; or a model to train from scratch: {', '.join(CONFIGS)}",
     )
-    add_list("--augmentations", choices=AUGMENTATIONS, help="of training images")
+    add_list("--augmentations", choices=AUGMENTATIONS, help="augmentations of the training images")
     add_list(
         "--mask_ratios",
         action="extend",
         type=share_below_one,
         metavar="R",
-        help="share of a training image that a ViT does not see; 0: none",
+        help="share of each training image that is masked, for ViTs only; 0: no masking",
     )
-    add_list("--train_sizes", type=train_size, metavar="N", help="N images, or all")
-    add_list("--tasks", choices=TASKS, help="what the classifiers tell apart")
-    add_list("--training_modes", choices=TRAINING_MODES, help="train all layers, or the last one only")
-    add_list("--views", choices=VIEWS, help="the images' views")
-    add_list("--seeds", type=seed_number, metavar="N", help="of sample, order and weights")
+    add_list("--train_sizes", type=train_size, metavar="N|all", help="train on N images, or on all")
+    add_list("--tasks", choices=TASKS, help="classification tasks")
+    add_list("--training_modes", choices=TRAINING_MODES, help="train all layers, or only the last layer")
+    add_list("--views", choices=VIEWS, help="views of the images")
+    add_list("--seeds", type=seed_number, metavar="N", help="seeds of the sample, its order and the weights")
 
 
 def add_study_flags(study: argparse._ArgumentGroup) -> None:
     study.add_argument(
         "--masking",
         choices=MASKINGS,
-        help="what masking means: patches that the ViT does not see, or the probability of random erasing "
-        "(default: patches)",
+        help="what a mask ratio means: the share of patches that the ViT does not see, or the probability of "
+        "random erasing (default: patches)",
     )
     study.add_argument(
         "--pretrain",
         nargs="?",
         const="beside",
         choices=[start for start in PRETRAINING_STARTS if start],
-        help="pretrain each ViT as a masked autoencoder on all training images, once a seed and view, and "
-        "train from there too (beside) or from there only (instead)",
+        help="pretrain each ViT as a masked autoencoder on all training images, once per seed and view, and "
+        "fine-tune the result in addition to the model as named (beside) or instead of it (instead)",
     )
     study.add_argument(
         "--set",
         nargs="+",
         action="extend",
         type=setting,
-        default=[],
         metavar="[SCOPE.]FLAG=VALUE",
-        help=f"flags of the cells' scripts; SCOPE: {', '.join(grid.SCOPES)}, a training size; scratch and "
-        "pretrained are classifiers by how they start",
+        help="set a flag of the training scripts in all cells or, with SCOPE, in some of them; SCOPE: "
+        f"{', '.join(grid.SCOPES)}, or a training size; scratch and pretrained mean classifiers that start "
+        "from random or from pretrained weights",
     )
 
 
 def default_preset(args: argparse.Namespace) -> str:
-    """The paper's rates are for its own models: others get rates at which they converge."""
+    """Returns `paper` for the paper's models only; others do not converge at its learning rates."""
     if args.data_dir is None:
         return "smoke"
     return "compare" if args.models else "paper"
@@ -198,11 +205,13 @@ def default_preset(args: argparse.Namespace) -> str:
 def chosen_grid(args: argparse.Namespace, preset: grid.Grid) -> grid.Grid:
     names = ("models", "augmentations", "mask_ratios", "train_sizes", "tasks", "training_modes", "views")
     names += ("seeds", "masking", "pretrain")
-    return grid.change_grid(preset, settings=tuple(args.set), **{name: getattr(args, name) for name in names})
+    return grid.change_grid(
+        preset, settings=tuple(args.set or ()), **{name: getattr(args, name) for name in names}
+    )
 
 
 def report(output_dir: Path) -> bool:
-    """Whether report_study.py could report the study; it says why not."""
+    """Runs report_study.py, which prints its own errors; returns whether it succeeded."""
     script = REPOSITORY / "scripts" / "report_study.py"
     return subprocess.run([sys.executable, str(script), str(output_dir)], check=False).returncode == 0
 
@@ -210,9 +219,9 @@ def report(output_dir: Path) -> bool:
 def check(
     cells: list[grid.Cell], data_dir: Path, output_dir: Path, launch: Launch, *, prints: bool
 ) -> dict[str, float]:
-    """Checks all that can be checked before the first cell starts; returns the seconds that each takes.
+    """Checks the plan before the first cell starts; returns the estimated seconds of each cell.
 
-    `prints` shows what was found, the plan, before the last checks: it can be read without a GPU.
+    `prints` prints the plan before the checks of disk and device, so that it can be read without a GPU.
     """
     images = count_images(cells, data_dir)
     facts = check_cells(cells)
@@ -225,7 +234,7 @@ def check(
         plan_tables.print_cells(cells, images, seconds, output_dir)
         plan_tables.print_kinds(cells, facts, num_processes=launch.num_processes)
         remaining = duration(sum(seconds[name] for name in left) / len(launch.gpus))
-        print(f"{len(cells)} cells; what is left takes about {remaining}, estimated {basis}.")
+        print(f"{len(cells)} cells, {len(left)} left to run: about {remaining}, estimated {basis}.")
     checks.check_disk(left, output_dir, len(launch.gpus))
     checks.check_device(facts, launch, device)
     return seconds
@@ -241,18 +250,19 @@ def main(argv: list[str] | None = None) -> None:
         print("No --data_dir given: using the synthetic sample.", file=sys.stderr)
     data_dir = (args.data_dir or make_sample_data_once()).expanduser().absolute()
 
-    # Nothing is written before all of it is known to be possible.
+    # Nothing is written before all checks have passed.
     cells = grid.plan_cells(chosen, data_dir=data_dir, output_dir=output_dir)
     launch = plan_launch(config_file, parallel=min(args.parallel, len(cells)))
     if args.dry_run:
-        print(f"Preset {preset}; flags of its cells:", *plan_tables.settings_in_words(chosen.settings))
+        print(f"Preset {preset}; flags of the cells:", *plan_tables.settings_in_words(chosen.settings))
     seconds = check(cells, data_dir, output_dir, launch, prints=args.dry_run)
     if args.dry_run:
+        print("Nothing was run. To start this study, use the same command without --dry_run.")
         return
 
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(output_dir)
-    plan = runner.check_study(output_dir, cells)  # again, now that nobody else writes it
+    plan = runner.check_study(output_dir, cells)  # again, now that the lock keeps other writers out
     write_json(output_dir / "plan.json", plan.as_json())
     study = runner.StudyRunner(cells, output_dir, seconds=seconds, parallel=len(launch.gpus))
     study.run(launch)

@@ -153,7 +153,7 @@ def test_damaged_image_processor_of_a_resnet_is_refused_by_the_name_that_was_giv
     config = configs.make_config("resnet-18", overrides="embedding_size=8", image_size=None)
     new_classifier(config, ["No Finding", "Finding"]).save_pretrained(tmp_path / "resnet")
     (tmp_path / "resnet" / "preprocessor_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=rf"^model {tmp_path / 'resnet'}: could not be loaded .*broken JSON"):
+    with pytest.raises(UserError, match=rf"^model {tmp_path / 'resnet'}: could not be loaded .*damaged JSON"):
         load_classifier(str(tmp_path / "resnet"), device="cpu")
 
 

@@ -126,7 +126,7 @@ def test_output_folder_with_something_in_it_is_refused_unless_the_run_continues_
     (tmp_path / "args.json").write_text("{}", encoding="utf-8")
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(
-        ValueError, match=r"has an unfinished run; .* continue that run with --resume_from_checkpoint latest"
+        ValueError, match=r"has an unfinished run, .* continue that run with --resume_from_checkpoint latest"
     ):
         claim_output_dir(tmp_path, resume=False)
     claim_output_dir(tmp_path, resume=True)
@@ -136,7 +136,7 @@ def test_output_folder_with_something_in_it_is_refused_unless_the_run_continues_
 @pytest.mark.parametrize("resume", [False, True])
 def test_file_in_place_of_the_output_folder_is_refused(tmp_path, resume):
     (tmp_path / "a").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="is a file; expected a folder"):
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
         claim_output_dir(tmp_path / "a", resume=resume)
     assert (tmp_path / "a").read_text(encoding="utf-8") == "mine"
 
@@ -208,10 +208,12 @@ def test_json_is_read_and_an_absent_file_is_an_empty_object(tmp_path):
     assert read_json(tmp_path / "b.json") == {}
 
 
-@pytest.mark.parametrize(("text", "found"), [('{"a": ', "broken JSON"), ("", "broken JSON"), ("[1]", "list")])
+@pytest.mark.parametrize(
+    ("text", "found"), [('{"a": ', "damaged JSON"), ("", "damaged JSON"), ("[1]", "a list")]
+)
 def test_json_that_no_run_wrote_is_refused_with_its_name(tmp_path, text, found):
     (tmp_path / "results.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"results\.json: found {found}.*expected what a run wrote"):
+    with pytest.raises(ValueError, match=rf"results\.json: found {found}.*that a run wrote; restore it"):
         read_json(tmp_path / "results.json")
 
 
@@ -237,7 +239,7 @@ def test_lock_that_a_dead_run_seems_to_hold_is_waited_for_and_explained(tmp_path
     process.wait()
     write_json(tmp_path / OWNER_FILE, {**owner, "pid": process.pid})
     began = time.monotonic()
-    with pytest.raises(ValueError, match="if that run is gone for certain, remove"):
+    with pytest.raises(ValueError, match="if you are sure that the run has ended, remove"):
         lock_folder(tmp_path)
     assert time.monotonic() - began >= 2
     (tmp_path / LOCK_FILE).unlink()  # what the message says
@@ -283,7 +285,7 @@ def test_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ValueError, match=r"cannot be written to.*Read-only file system.*name another"):
+    with pytest.raises(ValueError, match=r"cannot write there.*Read-only file system.*choose another"):
         claim_output_dir(tmp_path / "run", resume=False)
 
 
@@ -315,5 +317,5 @@ def test_same_flags_are_unchanged_and_others_of_the_run_do_not_matter(tmp_path):
     ],
 )
 def test_changed_flag_is_refused_with_both_values(now, message):
-    with pytest.raises(ValueError, match=f"{message}; use the same flags, or start anew in another"):
+    with pytest.raises(ValueError, match=f"{message}; use the same flags, or start again in another"):
         check_unchanged({"seed": 0}, now, where=Path("RUN"))

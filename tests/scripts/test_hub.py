@@ -342,7 +342,7 @@ def test_download_that_moved_main_is_kept_and_nothing_is_built_on_it(pushed):
     ("name", "text", "said"),
     [
         *((name, "{}", "found in a folder to share, expected .*; move it elsewhere") for name in NO_MODEL),
-        *((name, "patient_10000032", "found what looks like the id of a patient") for name in SHARED),
+        *((name, "patient_10000032", "found text that looks like the id of a patient") for name in SHARED),
         ("README.md", None, "found no README.md; expected the folder of a model with its card"),
     ],
 )

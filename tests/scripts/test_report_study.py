@@ -100,7 +100,7 @@ def test_there_is_a_table_a_size_with_the_papers_rows_and_columns_and_what_has_n
     assert "| MAE ViT | none |  | 3 of 3 |" in text
     assert "| ResNet | classic |  | 3 of 3 |" in text
     assert "| MAE ViT | mae | 0.25 | 0 of 3 | not run<br>paper 0.749 |" in text
-    assert "The paper calls the column “augmentation” “transformer”." in text
+    assert "the column augmentation is the paper's “transformer”." in text
     assert "3 planned runs have not finished" in text
     row = next(row for row in read_table(study) if row["seeds"] == "0")
     assert (row["train_size"], row["masking"], row["auroc"]) == ("10000", "0.25", "")
@@ -331,7 +331,7 @@ def test_terminal_shows_the_tables_and_where_the_report_is(width, study, capsys,
     monkeypatch.setattr(report_study, "Console", lambda **_: rich.console.Console(width=width))
     report_study.main([str(study), "--num_resamples", "20"])
     printed = capsys.readouterr().out
-    assert "10,000 training images" in printed and "not run" in printed and "AUC, 95 %" in printed
+    assert "10,000 training images" in printed and "not run" in printed and "AUROC, 95 %" in printed
     assert "ResNet, augmented" in printed and ("Precision" in printed) == (width == 140)
     assert f"Report: {study / 'report.html'}" in printed
 
@@ -340,7 +340,7 @@ def test_folder_without_results_is_an_error_of_one_line(tmp_path, capsys):
     finish(tmp_path / "study" / "mae", pretraining_results())
     for name in ("study", "absent"):
         message = refused(report_study.main, [tmp_path / name], capsys)
-        assert f"{name}: found no results.json of a classification run" in message and "expected" in message
+        assert f"{name}: found no finished classification run (results.json)" in message
 
 
 def test_several_folders_need_a_place_for_the_report(tmp_path, capsys):
@@ -403,7 +403,7 @@ def test_runs_that_differ_in_a_flag_are_rows_of_their_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"num_images": 100}, "were measured on other images"), ({"seed": 0}, "both have seed 0")],
+    [({"num_images": 100}, "they were measured on different images"), ({"seed": 0}, "seed 0 is there twice")],
     ids=["images", "seed"],
 )
 def test_runs_of_one_row_that_differ_in_more_than_the_seed_are_refused(tmp_path, capsys, change, said):

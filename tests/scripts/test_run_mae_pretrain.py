@@ -116,7 +116,7 @@ def test_full_output_folder_is_refused_and_left_as_it_was(finished_run, sample_r
     output_dir, _ = finished_run
     files = [path for path in output_dir.rglob("*") if path.name != ".lock"]
     before = [path.stat().st_mtime_ns for path in files]
-    with pytest.raises(ValueError, match="has a finished run; expected a new or empty folder"):
+    with pytest.raises(ValueError, match="has a finished run, expected a new or empty folder"):
         run_main(run_mae_pretrain, output_dir, *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
     assert [path.stat().st_mtime_ns for path in files] == before
     assert {*files, output_dir / ".lock"} == set(output_dir.rglob("*"))

@@ -226,6 +226,16 @@ def test_preset_follows_from_what_is_named(flags, preset):
     assert run_study.default_preset(parse(*flags)) == preset
 
 
+def test_folder_of_a_finished_run_stands_for_its_model(tmp_path, monkeypatch):
+    model = tmp_path / "resnet-18" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    run = str(model.parent)
+    assert parse("--models", run, str(model), "org/name").models == [str(model), str(model), "org/name"]
+    monkeypatch.chdir(tmp_path)  # where a run has the name of a model from scratch
+    assert parse("--models", "resnet-18").models == ["resnet-18"]
+
+
 def test_preset_is_smoke_without_data_and_paper_with_it(cells, sample_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_study, "make_sample_data_once", lambda: sample_root)
     batch = ["--set", "per_device_train_batch_size=8"]
@@ -320,8 +330,11 @@ def test_slots_are_the_visible_gpus_in_their_order(config, parallel, visible, ex
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("single_gpu_fp16.yaml", "--parallel 2: found the GPUs 0; expected one for each"),
-        ("multi_gpu_fp16.yaml", r"--parallel 2 runs cells of one process.*use single_gpu_fp16\.yaml"),
+        (
+            "single_gpu_fp16.yaml",
+            "--parallel 2: found only the GPUs 0, expected one per cell; use --parallel 1",
+        ),
+        ("multi_gpu_fp16.yaml", r"--parallel 2 needs cells of one process.*use single_gpu_fp16\.yaml"),
     ],
 )
 def test_more_slots_than_visible_gpus_and_cells_of_several_processes_are_refused(config, said, monkeypatch):
@@ -339,7 +352,7 @@ def test_no_accelerate_config_is_refused_before_anything_is_written(text, study,
     if text is not None:
         config.write_text(text, encoding="utf-8")
     assert study(f"--config_file={config}") == 2
-    assert f"--config_file {config}: found no accelerate config" in error_line(capsys)
+    assert f"--config_file {config}: found no Accelerate configuration" in error_line(capsys)
     assert not folder.exists() and not cells.launched
 
 
@@ -359,7 +372,8 @@ def test_parallel_spreads_cells_over_gpus_and_waits_for_what_they_need(study, ce
 def test_dry_run_prints_every_cell_with_images_and_cost_and_writes_nothing(study, cells, folder, capsys):
     assert study("--dry_run") == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ALL) and "3 cells; what is left takes about" in printed
+    assert all(name in printed for name in ALL) and "3 cells, 3 left to run: about" in printed
+    assert "To start this study, use the same command without --dry_run." in printed.splitlines()[-1]
     row = next(line for line in printed.splitlines() if RESNET in line)
     assert " 16 " in row and " 6 " in row and " s " in row and "to run" in row
     assert not cells.launched and not folder.exists()
@@ -417,7 +431,7 @@ def test_other_flags_than_before_are_refused(before, after, said, dry, study, ce
     capsys.readouterr()
     assert study("--set", *after, *dry) == 2
     message = error_line(capsys)
-    assert said in message and "use the same flags, or start anew in another --output_dir" in message
+    assert said in message and "use the same flags, or start again in another --output_dir" in message
     assert not cells.launched and contents(folder) == kept
 
 
@@ -428,7 +442,7 @@ def test_failed_cell_is_reported_with_the_end_of_its_log_and_the_rest_goes_on(st
     printed = capsys.readouterr().out
     assert f"{TUNED} FAILED" in printed and str(folder / "logs" / f"{TUNED}.log") in printed
     assert "    line 29\n    error: found no GPU\n" in printed and "line 10" not in printed
-    assert f"1 of 3 cells failed: {TUNED}. The same command tries them again." in printed
+    assert f"1 of 3 cells failed or were skipped: {TUNED}. The same command tries them again." in printed
     assert (folder / RESNET / "results.json").is_file()
 
 
@@ -437,8 +451,8 @@ def test_cells_that_need_a_failed_pretraining_are_left_out_until_it_succeeds(stu
     assert study() == 1
     assert cells.launched == [PRETRAINED, RESNET] and not (folder / TUNED).exists()
     printed = capsys.readouterr().out
-    assert f"{TUNED} skipped: it starts from {PRETRAINED}, which failed" in printed
-    assert f"2 of 3 cells failed: {PRETRAINED}, {TUNED}." in printed
+    assert f"{TUNED} skipped: it starts from the model of {PRETRAINED}, which failed" in printed
+    assert f"2 of 3 cells failed or were skipped: {PRETRAINED}, {TUNED}." in printed
     cells.ends.clear()
     cells.launched.clear()
     assert study() == 0 and cells.launched == [PRETRAINED, TUNED]
@@ -502,7 +516,7 @@ def test_folder_that_is_no_study_is_refused_and_kept(study, cells, folder, capsy
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine", encoding="utf-8")
     assert study() == 2
-    assert "is not empty and no study (no plan.json)" in error_line(capsys)
+    assert "is not empty and not a study (found no plan.json)" in error_line(capsys)
     assert contents(folder) == {"thesis.txt": b"mine"} and not cells.launched
     assert study(f"--output_dir={folder / 'thesis.txt'}") == 2 and "thesis.txt" in error_line(capsys)
     assert contents(folder) == {"thesis.txt": b"mine"}
@@ -513,7 +527,7 @@ def test_folder_that_is_no_study_is_refused_and_kept(study, cells, folder, capsy
     [
         (["--train_sizes", "16", "1000"], "--train_sizes 1000: found "),
         (["--data_dir=/no/such/folder"], "/no/such/folder"),
-        (["--set", "seed=3"], "--set seed: found a flag that the study itself sets"),
+        (["--set", "seed=3"], "--set seed: found a flag that the study sets itself"),
         (
             ["--set", "learning_rat=1"],
             "--set learning_rat: run_mae_pretrain.py has no such flag (did you mean learning_rate?)",
@@ -551,7 +565,7 @@ def test_models_that_do_not_fit_on_the_disk_are_refused(dry, study, cells, folde
 def test_dry_run_shows_the_kinds_of_cells_and_the_flags_of_the_preset(study, cells, capsys):
     assert study("--dry_run", "--set", "resnet.learning_rate=0.5") == 0
     printed = capsys.readouterr().out
-    assert "Preset smoke; flags of its cells: image_size=32" in printed
+    assert "Preset smoke; flags of the cells: image_size=32" in printed
     assert "resnet.learning_rate=0.5" in printed
     rows = [line.strip("│ ") for line in printed.splitlines() if " px " in line]
     cells_of = {tuple(word.strip() for word in row.split("│")) for row in rows}
@@ -589,7 +603,7 @@ def test_cell_that_a_killed_study_left_running_is_waited_for(study, cells, folde
     monkeypatch.setattr(runner.time, "sleep", sleep)
     assert study("--models", "resnet-18") == 0
     assert len(turns) >= 3 and not cells.launched
-    assert f"{RESNET} still runs, as a killed study left it" in capsys.readouterr().out
+    assert f"{RESNET} is still running, started by a study that was killed" in capsys.readouterr().out
 
 
 def test_table_shows_results_so_far_progress_and_time_left(sample_root, folder):
@@ -736,4 +750,4 @@ def test_error_of_a_real_cell_is_what_the_study_prints(sample_root, folder):
         assert process.wait(timeout=300) == 1
     said = log.read_text(encoding="utf-8")
     assert "    run_classification.py: error: --config_overrides" in said and "no_such_function" in said
-    assert "Traceback" not in said and f"1 of 1 cells failed: {RESNET}" in said
+    assert "Traceback" not in said and f"1 of 1 cells failed or were skipped: {RESNET}" in said

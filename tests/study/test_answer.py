@@ -62,12 +62,12 @@ def test_each_question_of_the_grid_has_a_row_a_training_size(tables):
             for other in ("resnet-18, from scratch", "ResNet")
             for size in sizes
         ],
-        "Masking or none, more or less": [
+        "More or less masking": [
             (f"vit-mae-tiny, from scratch, augmented (mae): {share}% masked against nothing masked", size)
             for share in (50, 75)
             for size in sizes
         ],
-        "Augmentation or none": [
+        "With or without augmentation": [
             ("resnet-18, from scratch: augmented (classic) against not augmented", size) for size in sizes
         ],
     }
@@ -93,7 +93,7 @@ def test_a_difference_of_rows_unlike_in_all_is_of_their_means_and_says_what_diff
     means = {model: sum(values) / len(values) for model, values in of_model.items()}
     expected = means["vit-mae-tiny, from scratch"] - means["resnet-18, from scratch"]
     assert found.difference.value == pytest.approx(expected)
-    assert found.verdict.endswith("augmentation and masking differ, too")
+    assert found.verdict.endswith("augmentation and masking also differ")
 
 
 def changed(one: Answer, *, p: float, **changes) -> Answer:
@@ -124,15 +124,15 @@ def test_the_sentence_says_the_clear_differences_and_how_many_are_not(tables):
     said += f"{values[0]} with 1,000 and {values[1]} with 2,000 training images"
     assert sentence(clear, tables) == f"{said}."
     one_more = changed(others[0], p=0.3)
-    assert sentence([*clear, one_more], tables).startswith(f"{said}; the other 1 difference of AUC is not")
-    assert "the other 2 differences of AUC are not" in sentence([*clear, one_more, one_more], tables)
+    assert sentence([*clear, one_more], tables).startswith(f"{said}; the other 1 difference of AUROC is not")
+    assert "the other 2 differences of AUROC are not" in sentence([*clear, one_more, one_more], tables)
 
 
 def test_the_sentence_never_has_the_needed_p_beside_not(tables):
     unclear = [changed(one, p=0.51) for one in answer(tables)]
-    expected = "None of the 12 differences of AUC is distinguishable from chance "
+    expected = "None of the 12 differences of AUROC is distinguishable from chance "
     assert sentence(unclear, tables) == expected + "(smallest p = 0.51 after correction; 0.05 needed)."
-    assert sentence(unclear[:1], tables).startswith("The one difference of AUC is not distinguishable")
+    assert sentence(unclear[:1], tables).startswith("The only difference of AUROC is not distinguishable")
 
 
 def test_runs_that_answer_nothing_are_said_to(tmp_path):
@@ -141,7 +141,9 @@ def test_runs_that_answer_nothing_are_said_to(tmp_path):
     assert sentence(answer(tables), tables).startswith("There is nothing to compare yet")
     write_run(tmp_path / "b", model="b", pretrained=True, num_images=100)
     tables = measure_tables(gather_rows([tmp_path]), 20)
-    assert sentence(answer(tables), tables).startswith("No two rows that differ in one thing")
+    assert sentence(answer(tables), tables).startswith(
+        "Nothing is compared: no two rows that differ in one thing"
+    )
 
 
 def test_runs_that_differ_in_a_flag_answer_which_is_better(tmp_path):
@@ -150,7 +152,7 @@ def test_runs_that_differ_in_a_flag_answer_which_is_better(tmp_path):
             flags = {"weight_decay": decay}
             write_run(tmp_path / f"{number}{seed}", seed=seed, quality=1 + number, flags=flags)
     (one,) = answer(measure_tables(gather_rows([tmp_path]), 50))
-    assert (one.question, one.first) == ("One flag or another", "weight_decay 0.1")
+    assert (one.question, one.first) == ("Other flags", "weight_decay 0.1")
 
 
 def write_planned(folder: Path, *, own_pretraining: bool, **results) -> tuple[str, grid.Cell]:
@@ -176,9 +178,11 @@ def test_undertrained_rows_are_marked_and_the_verdict_says_what_that_means(tmp_p
     printed = capsys.readouterr().out
     for text in (printed, *((tmp_path / f"report.{kind}").read_text("utf-8") for kind in ("md", "html"))):
         said = " ".join(text.replace("│", " ").split())
-        assert "1 of 1 comparison may be about epochs" in said
+        assert "in 1 of 1 comparison a model is undertrained" in said
         assert f"† a is undertrained: {reason}." in said
-    assert "undertrained: the comparison may be about epochs" in (tmp_path / "report.md").read_text("utf-8")
+    assert "a model is undertrained, so more epochs may change this" in (tmp_path / "report.md").read_text(
+        "utf-8"
+    )
     assert '<abbr title="undertrained: the best' in (tmp_path / "report.html").read_text("utf-8")
 
 
@@ -190,5 +194,7 @@ def test_the_answer_comes_before_any_table(tmp_path, capsys):
     assert printed.startswith("The answer: ")
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
-        places = [text.index(part) for part in ("difference of AUC is", "How these were trained", "Accuracy")]
+        places = [
+            text.index(part) for part in ("difference of AUROC is", "How these were trained", "Accuracy")
+        ]
         assert places == sorted(places)

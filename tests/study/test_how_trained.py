@@ -38,15 +38,15 @@ def test_what_is_the_same_for_all_is_said_once(tmp_path):
         "epochs": "6 epochs",
         "learning rate": "0.001",
         "schedule": "cosine, 10% of the steps warm-up",
-        "batch": "32 images",
+        "images per step": "32",
         "precision": "float32",
         "seeds": "0, 1",
         "test split": "200 images of 100 patients, 99 positive",
-        "data": "synthetic (drawn, not radiographs)",
+        "data": "synthetic (synthetic radiographs)",
         "label rule": "Finding vs No Finding, by negbio, uncertain counts as negative, frontal views",
         "commit": "0000000000",
         "hardware": "2 x NVIDIA H100",
-        "time of training": "2 s",
+        "training time": "2 s",
     }
     assert expected.items() <= common.items()
 
@@ -77,7 +77,7 @@ def test_a_pretraining_of_ours_is_described_without_a_path(tmp_path):
     write_run(tmp_path / "runs" / "vit", model=str(tmp_path / "mae" / "model"), pretrained=True)
     common, _ = facts_of(tmp_path / "runs")
     said = common["pretraining"]
-    assert said == "masked autoencoder here, on 2,000 images of synthetic, 10 epochs"
+    assert said == "here, as a masked autoencoder, on 2,000 images of synthetic, 10 epochs"
     assert common["configuration"] == "hidden_size=64, patch_size=4" and str(tmp_path) not in str(common)
 
 

@@ -155,7 +155,7 @@ def test_resuming_from_an_older_checkpoint_leaves_no_newer_one_to_resume_from_la
 def test_finished_run_without_a_checkpoint_is_not_started_again(run):
     accelerator, _, optimizer, output_dir = run
     (output_dir / "results.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="found a finished run without a checkpoint, expected one"):
+    with pytest.raises(ValueError, match="found a finished run without a checkpoint, expected a checkpoint"):
         checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP)
     assert (output_dir / "results.json").exists()
 

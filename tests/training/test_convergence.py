@@ -3,7 +3,7 @@
 import pytest
 from cxr.training.convergence import why_undertrained
 
-FALLS, LAST = "the validation loss still falls", "the best epoch is the last"
+FALLS, LAST = "the validation loss is still falling", "the best epoch is the last"
 NOISE = [0.01, -0.02, 0.015, -0.01, 0.005]
 
 

@@ -53,8 +53,8 @@ def test_signal_saves_after_the_step_and_says_how_to_go_on(script, number, sampl
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_3"]
     said = capfd.readouterr().err
     assert f"{number.name}: saving a checkpoint after this step" in said
-    advice = f"the same command, --output_dir {tmp_path / 'run'} --resume_from_checkpoint latest"
-    assert f"Stopped by {number.name} after step 3. To go on: {advice}" in said
+    advice = f"the same command with --output_dir {tmp_path / 'run'} --resume_from_checkpoint latest"
+    assert f"Stopped by {number.name} after step 3. To continue: {advice}" in said
     assert "Traceback" not in said
     assert signal.getsignal(number) is handler
 
@@ -89,7 +89,7 @@ def test_signal_after_the_last_step_ends_the_run_too_and_it_resumes(
             assert ended.code == 143
         else:
             pytest.fail("the signal was lost")
-    assert "To go on: the same command" in capfd.readouterr().err
+    assert "To continue: the same command" in capfd.readouterr().err
     assert not (tmp_path / "run" / "results.json").exists()
     run_main(script, tmp_path / "run", *flags, "--resume_from_checkpoint=latest")
 

@@ -25,7 +25,7 @@ def arguments(output_dir: Path, **changes) -> argparse.Namespace:
 
 def test_auto_batch_size_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
     options = arguments(tmp_path / "run", per_device_train_batch_size="auto")
-    with pytest.raises(ValueError, match=r"needs a GPU.*found cpu; name a number"):
+    with pytest.raises(ValueError, match=r"needs an NVIDIA or AMD GPU, found cpu; give a number"):
         runtime.start_run(options, default_output_dir="x")
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Writes files and folders atomically: completely or not at all."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ from cxr.errors import UserError
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Writes `path` atomically: others see the old file or the whole new one. `private` is mode 0600."""
+    """Writes `path` atomically: readers see the old file or the whole new one. `private` means mode 0600."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -32,21 +32,25 @@ def write_json(path: Path, content: Any, *, private: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in `path`, an empty one without a file. Raises UserError for anything else."""
+    """Returns the JSON object in `path`, {} if there is no file. Raises UserError for any other content."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: found broken JSON ({error}); expected what a run wrote") from error
+        raise UserError(
+            f"{path}: found damaged JSON ({error}), expected the file that a run wrote; restore it"
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__}, expected what a run wrote")
+        raise UserError(
+            f"{path}: found a {type(content).__name__}, expected the JSON object that a run wrote; restore it"
+        )
     return content
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary sibling folder to fill, which becomes `path` when the block ends without an error."""
+    """Yields a temporary folder beside `path`; renames it to `path` if the block ends without an error."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -58,7 +62,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Renames `new`, once it is on the disk, to `path`; an old `path` is renamed away, back on failure."""
+    """Writes `new` to disk and renames it to `path`; an old `path` is replaced, or kept if that fails."""
     sync_folder(new)
     old = path.with_name(f".{path.name}.old")
     if path.exists():
@@ -83,21 +87,21 @@ def sha256_of(path: Path) -> str:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes `path`, which loses its name at once: what a kill leaves is not taken for the whole."""
+    """Renames `path` and removes it, so that a kill cannot leave half a folder under the original name."""
     aside = path.with_name(f".{path.name}.tmp")
     path.replace(aside)
     shutil.rmtree(aside)
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until all that is in `folder` is on the disk: a rename may get there before the content."""
+    """Flushes all files of `folder` to disk, because a rename may be written before the content."""
     for path in folder.rglob("*"):
         sync_file(path)
     sync_file(folder)
 
 
 def sync_file(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows opens no folder, and orders its own renames
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder, and orders renames itself
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:

@@ -1,4 +1,4 @@
-"""What we add to a model's `config.json`: how to use it as it was evaluated, and what it was trained on."""
+"""The fields that we add to a model's `config.json`: how to use the model, and what it was trained on."""
 
 import json
 from typing import Annotated
@@ -19,43 +19,43 @@ from cxr.run_folder.record import Word
 
 
 class Stage(Record):
-    """One training of ours that a model's weights have gone through, without what names images or places."""
+    """One training of a model's weights by these scripts, without names of images or places."""
 
-    task: Word = Field(description="mae_pretraining, or what a classifier was trained for")
-    dataset: Name = Field(description="the name of the data's folder")
+    task: Word = Field(description="mae_pretraining, or the task of a classifier")
+    dataset: Name = Field(description="name of the data folder")
     is_synthetic: bool
     num_images: Count
-    sha256: str = Field(description="of the sorted ids of the images")
-    num_epochs: float = Field(description="until the weights were saved")
-    base_model: str | None = Field(description="what it started from; null is random weights")
-    base_model_revision: str | None = Field(description="its commit, where it was named on a hub")
+    sha256: str = Field(description="hash of the sorted ids of the images")
+    num_epochs: float = Field(description="epochs until the weights were saved")
+    base_model: str | None = Field(description="the model that it started from; null: random weights")
+    base_model_revision: str | None = Field(description="commit of that model, if it was named on a hub")
 
 
 class ModelFields(Record):
-    """Our fields in a model's `config.json`; a model of other origin has none of them."""
+    """Our fields in a model's `config.json`; models from elsewhere have none of them."""
 
-    advice: ClassVar[str] = "change it"
+    advice: ClassVar[str] = "correct it"
 
     decision_threshold: Share = Field(
         default=0.5, description="the probability from which an image gets the positive label"
     )
     cache_image_size: Annotated[int, Field(gt=0, le=2**14)] | None = Field(
         default=None,
-        description="shortest side in pixels of the images that the run saw; by default 8/7 of the input",
+        description="shortest side, in pixels, of the cached images; by default 8/7 of the input size",
     )
     trained_view: Literal[tuple(VIEWS)] = Field(
-        default=DATASET_DEFAULTS["view"], description="the views of the images that it was trained on"
+        default=DATASET_DEFAULTS["view"], description="views of the images that the model was trained on"
     )
     equalized: bool | None = Field(
         default=None,
-        description="whether the images that it was trained on had equalised histograms; null is unknown",
+        description="whether the training images had equalised histograms; null: unknown",
     )
     training_history: list[Stage] = Field(
-        default=[], description="the trainings that its weights have gone through, the first one first"
+        default=[], description="all trainings of the weights, the oldest first"
     )
 
     @classmethod
     def of(cls, fields: dict[str, Any], *, where: str) -> Self:
-        """Those among all `fields` of a config.json. Raises UserError, which begins with `where`."""
+        """Picks our fields from those of a config.json. Raises UserError, which starts with `where`."""
         ours = {name: fields[name] for name in cls.model_fields if name in fields}
         return cls.parse(json.dumps(ours), where=where)

@@ -1,4 +1,4 @@
-"""What a run writes about itself: what each file is called, and what is in it, declared once."""
+"""Declares the records that a run writes, each file's name and fields, in one place."""
 
 import csv
 import io
@@ -35,10 +35,11 @@ LIBRARIES = (
     "pillow",
     "scikit-learn",
 )
-PROGRESS_FILE = "progress.json"  # in a checkpoint that is complete
+PROGRESS_FILE = "progress.json"  # in every complete checkpoint
 BAD_STEPS_FILE = "bad_steps.jsonl"
 METRICS_FILE = "metrics.jsonl"
-# Flags that may differ when a run is resumed: how it runs, not what. A batch may be shared out otherwise.
+# Flags that may change when a run is resumed: they say how it runs, not what it computes. A batch may be
+# divided differently among processes and micro-batches.
 FREE_TO_CHANGE = {
     "resume_from_checkpoint",
     "output_dir",
@@ -70,7 +71,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def _printable(text: str) -> str:
-    """Names and flags become parts of titles, of figures' file names and of rows."""
+    """Refuses unprintable text, because names and flags become parts of titles, file names and tables."""
     if not text.isprintable():
         raise ValueError(f"found {text!r:.50}, expected printable text")
     return text
@@ -86,21 +87,21 @@ Name = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_prin
 
 
 def first_problem(error: ValidationError) -> str:
-    """What was found and what was expected, of the first field that does not fit."""
+    """Returns what was found and what was expected for the first field that is not valid."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         return f"found no {field}"
-    if first["type"] == "value_error":  # of a validator of ours, which says it all
+    if first["type"] == "value_error":  # from one of our validators, whose message is complete
         return first["msg"].removeprefix("Value error, ")
     expected = first["msg"].removeprefix("Input should be ")
     return f"found {field + '=' if field else ''}{first['input']!r:.50}, expected {expected}"
 
 
 class Record(BaseModel):
-    """A JSON file of ours, or an object in it: what is declared is what is written, read and documented.
+    """A JSON file of ours, or an object in it; its fields are declared once, for writing, reading and docs.
 
-    Fields that are not declared are kept: folders of other versions of this code can be read.
+    Fields that are not declared are kept, so that folders of other versions of this code can be read.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, validate_assignment=True)
@@ -109,17 +110,17 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises UserError, in one line, where the file is missing or is not what is declared."""
+        """Reads the file. Raises UserError, in one line, if it is missing or does not fit the declaration."""
         try:
             return cls.parse(path.read_bytes(), where=path)
         except FileNotFoundError:
             raise UserError(
-                f"{path}: found no such file, expected what {cls.writer} writes; {cls.advice}"
+                f"{path}: found no such file, expected the one that {cls.writer} writes; {cls.advice}"
             ) from None
 
     @classmethod
     def parse(cls, text: str | bytes, *, where: object) -> Self:
-        """The record in a JSON text. Raises UserError, which begins with `where`."""
+        """Parses a JSON text. Raises UserError, which starts with `where`."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -127,29 +128,29 @@ class Record(BaseModel):
             raise UserError(f"{where}: not what {cls.writer} writes: {problem}; {cls.advice}") from error
 
     def as_json(self) -> dict[str, Any]:
-        """What is written: the fields that were set; a default that nothing set is left out."""
+        """Returns what is written: the fields that were set, without unset defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Origin(Record):
-    """Where a run comes from, without a path of the machine."""
+    """The origin of a run: code, data and base model, without paths of the machine."""
 
-    git_commit: Name = Field(description="of this code; ends in -dirty where it was changed")
+    git_commit: Name = Field(description="commit of this code; ends in -dirty if files were changed")
     is_synthetic: bool = Field(description="whether the images were drawn by make_sample_data.py")
-    dataset: Name = Field(description="the name of the data's folder")
+    dataset: Name = Field(description="name of the data folder")
     base_model: str | None = Field(description="the pretrained model that training started from")
-    base_model_revision: str | None = Field(description="its commit, where it was named on a hub")
+    base_model_revision: str | None = Field(description="commit of that model, if it was named on a hub")
     repository: Name | None = Field(
-        default=None, description="git's origin of this code, without credentials; null where it is local"
+        default=None, description="git's origin of this code, without credentials; null if it is local"
     )
     labeler: Word | None = Field(
-        default=None, description="of MIMIC-CXR-JPG's labels; null where the labels are another collection's"
+        default=None, description="labeler of MIMIC-CXR-JPG; null if the labels are another collection's"
     )
     version: Word | None = Field(default=None, description="of this code, as in cxr/version.py")
 
 
 class Arguments(Record):
-    """`args.json`: every flag as it was parsed, of which those that other programs read are declared here."""
+    """`args.json`: every parsed flag; only those that other programs read are declared here."""
 
     origin: Origin
     seed: Seed = 0
@@ -173,27 +174,27 @@ class Arguments(Record):
 
     @property
     def flags(self) -> dict[str, Any]:
-        """All flags by name, without what is no flag."""
+        """Returns all flags by name, without `origin`."""
         return {name: value for name, value in self.as_json().items() if name != "origin"}
 
 
 class Sample(Record):
-    """`samples.json`: the images that a run was trained on. Private: it names images."""
+    """`samples.json`: the images that a run was trained on. Private, because it names images."""
 
     num_images: Count
     seed: Seed
-    sha256: str = Field(description="of the sorted ids: equal for runs that were trained on the same images")
+    sha256: str = Field(description="hash of the sorted ids: equal for runs with the same training images")
     dicom_ids: list[str]
     num_seen_before: Count | None = Field(
         default=None,
-        description="how many of them the model was trained on before this run; null is unknown",
+        description="how many of the images the model was already trained on before; null: unknown",
     )
 
 
 class AtThreshold(Record):
-    """What an operating point gives."""
+    """The metrics at an operating point."""
 
-    threshold: float = Field(description="the probability from which an image is called positive")
+    threshold: float = Field(description="the lowest probability at which an image is called positive")
     accuracy: Share
     precision: Share
     recall: Share
@@ -201,68 +202,68 @@ class AtThreshold(Record):
 
 
 class Metrics(AtThreshold):
-    """The metrics of a split. AUROC and average precision are null where it has one class."""
+    """The metrics of a split. AUROC and average precision are null if the split has only one class."""
 
-    n: Annotated[int, Field(gt=0, lt=2**53)] = Field(description="images")
+    n: Annotated[int, Field(gt=0, lt=2**53)] = Field(description="number of images")
     auroc: Share | None
     average_precision: Share | None
     at_chosen_threshold: AtThreshold | None = Field(
-        default=None, description="the same at the threshold of the highest Youden's J on validation"
+        default=None, description="the same at the threshold with the highest Youden's J on validation"
     )
 
 
 class MeasuredSplit(Metrics):
-    """A split of `results.json`: its metrics, their intervals, the loss."""
+    """A split in `results.json`: its metrics with intervals, and its loss."""
 
     loss: float
     intervals: dict[str, Interval | None] = Field(
-        default={}, description="low and high of the 95 % interval over patients, by metric"
+        default={}, description="lower and upper bound of the 95 % interval over patients, by metric"
     )
 
 
 class Epoch(Record):
-    """A line of `metrics.jsonl`; those of a classifier also have the metrics of the validation split."""
+    """A line of `metrics.jsonl`; a classifier's lines also have the metrics of the validation split."""
 
     epoch: Count
     step: Count = Field(description="optimizer steps done")
-    train_loss: float = Field(description="mean over the steps of the epoch")
-    eval_loss: float = Field(description="mean over the validation images")
+    train_loss: float = Field(description="mean loss over the steps of the epoch")
+    eval_loss: float = Field(description="mean loss over the validation images")
     auroc: Share | None = None
 
 
 class BadStep(Record):
-    """A line of `bad_steps.jsonl`: the images of a step that was skipped. Private: it names images."""
+    """A line of `bad_steps.jsonl`: the images of a skipped step. Private, because it names images."""
 
     step: Count
     dicom_ids: list[str]
 
 
 class Training(Record):
-    """What a model was trained by, at whatever step: what a card says of one that is not finished."""
+    """How a model was trained up to some step; the card of an unfinished model shows this."""
 
     task: Word
     steps: Count
     images_per_step: Annotated[int, Field(gt=0, le=10**9)]
-    versions: dict[str, str] = Field(description="of the libraries")
+    versions: dict[str, str] = Field(description="versions of the libraries")
     architecture: Name | None = Field(default=None, description="kind and size of the network, in words")
-    num_parameters: Count | None = Field(default=None, description="of the network")
-    image_size: Count | None = Field(default=None, description="side of its square input, in pixels")
+    num_parameters: Count | None = Field(default=None, description="parameters of the network")
+    image_size: Count | None = Field(default=None, description="side of the square input, in pixels")
 
 
 class Results(Training):
-    """`results.json`, which a run writes last of all: its presence means that the run is finished."""
+    """`results.json`, which a run writes last: if it exists, the run is finished."""
 
     model: Name = Field(description="--config_name or --model_name_or_path")
     train_loss: float
-    images_per_second: Annotated[float, Field(gt=0)] = Field(description="while training")
-    bad_steps: Count = Field(description="skipped for a NaN or infinite loss or gradient")
+    images_per_second: Annotated[float, Field(gt=0)] = Field(description="speed of training")
+    bad_steps: Count = Field(description="steps skipped for a NaN or infinite loss or gradient")
     num_train_images: Annotated[int, Field(gt=0, le=10**9)]
-    num_epochs: Count | None = Field(default=None, description="trained; the last one may be cut short")
-    num_train_patients: Count | None = Field(default=None, description="whose images these are")
-    mixed_precision: Word | None = Field(default=None, description="in training; `no` is float32")
+    num_epochs: Count | None = Field(default=None, description="epochs started; the last may be incomplete")
+    num_train_patients: Count | None = Field(default=None, description="patients of the training images")
+    mixed_precision: Word | None = Field(default=None, description="precision of training; `no`: float32")
     hardware: Name | None = Field(default=None, description="number and name of the devices")
     seed: Seed
-    hub_commit: str | None = Field(default=None, description="of the revision that was pushed")
+    hub_commit: str | None = Field(default=None, description="commit of the pushed revision")
 
 
 class PretrainingResults(Results):
@@ -284,10 +285,10 @@ class ClassificationResults(Results):
     mask_ratio: Share
     random_erasing_prob: Share
     train_last_layer_only: bool
-    learning_rate: float = Field(description="at its peak")
-    best_epoch: Count = Field(description="the one whose weights are in model/")
+    learning_rate: float = Field(description="peak learning rate")
+    best_epoch: Count = Field(description="the epoch whose weights are in model/")
     undertrained: Name | None = Field(
-        default=None, description="in words, why the training has not converged; null where nothing says so."
+        default=None, description="in words, why the training has not converged; null: no sign of it"
     )
     num_train_positive: Count
     validation: MeasuredSplit
@@ -295,7 +296,7 @@ class ClassificationResults(Results):
 
 
 def read_results(run: Path) -> PretrainingResults | ClassificationResults | None:
-    """The results of a run, of its kind; None of one that is not finished. Raises UserError."""
+    """Returns the results of a run, None if it is not finished. Raises UserError if they are not valid."""
     path = run / "results.json"
     if not path.is_file():
         return None
@@ -304,17 +305,17 @@ def read_results(run: Path) -> PretrainingResults | ClassificationResults | None
 
 
 def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, where: Path) -> None:
-    """Raises UserError when the run in `where` began with other flags: half of each is no experiment."""
+    """Raises UserError if the run in `where` began with other flags, which must not be mixed in one run."""
     for name, value in sorted(now.items()):
         if before.get(name) != value:
             raise UserError(
                 f"--{name}: found {value}, but {where} began with {before.get(name)}; "
-                "use the same flags, or start anew in another --output_dir"
+                "use the same flags, or start again in another --output_dir"
             )
 
 
 class RunRecord:
-    """Writes the records of one run; on processes that are not the main one it is not `enabled`."""
+    """Writes the records of one run; `enabled` is false on all processes except the main one."""
 
     def __init__(self, output_dir: Path, *, enabled: bool, lock: FileLock | None = None):
         self.output_dir = output_dir
@@ -322,17 +323,17 @@ class RunRecord:
         self.lock = lock  # held as long as this object lives
 
     def write(self, name: str, content: Record, *, private: bool = False) -> None:
-        """Writes the JSON file `name`. `results.json` is written last of all: its presence means "done"."""
+        """Writes the JSON file `name`. `results.json` must be written last: it marks the run as finished."""
         if self.enabled:
             write_json(self.output_dir / name, content.as_json(), private=private)
 
     def write_sample(self, sample: Sample) -> None:
-        """Writes `samples.json`. Raises UserError when a resumed run began with other images."""
+        """Writes `samples.json`. Raises UserError if the resumed run began with other images."""
         path = self.output_dir / "samples.json"
         if path.exists() and Sample.read(path).sha256 != sample.sha256:
             raise UserError(
-                f"{path}: not the training images that this run began with; expected the same data "
-                "and labels; restore them, or start anew in another --output_dir"
+                f"{path}: found other training images than this run began with, expected the same data "
+                "and labels; restore them, or start again in another --output_dir"
             )
         self.write("samples.json", sample, private=True)
 
@@ -360,7 +361,7 @@ class RunRecord:
         ]
 
     def _write_lines(self, name: str, lines: list[Record]) -> None:
-        """All of them anew: a line that is appended may be cut off by a crash."""
+        """Writes the whole file again, because a crash could cut off an appended line."""
         text = "".join(json.dumps(line.as_json(), allow_nan=False) + "\n" for line in lines)
         write_text(self.output_dir / name, text, private=name == BAD_STEPS_FILE)
 
@@ -372,14 +373,15 @@ class RunRecord:
         labels: Sequence[int],
         probabilities: Sequence[float],
     ) -> None:
-        """Writes a line an image to `name`, private as the data-use agreement asks.
+        """Writes a line per image to `name`, which is private as the data-use agreement asks.
 
-        `images` names them, by column: dicom_id, subject_id, by which intervals resample, and view_position.
+        `images` has the columns that identify them: dicom_id, subject_id (which intervals resample) and
+        view_position.
         """
         if self.enabled:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow([*images, "label", "probability"])
-            # All digits: the figures of a report are those of the run.
+            # With all digits, so that a report gets exactly the run's metrics.
             writer.writerows(zip(*images.values(), labels, map(repr, probabilities)))
             write_text(self.output_dir / name, text.getvalue(), private=True)

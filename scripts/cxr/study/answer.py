@@ -1,4 +1,4 @@
-"""The answer of a study: for each question of its grid, a difference of AUROC and what it means in words."""
+"""Answers the questions of a study: for each comparison, a difference of AUROC and a verdict in words."""
 
 import itertools
 from collections import defaultdict
@@ -15,16 +15,16 @@ from cxr.study.results import Row
 from cxr.study.results import plural
 
 SIGNIFICANT = 0.05
-MOST_SAID = 3  # differences in the sentence; all are in the table
-Sides = dict[str, list[Row]]  # what is compared -> its rows
+MOST_SAID = 3  # differences in the summary sentence; the table has all
+Sides = dict[str, list[Row]]  # value of the compared axis -> its rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a study may ask of the rows of a table.
+    """A question about the rows of a table.
 
-    Rows are compared that are alike in what must be `equal` and, where there are such, in all `others`; each
-    value of an axis is a name in words. `choose` picks the pairs of sides to compare.
+    Compares rows that are equal in all axes of `equal` and, if there are such rows, also in all axes of
+    `others`. `choose` picks the pairs of sides to compare.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Question:
 
 @dataclass(kw_only=True)
 class Answer:
-    """A row of the answer: the mean AUROC of the `first` minus that of the `second`."""
+    """A row of the answer: the mean AUROC of `first` minus the mean AUROC of `second`."""
 
     question: str
     table: ResultTable
-    of: str  # what both have in common; "" where the names say it all
+    of: str  # what both sides have in common; "" if their names suffice
     first: str
     second: str
     num_seeds: int
     difference: Difference
-    differs_too: tuple[str, ...]  # axes besides that of the question
+    differs_too: tuple[str, ...]  # other axes in which the sides differ
     undertrained: bool
     p: float = field(default=1.0)  # corrected for the number of all answers
 
@@ -68,12 +68,12 @@ class Answer:
         else:
             said = f"Not distinguishable ({equals_p(self.p)} after correction; {SIGNIFICANT} needed)"
         notes = [differ_too(self.differs_too)] * bool(self.differs_too)
-        notes += ["undertrained: the comparison may be about epochs"] * self.undertrained
+        notes += ["a model is undertrained, so more epochs may change this"] * self.undertrained
         return "; ".join([said, *notes])
 
 
 def start(row: Row) -> str:
-    """Where a model's weights came from; a pretrained one is named, as there may be several."""
+    """Returns where a model's weights come from; a published model is named, as there may be several."""
     return ("pretrained here", f"pretrained ({row.name.model})", "from scratch")[row.start]
 
 
@@ -88,19 +88,19 @@ AXES: dict[str, Callable[[Row], str]] = {
 
 
 def each_pair(sides: Sides) -> Iterator[tuple[str, str]]:
-    """Every pair; of starts, that pretrained here comes first."""
+    """Yields every pair of sides; models pretrained here come first."""
     yield from itertools.combinations(sorted(sides, key=lambda name: sides[name][0].start), 2)
 
 
 def other_body(sides: Sides) -> Iterator[tuple[str, str]]:
-    """Every pair of models that are more than one model from two starts."""
+    """Yields every pair of models with different architectures, not one architecture with two starts."""
     for first, second in itertools.combinations(sides, 2):
         if sides[first][0].architecture != sides[second][0].architecture:
             yield first, second
 
 
 def against_none(sides: Sides) -> Iterator[tuple[str, str]]:
-    """Each against no augmentation or masking; where all have some, against the first or the least."""
+    """Yields each side against the one without augmentation or masking, or else against the least masked."""
 
     def amount(name: str) -> tuple[bool, float]:
         row = sides[name][0].name
@@ -121,21 +121,21 @@ QUESTIONS = (
     ),
     Question(name="Model against model", sides="model", equal=(), others=RECIPE, choose=other_body),
     Question(
-        name="Masking or none, more or less",
+        name="More or less masking",
         sides="masking",
         equal=("model", "augmentation", "flags"),
         others=(),
         choose=against_none,
     ),
     Question(
-        name="Augmentation or none",
+        name="With or without augmentation",
         sides="augmentation",
         equal=("model",),
         others=("masking", "flags"),
         choose=against_none,
     ),
     Question(
-        name="One flag or another",
+        name="Other flags",
         sides="flags",
         equal=("model", "augmentation", "masking"),
         others=(),
@@ -145,7 +145,7 @@ QUESTIONS = (
 
 
 def answer(tables: list[ResultTable]) -> list[Answer]:
-    """Returns the answers by question, of each the training sizes; p is corrected over all of them."""
+    """Returns the answers, ordered by question, comparison and training size; p is corrected over all."""
     found = []
     for question in QUESTIONS:
         by_pair: dict[tuple, list[Answer]] = defaultdict(list)
@@ -183,7 +183,7 @@ def answers_of(question: Question, table: ResultTable) -> Iterator[Answer]:
 def match(
     first: list[Row], second: list[Row], axes: tuple[str, ...]
 ) -> tuple[tuple[list[Row], list[Row]], tuple[str, ...]]:
-    """Returns the rows of both sides that are alike in `axes`; where none are, all rows, and what differs."""
+    """Returns the rows of both sides that are equal in `axes`; if none are, all rows, and what differs."""
     keys = [{tuple(AXES[axis](row) for axis in axes): row for row in side} for side in (first, second)]
     if shared := [key for key in keys[0] if key in keys[1]]:
         return ([keys[0][key] for key in shared], [keys[1][key] for key in shared]), ()
@@ -194,7 +194,7 @@ def match(
 
 
 def sentence(answers: list[Answer], tables: list[ResultTable]) -> str:
-    """Says it all in a sentence."""
+    """Returns the answer in one sentence."""
     if not answers:
         return no_answer(tables)
     clear = [one for one in answers if one.is_clear]
@@ -203,24 +203,24 @@ def sentence(answers: list[Answer], tables: list[ResultTable]) -> str:
     if clear:
         said = said_of(clear)
         if others:
-            said += f"; the other {plural(others, 'difference')} of AUC {'is' if others == 1 else 'are'} "
+            said += f"; the other {plural(others, 'difference')} of AUROC {'is' if others == 1 else 'are'} "
             said += "not distinguishable from chance"
     elif total == 1:
-        said = (
-            f"The one difference of AUC is not distinguishable from chance ({smallest}; {SIGNIFICANT} needed)"
-        )
+        said = f"The only difference of AUROC is not distinguishable from chance ({smallest}; "
+        said += f"{SIGNIFICANT} needed)"
     else:
-        said = f"None of the {total} differences of AUC is distinguishable from chance "
+        said = f"None of the {total} differences of AUROC is distinguishable from chance "
         said += f"(smallest {smallest} after correction; {SIGNIFICANT} needed)"
     if undertrained := sum(one.undertrained for one in answers):
         said += (
-            f"; {undertrained} of {plural(total, 'comparison')} may be about epochs: a model is undertrained"
+            f"; in {undertrained} of {plural(total, 'comparison')} a model is undertrained, so more epochs "
         )
+        said += "may change the result"
     return said + "."
 
 
 def said_of(clear: list[Answer]) -> str:
-    """The clear differences: those that differ in the training size only are said at once."""
+    """Returns the clear differences in words; those that differ only in training size share a phrase."""
     groups: dict[tuple, list[Answer]] = defaultdict(list)
     for one in clear:
         worse = one.second if one.better == one.first else one.first
@@ -240,12 +240,12 @@ def said_of(clear: list[Answer]) -> str:
 def no_answer(tables: list[ResultTable]) -> str:
     measured = [len(table.measured) for table in tables]
     if max(measured, default=0) < 2:
-        return "There is nothing to compare yet: no table has two rows that are measured."
-    return "No two rows that differ in one thing were measured on the same images, so nothing is compared."
+        return "There is nothing to compare yet: no table has two rows with finished runs."
+    return "Nothing is compared: no two rows that differ in one thing were measured on the same images."
 
 
 def training_images(table: ResultTable) -> str:
-    """The number of training images of a table, as a cell or in a sentence."""
+    """Returns the number of training images of a table as text; "or" joins different numbers."""
     numbers = sorted({run.results.num_train_images for row in table.measured for run in row.runs})
     return " or ".join(f"{number:,}" for number in numbers)
 
@@ -255,7 +255,7 @@ def join(parts: list[str]) -> str:
 
 
 def differ_too(axes: tuple[str, ...]) -> str:
-    return f"{join(list(axes))} differ{'s' * (len(axes) == 1)}, too"
+    return f"{join(list(axes))} also differ{'s' * (len(axes) == 1)}"
 
 
 def equals_p(p: float) -> str:
@@ -264,7 +264,7 @@ def equals_p(p: float) -> str:
 
 
 def format_p(p: float) -> str:
-    """A p-value with as many digits as show on which side of SIGNIFICANT it is."""
+    """Returns a p-value as text, with enough digits to show on which side of SIGNIFICANT it is."""
     if p < 0.001:
         return "< 0.001"
     shown = f"{p:.2g}"

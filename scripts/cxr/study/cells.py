@@ -1,4 +1,4 @@
-"""What a cell's flags come to: as its script takes them, with all defaults, and the model that it trains."""
+"""Checks the flags of each cell as its script does, and finds out which model the cell trains."""
 
 import argparse
 import functools
@@ -27,9 +27,9 @@ PARSERS = {PRETRAINING: pretraining.parse_args, CLASSIFICATION: classification.p
 
 @dataclass(frozen=True, kw_only=True)
 class CellFacts:
-    """What is known of a cell before it starts."""
+    """The facts about a cell that are known before it starts."""
 
-    args: argparse.Namespace  # of its script
+    args: argparse.Namespace  # the parsed flags of its script, with all defaults
     architecture: Fields
     image_size: int
     start: str  # scratch, pretrained, or pretrained here
@@ -43,7 +43,7 @@ class CellFacts:
         return count_parameters(self.architecture, is_pretraining=self.is_pretraining)
 
     def images_per_step(self, num_processes: int) -> int | None:
-        """None where the device's memory decides."""
+        """Returns the images per optimizer step, None if they depend on the device's memory ("auto")."""
         batch_size = self.args.per_device_train_batch_size
         if batch_size == "auto":
             return None
@@ -51,17 +51,17 @@ class CellFacts:
 
 
 class SettingsParser(ArgumentParser):
-    """Of the flags of a cell, which a user knows as --set."""
+    """Parses the flags of a cell; its errors name --set, by which the user sets them."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"--set: {message.removeprefix('argument ')}")
 
 
 def check_cells(cells: list[Cell]) -> dict[str, CellFacts]:
-    """Returns what is known of each cell, by run_id; a pretraining comes before the cells that need it.
+    """Returns the facts of each cell, by run_id. In `cells`, a pretraining comes before those that need it.
 
-    Raises UserError for a flag that its script does not have, a value that the script refuses, and a size of
-    images that the model does not take.
+    Raises UserError for a flag that the script does not have, a value that it refuses, and an image size that
+    the model does not support.
     """
     facts: dict[str, CellFacts] = {}
     for cell in cells:
@@ -70,13 +70,13 @@ def check_cells(cells: list[Cell]) -> dict[str, CellFacts]:
 
 
 def check_cell(cell: Cell, pretrained: CellFacts | None = None) -> CellFacts:
-    """`pretrained` is what is known of the pretraining that the cell starts from."""
+    """Returns the facts of a cell; `pretrained` are the facts of the pretraining that it starts from."""
     for flag in cell.flags.keys() - flags_of(cell.script):
         others = [script for script in PARSERS if flag in flags_of(script)]
         scope = "pretraining" if others == [PRETRAINING] else "classification"
         raise UserError(
             f"--set {flag}: {cell.script} has no such flag{did_you_mean(flag, flags_of(cell.script))}; "
-            + (f"write {scope}.{flag}=..." if others else f"expected one that {cell.script} --help shows")
+            + (f"write {scope}.{flag}=..." if others else f"use one that {cell.script} --help lists")
         )
     args = PARSERS[cell.script](list(to_words(cell.flags)), parser_class=SettingsParser)
     architecture = pretrained.architecture if pretrained else architecture_of(cell)
@@ -84,10 +84,10 @@ def check_cell(cell: Cell, pretrained: CellFacts | None = None) -> CellFacts:
     if own_size and args.image_size not in (None, own_size):
         raise UserError(
             f"--set image_size={args.image_size}: found a model for images of {own_size} pixels, "
-            f"{cell.point.model}; leave it out for this model, or name one from scratch"
+            f"{cell.point.model}; leave image_size out for this model, or use a model from scratch"
         )
     if cell.script == PRETRAINING and not isinstance(architecture, VitMaeFields):
-        raise UserError(f"--pretrain: found {cell.point.model}, expected a ViT-MAE; leave the model out")
+        raise UserError(f"--pretrain: found {cell.point.model}, expected a ViT-MAE; leave that model out")
     start = "pretrained here" if pretrained else "from scratch" if args.config_name else "pretrained"
     image_size = own_size or args.image_size or getattr(architecture, "image_size", DEFAULT_IMAGE_SIZE)
     return CellFacts(args=args, architecture=architecture, image_size=image_size, start=start)
@@ -99,7 +99,7 @@ def flags_of(script: str) -> frozenset[str]:
 
 
 def architecture_of(cell: Cell) -> Fields:
-    """That of the model that a cell names, with its overrides."""
+    """Returns the architecture of the model that a cell names, with the cell's overrides."""
     named = find_architecture(cell.point.model, **where_to_look(cell.flags))
     if "config_name" not in cell.flags:
         return named

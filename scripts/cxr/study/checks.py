@@ -1,4 +1,4 @@
-"""What would stop a study after hours, seen before its first cell: batches, the device, the disk."""
+"""Checks batches, device and disk before the first cell, so that a study does not fail after hours."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from cxr.study.costs import ImageCounts
 from cxr.study.machine import Device
 from cxr.study.machine import Launch
 
-BYTES = 4  # of a parameter: weights are saved in float32
+BYTES = 4  # per parameter: weights are saved in float32
 COPIES_WHILE_TRAINING = 6  # the last checkpoint and the next one, each with weights and two moments
 
 
@@ -21,16 +21,16 @@ def check_batches(facts: dict[str, CellFacts], images: dict[str, ImageCounts], n
             scope = "pretraining" if of_cell.is_pretraining else "classification"
             raise UserError(
                 f"{name}: found {found} training images, expected at least the {needed} of one optimizer "
-                f"step; add --set {scope}.per_device_train_batch_size={max(1, found // 2)}, or add images"
+                f"step; add --set {scope}.per_device_train_batch_size={max(1, found // 2)}, or more images"
             )
 
 
 def check_device(facts: dict[str, CellFacts], launch: Launch, device: Device) -> None:
-    """Raises UserError for a precision or a flag that the device does not have."""
+    """Raises UserError for a precision or a flag that the device does not support."""
     if device.kind == "cpu" and launch.mixed_precision == "fp16":
         raise UserError(
-            f"{launch.config_file.name}: found mixed precision fp16, which needs a GPU, and no GPU here; "
-            "use --config_file accelerate_configs/cpu.yaml"
+            f"{launch.config_file.name}: found mixed precision fp16, which needs a GPU, but no GPU on this "
+            "machine; use --config_file accelerate_configs/cpu.yaml"
         )
     for of_cell in facts.values():
         for flag, value in (("per_device_train_batch_size", "auto"), ("sync_batchnorm", True)):
@@ -42,7 +42,7 @@ def check_device(facts: dict[str, CellFacts], launch: Launch, device: Device) ->
 
 
 def check_disk(facts: dict[str, CellFacts], output_dir: Path, parallel: int) -> None:
-    """Raises UserError where the models of the cells in `facts`, and a checkpoint, do not fit on the disk."""
+    """Raises UserError if the disk has no room for the models of the cells and the checkpoints in use."""
     sizes = [BYTES * of_cell.num_parameters for of_cell in facts.values()]
     needed = sum(sizes) + COPIES_WHILE_TRAINING * sum(sorted(sizes)[-parallel:])
     existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.is_dir())
@@ -50,7 +50,7 @@ def check_disk(facts: dict[str, CellFacts], output_dir: Path, parallel: int) -> 
     if free < needed:
         raise UserError(
             f"--output_dir {output_dir}: found {gigabytes(free)} free, expected {gigabytes(needed)} for the "
-            f"models of {len(facts)} cells and their checkpoints; make room, or name a folder elsewhere"
+            f"models of {len(facts)} cells and their checkpoints; free some space, or use another disk"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a study takes: images, arithmetic and, by the speed of finished cells, time."""
+"""Estimates the cost of a study: its images, their FLOPs and, from a measured speed, the time."""
 
 from dataclasses import dataclass
 from dataclasses import replace
@@ -15,20 +15,20 @@ from cxr.study.grid import Cell
 from cxr.study.machine import Device
 from mimic_cxr_dataset.tables import index_images
 
-USUAL_BATCH = 32  # for a batch size of auto, which is not known yet
-START_SECONDS = 20  # of a cell: imports, tables, the first batch
+USUAL_BATCH = 32  # assumed for a batch size of auto, which is not known yet
+START_SECONDS = 20  # before a cell trains: imports, tables, the first batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCounts:
-    """The images that a cell trains on and those it is validated on each epoch."""
+    """The number of images that a cell trains on, and that it is validated on after each epoch."""
 
     train: int
     validation: int
 
 
 def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
-    """Returns the images of each cell by run_id. Raises UserError where a sample is too large."""
+    """Returns the image counts of each cell by run_id. Raises UserError if there are too few images."""
     of_options: dict[tuple, ImageCounts] = {}
     images = {}
     for cell in cells:
@@ -44,28 +44,28 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
         size = cell.flags.get("max_train_samples")
         if size is not None and size > of_options[key].train:
             raise UserError(
-                f"--train_sizes {size}: found {of_options[key].train:,} training images for {cell.run_id}; "
-                "name smaller sizes, or all"
+                f"--train_sizes {size}: found only {of_options[key].train:,} training images for "
+                f"{cell.run_id}; use smaller sizes, or all"
             )
         images[cell.run_id] = replace(of_options[key], train=size or of_options[key].train)
     return images
 
 
 def gflop_per_image(facts: CellFacts) -> tuple[float, float]:
-    """Roughly what training on one image once takes, and evaluating it."""
+    """Returns the approximate GFLOPs of training on one image once, and of evaluating it."""
     masked = 0.0 if facts.is_pretraining else facts.args.mask_ratio
     evaluated, trained = (
         estimate_gflop(facts.architecture, image_size=facts.image_size, share_seen=share)
         for share in (1.0, 1 - masked)
     )
     if facts.is_pretraining:
-        forward = 0.56 * evaluated  # a quarter of the patches, and the decoder: counted for ViT-MAE-base
+        forward = 0.56 * evaluated  # a quarter of the patches, plus the decoder; counted for ViT-MAE-base
         return 3 * forward, forward
     return trained if facts.args.train_last_layer_only else 3 * trained, evaluated
 
 
 def num_epochs(facts: CellFacts, num_images: int) -> float:
-    """How often a cell sees its training images."""
+    """Returns how many times a cell sees each training image."""
     if not facts.args.max_train_steps:
         return facts.args.num_train_epochs
     return facts.args.max_train_steps * (facts.images_per_step(1) or USUAL_BATCH) / num_images
@@ -74,7 +74,7 @@ def num_epochs(facts: CellFacts, num_images: int) -> float:
 def estimate_seconds(
     facts: dict[str, CellFacts], images: dict[str, ImageCounts], output_dir: Path, device: Device
 ) -> tuple[dict[str, float], str]:
-    """Returns the seconds that each cell takes, by run_id, and in words what that rests on."""
+    """Returns the estimated seconds of each cell, by run_id, and the basis of the estimate in words."""
     measured: dict[str, list[float]] = {}  # family -> TFLOP/s
     for name, of_cell in facts.items():
         if results := read_results(output_dir / name):
@@ -94,7 +94,7 @@ def estimate_seconds(
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that fits it."""
+    """Returns a time as text, in a suitable unit."""
     for name, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.{1 if length >= 3600 else 0}f} {name}"

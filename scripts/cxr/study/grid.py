@@ -1,4 +1,4 @@
-"""The study's grid: presets, and the cells that a grid means, each with its flags and its name."""
+"""The grid of a study: the presets, and the cells of a grid with their flags and names."""
 
 import dataclasses
 import itertools
@@ -22,15 +22,15 @@ from cxr.models.architectures import find_architecture
 from cxr.run_folder import record
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
-# What a setting may reach, beside the classifiers of one training size: all runs of a script, classifiers
-# by how they start, all runs of a family.
+# The scopes of a setting: all runs of a script, classifiers from random or from pretrained weights, all runs
+# of a model family. Another scope is a training size.
 SCOPES = ("pretraining", "classification", "scratch", "pretrained", "vit", "resnet")
-Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts), later ones count
+Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts); later ones override
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The axes. An arm is (augmentation, share masked); the models of its family are trained with it."""
+    """The axes of a study. An arm is (augmentation, share masked); all models of its family have it."""
 
     purpose: str
     models: tuple[str, ...]
@@ -58,8 +58,8 @@ PAPER = Grid(
     training_modes=choices.TRAINING_MODES,
     views=("frontal",),
     seeds=(0, 1, 2),
-    # Section 5 of the paper, which also names AdamW. Its models are pretrained: one from scratch would not
-    # learn at their rate.
+    # Section 5 of the paper, which also names AdamW. The paper's models are pretrained; a model from scratch
+    # would not learn at their learning rate.
     settings=(
         ("classification", {"num_train_epochs": 20, "per_device_train_batch_size": 32}),
         *((start, {"learning_rate": rate}) for start, rate in choices.LEARNING_RATES.items()),
@@ -67,7 +67,7 @@ PAPER = Grid(
     ),
     config_file="single_gpu_fp16.yaml",
 )
-# Section 8: larger models and lateral views. It shares its first cells with the paper's grid.
+# Section 8 of the paper: larger models and lateral views. Some cells are also in the paper's grid.
 FUTURE = dataclasses.replace(
     PAPER,
     purpose="the paper's outlook: larger models, lateral views",
@@ -79,10 +79,10 @@ FUTURE = dataclasses.replace(
     training_modes=("full",),
     views=("frontal", "lateral"),
 )
-# Models of any start beside each other, each trained until it has converged. The values are for small models
-# and hundreds of images: docs/study.md has the figures.
+# Pretrained models and models from scratch, each trained until it converges. The values suit small models and
+# hundreds of images; docs/study.md has the measurements.
 COMPARE = Grid(
-    purpose="small models of your choice, on few images",
+    purpose="comparing small models of your choice on few images",
     models=("vit-mae-tiny", "resnet-18"),
     arms={"vit": (("classic", 0.0),), "resnet": (("classic", 0.0),)},
     train_sizes=(100, None),
@@ -99,7 +99,7 @@ COMPARE = Grid(
     config_file="single_gpu_fp16.yaml",
 )
 SMOKE = Grid(
-    purpose="seeing that everything works, in minutes on a CPU",
+    purpose="testing that everything works, in minutes on a CPU",
     models=("vit-mae-tiny", "resnet-18"),
     arms={"vit": (("mae", 0.5), ("none", 0.0)), "resnet": (("classic", 0.0),)},
     train_sizes=(64, None),
@@ -126,7 +126,7 @@ GRIDS = dict(zip(choices.PRESETS, (PAPER, COMPARE, FUTURE, SMOKE)))
 
 
 class Point(record.Record):
-    """Where in the grid a pretraining is."""
+    """The place of a pretraining in the grid."""
 
     model: record.Name
     view: record.Word
@@ -134,7 +134,7 @@ class Point(record.Record):
 
 
 class ClassificationPoint(Point):
-    """Where in the grid a classifier is."""
+    """The place of a classifier in the grid."""
 
     from_scratch: bool
     own_pretraining: bool
@@ -147,13 +147,13 @@ class ClassificationPoint(Point):
 
 
 class Cell(record.Record):
-    """One run: a pretraining that several classifiers start from."""
+    """One run; here a pretraining, from which several classifiers may start."""
 
     run_id: record.Name
     script: Literal[PRETRAINING]
     point: Point
-    flags: dict[str, Any] = Field(description="what args.json must hold")
-    needs: record.Name | None = Field(default=None, description="the pretraining whose model it starts from")
+    flags: dict[str, Any] = Field(description="flags that args.json of the run must have")
+    needs: record.Name | None = Field(default=None, description="run_id of the pretraining it starts from")
 
 
 class ClassificationCell(Cell):
@@ -164,7 +164,7 @@ class ClassificationCell(Cell):
 
 
 class Plan(record.Record):
-    """`plan.json`: the cells of all calls of a study, by name."""
+    """`plan.json`: the cells of a study, by name, of all calls of run_study.py together."""
 
     writer: ClassVar[str] = "run_study.py"
     advice: ClassVar[str] = "restore it"
@@ -172,10 +172,10 @@ class Plan(record.Record):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        for name, cell in self.cells.items():  # they are names of folders
+        for name, cell in self.cells.items():  # the names are used as names of folders
             expected = run_id if isinstance(cell, ClassificationCell) else pretraining_id
             if not name == cell.run_id == expected(cell.point):
-                raise ValueError("each cell under the name of its point")
+                raise ValueError("found a cell under another name than its point's")
         return self
 
 
@@ -187,10 +187,10 @@ def change_grid(
     settings: Settings,
     **axes: list | str | None,
 ) -> Grid:
-    """Returns the grid with the axes that are not None replaced, and `settings` after its own.
+    """Returns the grid with every axis replaced that is not None, and with `settings` appended.
 
-    Augmentations and mask ratios are crossed; the one that is None keeps the values of the grid's arms. A
-    ResNet has no patches, so it has no masking.
+    The new arms combine each augmentation with each mask ratio; if one of the two is None, its values in the
+    grid's arms are used. A ResNet has no patches, so it has no masking.
     """
     arms = dict(grid.arms)
     if augmentations or mask_ratios:
@@ -208,9 +208,9 @@ def unique(values) -> list:
 
 
 def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
-    """Returns the cells in the order of running: small sizes first, a pretraining before what needs it.
+    """Returns the cells in running order: small sizes first, a pretraining before the cells that need it.
 
-    Raises UserError when two different cells would have one name, and for a model of unknown family.
+    Raises UserError if two different cells would have the same name, or a model is not known.
     """
     flags = {name: value for _, changes in grid.settings for name, value in changes.items()}
     families = {model: find_architecture(model, **where_to_look(flags)).family for model in grid.models}
@@ -223,7 +223,7 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
     for scope, _ in grid.settings:
         if scope.isdecimal() and int(scope) not in sizes:
-            raise UserError(f"--set {scope}.: found no such training size; expected one of --train_sizes")
+            raise UserError(f"--set {scope}.: found no such training size; use one of --train_sizes")
     axes = (sizes, grid.tasks, grid.training_modes, grid.views, grid.seeds, arms)
     cells: dict[str, Cell] = {}
     for size, task, mode, view, seed, (model, own, augmentation, share) in itertools.product(*axes):
@@ -233,7 +233,9 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             own_pretraining=own,
             augmentation=augmentation,
             masking=share,
-            masking_kind=grid.masking if share else "patches",  # none of either is one cell
+            masking_kind=grid.masking
+            if share
+            else "patches",  # without masking, the kind makes no difference
             train_size=size,
             task=task,
             training_mode=mode,
@@ -250,25 +252,26 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             if cells.setdefault(cell.run_id, cell) != cell:
                 raise UserError(
                     f"two different cells would have the name {cell.run_id}; expected --models whose names "
-                    "differ in their first 24 letters and --mask_ratios of three digits: rename a folder"
+                    "differ in their first 24 letters, and --mask_ratios of at most three digits; rename a "
+                    "model's folder, or round the ratios"
                 )
     return list(cells.values())
 
 
 def where_to_look(flags: dict[str, Any]) -> dict[str, Any]:
-    """The options of `find_architecture` that the flags of a cell mean."""
+    """Returns the options of `find_architecture` for the flags of a cell."""
     hub_dir = flags.get("hub_dir")
     return {"hub_dir": Path(hub_dir) if hub_dir else None, "revision": flags.get("model_revision", "main")}
 
 
 def read_plan(study_dir: Path) -> dict[str, Cell]:
-    """Returns the cells of a study by run_id, none of what is no study. Raises UserError as `Plan.read`."""
+    """Returns the cells of a study by run_id, {} without plan.json. Raises UserError as `Plan.read` does."""
     path = study_dir / "plan.json"
     return Plan.read(path).cells if path.is_file() else {}
 
 
 def pretraining_cell(of: Point, settings: Settings, scopes: list[str], data_dir: Path) -> Cell:
-    """The pretraining on all training images that a point's classifier starts from."""
+    """Returns the pretraining, on all training images, that the classifier at `of` starts from."""
     point = Point(model=of.model, view=of.view, seed=of.seed)
     planned = {"data_dir": str(data_dir), "view": point.view, "seed": point.seed, **model_flags(point.model)}
     flags = add_settings(planned, settings, scopes)
@@ -299,27 +302,27 @@ def classification_cell(
 
 
 def model_flags(model: str) -> dict[str, str]:
-    """A configuration's name trains from scratch, any other name or a folder is pretrained."""
+    """Returns the flag that names a model: one of CONFIGS is trained from scratch, others are pretrained."""
     if model in CONFIGS:
         return {"config_name": model}
     return {"model_name_or_path": str(Path(model).absolute()) if Path(model).is_dir() else model}
 
 
 def add_settings(planned: dict[str, Any], settings: Settings, scopes: list[str]) -> dict[str, Any]:
-    """Returns `planned` and the settings that reach a cell of these scopes; later ones replace earlier ones.
+    """Returns `planned` with the settings for a cell of these scopes; later settings override earlier ones.
 
-    Raises UserError for a setting of what the study plans itself: a run's name would not be true.
+    Raises UserError for a flag that the study sets itself, because the run's name would then be wrong.
     """
     flags = dict(planned)
     for changes in [changes for scope, changes in settings if scope in ("", *scopes)]:
         if taken := changes.keys() & {*planned, "output_dir", "resume_from_checkpoint"}:
             raise UserError(
-                f"--set {min(taken)}: found a flag that the study itself sets; use --models or another "
+                f"--set {min(taken)}: found a flag that the study sets itself; use --models or another "
                 "axis, --data_dir or --output_dir instead"
             )
         for one, other in itertools.permutations(("learning_rate", "base_learning_rate")):
             if one in changes:
-                flags.pop(other, None)  # a script takes one of them
+                flags.pop(other, None)  # a script accepts only one of them
         flags |= changes
     if "config_name" not in flags:
         flags.pop("config_overrides", None)  # a pretrained model has its own configuration
@@ -340,9 +343,9 @@ def to_words(flags: dict[str, Any]) -> Iterator[str]:
 
 
 def slug(model: str) -> str:
-    """A short part of a file name that any system takes."""
+    """Returns a short name of a model that is valid in file names on any system."""
     if model in CONFIGS:
-        return f"{model}-scratch"  # beside the pretrained model of the same name
+        return f"{model}-scratch"  # differs from the pretrained model of the same name
     path = Path(model)
     name = path.parent.name if path.name == "model" and path.parent.name else path.name
     return re.sub(r"[^a-z0-9]+", "-", name.lower())[:24].strip("-") or "model"
@@ -353,18 +356,18 @@ def size_name(size: int | None) -> str:
 
 
 def pretraining_id(point: Point) -> str:
-    """The name of a pretraining's folder, such as vit-mae-base_pretrain_s0."""
+    """Returns the name of a pretraining's folder, such as vit-mae-base_pretrain_s0."""
     view = [point.view] * (point.view != "frontal")
     return "_".join([slug(point.model), "pretrain", *view, f"s{point.seed}"])
 
 
 def run_id(point: ClassificationPoint) -> str:
-    """The name of a classifier's folder, such as vit-mae-base_mae_p25_1000_finding_s0."""
+    """Returns the name of a classifier's folder, such as vit-mae-base_mae_p25_1000_finding_s0."""
     return f"{arm_name(point, size_name(point.train_size))}_s{point.seed}"
 
 
 def arm_name(point: ClassificationPoint, *size: str) -> str:
-    """A run_id without the seed and, unless it is given, without the training size."""
+    """Returns a run_id without the seed and, unless `size` is given, without the training size."""
     parts = [slug(point.model) + "-pre" * point.own_pretraining, point.augmentation]
     if point.masking:
         parts.append(f"{point.masking_kind[0]}{100 * point.masking:.3g}".replace(".", "-"))

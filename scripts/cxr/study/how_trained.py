@@ -1,4 +1,4 @@
-"""How the rows of a report were trained: what is the same for all of them, and what differs between them."""
+"""Describes how the rows of a report were trained: what is the same for all rows, and what differs."""
 
 import functools
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from cxr.study.results import plural
 from cxr.study.results import read_predictions
 
 UNKNOWN = "not recorded"
-# Flags that a fact speaks of, that name a model or a place, or that only say how to run. Of the others, those
-# that differ between rows are shown by their names.
+# Flags that FACTS already shows, that name a model or a place, or that only say how to run. All other flags
+# are shown by their names if they differ between rows.
 SAID_BY_FACTS = FREE_TO_CHANGE | {
     *("seed", "dataset_config_name", "labeler", "view", "uncertain", "max_train_samples", "image_size"),
     *("augmentation", "mask_ratio", "random_erasing_prob", "train_last_layer_only", "weight_decay"),
@@ -36,7 +36,7 @@ Facts = list[dict[str, str]]  # the rows of a table: heading -> cell
 
 
 def how_trained(tables: list[ResultTable]) -> tuple[dict[str, str], list[Facts]]:
-    """Returns what all rows have in common and tables of what differs: between models, and beyond that."""
+    """Returns the facts that all rows share, and tables of the others: first by model, then by row."""
     rows = [row for table in tables for row in table.measured]
     flags = {name for row in rows for run in row.runs for name in run.args.flags} - SAID_BY_FACTS
     others = {name: functools.partial(flag, name=name, unknown="none") for name in sorted(flags)}
@@ -59,7 +59,7 @@ def how_trained(tables: list[ResultTable]) -> tuple[dict[str, str], list[Facts]]
 
 
 def fact(row: Row, one: Callable[[Run], str]) -> str:
-    """What is so of all runs of a row or, in the order of their seeds, all that there is."""
+    """Returns the fact that all runs of a row share, or their different facts in the order of the seeds."""
     values = dict.fromkeys(one(run) for run in sorted(row.runs, key=lambda run: run.results.seed))
     return ("; " if any(", " in value for value in values) else ", ").join(values)
 
@@ -82,7 +82,7 @@ def parameters(run: Run) -> str:
 def pretraining(run: Run) -> str:
     if found := run.pretraining:
         images = plural(found.results.num_train_images, "image")
-        return f"masked autoencoder here, on {images} of {found.args.origin.dataset}, {length(found)}"
+        return f"here, as a masked autoencoder, on {images} of {found.args.origin.dataset}, {length(found)}"
     return (
         f"as published: {run.args.origin.base_model or run.results.model}"
         if run.results.pretrained
@@ -91,7 +91,7 @@ def pretraining(run: Run) -> str:
 
 
 def configuration(run: Run) -> str:
-    """How the model differs from the one whose name it has, from its pretraining on."""
+    """Returns the overrides of the model's named configuration, which may be those of its pretraining."""
     changes = run.args.flags.get("config_overrides")
     if run.pretraining and not changes:
         changes = run.pretraining.args.flags.get("config_overrides")
@@ -99,7 +99,7 @@ def configuration(run: Run) -> str:
 
 
 def length(run: Run | Pretraining) -> str:
-    """What a run was asked to train for."""
+    """Returns the requested length of a training, in steps or epochs."""
     if run.args.flags.get("max_train_steps"):
         return plural(run.results.steps, "step")
     return plural(run.args.num_train_epochs, "epoch") if run.args.num_train_epochs else UNKNOWN
@@ -129,7 +129,7 @@ def num_train_patients(run: Run) -> str:
 
 
 def images_of(run: Run, *, split: str) -> str:
-    """The images of a split that was measured: counted in the predictions where a run has them."""
+    """Returns the number of images of a split; if the run has predictions, with patients and positives."""
     if split == run.split:
         return count_images(run.predictions)
     measured = getattr(run.results, split)
@@ -140,7 +140,7 @@ def images_of(run: Run, *, split: str) -> str:
 
 
 def data(run: Run) -> str:
-    return run.args.origin.dataset + " (drawn, not radiographs)" * run.args.origin.is_synthetic
+    return run.args.origin.dataset + " (synthetic radiographs)" * run.args.origin.is_synthetic
 
 
 def label_rule(run: Run) -> str:
@@ -159,7 +159,7 @@ def training_time(run: Run) -> str:
     return duration(results.steps * results.images_per_step / results.images_per_second)
 
 
-# Heading -> the fact of a run.
+# Heading -> function that returns this fact of a run.
 FACTS: dict[str, Callable[[Run], str]] = {
     "training images": lambda run: f"{run.results.num_train_images:,}",
     "training patients": num_train_patients,
@@ -170,13 +170,13 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "augmentation": lambda run: run.results.augmentation,
     "masking": masking,
     "image size": image_size,
-    "trained layers": lambda run: "the last" if run.results.train_last_layer_only else "all",
+    "trained layers": lambda run: "last layer only" if run.results.train_last_layer_only else "all",
     "epochs": length,
-    "epoch kept (best validation AUC)": lambda run: str(run.results.best_epoch),
+    "best epoch (validation AUROC)": lambda run: str(run.results.best_epoch),
     "learning rate": lambda run: f"{run.results.learning_rate:.3g}",
     "schedule": schedule,
     "weight decay": functools.partial(flag, name="weight_decay"),
-    "batch": lambda run: plural(run.results.images_per_step, "image"),
+    "images per step": lambda run: f"{run.results.images_per_step:,}",
     "precision": precision,
     "seeds": lambda run: str(run.results.seed),
     "validation split": functools.partial(images_of, split="validation"),
@@ -185,5 +185,5 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "label rule": label_rule,
     "commit": commit,
     "hardware": lambda run: run.results.hardware or UNKNOWN,
-    "time of training": training_time,
+    "training time": training_time,
 }

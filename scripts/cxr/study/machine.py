@@ -1,4 +1,4 @@
-"""The machine that a study's cells run on: what accelerate's configuration says, and how fast it is."""
+"""Reads from the Accelerate configuration how cells are started, and measures the speed of the machine."""
 
 import contextlib
 import json
@@ -16,38 +16,38 @@ from cxr.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How cells are started: what is read from accelerate's configuration, and the slots that they get."""
+    """How cells are started: values of the Accelerate configuration, and the slots for parallel cells."""
 
     config_file: Path
     on_cpu: bool
     num_processes: int
     mixed_precision: str
-    gpus: list[str | None]  # of each slot; None: as accelerate chooses
-    num_threads: int | None  # of a cell; None: as torch chooses
+    gpus: list[str | None]  # one per slot; None: Accelerate chooses
+    num_threads: int | None  # per cell; None: torch chooses
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What a cell finds: the kind of device, and the TFLOP/s that it sustains for each family of models."""
+    """The device of a cell: its type, and the TFLOP/s that it sustains for each model family."""
 
     kind: str  # cpu, cuda or mps
     tflops: dict[str, float]
 
 
 def plan_launch(config_file: Path, parallel: int) -> Launch:
-    """Raises UserError for a file that is no accelerate config, or one that does not go with --parallel."""
+    """Reads the Accelerate configuration. Raises UserError if it is not valid or contradicts --parallel."""
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
         on_cpu, num_processes = bool(config["use_cpu"]), int(config["num_processes"])
         mixed_precision = str(config.get("mixed_precision") or "no").lower()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"--config_file {config_file}: found no accelerate config ({error}); expected one as in "
+            f"--config_file {config_file}: found no Accelerate configuration ({error}); use one as in "
             "accelerate_configs/"
         ) from error
     if num_processes > 1 and parallel > 1:
         raise UserError(
-            f"--parallel {parallel} runs cells of one process each, but {config_file} has num_processes "
+            f"--parallel {parallel} needs cells of one process, but {config_file} has num_processes "
             f"{num_processes}; use single_gpu_fp16.yaml, or leave out --parallel"
         )
     return Launch(
@@ -61,28 +61,31 @@ def plan_launch(config_file: Path, parallel: int) -> Launch:
 
 
 def slots(parallel: int, *, on_cpu: bool, one_process: bool) -> list[str | None]:
-    """The GPU of each cell that runs at once. Raises UserError where there are fewer."""
+    """Returns the GPU of each parallel cell. Raises UserError if there are fewer GPUs than cells."""
     if on_cpu:
         return [None] * parallel
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if parallel == 1:
-        # The config's gpu_ids would count for more than what the user made visible.
+        # Otherwise gpu_ids of the configuration would override the user's CUDA_VISIBLE_DEVICES.
         return [visible.split(",")[0] if visible and one_process else None]
     names = visible.split(",") if visible else [str(number) for number in range(count_gpus() or parallel)]
     if len(names) < parallel:
-        raise UserError(f"--parallel {parallel}: found the GPUs {', '.join(names)}; expected one for each")
+        raise UserError(
+            f"--parallel {parallel}: found only the GPUs {', '.join(names)}, expected one per cell; use "
+            f"--parallel {len(names)}"
+        )
     return names[:parallel]
 
 
 def count_gpus() -> int:
-    """The GPUs that the driver lists; 0 where it cannot be asked."""
+    """Returns the number of GPUs that the NVIDIA driver lists, 0 if there is no driver."""
     with contextlib.suppress(OSError):
         return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).stdout.count(b"\n")
     return 0
 
 
 def measure_device(launch: Launch) -> Device:
-    """Measures in a process of its own, as this one has no torch. Raises UserError where torch fails."""
+    """Measures the device in a subprocess, to keep torch out of this one. Raises UserError if torch fails."""
     command = [sys.executable, "-m", "cxr.training.device_speed", launch.mixed_precision]
     environment = dict(os.environ)
     if launch.num_threads:
@@ -98,8 +101,8 @@ def measure_device(launch: Launch) -> Device:
     if done.returncode:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise UserError(
-            f"torch failed on this machine: {last[:300]}; expected a step of a small layer: install what "
-            "requirements.txt names, or free the device"
+            f"torch failed on this machine: {last[:300]}; expected it to train a small layer; install the "
+            "packages of requirements.txt, or end other programs that use the device"
         )
     found = json.loads(done.stdout.splitlines()[-1])
     return Device(kind=found["device"], tflops=found["tflops"])

@@ -1,4 +1,4 @@
-"""Measures the rows of a report: metrics, intervals and comparisons, from the predictions of their runs."""
+"""Computes the metrics, intervals and comparisons of a report from the predictions of its runs."""
 
 import functools
 import itertools
@@ -41,7 +41,7 @@ def measure_tables(
 
 
 def published_row(table: results.TableName, row: results.RowName) -> dict[str, float]:
-    """The paper's figures for a row, where it has them."""
+    """Returns the paper's results for a row, {} if the paper has no such row."""
     is_papers = (table.task, table.view, table.training_mode) == ("finding", "frontal", "full")
     if not is_papers or table.labels != results.DEFAULT_LABELS or not table.size.isdigit():
         return {}
@@ -49,7 +49,7 @@ def published_row(table: results.TableName, row: results.RowName) -> dict[str, f
 
 
 def measure_row(row: results.Row, num_resamples: int) -> None:
-    """Fills in a row's values and intervals from the predictions of its runs."""
+    """Computes a row's values and intervals from the predictions of its runs, and stores them in the row."""
     weights = [weights_of(tuple(run.predictions["subject_id"]), num_resamples) for run in row.runs]
     of_runs = [
         intervals.weighted_metrics(*arrays(run.predictions), drawn, threshold=0.5)
@@ -70,7 +70,7 @@ def measure_row(row: results.Row, num_resamples: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def weights_of(patients: tuple, num_resamples: int) -> np.ndarray:
-    """Weights (1 + R, N): every image once, as measured, then the resamples, the same for all rows."""
+    """Returns weights (1 + R, N): first 1 for every image, then R resamples, the same for all rows."""
     drawn = intervals.patient_weights(patients, num_resamples=num_resamples, seed=0)
     return np.concatenate([np.ones_like(drawn[:1]), drawn])
 
@@ -82,7 +82,7 @@ def arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def auroc_by_view(
     runs: list[results.Run], weights: list[np.ndarray]
 ) -> dict[str, tuple[float, Interval | None, int]]:
-    """AUROC of the AP and of the PA images, each where it has both classes, with their number."""
+    """Returns, for each frontal view with both classes, AUROC, its interval and the number of images."""
     found = {}
     for view in VIEWS["frontal"]:
         of_runs = []
@@ -98,7 +98,7 @@ def auroc_by_view(
 
 
 def compare(rows: list[results.Row], noise: SeedNoise) -> list[results.Comparison]:
-    """Every pair of rows that were measured on the same images, the clearest difference first."""
+    """Compares every pair of rows that were measured on the same images; returns the smallest p first."""
     found = []
     for first, second in itertools.combinations(rows, 2):
         measured = difference_of_means([first], [second], noise)
@@ -115,9 +115,10 @@ def compare(rows: list[results.Row], noise: SeedNoise) -> list[results.Compariso
 def difference_of_means(
     first: list[results.Row], second: list[results.Row], noise: SeedNoise
 ) -> tuple[intervals.Difference, int] | None:
-    """The mean AUROC of some rows of a table minus that of others, over the seeds that all of them have.
+    """Returns the mean AUROC of the `first` rows minus that of the `second`, and the number of common seeds.
 
-    Returns it with the number of seeds; None where the images or all seeds are not the same.
+    Only seeds that all rows have count. Returns None if there are none, or if the rows were measured on
+    different images.
     """
     seeds = sorted(set.intersection(*(set(row.aurocs) for row in (*first, *second))))
     if not seeds or any(row.images != first[0].images for row in (*first, *second)):

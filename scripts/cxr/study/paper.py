@@ -1,4 +1,4 @@
-"""Published figures that ours are compared with; they stand in published.json.
+"""Published numbers, in published.json, with which ours are compared.
 
 `study_results`, `study_counts`, `study_sub_sample_counts`: Fradkin and Boxer 2023, "Implementation of Masked
 Autoencoders Vision Learners on a medical chest X-Ray Images", section 6, "Results Tables", and section 3,
@@ -7,10 +7,11 @@ Autoencoders Vision Learners on a medical chest X-Ray Images", section 6, "Resul
 `image_counts`, `agreement_counts`: MIMIC-CXR-JPG (Johnson et al. 2019, arXiv 1901.07042), as the notebook
 notebooks/generate-stats-from-paper.ipynb of MIT-LCP/mimic-cxr prints them: "Summarize dataset", its table of
 the splits (table2.tex), and "Frequency of labels in MIMIC-CXR-JPG on the training subset of 222,750 unique
-radiologic studies" (findings_frequency.tex): a study counts as positive, negative or uncertain where NegBio
-and CheXpert agree, as disagreement where they differ or only one of them mentions the label. "validation" is
-published as "validate". Left out: its patients of the training split, 64,588, which do not add up to 65,379
-with the other two; and its views, which are not those of the ViewPosition column alone.
+radiologic studies" (findings_frequency.tex). There, a study counts as positive, negative or uncertain if
+NegBio and CheXpert agree, and as disagreement if they differ or only one of them mentions the label. Our
+"validation" is published as "validate". Two numbers are left out: the patients of the training split, 64,588,
+which with the other two splits do not add up to 65,379; and the views, which are not from the ViewPosition
+column alone.
 
 `view_counts`: frontal images with a row in the NegBio table, by ViewPosition: the card of mimic_cxr_dataset.
 """
@@ -27,7 +28,7 @@ STUDY_COLUMNS = ("accuracy", "precision", "f1", "recall", "auroc")
 
 
 def study_results(size: int, model: str, augmentation: str, masked: float) -> dict[str, float]:
-    """The study's metrics of a row of its tables; an empty dict where it has none."""
+    """Returns the paper's metrics of a row of its tables, {} if it has no such row."""
     name = {"size": size, "model": model, "augmentation": augmentation, "masked": masked}
     rows = (row for row in PUBLISHED["study_results"] if name.items() <= row.items())
     return {column: row[column] for row in rows for column in STUDY_COLUMNS}

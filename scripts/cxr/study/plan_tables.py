@@ -1,4 +1,4 @@
-"""The tables that say beforehand what a study is: its cells, its kinds of cells, and the presets."""
+"""Prints the tables of a plan: the cells of a study, its kinds of cells, and the presets."""
 
 import sys
 from collections import defaultdict
@@ -21,7 +21,7 @@ KIND_COLUMNS = ("model", "start", "parameters", "size", "images", "epochs", "lea
 def print_cells(
     cells: list[grid.Cell], images: dict[str, ImageCounts], seconds: dict[str, float], output_dir: Path
 ) -> None:
-    """Prints a row for each cell: what it takes, and where it stands."""
+    """Prints a row for each cell: its training images, epochs, estimated time and state."""
     table = Table()
     for name in ("run", "training images", "epochs", "time", "state"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name == "run")
@@ -34,13 +34,13 @@ def print_cells(
 
 
 def print_kinds(cells: list[grid.Cell], facts: dict[str, CellFacts], *, num_processes: int) -> None:
-    """Prints a table for each script: what differs between its cells, and how many are alike."""
+    """Prints a table for each script: the kinds of its cells, and the number of cells of each kind."""
     kinds: dict[str, dict[tuple[str, ...], int]] = defaultdict(lambda: defaultdict(int))
     for cell in cells:
         kinds[cell.script][kind_of(cell, facts[cell.run_id], num_processes)] += 1
     titles = {
         grid.PRETRAINING: "Pretraining, by kind of cell",
-        grid.CLASSIFICATION: "Classification, by kind",
+        grid.CLASSIFICATION: "Classification, by kind of cell",
     }
     for script, rows in kinds.items():
         table = Table(title=titles[script], title_justify="left")
@@ -53,7 +53,7 @@ def print_kinds(cells: list[grid.Cell], facts: dict[str, CellFacts], *, num_proc
 
 
 def kind_of(cell: grid.Cell, facts: CellFacts, num_processes: int) -> tuple[str, ...]:
-    """The columns of a cell's row but the last."""
+    """Returns the columns of a cell's row without the last, the number of cells."""
     args, num_parameters = facts.args, facts.num_parameters
     images_per_step = facts.images_per_step(num_processes)
     rate = args.learning_rate
@@ -74,14 +74,14 @@ def kind_of(cell: grid.Cell, facts: CellFacts, num_processes: int) -> tuple[str,
 
 
 def settings_in_words(settings: grid.Settings) -> Iterator[str]:
-    """Each flag of a grid as --set takes it."""
+    """Yields each flag of a grid as it is written after --set."""
     for scope, changes in settings:
         for flag, value in changes.items():
             yield f"{scope}.{flag}={value}".removeprefix(".")
 
 
 def preset_rows() -> list[list[str]]:
-    """The presets side by side: a heading, and a row for each axis and for the flags."""
+    """Returns a table of the presets, one per column: a heading, a row for each axis, and rows for flags."""
     grids = grid.GRIDS.values()
     lists = ("models", "train_sizes", "tasks", "training_modes", "views", "seeds")
     rows = [["", *grid.GRIDS], ["for", *(one.purpose for one in grids)]]
@@ -105,7 +105,7 @@ def arm_in_words(arm: tuple[str, float]) -> str:
 
 
 def print_presets() -> None:
-    """Prints a table for each preset: side by side, four do not fit on a terminal."""
+    """Prints a table for each preset, because four columns do not fit on a terminal."""
     (_, *names), *rows = preset_rows()
     for column, name in enumerate(names, start=1):
         table = Table(title=f"--preset {name}", title_justify="left", show_header=False)

@@ -1,4 +1,4 @@
-"""The figures of a study: losses, learning curves, ROC and calibration, with their spread."""
+"""Draws the figures of a study: losses, learning curves, ROC curves and calibration."""
 
 import itertools
 import textwrap
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by the colour-blind, too; its yellow is left out, as paper is white.
+# Okabe and Ito's palette for colour-blind readers, without its yellow, which is too pale on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*Xph"
-MOST_IN_A_PANEL = 4  # curves whose intervals can be told apart
+MOST_IN_A_PANEL = 4  # the intervals of more curves would be hard to tell apart
 LABEL_WIDTH = 24  # letters
 Predictions = tuple[np.ndarray, np.ndarray]  # of a run: labels (N,) in {0, 1} and probabilities (N,)
 
 
 def style(number: int) -> dict[str, str]:
-    """Of the row `number`: where the colours begin anew, the line is another."""
+    """Returns the line style of row `number`: colours first, then the same colours with another dash."""
     return {"color": COLORS[number % len(COLORS)], "ls": DASHES[number // len(COLORS) % len(DASHES)]}
 
 
 def plot_mean_losses(rows: dict[str, list[list[dict]]], path: Path, *, title: str) -> None:
-    """Mean loss by epoch, training and validation; `rows`: name -> the metrics.jsonl lines of each seed.
+    """Draws training and validation loss by epoch: the mean over seeds as a line, their range as a band.
 
-    The line is the mean over seeds, the band their range.
+    `rows` maps a row's name to the metrics.jsonl lines of each seed.
     """
     figure = new_figure(11, 4.2)
     panels = figure.subplots(1, 2)
@@ -57,10 +57,10 @@ def plot_mean_losses(rows: dict[str, list[list[dict]]], path: Path, *, title: st
 
 @dataclass(kw_only=True)
 class Curve:
-    """A row's AUROC by training size."""
+    """The AUROC of a row by training size."""
 
-    panel: str  # its model
-    label: str  # its name in that panel
+    panel: str  # the row's model
+    label: str  # the row's name in that panel
     full_label: str
     points: list[tuple[int, float, Interval | None]] = field(default_factory=list)  # images, AUROC, interval
 
@@ -74,7 +74,7 @@ class Curve:
 
     @property
     def errors(self) -> np.ndarray:
-        """How far the interval reaches below and above each value: (2, sizes)."""
+        """Returns the distances from each value to the ends of its interval, (2, sizes)."""
         ends = [
             (interval.low, interval.high) if interval else (value,) * 2 for _, value, interval in self.points
         ]
@@ -83,9 +83,9 @@ class Curve:
 
 
 def plot_learning_curves(curves: list[Curve], path: Path, *, title: str) -> None:
-    """AUROC against training images: all rows in one panel or, where they are many, a panel a model.
+    """Draws AUROC against training images: all rows in one panel or, if there are many, a panel per model.
 
-    A panel shows the rows of the other models in gray, and names each of its own at the end of its curve.
+    Each curve is named at its end. A panel also shows the curves of the other models in gray.
     """
     together = len(curves) <= MOST_IN_A_PANEL
     panels = [""] if together else list(dict.fromkeys(curve.panel for curve in curves))
@@ -119,7 +119,7 @@ def plot_learning_curves(curves: list[Curve], path: Path, *, title: str) -> None
 
 
 def draw_curves(axes: "Axes", curves: list[Curve], name: Callable[[Curve], str]) -> None:
-    """Curves with their intervals, beside each other so that none hides another, each named at its end."""
+    """Draws curves with intervals, shifted sideways so that none hides another, and names each at its end."""
     sizes = np.unique(np.log10(np.concatenate([curve.sizes for curve in curves])))
     step = min(0.12, 0.5 / len(curves)) * (np.diff(sizes).min() if len(sizes) > 1 else 1)
     for number, curve in enumerate(curves):
@@ -151,10 +151,10 @@ def draw_curves(axes: "Axes", curves: list[Curve], name: Callable[[Curve], str])
 
 
 def spread_labels(axes: "Axes") -> None:
-    """Moves the labels at the right of a panel apart, up and down, so that none covers another."""
+    """Moves the labels at the right of a panel up or down, so that none covers another."""
     labels = sorted(axes.texts, key=lambda label: label.xyann[1])
     bottom, top = axes.get_ylim()
-    line = (top - bottom) * 12 / (axes.get_window_extent().height / axes.figure.dpi * 72)  # of 12 points
+    line = (top - bottom) * 12 / (axes.get_window_extent().height / axes.figure.dpi * 72)  # 12 points high
     heights = [line * (label.get_text().count("\n") + 1.3) for label in labels]
     places = spread([label.xyann[1] for label in labels], heights)
     for label, place in zip(labels, places):
@@ -162,8 +162,8 @@ def spread_labels(axes: "Axes") -> None:
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Returns places near the `wanted` ones, which rise, with room for a label of its height around each."""
-    blocks: list[tuple[list[float], list[float]]] = []  # of labels that touch: what they want, their heights
+    """Returns places near the `wanted` ones, which ascend, such that labels of `heights` do not overlap."""
+    blocks: list[tuple[list[float], list[float]]] = []  # labels that touch: wanted places and heights
     for place, height in zip(wanted, heights):
         blocks.append(([place], [height]))
         while len(blocks) > 1 and block_ends(*blocks[-2])[1] > block_ends(*blocks[-1])[0]:
@@ -177,13 +177,13 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
 
 
 def block_ends(places: list[float], heights: list[float]) -> tuple[float, float]:
-    """The lower and the upper end of labels above each other, around the mean of their places."""
+    """Returns the lower and upper end of a stack of labels centred at the mean of their places."""
     middle, half = float(np.mean(places)), sum(heights) / 2
     return middle - half, middle + half
 
 
 def plot_roc(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> None:
-    """ROC curves over each other: sensitivity at each false positive rate, the mean over seeds."""
+    """Draws the ROC curve of each row: the mean sensitivity over seeds at each false positive rate."""
     from sklearn.metrics import roc_curve
 
     figure = new_figure(6, 6)
@@ -200,7 +200,7 @@ def plot_roc(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> N
 
 
 def plot_calibration(rows: dict[str, list[Predictions]], path: Path, *, title: str) -> None:
-    """Reliability diagram: the share of positives among images of about one probability, over all seeds."""
+    """Draws a reliability diagram: the share of positives in each bin of probability, over all seeds."""
     figure = new_figure(6, 6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", lw=0.8, ls=":", label="calibrated")
@@ -210,19 +210,19 @@ def plot_calibration(rows: dict[str, list[Predictions]], path: Path, *, title: s
         axes.plot(said, was, label=as_label(row), lw=1.2, **style(number))
         areas = 200 * np.array(counts) / len(labels)
         axes.scatter(said, was, s=areas, color=style(number)["color"], alpha=0.6)
-    axes.set(xlabel="probability", ylabel="share of positives (dots: images)", aspect="equal")
+    axes.set(xlabel="probability", ylabel="share of positives (dot area: images)", aspect="equal")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     finish(figure, axes, path, title=title)
 
 
 def as_label(name: str) -> str:
-    """A name as matplotlib shows it: "$" begins no formula, and "_" does not keep it out of the legend."""
+    """Escapes a name for matplotlib: "$" would start a formula, a leading "_" would hide it in the legend."""
     return f"\u200b{name}".replace("$", r"\$") if name.startswith("_") else name.replace("$", r"\$")
 
 
 def finish(figure: "Figure", axes: "Axes", path: Path, *, title: str) -> None:
-    """Adds the title and, below, one legend for all panels; saves."""
+    """Adds the title and one legend for all panels below them, and saves the figure."""
     handles, names = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, names)) > 45 else 2
     figure.suptitle("\n".join(textwrap.wrap(title, 90)), fontsize="medium")
@@ -233,7 +233,7 @@ def finish(figure: "Figure", axes: "Axes", path: Path, *, title: str) -> None:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Writes the PNG `path` and, beside it, an SVG, which is the same for the same figure."""
+    """Writes the PNG `path` and an SVG beside it; the same figure always gives the same SVG."""
     import matplotlib
 
     save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Writes a study's report: the verdicts, figures, a page, Markdown and CSV."""
+"""Writes a study's report: the answer, figures, an HTML page, Markdown and CSV."""
 
 import base64
 import dataclasses
@@ -32,12 +32,14 @@ from cxr.study.results import format_number
 from cxr.study.results import plural
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAPERS_WORD = "The paper calls the column “augmentation” “transformer”."
+PAPERS_WORD = (
+    "The column AUC, named as in the paper, is AUROC; the column augmentation is the paper's “transformer”."
+)
 UNDERTRAINED = "†"
 
 
 def why_not_compared(table: ResultTable) -> str:
-    """Says why a table has no differences; "" where it has some, or one row."""
+    """Returns why a table has no differences, "" if it has some or has only one row."""
     if len(table.measured) < 2:
         return "There is nothing to compare yet." if len(table.rows) > 1 else ""
     return (
@@ -48,34 +50,36 @@ def why_not_compared(table: ResultTable) -> str:
 
 
 def general_notes(tables: list[ResultTable]) -> list[str]:
-    """What few seeds leave unsaid."""
+    """Returns notes on what the report cannot say because there are few seeds."""
     said = []
     rows = [row for table in tables for row in table.measured]
     if few := [row for row in rows if len(row.runs) < MIN_SEEDS]:
         who = "All rows have" if len(few) == len(rows) else f"{len(few)} of the {len(rows)} rows have"
         said.append(
-            f"{who} fewer than {MIN_SEEDS} seeds: too few for an interval over seeds, so theirs are over "
-            "patients only, and do not say what other seeds would have given."
+            f"{who} fewer than {MIN_SEEDS} seeds, too few for an interval over seeds; their intervals are "
+            "over patients only and do not include the variation between seeds."
         )
     if any(table.comparisons and not table.noise.freedom for table in tables):
-        said.append("Where all rows have one seed, differences leave out what other seeds would have given.")
+        said.append(
+            "In tables with one seed per row, differences do not include the variation between seeds."
+        )
     return said
 
 
 def notes(table: ResultTable) -> list[str]:
-    """What a reader of the table must know to take its numbers for what they are."""
+    """Returns notes that a reader needs to interpret the table."""
     said = [why_not_compared(table)] * bool(why_not_compared(table))
     said += [f"{UNDERTRAINED} {row.label} is undertrained: {row.undertrained}." for row in table.undertrained]
     if any(row.published for row in table.rows):
         said.append(
-            "The paper's figures are of its own validation images, which are not known, and have no "
-            "intervals; ours are of the published test split."
+            "The paper's numbers are from its own validation images, which are not known, and have no "
+            "intervals; ours are from the published test split."
         )
     return said
 
 
 def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
-    """Draws each table's figures, and returns those that join several tables: caption -> file."""
+    """Draws the figures of each table; returns the figures over several tables: caption -> file."""
     folder.mkdir(exist_ok=True)
     for table in tables:
         title, slug = plots.as_label(table.title), table.name.slug
@@ -100,7 +104,7 @@ def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
 
 
 def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
-    """A figure for each group of tables that differ only in the training size, if there are several."""
+    """Draws a figure for each group of tables that differ only in the training size; caption -> file."""
     groups: dict[TableName, list[ResultTable]] = defaultdict(list)
     for table in tables:
         groups[table.name.of_any_size].append(table)
@@ -120,7 +124,7 @@ def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, P
             title = f"{group.title} ({measured_on(of_group)})"
             plots.plot_learning_curves(list(curves.values()), path, title=plots.as_label(title))
             bars = "seeds" if over_seeds else "patients"
-            figures[f"AUC against training images: {title}. The bars are 95 % intervals over {bars}"] = path
+            figures[f"AUROC against training images: {title}. The bars are 95 % intervals over {bars}"] = path
     return figures
 
 
@@ -137,12 +141,12 @@ def span(interval: Interval | None) -> str:
 
 
 def embed(path: Path) -> str:
-    """A PNG as text that stands in the page itself."""
+    """Returns a PNG as a data URL, to embed it in the page."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def csv_text(tables: list[ResultTable]) -> str:
-    """A line a row: where it is in the grid, and every metric with its intervals and the paper's figure."""
+    """Returns the CSV, a line per row: its place in the grid, metrics, intervals and the paper's results."""
     lines = []
     for name, row in [(table.name, row) for table in tables for row in table.rows]:
         line = dataclasses.asdict(name) | dataclasses.asdict(row.name)
@@ -155,7 +159,7 @@ def csv_text(tables: list[ResultTable]) -> str:
                     line[f"{metric}_{over}_{end}"] = getattr(intervals.get(metric), end, None)
             line[f"{metric}_published"] = row.published.get(metric)
         lines.append(line)
-    # As objects: a whole number stays one beside what is missing.
+    # dtype=object, because missing values would turn a column of whole numbers into floats.
     table = pd.DataFrame(lines, dtype=object).rename(columns={"size": "train_size"})
     return table.to_csv(index=False, lineterminator="\n")
 
@@ -178,7 +182,7 @@ def write_report(
     )
     environment.filters |= {"number": format_number, "signed": signed, "span": span, "embed": embed}
     environment.filters |= {"p": format_p, "plural": plural}
-    # A cell of a Markdown table, in which a name is text and no markup.
+    # Escapes a name in a Markdown table.
     environment.filters["cell"] = lambda text: str(text).replace("|", "/").replace("<", "&lt;")
     environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
     common, differing = how_trained(tables)
@@ -199,7 +203,7 @@ def write_report(
         "general_notes": general_notes(tables),
         "papers_word": PAPERS_WORD,
         "undertrained": UNDERTRAINED,
-        "view_headings": lambda table: [f"AUC of {view}" for view in table.views],
+        "view_headings": lambda table: [f"AUROC, {view}" for view in table.views],
         "num_resamples": num_resamples,
         "runs": [run for table in tables for row in table.rows for run in row.runs],
         "missing": sum(row.num_planned - len(row.runs) for table in tables for row in table.rows),
@@ -210,7 +214,7 @@ def write_report(
 
 
 def grouped(answers: list[Answer]) -> dict[str, list[Answer]]:
-    """The answers by heading: the question, on what it was measured and, where there are several, of what."""
+    """Groups the answers by heading: the question, the images measured and, if they differ, the task."""
     names = {one.table.name.of_any_size for one in answers}
     groups: dict[str, list[Answer]] = defaultdict(list)
     for one in answers:
@@ -221,11 +225,11 @@ def grouped(answers: list[Answer]) -> dict[str, list[Answer]]:
 
 
 def print_answer(answers: list[Answer], tables: list[ResultTable], console: Console) -> None:
-    """First of all: the sentence that says it all, and a row a difference."""
+    """Prints the answer in one sentence, then a row per difference."""
     console.print(f"The answer: {sentence(answers, tables)}", highlight=False, markup=False, style="bold")
     for heading, of_question in grouped(answers).items():
         shown = Table(title=escape(heading), title_justify="left")
-        for name in ("training images", "compared", "difference of AUC, 95 %", "p, corrected", "verdict"):
+        for name in ("training images", "compared", "difference of AUROC, 95 %", "p, corrected", "verdict"):
             shown.add_column(
                 name, overflow="fold", justify="left" if name in ("compared", "verdict") else "right"
             )
@@ -241,14 +245,14 @@ def print_table(table: ResultTable, console: Console) -> None:
     is_wide = console.width >= 100
     shown = Table(title=escape(table.title))
     shown.add_column("", overflow="fold", min_width=20)
-    metrics = PAPER_METRICS if is_wide else {"auroc": "AUC"}
+    metrics = PAPER_METRICS if is_wide else {"auroc": "AUROC"}
     intervals = {"patients": "over_patients"} | ({"seeds": "over_seeds"} if is_wide else {})
     intervals = {
         over: name
         for over, name in intervals.items()
         if any(getattr(row, name).get("auroc") for row in table.measured)
     }
-    for heading in ("seeds", *metrics.values(), *(f"AUC, 95 % over {over}" for over in intervals)):
+    for heading in ("seeds", *metrics.values(), *(f"AUROC, 95 % over {over}" for over in intervals)):
         shown.add_column(heading, justify="right", overflow="fold")
     for row in table.rows:
         seeds = f"{len(row.runs)} of {row.num_planned}" if len(row.runs) != row.num_planned else len(row.runs)

@@ -1,4 +1,4 @@
-"""Finished runs, gathered into the tables and rows of a report."""
+"""Reads finished runs and gathers them into the tables and rows of a report."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ from cxr.evaluation.intervals import SeedNoise
 from cxr.run_folder import record
 from cxr.study import grid
 
-# The columns of the paper's tables, and what is ours; the heading of each.
+# The columns of the paper's tables under its headings, and our own columns.
 PAPER_METRICS = {
     "accuracy": "Accuracy",
     "precision": "Precision",
@@ -44,12 +44,12 @@ class TableName:
     task: str
     view: str
     training_mode: str
-    labels: str  # labeler and what uncertain counts as
+    labels: str  # the labeler, and how uncertain labels count
     split: str
     size: str  # "all" or a number
 
     def order(self) -> tuple:
-        """What tables are sorted by: small sizes first."""
+        """Returns the sort key of tables, small training sizes first."""
         return self.task, self.view, self.training_mode, float("inf" if self.size == "all" else self.size)
 
     @property
@@ -76,13 +76,13 @@ class TableName:
 
 @dataclass(frozen=True, order=True)
 class RowName:
-    """The paper's first three columns."""
+    """The first three columns of a row, as in the paper."""
 
     model: str
     augmentation: str
     masking: float
     masking_kind: str
-    setup: str = ""  # flags in which it differs from a row that is like it in all else
+    setup: str = ""  # flags that distinguish it from a row that is otherwise equal
 
     @property
     def augmented(self) -> str:
@@ -95,12 +95,12 @@ class RowName:
 
     @property
     def share_masked(self) -> str:
-        """The masking in a sentence."""
+        """Returns the masking as a phrase for a sentence."""
         verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
         return f"{self.masking:.0%} {verb}" if self.masking else "nothing masked"
 
     def label(self, others: Iterable["RowName"]) -> str:
-        """The name in a sentence or a legend, without an augmentation that all `others` have, too."""
+        """Returns the name for sentences and legends, without an augmentation that all `others` share."""
         parts = [self.model]
         parts += [self.augmented] * any(other.augmentation != self.augmentation for other in others)
         parts += [self.share_masked] * bool(self.masking)
@@ -109,7 +109,7 @@ class RowName:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """A finished run of run_mae_pretrain.py, whose model a classifier started from."""
+    """A finished run of run_mae_pretrain.py, from whose model a classifier started."""
 
     args: record.Arguments
     results: record.PretrainingResults
@@ -117,13 +117,13 @@ class Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run: its records, and its predictions for the split that is reported."""
+    """A finished run: its records, and its predictions for the reported split."""
 
     folder: Path
     point: grid.ClassificationPoint
     args: record.Arguments
     results: record.ClassificationResults
-    pretraining: Pretraining | None  # None where it is not ours, or its folder is not found
+    pretraining: Pretraining | None  # None if there was none here, or its folder is not found
     split: str
     predictions: pd.DataFrame
 
@@ -132,12 +132,12 @@ class Run:
         return getattr(self.results, self.split)
 
 
-RunsByRow = dict[RowName, tuple[list[Run], int]]  # those that are finished, and how many were planned
+RunsByRow = dict[RowName, tuple[list[Run], int]]  # the finished runs, and the number of planned ones
 
 
 @dataclass(kw_only=True)
 class Row:
-    """What is known of a row; `values` is empty while no run of it has finished."""
+    """A row with its runs and metrics; `values` is empty as long as no run has finished."""
 
     name: RowName
     label: str
@@ -147,7 +147,7 @@ class Row:
     over_seeds: dict[str, Interval | None] = field(default_factory=dict)
     over_patients: dict[str, Interval | None] = field(default_factory=dict)
     by_view: dict[str, tuple[float, Interval | None, int]] = field(default_factory=dict)  # AUROC, n
-    aurocs: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> (1 + R,): as measured, resampled
+    aurocs: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> (1 + R,): measured, then resampled
     published: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -156,20 +156,20 @@ class Row:
 
     @property
     def architecture(self) -> str:
-        """The body's name without who published it: that of a pretrained model and of one from scratch."""
+        """Returns the model's name without its organisation, the same for pretrained and from scratch."""
         run = self.runs[0]
         name = run.pretraining.results.model if run.pretraining else run.point.model
         return name.rstrip("/").rpartition("/")[2]
 
     @property
     def start(self) -> int:
-        """0: pretrained here, 1: pretrained elsewhere, 2: from scratch."""
+        """Returns 0 if pretrained here, 1 if pretrained elsewhere, 2 if trained from scratch."""
         point = self.runs[0].point
         return 0 if point.own_pretraining else 2 if point.from_scratch else 1
 
     @property
     def undertrained(self) -> str:
-        """What shows that training had not converged, in words; "" where nothing does."""
+        """Returns in words why training had not converged, "" if there is no sign of it."""
         reasons = [run.results.undertrained for run in self.runs if run.results.undertrained]
         of = f"{len(reasons)} of {len(self.runs)} seeds: " if 0 < len(reasons) < len(self.runs) else ""
         return of + "; ".join(dict.fromkeys(reasons))
@@ -177,7 +177,7 @@ class Row:
 
 @dataclass
 class Comparison:
-    """AUROC of the first row minus that of the second; `p` is corrected for the number in the table."""
+    """The AUROC of a row minus that of another; `p` is corrected for the comparisons of the table."""
 
     first: str  # labels
     second: str
@@ -204,7 +204,7 @@ class ResultTable:
 
     @property
     def n(self) -> str:
-        """On what its rows were measured."""
+        """Returns in words the images that the rows were measured on."""
         counts = list(dict.fromkeys(count_images(row.runs[0].predictions) for row in self.measured))
         return " or ".join(f"n = {count}" for count in counts) or "nothing measured yet"
 
@@ -214,11 +214,11 @@ class ResultTable:
 
     @property
     def views(self) -> list[str]:
-        """The views of which at least one row has both classes."""
+        """Returns the views with an AUROC in at least one row."""
         return [view for view in VIEWS["frontal"] if any(view in row.by_view for row in self.measured)]
 
     def is_best(self, row: Row, metric: str) -> bool:
-        """Whether a row has the best value of a column, as the paper underlines."""
+        """Returns whether a row has the best value of a column, which is underlined as in the paper."""
         values = [other.values[metric] for other in self.measured if other.values[metric] is not None]
         if len(self.measured) < 2 or row.values.get(metric) is None:
             return False
@@ -226,22 +226,24 @@ class ResultTable:
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Returns the finished classification runs in `folders`. Raises UserError when one holds none."""
+    """Returns the finished classification runs in `folders`. Raises UserError if a folder has none."""
     runs = []
     for folder in folders:
         inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
         found = [run for run in inside if isinstance(record.read_results(run), record.ClassificationResults)]
         if not found:
             raise UserError(
-                f"{folder}: found no results.json of a classification run in it or one level below; "
-                "expected the --output_dir of run_classification.py or run_study.py, or a folder of such"
+                f"{folder}: found no finished classification run (results.json) in it or one level below; "
+                "name the --output_dir of run_classification.py or run_study.py, or a folder of such runs"
             )
         runs += found
-    return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]  # once, where FOLDERs overlap
+    return list({run.resolve(): run for run in reversed(runs)}.values())[
+        ::-1
+    ]  # each run once, if FOLDERs overlap
 
 
 def read_run(folder: Path, cell: grid.ClassificationCell | None) -> Run:
-    """Reads a finished run: the test split where it was evaluated, else validation. Raises UserError."""
+    """Reads a finished run, with its test split if evaluated, else validation. Raises UserError."""
     results = record.ClassificationResults.read(folder / "results.json")
     split = "test" if results.test else "validation"
     return Run(
@@ -258,7 +260,7 @@ def read_run(folder: Path, cell: grid.ClassificationCell | None) -> Run:
 def find_pretraining(
     folder: Path, results: record.ClassificationResults, *, needs: str | None
 ) -> Pretraining | None:
-    """The run of ours that a classifier started from: where its model was, or beside it in a moved study."""
+    """Returns the pretraining run of a classifier, from its recorded path or, in a moved study, beside it."""
     model = Path(results.model)
     folders = [model.parent if model.name == "model" else model] * results.pretrained
     folders += [folder.parent / needs] if needs else []
@@ -269,24 +271,24 @@ def find_pretraining(
 
 
 def read_predictions(path: Path, num_images: int) -> pd.DataFrame:
-    """Returns what a run wrote for each image. Raises UserError."""
+    """Returns the predictions that a run wrote, a row per image. Raises UserError if they are not valid."""
     types = {"dicom_id": str, "view_position": str, "label": float, "probability": float}
     try:
-        # "" is no view, and not a missing value.
+        # "" means an unknown view, not a missing value.
         predictions = pd.read_csv(path, dtype=types, usecols=PREDICTION_COLUMNS, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not what a run writes: {one_line(error)}; run it again") from error
     in_range = predictions["label"].isin((0, 1)) & predictions["probability"].between(0, 1)
     if not in_range.all() or len(predictions) != num_images:
         raise UserError(
-            f"{path}: not what a run writes: expected labels of 0 or 1 and probabilities from 0 to 1 for the "
+            f"{path}: not what a run writes: expected labels 0 or 1 and probabilities from 0 to 1 for the "
             f"{num_images} images of results.json; run it again"
         )
     return predictions.astype({"label": int})
 
 
 def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
-    """Where in a grid a run is that no plan names."""
+    """Returns the place in a grid of a run that no plan names."""
     erasing = results.random_erasing_prob
     return grid.ClassificationPoint(
         model=results.model,
@@ -310,7 +312,7 @@ def row_name(point: grid.ClassificationPoint) -> RowName:
 
 
 def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
-    """Groups the finished runs and the cells that are planned."""
+    """Groups the finished runs and the planned cells in `folders` by table and row."""
     tables: dict[TableName, RunsByRow] = defaultdict(dict)
     finished = find_runs(folders)
     cells = {folder / name: cell for folder in folders for name, cell in grid.read_plan(folder).items()}
@@ -338,8 +340,8 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
 
 
 def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow:
-    """Makes a row of its own of runs that differ in a flag, which is then part of the row's name."""
-    # The model of a study's own pretraining has the seed in its name; any other is in the row's.
+    """Splits a row whose runs differ in flags into rows that have those flags in their names."""
+    # The model of a study's own pretraining has the seed in its path; any other is in the row's name.
     free = {*record.FREE_TO_CHANGE, "seed", "model_name_or_path"}
     setups = [
         {name: value for name, value in run.args.flags.items() if name not in free}
@@ -359,36 +361,36 @@ def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow
 
 
 def check_row(row: Row) -> None:
-    """Raises UserError when runs that should differ in their seed only do not."""
+    """Raises UserError if the runs of a row do not differ in their seed only."""
     first = row.runs[0]
     for number, other in enumerate(row.runs):
         if other.results.seed in {run.results.seed for run in row.runs[:number]}:
-            found = f"both have seed {other.results.seed}"
+            found = f"seed {other.results.seed} is there twice"
         elif not other.predictions["dicom_id"].equals(first.predictions["dicom_id"]):
-            found = "were measured on other images"
+            found = "they were measured on different images"
         else:
             continue
         raise UserError(
-            f"{first.folder} and {other.folder} would make up one row, but {found}; expected runs that "
-            "differ in their seed only: report them apart"
+            f"{first.folder} and {other.folder} would be in one row, but {found}, expected runs that differ "
+            "only in their seed; report them separately"
         )
 
 
 def check_samples(rows: list[Row], table: TableName) -> None:
-    """Raises UserError when runs of one seed and size were not trained on the same images."""
+    """Raises UserError if runs with the same seed and size were trained on different images."""
     seen: dict[int, tuple[str, Path]] = {}
     for run in (run for row in rows for run in row.runs):
         sample = record.Sample.read(run.folder / "samples.json").sha256
         expected, first = seen.setdefault(run.results.seed, (sample, run.folder))
         if sample != expected:
             raise UserError(
-                f"{run.folder} and {first} are in one table ({table.title}) but were trained on other "
-                "images; expected the same sample: report them apart"
+                f"{run.folder} and {first} would be in one table ({table.title}), but were trained on "
+                "different images, expected the same sample; report them separately"
             )
 
 
 def count_images(predictions: pd.DataFrame) -> str:
-    """How many images, patients and positive images there are."""
+    """Returns the numbers of images, patients and positive images as text."""
     patients = plural(predictions["subject_id"].nunique(), "patient")
     return f"{plural(len(predictions), 'image')} of {patients}, {predictions['label'].sum():,} positive"
 

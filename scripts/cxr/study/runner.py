@@ -1,4 +1,4 @@
-"""Runs the cells of a study, each in a process of its own, and follows them."""
+"""Runs the cells of a study, each in its own process, and shows their progress."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ from cxr.study.results import format_number
 from cxr.training.progress import has_checkpoint
 
 LOG_TAIL = 12  # lines
-SAVING_SECONDS = 120  # that a cell may take to end its step and save it
+SAVING_SECONDS = 120  # how long a cell may take to finish its step and save a checkpoint
 
 
 def state_on_disk(run: Path) -> str:
@@ -40,18 +40,18 @@ def state_on_disk(run: Path) -> str:
 
 
 def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
-    """Returns the plan that `output_dir` has, with `cells` added to it.
+    """Returns the plan of the study in `output_dir`, with `cells` added.
 
-    Raises UserError when the folder is no study, or a cell that was begun in it had other flags. One that
-    ended before its first checkpoint starts anew, so its flags may change.
+    Raises UserError if the folder has other content than a study, or a cell with other flags. The flags of a
+    cell that ended before its first checkpoint may change, because it starts again.
     """
     if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir {output_dir} is a file; expected a folder: name another")
+        raise UserError(f"--output_dir {output_dir} is a file, expected a folder; choose another name")
     found = {path.name for path in output_dir.glob("[!.]*")}
     if found and "plan.json" not in found:
         raise UserError(
-            f"--output_dir {output_dir} is not empty and no study (no plan.json); expected a new folder or "
-            "that of an earlier study: name another"
+            f"--output_dir {output_dir} is not empty and not a study (found no plan.json), expected a new "
+            "folder or that of an earlier study; choose another folder"
         )
     planned = grid.read_plan(output_dir)
     for cell in cells:
@@ -59,7 +59,7 @@ def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
         has_begun = state_on_disk(run) != "to run" or is_in_use(run)
         if has_begun and (run / "args.json").is_file():
             record.check_unchanged(record.Arguments.read(run / "args.json").flags, cell.flags, where=run)
-            # args.json has the defaults too; which flags were named is in the old plan.
+            # args.json also has the defaults; only the old plan says which flags were set.
             before = planned.get(cell.run_id, cell).flags
             record.check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
     return grid.Plan(cells=planned | {cell.run_id: cell for cell in cells})
@@ -67,7 +67,7 @@ def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
 
 def command(cell: grid.Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
-    launcher += ["--quiet"]  # its own trace would push the script's error out of the log's tail
+    launcher += ["--quiet"]  # the launcher's trace would push the script's error out of the log's last lines
     if gpu is not None:
         launcher += ["--gpu_ids", gpu]
     resume = "latest" if has_checkpoint(run) else None
@@ -76,16 +76,16 @@ def command(cell: grid.Cell, run: Path, config_file: Path, gpu: str | None) -> l
 
 
 def start_cell(cell: grid.Cell, output_dir: Path, launch: Launch, *, gpu: str | None) -> subprocess.Popen:
-    """Starts a cell's process, its output in `logs/RUN_ID.log`."""
+    """Starts a cell's process, which writes its output to `logs/RUN_ID.log`."""
     run = output_dir / cell.run_id
     if not has_checkpoint(run):
-        shutil.rmtree(run, ignore_errors=True)  # what ended before its first checkpoint starts anew
+        shutil.rmtree(run, ignore_errors=True)  # a run that ended before its first checkpoint starts again
     environment = dict(os.environ, TQDM_MININTERVAL="30", PYTHONUNBUFFERED="1")
     if launch.num_threads:
         environment["OMP_NUM_THREADS"] = str(launch.num_threads)
     log = log_of(cell, output_dir)
     log.parent.mkdir(exist_ok=True)
-    log.touch(mode=0o600)  # an error names the file that it found
+    log.touch(mode=0o600)  # private: an error may name the file of a patient
     with log.open("w", encoding="utf-8") as file:
         words = command(cell, run, launch.config_file, gpu)
         return subprocess.Popen(
@@ -98,14 +98,14 @@ def log_of(cell: grid.Cell, output_dir: Path) -> Path:
 
 
 def tail(log: Path) -> str:
-    """The last lines, of a progress bar its last state, without the ids that are in the log."""
+    """Returns the last lines of a log without ids; of a progress bar, only its last state."""
     lines = log.read_bytes().decode("utf-8", errors="replace").split("\n")
     lines = [mask_ids(line.rstrip("\r").rpartition("\r")[2]) for line in lines]
     return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
 
 
 def stop_process(process: subprocess.Popen) -> None:
-    """Ends a cell: the launcher and all that it started, which a signal to the launcher alone would leave."""
+    """Ends the launcher of a cell and all its children; a signal to the launcher alone would leave them."""
     try:
         launcher = psutil.Process(process.pid)
         processes = [*launcher.children(recursive=True), launcher]
@@ -120,7 +120,7 @@ def stop_process(process: subprocess.Popen) -> None:
 
 
 class StudyRunner:
-    """The cells of this call and what becomes of them: waiting, running, done, failed or impossible."""
+    """Runs the cells of this call and keeps their states: waiting, running, done, failed or impossible."""
 
     def __init__(self, cells: list[grid.Cell], output_dir: Path, *, seconds: dict[str, float], parallel: int):
         self.cells = cells
@@ -137,7 +137,7 @@ class StudyRunner:
         self.finished_before = set(self.results)
 
     def note_results(self, cell: grid.Cell) -> bool:
-        """Whether a cell is finished: its results are kept for the table, its checkpoints are removed."""
+        """Returns whether a cell is finished; if so, keeps its results and removes its checkpoints."""
         results = record.read_results(self.output_dir / cell.run_id)
         if results:
             self.results[cell.run_id] = results
@@ -146,28 +146,31 @@ class StudyRunner:
         return results is not None
 
     def next_cell(self) -> grid.Cell | None:
-        """The first cell that waits for nothing. One that a killed study left running is waited for."""
+        """Returns the first cell that can start, None if there is none.
+
+        A cell that a killed study left running cannot start until that process has ended.
+        """
         for cell in self.cells:
             if self.states[cell.run_id] != "waiting" or is_in_use(self.output_dir / cell.run_id):
                 continue
             needed = self.states[cell.needs] if cell.needs else "done"
             if needed in ("failed", "impossible"):
                 self.states[cell.run_id] = "impossible"
-                self.say(f"{cell.run_id} skipped: it starts from {cell.needs}, which failed")
+                self.say(f"{cell.run_id} skipped: it starts from the model of {cell.needs}, which failed")
             elif needed == "done" and not self.note_results(cell):
                 return cell
         return None
 
     def end_cell(self, cell: grid.Cell, *, took: float) -> None:
-        """Notes how a cell's process ended, and says so."""
+        """Records how a cell's process ended, and prints a line about it."""
         log = log_of(cell, self.output_dir)
-        if is_in_use(self.output_dir / cell.run_id):  # what a killed study left was quicker to claim it
+        if is_in_use(self.output_dir / cell.run_id):  # a process that a killed study left has claimed it
             self.states[cell.run_id] = "waiting"
             self.say_it_still_runs(cell)
             return
         if not self.note_results(cell):
             self.states[cell.run_id] = "failed"
-            self.say(f"{cell.run_id} FAILED after {duration(took)}; the end of {log}:\n{tail(log)}")
+            self.say(f"{cell.run_id} FAILED after {duration(took)}; last lines of {log}:\n{tail(log)}")
             return
         ended = sum(state not in ("waiting", "running") for state in self.states.values())
         left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
@@ -178,14 +181,14 @@ class StudyRunner:
         self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {headline}, {took:.0f} s; {left}")
 
     def say_it_still_runs(self, cell: grid.Cell) -> None:
-        self.say(f"{cell.run_id} still runs, as a killed study left it; waiting for its end")
+        self.say(f"{cell.run_id} is still running, started by a study that was killed; waiting for its end")
 
     def test_auroc(self, cell: grid.ClassificationCell) -> float | None:
         results = self.results.get(cell.run_id)
         return results.test.auroc if results and results.test else None
 
     def seconds_left(self) -> float:
-        """What is left by the estimates, corrected by how they held so far in this call."""
+        """Returns the estimated seconds left, corrected by the actual times of this call so far."""
         left = sum(
             self.seconds[name] * (1 - self.share_done(name)) for name in self.names_in("waiting", "running")
         )
@@ -194,21 +197,21 @@ class StudyRunner:
         return left * (time.monotonic() - self.started) / here if here else left / self.parallel
 
     def print_failures(self) -> bool:
-        """Whether cells failed; says which."""
+        """Prints which cells failed, if any; returns whether any did."""
         if failed := self.names_in("failed", "impossible"):
-            said = f"{len(failed)} of {len(self.cells)} cells failed: {', '.join(failed)}."
+            said = f"{len(failed)} of {len(self.cells)} cells failed or were skipped: {', '.join(failed)}."
             print(f"{said} The same command tries them again.")
         return bool(failed)
 
     def has_classifier(self) -> bool:
-        """Whether there is something to report."""
+        """Returns whether a classifier has finished, so that there is something to report."""
         return any(isinstance(results, record.ClassificationResults) for results in self.results.values())
 
     def names_in(self, *states: str) -> list[str]:
         return [name for name, state in self.states.items() if state in states]
 
     def share_done(self, name: str) -> float:
-        """The share of its epochs that a running cell has behind it."""
+        """Returns the share of its epochs that a running cell has finished, 0 for other cells."""
         run = self.output_dir / name
         metrics = run / record.METRICS_FILE
         if self.states[name] != "running" or not metrics.is_file():
@@ -217,16 +220,16 @@ class StudyRunner:
         return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs)
 
     def say(self, text: str) -> None:
-        with contextlib.suppress(OSError, SystemExit):  # whoever read this is gone; the study continues
+        with contextlib.suppress(OSError, SystemExit):  # if the terminal or pipe is closed, continue
             self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def render(self) -> Group:
-        """The table that follows the study: a row an arm, a column a training size."""
+        """Returns the progress table of the study: a row per arm, a column per training size."""
         cells_of: dict[tuple[str, str], list[grid.ClassificationCell]] = defaultdict(list)
         for cell in [cell for cell in self.cells if isinstance(cell, grid.ClassificationCell)]:
             cells_of[grid.arm_name(cell.point), grid.size_name(cell.point.train_size)].append(cell)
         arms, columns = map(grid.unique, zip(*cells_of))
-        table = Table(title="test AUROC, mean over the seeds that are done")
+        table = Table(title="test AUROC, mean over the finished seeds")
         for name in ("", *columns):
             table.add_column(name, justify="right" if name else "left")
         for arm in arms:
@@ -234,7 +237,7 @@ class StudyRunner:
         running = [f"{name} {self.share_done(name):.0%}" for name in self.names_in("running")]
         states = ("done", "running", "waiting", "failed", "impossible")
         shown = ", ".join(f"{len(self.names_in(one))} {one}" for one in states if self.names_in(one))
-        # A table that is longer than the terminal is cut at its end.
+        # The states come first, because a table that is longer than the terminal is cut at its end.
         return Group(f"{shown}; about {duration(self.seconds_left())} left", *running, table)
 
     def summary(self, cells: list[grid.ClassificationCell]) -> str:
@@ -246,10 +249,10 @@ class StudyRunner:
         return " ".join(words) or "-"
 
     def run(self, launch: Launch) -> None:
-        """Runs what waits, a cell in each slot of `launch`, until nothing does or a signal ends them."""
+        """Runs the waiting cells, one in each slot of `launch`, until all have ended or a signal arrives."""
         slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
-        for name in ("SIGTERM", "SIGUSR1"):  # the second is SLURM's notice; Windows has none
+        for name in ("SIGTERM", "SIGUSR1"):  # SLURM sends SIGUSR1 before the time limit; Windows has no such
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
         with live if self.console.is_terminal else contextlib.nullcontext():
@@ -266,7 +269,7 @@ class StudyRunner:
                             del slots[slot]
                             self.end_cell(cell, took=time.monotonic() - started)
             except (KeyboardInterrupt, SystemExit):
-                print(f"Stopped. The same command continues {self.output_dir}.", file=sys.stderr)
+                print(f"Stopped. The same command continues the study {self.output_dir}.", file=sys.stderr)
                 raise
             finally:
                 for _, process, _ in slots.values():

@@ -1,4 +1,4 @@
-"""`--per_device_train_batch_size auto`: the largest batch that fits into the GPU's memory."""
+"""Finds the largest batch that fits into the GPU's memory, for `--per_device_train_batch_size auto`."""
 
 import copy
 import gc
@@ -17,9 +17,10 @@ MARGIN = 0.05  # of the GPU's memory, left free for fragmentation and for other 
 
 
 def largest_fitting(fits: Callable[[int], bool], *, limit: int) -> int:
-    """Returns the largest size up to `limit` that fits, to a sixteenth; 0 if not even 1 does.
+    """Returns the largest size up to `limit` that fits, within 1/16 of the optimum; 0 if not even 1 fits.
 
-    From 8 on it is a multiple of 8, as tensor cores like it. `fits` must hold for all smaller sizes too.
+    Sizes from 8 on are rounded down to a multiple of 8, which suits tensor cores. If `fits` is true for a
+    size, it must be true for all smaller sizes.
     """
     if limit < 1 or not fits(1):
         return 0
@@ -43,9 +44,9 @@ def resolve_batch_size(
     gradient_accumulation_steps: int,
     resumed_images_per_step: int | None,
 ) -> int:
-    """Returns the number that "auto" stands for, or the one requested.
+    """Returns the requested batch size; "auto" becomes the largest that fits.
 
-    A resumed run (`resumed_images_per_step` of its checkpoint) keeps the steps that it began with.
+    For a resumed run, "auto" keeps the images per step of its checkpoint (`resumed_images_per_step`).
     """
     if requested != "auto":
         return requested
@@ -63,24 +64,24 @@ def find_batch_size(
     *,
     limit: int,
 ) -> int:
-    """Returns the largest batch, the same on all processes, whose training step fits into the GPU's memory.
+    """Returns the largest batch size whose training step fits into the memory of every process's GPU.
 
-    Tries forward and backward passes on a copy of `model`, beside room for AdamW's two moments and the
-    buckets in which processes exchange gradients. Raises UserError if not even one image fits.
+    Tries forward and backward passes on a copy of `model`, with memory reserved for AdamW's two moments and
+    for the buckets in which processes exchange gradients. Raises UserError if not even one image fits.
     """
     found = _try_batch_sizes(accelerator, model, synthetic_loss, limit=limit)
-    gc.collect()  # the copy's modules refer to themselves
+    gc.collect()  # the copy's modules are in reference cycles
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     batch_size = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
     if batch_size == 0:
         raise UserError(
-            "--per_device_train_batch_size auto: found no room for one image in the GPU's memory; take a "
-            "smaller model or --image_size, or the FSDP configuration with a number"
+            "--per_device_train_batch_size auto: found too little GPU memory for even one image; use a "
+            "smaller model or --image_size, or the FSDP configuration with a fixed batch size"
         )
     logger.info(
-        "The largest batch that fits: %d images on each GPU; --base_learning_rate follows it, "
-        "--learning_rate does not.",
+        "The largest batch that fits: %d images per GPU. --base_learning_rate is scaled to it, "
+        "--learning_rate is not.",
         batch_size,
     )
     return batch_size
@@ -98,7 +99,7 @@ def _try_batch_sizes(
     speed_up(probe, torch_compile=False)
     num_trainable = sum(parameter.numel() for parameter in probe.parameters() if parameter.requires_grad)
     margin = int(MARGIN * torch.cuda.get_device_properties(device).total_memory / 4)
-    reserve = torch.empty(3 * num_trainable + margin, device=device)  # noqa: F841 - it takes room
+    reserve = torch.empty(3 * num_trainable + margin, device=device)  # noqa: F841 - occupies memory
 
     def fits(batch_size: int) -> bool:
         probe.zero_grad()

@@ -1,4 +1,4 @@
-"""Checkpoints: `checkpoints/step_N` folders that appear whole, and that a run goes on from."""
+"""Saves checkpoints, `checkpoints/step_N`, atomically, and resumes a run from one."""
 
 import functools
 import logging
@@ -25,7 +25,7 @@ CHECKSUMS_FILE = "sha256.json"
 RECORDS = {
     record.METRICS_FILE: False,
     record.BAD_STEPS_FILE: True,
-}  # of a run, that are in a checkpoint; whether private
+}  # the run's files that a checkpoint contains, and whether each is private
 logger = logging.getLogger(__name__)
 
 
@@ -38,13 +38,13 @@ def is_due(checkpointing_steps: str | int, schedule: Schedule, step: int) -> boo
 def save_checkpoint(
     accelerator: Accelerator, output_dir: Path, progress: Progress, *, total_limit: int
 ) -> None:
-    """Writes `checkpoints/step_N` aside and renames it; then deletes all but the newest `total_limit`.
+    """Writes a temporary folder and renames it to `checkpoints/step_N`; keeps the newest `total_limit` only.
 
-    The model of the best epoch and the records so far are in it: what is resumed has those of its step.
+    The folder includes the model of the best epoch and the run's records, as they are at this step.
     """
     checkpoints_dir = output_dir / "checkpoints"
     target = checkpoints_dir / f"step_{progress.step}"
-    temporary = checkpoints_dir / f".step_{progress.step}.tmp"  # one name, as all ranks write to it
+    temporary = checkpoints_dir / f".step_{progress.step}.tmp"  # the same name on all ranks, which all write
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -57,27 +57,27 @@ def save_checkpoint(
                 shutil.copytree(output_dir / "model", temporary / BEST_MODEL)
             for name in RECORDS:
                 if (output_dir / name).is_file():
-                    shutil.copy(output_dir / name, temporary / name)  # with its mode
+                    shutil.copy(output_dir / name, temporary / name)  # keeps the file mode
             files.write_json(temporary / CHECKSUMS_FILE, _checksums(temporary))
             files.write_json(temporary / record.PROGRESS_FILE, progress.as_json())
             files.replace_folder(temporary, target)
     finally:
         if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)  # a full disk has better uses
+            shutil.rmtree(temporary, ignore_errors=True)  # after a failure, such as a full disk
     if accelerator.is_main_process:
         complete = complete_checkpoints(checkpoints_dir)
         end = complete.index(target) + 1
-        # First what was left behind when the run was resumed from an earlier one: it would be the latest.
+        # Checkpoints of later steps are from before this run was resumed: they would pass for the latest.
         for path in [*complete[end:], *complete[:end][:-total_limit]]:
             files.remove_folder(path)
     accelerator.wait_for_everyone()
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
-    """Returns the folder that the flag means: `latest` or a path; None without the flag or a checkpoint.
+    """Returns the checkpoint that `latest` or a path means; None without the flag or without a checkpoint.
 
-    A run that was stopped before its first checkpoint has none; it starts at step 0. Raises UserError
-    for a path that is no checkpoint of this run.
+    A run that was stopped before its first checkpoint starts again at step 0. Raises UserError if the path
+    is not a checkpoint of this run.
     """
     if resume_from_checkpoint is None:
         return None
@@ -94,7 +94,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
 
 
 def resumed_images_per_step(output_dir: Path, resume_from_checkpoint: str | None) -> int | None:
-    """Returns what a step means in the checkpoint that the flag means, None where there is none."""
+    """Returns the images per step of the checkpoint to resume from, None if there is no checkpoint."""
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
     return None if checkpoint is None else Progress.read(checkpoint / record.PROGRESS_FILE).images_per_step
 
@@ -107,16 +107,16 @@ def resume(
     *,
     images_per_step: int,
 ) -> Progress:
-    """Loads the checkpoint that the flag means into what was prepared; returns where the run stands.
+    """Loads the checkpoint that the flag means into the prepared objects; returns the run's progress.
 
-    Raises UserError for a checkpoint that does not fit: damaged, of another model, or of other steps.
+    Raises UserError if the checkpoint is damaged, or has another model or another number of images per step.
     """
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
     if checkpoint is None:
         if (output_dir / "results.json").exists():
             raise UserError(
-                f"{output_dir}: found a finished run without a checkpoint, expected one to continue; use its "
-                "model/, or start anew in another --output_dir"
+                f"{output_dir}: found a finished run without a checkpoint, expected a checkpoint to continue "
+                "from; use the run's model/, or start again in another --output_dir"
             )
         if resume_from_checkpoint is not None:
             logger.info("Found no complete checkpoint in %s: starting at step 0.", output_dir)
@@ -128,17 +128,18 @@ def resume(
     try:
         accelerator.load_state(str(checkpoint))
         _check_moments(optimizer)
-    except Exception as error:  # torch ends in many kinds where a file does not fit
+    except Exception as error:  # torch raises many types for a file that does not fit
         if re.search(f"{MEMORY}|{PEERS}", f"{type(error).__name__}: {error}"):
-            raise  # no fault of the checkpoint
+            raise  # the checkpoint is not the cause
         raise UserError(
             f"{checkpoint}: does not fit this run ({one_line(error)}); expected a checkpoint of this model; "
-            "resume from an older one, or start anew in another --output_dir"
+            "resume from an older one, or start again in another --output_dir"
         ) from error
     if progress.images_per_step != images_per_step:
         raise UserError(
-            f"{checkpoint} has {progress.images_per_step} images a step, found {images_per_step}; choose "
-            "batch size, accumulation and number of processes so that their product is the same"
+            f"{checkpoint}: found {progress.images_per_step} images per step, but this run has "
+            f"{images_per_step}; choose batch size, gradient accumulation and number of processes with the "
+            "same product"
         )
     if accelerator.is_main_process:
         restore_records(output_dir, checkpoint)
@@ -150,7 +151,7 @@ def resume(
 
 
 def restore_records(output_dir: Path, checkpoint: Path | None) -> None:
-    """Makes the records of a run those of its checkpoint; without one, those of a run that begins."""
+    """Restores the run's records from the checkpoint; without a checkpoint, removes them."""
     (output_dir / "results.json").unlink(missing_ok=True)
     for name, is_private in RECORDS.items():
         if checkpoint is not None and (checkpoint / name).is_file():
@@ -166,7 +167,7 @@ def _checksums(checkpoint: Path) -> dict[str, str]:
 
 
 def _check_content(checkpoint: Path) -> None:
-    """Raises UserError where a file has changed since it was written, which torch seldom notices."""
+    """Raises UserError if a file has changed since it was written, which torch rarely detects."""
     expected = files.read_json(checkpoint / CHECKSUMS_FILE)
     found = _checksums(checkpoint)
     changed = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
@@ -174,12 +175,12 @@ def _check_content(checkpoint: Path) -> None:
     if changed:
         raise UserError(
             f"{checkpoint} is damaged: {', '.join(changed)[:200]} changed since it was saved; resume from an "
-            "older one, or start anew in another --output_dir"
+            "older one, or start again in another --output_dir"
         )
 
 
 def _check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError for moments of other shapes than the parameters, which torch would find at a step."""
+    """Raises ValueError if moments and parameters differ in shape; torch would fail only at the next step."""
     for parameter, state in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             if state[name].shape != parameter.shape:
@@ -187,8 +188,8 @@ def _check_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path) -> None:
-    """Writes `model_dir` for plain `from_pretrained`: safetensors, config, image processor."""
-    state_dict = accelerator.get_state_dict(model)  # a collective where the weights are sharded
+    """Writes `model_dir`, which `from_pretrained` can load: safetensors, config, image processor."""
+    state_dict = accelerator.get_state_dict(model)  # a collective operation if the weights are sharded
     if accelerator.is_main_process:
         with files.new_folder(model_dir) as folder:
             accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state_dict)

@@ -1,6 +1,6 @@
-"""Measures the device that a training would run on, in a second or two, and prints it as JSON.
+"""Measures the speed of the training device, in a second or two, and prints it as JSON.
 
-cd scripts && python -m cxr.training.device_speed no    # or fp16, bf16; then --cpu to leave a GPU out
+cd scripts && python -m cxr.training.device_speed no    # or fp16, bf16; --cpu ignores a GPU
 """
 
 import json
@@ -11,19 +11,19 @@ import torch
 from torch import nn
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-MEASURED_SECONDS = 0.3  # of steps; the first ones, which are not counted, come on top
+MEASURED_SECONDS = 0.3  # without the warm-up steps
 MIN_STEPS = 4
 
 
 def find_device(*, on_cpu: bool) -> str:
-    """The kind of device, as Accelerate chooses it."""
+    """Returns the type of device that Accelerate would choose."""
     if not on_cpu and torch.cuda.is_available():
         return "cuda"
     return "mps" if not on_cpu and torch.backends.mps.is_available() else "cpu"
 
 
 def sustained_tflops(device: str, mixed_precision: str) -> dict[str, float]:
-    """TFLOP/s of training steps of a layer, by the family of models that is made of such layers."""
+    """Returns, for each model family, the TFLOP/s of training steps of a typical layer."""
     batch_size = 4 if device == "cpu" else 64
     width, tokens, side = 384, 197, 28
     vit = nn.TransformerEncoderLayer(width, 6, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
@@ -31,7 +31,7 @@ def sustained_tflops(device: str, mixed_precision: str) -> dict[str, float]:
     resnet = nn.Sequential(
         *(layer for one in convolutions for layer in (one, nn.BatchNorm2d(128), nn.ReLU()))
     )
-    gflop = {  # of a forward pass of one image
+    gflop = {  # for the forward pass of one image
         "vit": 2e-9 * tokens * (12 * width**2 + 2 * tokens * width),
         "resnet": 2e-9 * side**2 * 2 * 9 * 128**2,
     }
@@ -47,7 +47,7 @@ def sustained_tflops(device: str, mixed_precision: str) -> dict[str, float]:
 
 
 def seconds_a_step(layer: nn.Module, shape: tuple[int, ...], device: str, mixed_precision: str) -> float:
-    """The time of the quickest forward and backward pass: what else the machine does makes others longer."""
+    """Returns the time of the fastest forward and backward pass; other programs can only slow a pass down."""
     layer, inputs = layer.to(device), torch.randn(shape, device=device, requires_grad=True)
     dtype, times = DTYPES.get(mixed_precision), []
     for _ in range(2):
@@ -60,7 +60,7 @@ def seconds_a_step(layer: nn.Module, shape: tuple[int, ...], device: str, mixed_
 
 
 def one_step(layer: nn.Module, inputs: torch.Tensor, dtype: torch.dtype | None) -> None:
-    """Ends when the device has ended: the gradient is read."""
+    """Runs a forward and a backward pass; reading the gradient waits until the device has finished."""
     with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not None):
         loss = layer(inputs).float().square().mean()
     loss.backward()
@@ -69,5 +69,5 @@ def one_step(layer: nn.Module, inputs: torch.Tensor, dtype: torch.dtype | None) 
 
 if __name__ == "__main__":
     chosen = find_device(on_cpu="--cpu" in sys.argv)
-    precision = "no" if chosen == "cpu" and sys.argv[1] == "fp16" else sys.argv[1]  # a CPU has none
+    precision = "no" if chosen == "cpu" and sys.argv[1] == "fp16" else sys.argv[1]  # not on a CPU
     print(json.dumps({"device": chosen, "tflops": sustained_tflops(chosen, precision)}))

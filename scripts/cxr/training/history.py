@@ -1,4 +1,4 @@
-"""What the model that a run starts from was trained on before, and on how many of the same images."""
+"""Reads the training history of a pretrained model, and counts the images that it has already seen."""
 
 import argparse
 import contextlib
@@ -14,9 +14,10 @@ from cxr.run_folder.record import Sample
 
 
 def read_base(args: argparse.Namespace) -> tuple[list[Stage], str | None]:
-    """Returns the trainings of ours that the pretrained model has gone through, and its commit.
+    """Returns the recorded trainings of the pretrained model, and its commit.
 
-    That is None of a model in a folder, and of none. Raises UserError.
+    The commit is None without a pretrained model, and for one in a plain folder. Raises UserError if the
+    config.json is missing or not valid.
     """
     name, source = args.model_name_or_path, {"hub_dir": args.hub_dir, "revision": args.model_revision}
     if name is None:
@@ -24,16 +25,16 @@ def read_base(args: argparse.Namespace) -> tuple[list[Stage], str | None]:
     fields = pretrained.read_config(name, **source)
     history = ModelFields.of(fields, where=f"model {name}: config.json").training_history
     config = None if Path(name).is_dir() else pretrained.find_file(name, "config.json", **source)
-    return history, config and config.parent.name  # in the Hub's layout the folder is named for the commit
+    return history, config and config.parent.name  # in the Hub's layout the folder's name is the commit
 
 
 def count_seen(sample: Sample, last: Stage, *, pool: Sequence[str], model: str) -> int | None:
-    """Returns how many images of `sample` the training `last` of `model` had, None where that is unknown.
+    """Returns how many images of `sample` were also in the training `last` of `model`, None if unknown.
 
-    A model in its run's folder has the list beside it. Of another one the hash is known: that of the same
-    images, or of the whole `pool` that the sample was drawn from.
+    If the model is still in its run folder, the list of its images is beside it. Otherwise only their hash is
+    known, which is compared with those of the sample and of the whole `pool` that it was drawn from.
     """
-    with contextlib.suppress(UserError, OSError):  # no list, or another user's private one
+    with contextlib.suppress(UserError, OSError):  # no list, or not readable for this user
         before = Sample.read(Path(model).parent / "samples.json")
         if before.sha256 == last.sha256:
             return len(set(before.dicom_ids) & set(sample.dicom_ids))

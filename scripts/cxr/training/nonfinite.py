@@ -1,4 +1,4 @@
-"""Steps with a NaN or infinite loss or gradient: skipped, counted, their images noted, up to a limit."""
+"""Records skipped steps (NaN or infinite loss or gradient) and stops a training that has diverged."""
 
 import logging
 import math
@@ -15,12 +15,12 @@ from cxr.training.optimization import total_norm
 from cxr.training.progress import Progress
 from cxr.training.progress import complete_checkpoints
 
-SMALLEST_SCALE = 2.0**-20  # of fp16's losses; it begins at 2^16 and is halved at each overflow
+SMALLEST_SCALE = 2.0**-20  # of the fp16 loss scaler, which starts at 2^16 and halves at each overflow
 logger = logging.getLogger(__name__)
 
 
 def note_bad_steps(record: RunRecord, bad_steps: list[int], *, loader: DataLoader) -> None:
-    """Notes the images of `bad_steps`, which were skipped."""
+    """Records the images of the skipped steps `bad_steps`, and logs a warning for each."""
     for step in bad_steps:
         _, indices = loader.batch_sampler.images_of_step(step - 1)
         record.append_bad_step(step, loader.dataset.images.select(indices)["dicom_id"])
@@ -40,20 +40,20 @@ def check_training(
     ends_epoch: bool,
     max_bad_steps: int,
 ) -> None:
-    """Raises UserError where training has diverged; to be called where the losses are read.
+    """Raises UserError if training has diverged; called whenever the losses are read.
 
-    That is when too many steps were skipped, or all of an epoch; when a weight is infinite; and when fp16's
-    gradients overflow whatever they are scaled by.
+    Signs are: more than `max_bad_steps` skipped steps, an epoch in which all steps were skipped, a NaN or
+    infinite weight, and fp16 gradients that overflow even at the smallest loss scale.
     """
     if not _is_finite(model):
-        found = "found an infinite weight"
+        found = "found a NaN or infinite weight"
     elif accelerator.scaler is not None and accelerator.scaler.get_scale() < SMALLEST_SCALE:
-        found = "found gradients that overflow at every scale of fp16"
+        found = "found fp16 gradients that overflow at every loss scale"
     elif progress.num_bad_steps > max_bad_steps or (ends_epoch and not progress.num_losses):
         found = (
             f"found {progress.num_bad_steps} steps with a NaN or infinite loss or gradient, expected at most "
         )
-        found += f"--max_bad_steps {max_bad_steps}, and others in each epoch: see {BAD_STEPS_FILE}"
+        found += f"--max_bad_steps {max_bad_steps}, and a good step in each epoch: see {BAD_STEPS_FILE}"
     else:
         return
     good = complete_checkpoints(output_dir / "checkpoints")
@@ -71,10 +71,10 @@ def _is_finite(model: nn.Module) -> bool:
 
 
 def check_evaluation(loss: float, split: str) -> float:
-    """Returns the loss. Raises UserError where it is NaN or infinite."""
+    """Returns the loss. Raises UserError if it is NaN or infinite."""
     if not math.isfinite(loss):
         raise UserError(
             f"the loss on {split} is {loss}, expected a finite number; lower the learning rate, or use bf16, "
-            "not fp16; the last complete checkpoint is as it was"
+            "not fp16; the last complete checkpoint is unchanged"
         )
     return loss

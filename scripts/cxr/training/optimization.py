@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate as a pure function of the optimizer step."""
+"""Makes the optimizer, and computes the learning rate as a pure function of the optimizer step."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from cxr.choices import SCHEDULES
 from cxr.errors import UserError
 
-# Each maps the share of the steps after warm-up that are done, in [0, 1), to a share of the peak learning
+# Each maps the share of the steps after warm-up that are done, in [0, 1), to a factor of the peak learning
 # rate.
 SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -26,10 +26,10 @@ assert tuple(SHAPES) == SCHEDULES
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long a run is and how fast it learns, as functions of the number of optimizer steps.
+    """The length of a run and its learning rate, as functions of the number of optimizer steps.
 
-    A scheduler object would count its own calls: a prepared one steps once per process, and not at all when
-    fp16 skipped the update. A function of the step cannot drift, and a resumed run needs no state for it.
+    A scheduler object counts its own calls: one prepared by Accelerate steps once per process, and not at all
+    if fp16 skipped the update. A function of the step cannot drift, and resuming needs no state for it.
     """
 
     images_per_step: int  # of all processes and micro-batches
@@ -64,7 +64,7 @@ def make_schedule(
     peak_learning_rate: float,
     kind: str,
 ) -> Schedule:
-    """Returns the schedule of a run over `num_images`. Raises UserError when they do not fill one step."""
+    """Returns the schedule of a run over `num_images`. Raises UserError if they do not fill one step."""
     if num_images < images_per_step:
         raise UserError(
             f"found {num_images} training images, expected at least the {images_per_step} of one optimizer "
@@ -90,10 +90,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def make_adamw(
     model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """Fused AdamW on the trainable parameters; only matrices of linear layers, kernels of convolutions decay.
+    """Returns fused AdamW for the trainable parameters; it decays linear and convolution weights only.
 
-    Biases, norms, tokens and position embeddings do not, as in He et al. 2021. They are told apart by their
-    shape: names differ between models and between versions of transformers.
+    Biases, norms, tokens and position embeddings do not decay, as in He et al. 2021. Parameters are told
+    apart by their number of dimensions, because names differ between models and transformers versions.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -113,12 +113,12 @@ def update_weights(
     max_grad_norm: float | None,
     buffers: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
 ) -> torch.Tensor:
-    """Takes the optimizer's step and clears the gradients; a step that is not finite is left out.
+    """Takes an optimizer step and clears the gradients; skips the step if its loss is NaN or infinite.
 
-    `loss` () is that of this process, `buffers` those of the model with what they held before it. Returns the
-    mean loss over all processes, which is no finite number where the step was left out: weights, moments and
-    buffers are then as before. So is a step whose gradient is no number, but with fp16: a gradient that
-    overflows beside a finite loss is the scaler's business. Nothing here makes the host wait for the device.
+    `loss` () is the loss of this process, `buffers` are the model's buffers and their values before the step.
+    Returns the mean loss over all processes. If the step is skipped, it is NaN or infinite, and weights,
+    moments and buffers keep their values. A NaN or infinite gradient also skips the step, except with fp16,
+    where the scaler handles an overflow under a finite loss. The host never waits for the device here.
     """
     loss = accelerator.reduce(loss, "mean")
     if max_grad_norm:
@@ -127,7 +127,7 @@ def update_weights(
         norm = total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     if accelerator.scaler is None:
         is_finite = (loss + norm).isfinite()
-        optimizer.optimizer.found_inf = (~is_finite).float()  # by which a scaler tells the fused AdamW, too
+        optimizer.optimizer.found_inf = (~is_finite).float()  # fused AdamW then skips its step
         loss = torch.where(is_finite, loss, torch.nan)
     for buffer, before in buffers:
         buffer.copy_(torch.where(loss.isfinite(), buffer, before))
@@ -137,7 +137,7 @@ def update_weights(
 
 
 def total_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The norm of all of them together, (): finite if each number is."""
+    """Returns the norm over all tensors, (); a NaN or infinite element makes it NaN or infinite."""
     return _whole(nn.utils.get_total_norm(tensors))
 
 
@@ -146,5 +146,5 @@ def _whole(norm: torch.Tensor) -> torch.Tensor:
 
 
 def keep_buffers(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns the statistics of batch normalisation, and what they hold now."""
+    """Returns the buffers of batch normalisation, each with a copy of its values."""
     return [(buffer, buffer.clone()) for buffer in model.buffers() if buffer.is_floating_point()]

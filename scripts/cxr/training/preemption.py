@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1 while training: the step ends, a checkpoint is saved, and the run ends."""
+"""On SIGTERM, SIGINT or SIGUSR1, finishes the training step, saves a checkpoint and ends the run."""
 
 import contextlib
 import functools
@@ -18,14 +18,14 @@ from torch import distributed
 from cxr.data.loading import SIGNALS
 from cxr.training.runtime import COLLECTIVE_TIMEOUT
 
-ECHO_SECONDS = 1.0  # Ctrl-C reaches a process twice: from the terminal and from its launcher
+ECHO_SECONDS = 1.0  # Ctrl-C reaches a process twice: from the terminal and from the launcher
 logger = logging.getLogger(__name__)
 
 
 class Preemption:
-    """Within its block a signal is noted, and asked for after each step.
+    """A context in which signals are only noted; the training loop asks for them after each step.
 
-    A second SIGINT, a second or more after the first signal, stops at once.
+    A second SIGINT, at least a second after the first signal, stops the run at once.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -33,7 +33,7 @@ class Preemption:
         self.number = 0  # of the first signal
         self.noted_at = 0.0
         self.end_at_once: Callable[[], NoReturn] | None = None
-        # On the CPU: the question must not make the host wait for the GPU.
+        # On the CPU, so that asking does not make the host wait for the GPU.
         self.group = None
         if accelerator.num_processes > 1:
             self.group = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
@@ -56,32 +56,32 @@ class Preemption:
             return
         self.number, self.noted_at = number, time.monotonic()
         if self.accelerator.is_main_process:
-            # Not through logging, which the signal may have interrupted.
+            # Not by logging, which the signal may have interrupted.
             name = signal.Signals(number).name
             text = f"\n{name}: saving a checkpoint after this step; Ctrl-C stops at once\n"
-            with contextlib.suppress(OSError):  # a Ctrl-C has ended the reader of `| tee log`, too
+            with contextlib.suppress(OSError):  # in `| tee log`, Ctrl-C ends tee, too
                 os.write(2, text.encode())
 
     def requested(self) -> bool:
-        """Whether any process got a signal: the same answer on all, which wait for each other here."""
+        """Returns whether any process got a signal; processes wait for each other and agree on the answer."""
         if self.group is not None:
             agreed = torch.tensor(self.number)
             distributed.all_reduce(agreed, distributed.ReduceOp.MAX, group=self.group)
-            # A signal that came meanwhile is asked for after the next step.
+            # A signal that arrived during the reduction counts after the next step.
             self.number = int(agreed) or self.number
             return bool(agreed)
         return self.number != 0
 
     def nothing_left_to_save(self, output_dir: Path, *, step: int) -> None:
-        """From here on, when the last step is saved, a signal ends the run at once."""
+        """Lets a signal end the run at once from now on, as the last step is saved."""
         if self.requested():
             self.end_run(output_dir, step=step)
         self.end_at_once = functools.partial(self.end_run, output_dir, step=step)
 
     def end_run(self, output_dir: Path, *, step: int) -> NoReturn:
-        """Ends the run whose checkpoint is saved: status 130 after SIGINT, else 143."""
+        """Ends the run after its checkpoint was saved, with exit status 130 after SIGINT, else 143."""
         logger.warning(
-            "Stopped by %s after step %d. To go on: the same command, --output_dir %s "
+            "Stopped by %s after step %d. To continue: the same command with --output_dir %s "
             "--resume_from_checkpoint latest",
             signal.Signals(self.number).name,
             step,

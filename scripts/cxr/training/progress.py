@@ -1,4 +1,4 @@
-"""Where a run stands, and which of its checkpoints are complete; nothing here needs torch."""
+"""The progress of a run, and the list of its complete checkpoints; does not import torch."""
 
 import logging
 import math
@@ -18,30 +18,30 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(record.Record):
-    """`progress.json` in a checkpoint: where a run stands.
+    """`progress.json` in a checkpoint: the progress of a run.
 
-    With the model, the optimizer and the scaler it is all that a resume needs: the images, augmentations and
-    masks of a step, and its learning rate, are functions of the step and the seed.
+    Resuming needs only this, the model, the optimizer and the scaler: a step's images, augmentations, masks
+    and learning rate are functions of the step and the seed.
     """
 
     advice: ClassVar[str] = "remove this checkpoint, or name an older one"
 
-    images_per_step: record.Count = Field(description="of all processes: what a step means")
+    images_per_step: record.Count = Field(description="images per optimizer step, over all processes")
     step: record.Count = Field(default=0, description="optimizer steps done")
-    loss_sum: float = Field(default=0.0, description="of the finite losses of this epoch's steps so far")
-    num_losses: record.Count = Field(default=0, description="their number")
+    loss_sum: float = Field(default=0.0, description="sum of the finite losses of this epoch so far")
+    num_losses: record.Count = Field(default=0, description="number of losses in that sum")
     num_bad_steps: record.Count = Field(default=0, description="steps skipped since the start of the run")
-    train_seconds: record.Seconds = Field(default=0.0, description="spent in training steps")
-    best: record.Epoch | None = Field(default=None, description="the best epoch so far, of a classifier")
+    train_seconds: record.Seconds = Field(default=0.0, description="time spent in training steps")
+    best: record.Epoch | None = Field(default=None, description="the best epoch so far (classifiers only)")
 
     @field_validator("best", mode="before")
     @classmethod
     def _none_was_empty(cls, value: Any) -> Any:
-        return value or None  # as checkpoints of v0.1 have it
+        return value or None  # checkpoints of v0.1 have {} for none
 
     @classmethod
     def parse(cls, text: str | bytes, *, where: object) -> Self:
-        """Raises UserError also where a field is missing: a resume must not depend on defaults."""
+        """Raises UserError also if a field is missing, because a resumed run must not depend on defaults."""
         progress = super().parse(text, where=where)
         missing = sorted(cls.model_fields.keys() - progress.model_fields_set)
         if missing:
@@ -52,9 +52,9 @@ class Progress(record.Record):
         return self.model_dump(mode="json")
 
     def add_losses(self, losses: list[float]) -> list[int]:
-        """Adds the losses of the last steps, up to `step`; returns those whose loss is NaN or infinite."""
+        """Adds the losses of the last steps, up to `step`; returns the steps with a NaN or infinite loss."""
         good = [loss for loss in losses if math.isfinite(loss)]
-        for loss in good:  # one by one: the sum must not depend on how often the losses are read
+        for loss in good:  # one by one, so that the sum does not depend on how often the losses are read
             self.loss_sum += loss
         self.num_losses += len(good)
         self.num_bad_steps += len(losses) - len(good)
@@ -63,7 +63,7 @@ class Progress(record.Record):
 
     @property
     def train_loss(self) -> float:
-        """The mean loss of this epoch's steps so far, NaN where no step of it has one."""
+        """Returns the mean loss of this epoch so far, NaN if all its steps were skipped."""
         return self.loss_sum / self.num_losses if self.num_losses else math.nan
 
     def start_epoch(self) -> None:
@@ -71,9 +71,9 @@ class Progress(record.Record):
 
 
 def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
-    """Returns the checkpoint folders, oldest first, by the step in the file inside, not by the name.
+    """Returns the checkpoint folders, oldest first, by the step in their `progress.json`, not in their name.
 
-    One whose `progress.json` is damaged is skipped; so is what a user keeps there by another name.
+    Skips a checkpoint whose `progress.json` is damaged, with a warning, and folders with other names.
     """
     if not checkpoints_dir.is_dir():
         return []

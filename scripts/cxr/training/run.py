@@ -1,6 +1,6 @@
-"""A training run: what it consists of, in one object, and the steps of its loop that both scripts share.
+"""The state of a training run in one object, and the steps of its loop that both scripts share.
 
-The scripts have the loop itself, its order, and everything that makes the experiment.
+The loop itself, its order and everything specific to an experiment are in the scripts.
 """
 
 import argparse
@@ -58,19 +58,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Run:
-    """What a run consists of. `start`, `plan` and `prepare`, in this order, fill it in."""
+    """The state of a run, filled in by `start`, `plan` and `prepare`, in this order."""
 
     args: argparse.Namespace
     accelerator: Accelerator
     record: RunRecord
-    losses: list[torch.Tensor] = field(default_factory=list)  # of the steps since the last reading
+    losses: list[torch.Tensor] = field(default_factory=list)  # of the steps since losses were last read
     # Set by `draw_training_images`.
     sample: Sample = field(init=False)
-    history: list[Stage] = field(init=False)  # of the model that it starts from
-    base_commit: str | None = field(init=False)  # of that, where it has one
+    history: list[Stage] = field(init=False)  # the earlier trainings of the pretrained model
+    base_commit: str | None = field(init=False)  # the commit of the pretrained model, if known
     # Set by `plan`.
     model: nn.Module = field(init=False)
-    network: dict[str, Any] = field(init=False)  # what it is, for the records
+    network: dict[str, Any] = field(init=False)  # its description, for the records
     image_processor: ViTImageProcessor = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     schedule: optimization.Schedule = field(init=False)
@@ -82,7 +82,7 @@ class Run:
     normalize: Normalizer = field(init=False)
     preemption: Preemption = field(init=False)
     bar: tqdm = field(init=False)  # set by `steps`
-    # Set by `end_step`, about the step that has ended.
+    # Set by `end_step`, for the step that has just ended.
     ends_epoch: bool = field(init=False)
     saves: bool = field(init=False)
     stops: bool = field(init=False)
@@ -92,22 +92,22 @@ class Run:
         """Starts the processes and claims the run folder."""
         accelerator, record = runtime.start_run(args, default_output_dir=default_output_dir)
         if is_synthetic(args.data_dir):
-            logger.info("Synthetic radiographs: what is measured says nothing about patients")
+            logger.info("Training on synthetic radiographs: the results say nothing about patients")
         return cls(args=args, accelerator=accelerator, record=record)
 
     def load_images(self, *, image_size: int, **options: Any) -> dict[str, LabelledImages]:
-        """Returns the images by split, which one process of each machine shrinks on first use."""
+        """Returns the images by split; on first use, one process per machine shrinks them."""
         splits = load_images(
             self.args.data_dir,
             shortest_side=self.args.cache_image_size or default_cache_image_size(image_size),
             shows_progress=self.accelerator.is_local_main_process,
             **options,
         )
-        runtime.wait_for_all(self.accelerator, "images")  # a machine may take longer than others
+        runtime.wait_for_all(self.accelerator, "images")  # machines may take different times
         return splits
 
     def draw_training_images(self, images: LabelledImages) -> LabelledImages:
-        """Returns the images to train on, as the flags ask for them, and writes `samples.json`."""
+        """Draws the training images that the flags ask for, and writes `samples.json`."""
         args, pool = self.args, images["dicom_id"]
         images, sample = draw_training_images(images, num_samples=args.max_train_samples, seed=args.seed)
         self.sample = Sample(**sample)
@@ -127,10 +127,10 @@ class Run:
         num_images: int,
         betas: tuple[float, float],
     ) -> None:
-        """Decides on the schedule and makes the optimizer.
+        """Decides the batch size and the schedule, and makes the optimizer.
 
-        `synthetic_loss` is a step's loss of a model and a number of empty images, to see what a step costs;
-        `num_images` is that of the training set, `betas` are AdamW's.
+        `synthetic_loss` takes a model and a number of images and returns a loss on empty images, to measure
+        the cost of a step. `num_images` is the size of the training set, `betas` are AdamW's.
         """
         args, output_dir = self.args, self.record.output_dir
         batch_size = resolve_batch_size(
@@ -170,7 +170,7 @@ class Run:
         self.stopwatch = Stopwatch(self.accelerator, model, synthetic_loss, images_per_step=images_per_step)
 
     def log_plan(self, plan: dict[str, object]) -> None:
-        """Logs, before the first step, the numbers that follow from the flags and the data."""
+        """Logs `plan` and the numbers derived from flags and data, before the first step."""
         accelerator, schedule = self.accelerator, self.schedule
         trainable = sum(one.numel() for one in self.model.parameters() if one.requires_grad)
         plan = {
@@ -178,7 +178,7 @@ class Run:
             f"mixed precision {accelerator.mixed_precision}",
             **plan,
             "images per step": schedule.images_per_step,
-            "optimizer steps": f"{schedule.num_steps:,}, {schedule.steps_per_epoch:,} an epoch",
+            "optimizer steps": f"{schedule.num_steps:,}, {schedule.steps_per_epoch:,} per epoch",
             "learning rate": f"{schedule.peak_learning_rate:.3g} at its peak, {schedule.kind}, "
             f"after {schedule.num_warmup_steps:,} steps of warm-up",
             "trainable parameters": f"{trainable:,} of {self.network['num_parameters']:,}",
@@ -187,10 +187,10 @@ class Run:
             logger.info("  %-22s %s", name, f"{value:,}" if isinstance(value, int) else value)
 
     def prepare(self, train_set: ChestXrays, eval_set: ChestXrays) -> None:
-        """Puts everything on its device and goes to where the run stands. The order matters:
+        """Moves everything to its device and restores the checkpoint of a resumed run. The order matters:
 
-        1. the model is rewired before Accelerate wraps it, since the wrapper keeps its forward;
-        2. a checkpoint is loaded into what Accelerate has prepared, so that each process gets its share;
+        1. the model is sped up before Accelerate wraps it, because the wrapper keeps its forward;
+        2. a checkpoint is loaded after Accelerate has prepared everything: each process gets its share;
         3. the loader starts at the step after the checkpoint.
         """
         args = self.args
@@ -226,7 +226,7 @@ class Run:
         )
 
     def steps(self) -> Iterator[int]:
-        """Yields the steps that are left, each with its learning rate set, under a progress bar."""
+        """Yields the remaining steps, with the learning rate set for each, and shows a progress bar."""
         undo_on_user_error(undo_nothing)  # from the first step on, the folder stays
         self.bar = runtime.progress_bar(self.accelerator, range(self.progress.step, self.schedule.num_steps))
         self.stopwatch.start(self.progress.step)
@@ -235,7 +235,7 @@ class Run:
             yield step
 
     def update_weights(self, loss: torch.Tensor, *, buffers: Sequence[tuple] = ()) -> torch.Tensor:
-        """Takes the optimizer's step, unless it is to be skipped; see `optimization.update_weights`."""
+        """Takes an optimizer step, or skips it if it is not finite; see `optimization.update_weights`."""
         return optimization.update_weights(
             self.accelerator,
             self.model,
@@ -246,9 +246,9 @@ class Run:
         )
 
     def end_step(self, loss: torch.Tensor) -> bool:
-        """Notes a step's loss; returns whether anything but the next step is due.
+        """Keeps a step's loss; returns whether logging, saving or evaluating is due.
 
-        That is seldom, since reading a loss makes the host wait for the device.
+        The loss is not read at every step, because reading it makes the host wait for the device.
         """
         self.losses.append(loss)
         self.progress.step += 1
@@ -259,9 +259,9 @@ class Run:
         return self.ends_epoch or self.saves or step % self.args.logging_steps == 0
 
     def read_losses(self) -> dict[str, float]:
-        """Reads the losses since the last reading, logs and returns their mean in this epoch and the speed.
+        """Reads the losses since the last call; logs and returns this epoch's mean loss and the speed.
 
-        Raises UserError where training has diverged.
+        Raises UserError if training has diverged.
         """
         progress = self.progress
         bad_steps = progress.add_losses(torch.stack(self.losses).tolist())
@@ -283,7 +283,7 @@ class Run:
         return reading
 
     def end_epoch(self, reading: dict[str, float], measured: dict[str, Any]) -> dict[str, Any]:
-        """Records an epoch from its last reading and its evaluation; returns the line of metrics.jsonl."""
+        """Records an epoch with its last `reading` and its evaluation; returns its line of metrics.jsonl."""
         step = self.progress.step
         epoch = {"epoch": self.schedule.epoch(step), "step": step, **reading, **measured}
         self.record.append_epoch(epoch)
@@ -292,16 +292,16 @@ class Run:
         return epoch
 
     def end_training(self) -> None:
-        """From here on, when the last step is saved, a signal ends the run at once."""
+        """Lets a signal end the run at once from now on, as the last step is saved."""
         self.preemption.nothing_left_to_save(self.record.output_dir, step=self.progress.step)
 
     def load_saved(self, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-        """Returns the model in `model/` as a user loads it, to be measured: in float32, without autocast."""
+        """Loads the model in `model/` as a user does, in float32 without autocast, to evaluate it."""
         model = model_class.from_pretrained(self.record.output_dir / "model", dtype=torch.float32)
         return model.to(self.accelerator.device).eval()
 
     def save_model(self) -> None:
-        """Writes `model/`, for plain `from_pretrained`."""
+        """Writes `model/`, which `from_pretrained` can load."""
         model_dir = self.record.output_dir / "model"
         if self.accelerator.is_main_process:
             config = self.accelerator.unwrap_model(self.model).config
@@ -310,7 +310,7 @@ class Run:
         checkpoints.save_model(self.accelerator, self.model, self.image_processor, model_dir)
 
     def _stage(self, model_type: str) -> Stage:
-        """What the model says of this training to the next one."""
+        """Returns the entry of this training in the model's `training_history`."""
         origin = Arguments.read(self.record.output_dir / "args.json").origin
         return Stage(
             task="mae_pretraining" if model_type == "vit_mae" else self.args.dataset_config_name,
@@ -324,7 +324,7 @@ class Run:
         )
 
     def save_config(self, model: PreTrainedModel, **fields: Any) -> None:
-        """Adds our `fields` to the config.json of `model/`, which `model` was loaded from."""
+        """Adds our `fields` to the config.json of `model/`, from which `model` was loaded."""
         if self.accelerator.is_main_process:
             model.config.update(fields)
             write_text(self.record.output_dir / "model" / "config.json", model.config.to_json_string())
@@ -337,11 +337,11 @@ class Run:
 
     @property
     def pushes_now(self) -> bool:
-        """Whether the model is to be pushed with this checkpoint."""
+        """Returns whether the model is pushed with every checkpoint."""
         return self.args.push_to_hub and self.args.hub_strategy == "every_save"
 
     def share_unfinished(self, *, task: str, step: int) -> None:
-        """Pushes `model/`, which is that after `step`; the other processes wait, however long it takes."""
+        """Pushes `model/`, the model after `step`; the other processes wait without a time limit."""
         if self.accelerator.is_main_process:
             push.share_unfinished(
                 self.record.output_dir,
@@ -356,19 +356,19 @@ class Run:
         runtime.wait_for_all(self.accelerator, f"pushed after step {self.progress.step}")
 
     def go_on(self) -> None:
-        """After all that was due: ends a run that was asked to stop, else times the next steps."""
+        """Ends the run if a signal asked for it; otherwise restarts the stopwatch for the next steps."""
         if self.stops:
             self.preemption.end_run(self.record.output_dir, step=self.progress.step)
         self.stopwatch.start(self.progress.step)
 
     def end(self) -> None:
-        """The last of a run: trackers and processes end, and a synthetic run says so again."""
+        """Ends trackers and processes; reminds the user if the data is synthetic."""
         if is_synthetic(self.args.data_dir):
-            logger.info("These are results on synthetic radiographs")
+            logger.info("These results are from synthetic radiographs")
         self.accelerator.end_training()
 
     def finished_results(self) -> dict[str, Any]:
-        """The fields of `results.json` that both scripts have."""
+        """Returns the fields of `results.json` that both scripts write."""
         progress, args, images = self.progress, self.args, self.train_loader.dataset.images
         return {
             "model": args.config_name or args.model_name_or_path,

@@ -1,4 +1,4 @@
-"""Start and end of a script: processes, seeds, the run folder, logging, and errors in one line."""
+"""Starts a training script: processes, seeds, the run folder and logging; has its progress bars and waits."""
 
 import argparse
 import contextlib
@@ -44,19 +44,19 @@ from cxr.training.progress import has_checkpoint
 logger = logging.getLogger("cxr")
 
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # after which a process whose peers are gone gives up
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # then a process gives up waiting for its peers
 POLLING_SECONDS = 0.2
 
 
 def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Accelerator, RunRecord]:
     """Starts the processes, claims the run folder, writes `args.json` and begins `train.log`.
 
-    Returns the accelerator and the record of the run; `record.output_dir` is where the run writes.
+    Returns the accelerator and the record of the run, whose `output_dir` is the run folder.
     """
     tracker = args.report_to if args.with_tracking else None
     accelerator = Accelerator(
         log_with=tracker,
-        project_dir=".",  # trackers insist on a folder; it is set below
+        project_dir=".",  # trackers require a folder; the real one is set below
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
     _check_machine(args, accelerator)
@@ -64,12 +64,12 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
     accelerator.project_configuration.logging_dir = str(output_dir)
     _start_logging(accelerator, output_dir)
     if accelerator.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where mixed precision leaves float32
+        torch.set_float32_matmul_precision("high")  # TF32 for what mixed precision leaves in float32
     set_seed(args.seed)  # the same initial weights on all processes
 
     record = RunRecord(output_dir, enabled=accelerator.is_main_process, lock=lock)
-    plain_args = json.loads(json.dumps(vars(args), default=str))  # as they are read back: paths are text
-    if (output_dir / "args.json").is_file():  # a resumed run's
+    plain_args = json.loads(json.dumps(vars(args), default=str))  # as in the file: paths are strings
+    if (output_dir / "args.json").is_file():  # the run is resumed
         before = Arguments.read(output_dir / "args.json").flags
         fixed = {name: value for name, value in plain_args.items() if name not in FREE_TO_CHANGE}
         check_unchanged(before, fixed, where=output_dir)
@@ -81,11 +81,11 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
 
 
 def _check_machine(args: argparse.Namespace, accelerator: Accelerator) -> None:
-    """Raises UserError for flags that this machine or environment cannot do."""
+    """Raises UserError for flags that this machine or environment does not support."""
     device = accelerator.device.type
     if args.with_tracking and not accelerator.log_with:
         raise UserError(
-            f"--report_to {args.report_to}: its package is not installed; pip install it, or use tensorboard"
+            f"--report_to {args.report_to}: its package is not installed; install it, or use tensorboard"
         )
     if accelerator.mixed_precision == "fp16" and device == "cpu":
         raise UserError(
@@ -94,15 +94,14 @@ def _check_machine(args: argparse.Namespace, accelerator: Accelerator) -> None:
     is_resumed = args.resume_from_checkpoint is not None and has_checkpoint(args.output_dir)
     if args.per_device_train_batch_size == "auto" and not is_resumed and device != "cuda":
         raise UserError(
-            "--per_device_train_batch_size auto needs a GPU, whose memory is the limit; found "
-            f"{device}; name a number"
+            f"--per_device_train_batch_size auto needs an NVIDIA or AMD GPU, found {device}; give a number"
         )
     if getattr(args, "sync_batchnorm", False) and device != "cuda":
-        raise UserError(f"--sync_batchnorm needs GPUs, found {device}; leave it out")
+        raise UserError(f"--sync_batchnorm needs NVIDIA or AMD GPUs, found {device}; leave it out")
 
 
 def describe_hardware(accelerator: Accelerator) -> str:
-    """The devices that train, such as "2 x NVIDIA H100 80GB HBM3"."""
+    """Returns the training devices in words, such as "2 x NVIDIA H100 80GB HBM3"."""
     if accelerator.device.type == "cuda":
         name = torch.cuda.get_device_name(accelerator.device)
     elif accelerator.device.type == "cpu":
@@ -113,7 +112,7 @@ def describe_hardware(accelerator: Accelerator) -> str:
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """Returns on all processes what `function` returns on the main one; its UserError ends them all there."""
+    """Calls `function` on the main process and returns its result on all; a UserError in it ends all."""
     said: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -124,15 +123,15 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> An
     if error and accelerator.is_main_process:
         raise UserError(error)
     if error:
-        sys.exit(2)  # the main process has said why
+        sys.exit(2)  # the main process prints the error
     return result
 
 
 def wait_for_all(accelerator: Accelerator, what: str) -> None:
-    """Waits until all processes were here with the same `what`, however long that takes.
+    """Waits, without a time limit, until all processes have called this with the same `what`.
 
-    For work that one process does for the others, such as shrinking images or a push: they ask the store, as
-    a collective gives up after COLLECTIVE_TIMEOUT.
+    Used for work that one process does for the others, such as shrinking images or a push. Polls the store,
+    because a collective operation gives up after COLLECTIVE_TIMEOUT.
     """
     if accelerator.num_processes == 1:
         return
@@ -145,7 +144,7 @@ def wait_for_all(accelerator: Accelerator, what: str) -> None:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 without TF32 in products and convolutions, so that a GPU measures what a CPU would."""
+    """Disables TF32 in matrix products and convolutions, so that a GPU gives the metrics of a CPU."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -157,7 +156,7 @@ def full_precision() -> Iterator[None]:
 
 
 def progress_bar(accelerator: Accelerator, steps: range) -> tqdm:
-    """A bar over the optimizer steps, from where a resumed run starts, on the main process."""
+    """Returns a bar over the optimizer steps, shown on the main process; a resumed run starts at its step."""
     return tqdm(
         steps,
         total=steps.stop,
@@ -169,14 +168,14 @@ def progress_bar(accelerator: Accelerator, steps: range) -> tqdm:
 
 
 def evaluation_bar(accelerator: Accelerator, loader: DataLoader, split: str) -> tqdm:
-    """A bar over the batches of an evaluation, gone when it is done, on the main process."""
+    """Returns a bar over the batches of an evaluation, shown on the main process and removed at the end."""
     return tqdm(
         loader, desc=split, leave=False, file=LastingStderr(), disable=not accelerator.is_main_process
     )
 
 
 class LastingStderr:
-    """Standard error for bars, which nothing ends: Ctrl-C ends the reader of `| tee log`, too."""
+    """Standard error for progress bars that ignores a closed pipe: in `| tee log`, Ctrl-C ends tee, too."""
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -191,7 +190,7 @@ class LastingStderr:
 
 
 def log_reading(accelerator: Accelerator, bar: tqdm, values: dict[str, float], *, step: int) -> None:
-    """Shows a reading of the training on the progress bar and sends it to the log file and the trackers."""
+    """Shows the current loss and speed on the progress bar; sends all `values` to train.log and trackers."""
     shown = f"loss {values['train_loss']:.4f}, {values['images_per_second']:.0f} images/s"
     if "share_of_peak" in values:
         shown += f", {values['share_of_peak']:.0%} of the GPU's peak"
@@ -201,13 +200,13 @@ def log_reading(accelerator: Accelerator, bar: tqdm, values: dict[str, float], *
 
 
 def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -> None:
-    """Prints an epoch's line and sends its numbers to the trackers."""
+    """Logs an epoch's numbers and sends them to the trackers."""
     values = {name: value for name, value in record.items() if isinstance(value, int | float)}
     numbers = ", ".join(
         f"{name} {value:.4g}" for name, value in values.items() if name not in ("epoch", "step")
     )
     if accelerator.is_main_process:
-        with logging_redirect_tqdm():  # above the bar, not through it
+        with logging_redirect_tqdm():  # prints above the progress bar
             logger.info("epoch %d: %s", record["epoch"], numbers)
     accelerator.log({f"epoch/{name}": value for name, value in values.items()}, step=record["step"])
 
@@ -215,14 +214,14 @@ def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -
 def _agree_on_output_dir(
     accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str
 ) -> tuple[Path, FileLock | None]:
-    """Claims the run folder on the main process; returns it and, there, its lock."""
+    """Claims the run folder on the main process; returns the folder and, on the main process, its lock."""
     locks = []
 
     def claim() -> str:
         default = REPOSITORY / "runs" / f"{default_output_dir}-{time.strftime('%Y%m%d-%H%M%S')}"
         output_dir = Path(args.output_dir or default)
         if args.push_to_hub:  # now, not after the training
-            tag = None if args.resume_from_checkpoint else args.hub_revision  # it may have it already
+            tag = None if args.resume_from_checkpoint else args.hub_revision  # it may have been pushed
             check_push(hub_dir=args.hub_dir, model_id=args.hub_model_id, tag=tag)
         was_there, is_new = output_dir.is_dir(), args.resume_from_checkpoint is None
         locks.append(claim_output_dir(output_dir, resume=not is_new))
@@ -237,9 +236,9 @@ def _agree_on_output_dir(
 def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:
     datasets.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()  # of reading weights: it ends within a second
+    transformers.utils.logging.disable_progress_bar()  # for loading weights, which takes a second
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a full disk is reported once, not for every line
+    logging.raiseExceptions = False  # otherwise a full disk is reported for every line
     handlers = []
     if accelerator.is_main_process:
         console = logging.StreamHandler()

@@ -1,4 +1,4 @@
-"""How fast a run trains: images a second, the share of the GPU's peak arithmetic, and its memory."""
+"""Measures how fast a run trains: images per second, the share of the GPU's peak FLOP/s, and its memory."""
 
 import copy
 import re
@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense 16-bit matrix arithmetic with 32-bit sums, TFLOP/s, from the vendor's data sheets, by a part of the
-# name that the driver gives the GPU. The first that fits counts.
+# Peak TFLOP/s of dense 16-bit matrix products with 32-bit accumulation, from the vendor's data sheets. Keys
+# are parts of the GPU's name as the driver reports it; the first match counts.
 PEAK_TFLOPS = {
     "GB200": 2500,
     "B200": 2250,
@@ -42,11 +42,11 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(accelerator: Accelerator) -> float | None:
-    """Returns the FLOP/s at best of one device in this run's precision, None where it is not known."""
+    """Returns the peak FLOP/s of one device in this run's precision, None if unknown."""
     if accelerator.device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(accelerator.device)
-    # Whole words: an RTX A4000 is no A40.
+    # Whole words: an RTX A4000 is not an A40.
     tflops = next((peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)
     if tflops is None:
         return None
@@ -57,10 +57,10 @@ def peak_flops(accelerator: Accelerator) -> float | None:
 
 
 def count_training_flops(model: nn.Module, synthetic_loss: Callable[[nn.Module, int], torch.Tensor]) -> int:
-    """Returns the FLOPs of a forward and backward pass of one image: matrix products and convolutions.
+    """Returns the FLOPs of a forward and backward pass of one image, in matrix products and convolutions.
 
-    They are counted on a copy without data, so nothing is computed. `synthetic_loss` takes a model and a
-    number of images.
+    Counts them on a copy without data (device "meta"), so nothing is computed. `synthetic_loss` takes a model
+    and a number of images.
     """
     shapes_only = copy.deepcopy(model).to("meta")
     with FlopCounterMode(display=False) as counter:
@@ -69,7 +69,7 @@ def count_training_flops(model: nn.Module, synthetic_loss: Callable[[nn.Module, 
 
 
 class Stopwatch:
-    """Times training from `start` to `read`, so without evaluation and saving, which run between them."""
+    """Times training between `start` and `read`, so evaluating and saving, done outside, do not count."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Stopwatch:
     ):
         self.device = accelerator.device
         self.images_per_step = images_per_step
-        self.share_per_image = None  # of the peak, at one image a second
+        self.share_per_image = None  # share of the peak at one image per second
         peak = peak_flops(accelerator)
         if peak is not None:
             flops = count_training_flops(model, synthetic_loss)
@@ -92,7 +92,7 @@ class Stopwatch:
         self.step, self.started = step, time.perf_counter()
 
     def read(self, step: int) -> dict[str, float]:
-        """Returns the rates since `start`; call it when the device is done, after reading a loss."""
+        """Returns the rates since `start`; call it after reading a loss, when the device has finished."""
         self.seconds = time.perf_counter() - self.started
         images_per_second = (step - self.step) * self.images_per_step / self.seconds
         reading = {"images_per_second": images_per_second}
