@@ -185,10 +185,10 @@ def reconstruct(run: Run, model: ViTMAEForPreTraining) -> dict[str, torch.Tensor
     pixel_values = run.normalize(batch["image"])
     outputs = model(pixel_values=pixel_values, noise=batch["noise"].to(run.accelerator.device))
     patches, predicted = model.patchify(pixel_values), outputs.logits  # (B, L, patch_size² * 3)
-    reconstruction = "reconstruction"
+    reconstruction = "reconstruction of\nthe hidden patches"
     if model.config.norm_pix_loss:  # undo it with the true patches' statistics, as He et al. do in figures
         predicted = predicted * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
-        reconstruction += ", given each\nhidden patch's mean and deviation"
+        reconstruction += ", with\ntheir true mean and deviation"
     hidden = outputs.mask.unsqueeze(-1).bool()
     rows = {
         "original": patches,

@@ -1,10 +1,12 @@
 """MAE pretraining, end to end on a small synthetic sample."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import run_mae_pretrain
 import torch
+from cxr.data import transforms
 from PIL import Image
 from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
@@ -126,3 +128,28 @@ def test_tensorboard_gets_the_losses(sample_root, tmp_path):
     flags = ["--with_tracking", "--report_to=tensorboard", "--max_train_steps=2", "--logging_steps=1"]
     run_main(run_mae_pretrain, tmp_path / "run", *TINY_VIT, *QUICK, *flags, f"--data_dir={sample_root}")
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_reconstructions_are_what_the_model_predicts_and_say_where_they_use_the_true_mean(
+    finished_run, norm_pix_loss
+):
+    model = ViTMAEForPreTraining.from_pretrained(finished_run[0] / "model").eval()
+    model.config.norm_pix_loss = norm_pix_loss
+    generator = torch.Generator().manual_seed(0)
+    num_patches = (model.config.image_size // model.config.patch_size) ** 2
+    side = model.config.image_size
+    batch = {
+        "image": torch.randint(0, 256, (3, 1, side, side), dtype=torch.uint8, generator=generator),
+        "noise": torch.rand(3, num_patches, generator=generator),
+    }
+    normalize = transforms.Normalizer([0.5] * 3, [0.25] * 3, torch.device("cpu"))
+    accelerator = SimpleNamespace(device=torch.device("cpu"))
+    run = SimpleNamespace(eval_loader=[batch], normalize=normalize, accelerator=accelerator)
+    original, seen, (name, drawn) = run_mae_pretrain.reconstruct(run, model).items()
+    assert ("true mean" in name) == norm_pix_loss
+    outputs = model(pixel_values=normalize(batch["image"]), noise=batch["noise"])
+    hidden = model.unpatchify(outputs.mask[..., None].repeat(1, 1, outputs.logits.shape[-1]))[:, 0].bool()
+    assert torch.equal(drawn[~hidden], original[1][~hidden]) and torch.equal(seen[1][~hidden], drawn[~hidden])
+    predicted = normalize.invert(model.unpatchify(outputs.logits))
+    assert torch.allclose(drawn[hidden], predicted[hidden], atol=1e-6) == (not norm_pix_loss)
