@@ -236,7 +236,7 @@ def test_relative_folder_becomes_absolute_so_that_a_cell_finds_it(tmp_path, monk
 def test_two_models_or_shares_of_one_name_are_refused(tmp_path):
     folders = [str(write_model(tmp_path / name / "vit", "vit_mae")) for name in ("a", "b")]
     for name, axes in (("vit_mae_p25", {"models": folders}), ("_p33-3", {"mask_ratios": [0.33333, 0.33334]})):
-        said = rf"name .*{name}_1000_finding_s0; expected --models.* and --mask_ratios .*; rename a model's folder"
+        said = rf"name .*{name}_1000_finding_s0; expected --models.* and --mask_ratios .*; rename a model"
         with pytest.raises(UserError, match=said):
             plan(PAPER, **axes)
 
