@@ -193,7 +193,7 @@ def test_few_seeds_are_said_to_leave_something_out(tmp_path):
         write_run(tmp_path / name, model=name, pretrained=True)
     tables = measure_tables(gather_rows([tmp_path]), 50)
     few, one = general_notes(tables)
-    assert few.startswith("All rows have fewer than 3 seeds") and "have one seed" in one
+    assert few.startswith("All rows have fewer than 3 seeds") and "tables with one seed per row" in one
 
 
 def test_two_seeds_have_no_interval_over_seeds_anywhere(tmp_path, capsys):
@@ -345,7 +345,7 @@ def test_folder_without_results_is_an_error_of_one_line(tmp_path, capsys):
 
 def test_several_folders_need_a_place_for_the_report(tmp_path, capsys):
     runs = [str(write_run(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
-    assert "found no --output_dir" in refused(report_study.main, runs, capsys)
+    assert "found several folders and no --output_dir" in refused(report_study.main, runs, capsys)
     report_study.main([*runs, "--output_dir", str(tmp_path / "new" / "report"), "--num_resamples", "20"])
     assert (tmp_path / "new" / "report" / "report.html").is_file()
 
@@ -417,4 +417,4 @@ def test_runs_of_one_table_that_were_trained_on_other_images_are_refused(tmp_pat
     other = write_run(tmp_path / "b", model="b", pretrained=True)
     sample = json.loads((other / "samples.json").read_text(encoding="utf-8"))
     write_json(other / "samples.json", sample | {"sha256": "another"})
-    assert "trained on other images" in refused(report_study.main, [tmp_path], capsys)
+    assert "trained on different images" in refused(report_study.main, [tmp_path], capsys)
