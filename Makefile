@@ -12,7 +12,7 @@ help:  ## this list
 demo: install  ## train two small models on synthetic radiographs and compare them: minutes on a laptop
 	$(BIN)/python scripts/demo.py
 
-install: $(VENV)/installed  ## a virtual environment in .venv with what the scripts need
+install: $(VENV)/installed  ## make a virtual environment in .venv and install the requirements
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 15) else \
 		"found Python %d.%d, expected 3.10 to 3.14: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -44,18 +44,18 @@ test-lowest:  ## the quick tests with the lowest versions in requirements.txt
 	$(MAKE) test VENV=$(LOWEST)
 
 # Last, as it changes what is installed: gradio holds back pillow.
-test-page: install  ## the tests of the page of serve.py, which installs more
+test-page: install  ## the tests of serve.py; also installs requirements-serve.txt
 	$(BIN)/python -m pip install --quiet -r requirements-serve.txt
 	$(BIN)/python -m pytest tests/scripts/test_serve.py
 
-lint: install  ## ruff
+lint: install  ## check style and formatting with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # The pages as HTML, in docs/_build/docs/index.html. Sphinx has a virtual environment of its own, without torch.
 .PHONY: docs
 DOCS := $(VENV)-docs
-docs: $(DOCS)/installed  ## these pages as HTML
+docs: $(DOCS)/installed  ## the pages of docs/ as HTML, in docs/_build
 	$(DOCS)/bin/python -m sphinx -c docs -b html -W --keep-going -n -q . docs/_build
 $(DOCS)/installed: requirements-docs.txt
 	$(PYTHON) -m venv $(DOCS)

@@ -1,7 +1,7 @@
 """Shows in minutes that everything works: trains and compares two small models on synthetic radiographs.
 
     make demo               # installs what is needed first
-    python scripts/demo.py  # the same, where it is installed
+    python scripts/demo.py  # the same, if everything is installed
 
 Draws the synthetic sample, once; pretrains a small ViT as a masked autoencoder; fine-tunes it; trains a
 ResNet-18; reports both on the test split. Each step is a command that is shown and that works by itself; a

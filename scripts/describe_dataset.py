@@ -302,7 +302,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     command_line.add_folder(parser, "--data_dir", root_help)
     command_line.add_folder(parser, "--output_dir", "where to write", default=Path("runs/dataset"))
     add_label_arguments(parser)
-    add_number(parser, "--num_samples", positive, "training images of the sub-sample", default=10_000)
+    add_number(
+        parser, "--num_samples", positive, "number of training images to draw as the sample", default=10_000
+    )
     add_number(parser, "--num_examples", positive, "images per label in the figure", default=4)
     add_number(parser, "--seed", command_line.seed_number, "of the sub-sample and the examples", default=0)
     return parser.parse_args(argv)

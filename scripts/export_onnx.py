@@ -4,8 +4,8 @@
     python scripts/export_onnx.py my-lab/vit-cxr finding.onnx --hub_dir /data/hub
 
 The file takes gray images, `images`, uint8 (B, 1, S, S), normalises them itself, and returns `probability`
-(B,) of the positive label and `logits` (B, 2). Its metadata has everything else that a user must know.
-docs/using-a-model.md shows how to use it with onnxruntime, NumPy and Pillow alone.
+(B,) of the positive label and `logits` (B, 2). Its metadata has the threshold, the labels and all else that
+is needed to use it. docs/using-a-model.md shows how to use it with onnxruntime, NumPy and Pillow alone.
 
 The file is written only if onnxruntime agrees with torch to 1e-4 on noise and on radiographs: those of
 --images, or synthetic ones. An ONNX file holds less than 2 GiB; a larger model has its weights beside it, in

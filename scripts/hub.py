@@ -1,4 +1,4 @@
-"""Manages a directory of models by name and revision, in the layout of the Hugging Face Hub's cache.
+"""Manages a hub directory: models by name and revision, in the layout of the Hugging Face Hub's cache.
 
     python scripts/hub.py push runs/vit my-lab/cxr-vit --hub_dir models --message "1k images" --tag v1
     python scripts/hub.py list --hub_dir models

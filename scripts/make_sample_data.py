@@ -1,4 +1,4 @@
-"""Draws synthetic chest radiographs in the layout of MIMIC-CXR-JPG, to run all scripts without credentials.
+"""Draws synthetic chest radiographs in the layout of MIMIC-CXR-JPG, to run all scripts without access to it.
 
 The images are drawn by code: the attenuation of air, soft tissue, bone and metal is summed and then exposed
 like film. They contain no patient data. The labels follow from the findings that were drawn;

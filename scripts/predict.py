@@ -13,8 +13,8 @@
 JPEG, PNG and DICOM files are prepared exactly as in `run_classification.py`; docs/using-a-model.md has the
 details. The columns are path, probability (of the positive label), decision (at the model's threshold),
 warning (check the image before you trust the row) and error (why this file was not used, or has no heat map).
-The exit status is 1 if any row has an error. Rows are written at once to .NAME.partial beside the output: if
-a call was stopped, repeat it to continue. For research only, not for diagnosis.
+The exit status is 1 if any row has an error. Each row is written to .NAME.partial, beside the output, as soon
+as it is ready: if a call was stopped, repeat it to continue. For research only, not for diagnosis.
 """
 
 import argparse

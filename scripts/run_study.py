@@ -11,7 +11,7 @@
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper --dry_run
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper --parallel 2
 
-    # Only the cells of the paper's tables, and the same with a ViT that is first pretrained on these images.
+    # Only the cells of the paper's tables, and the same cells with a ViT first pretrained on these images.
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper \\
         --tasks finding --training_modes full --train_sizes 1000 10000 --pretrain
 
@@ -180,8 +180,9 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         nargs="?",
         const="beside",
         choices=[start for start in PRETRAINING_STARTS if start],
-        help="pretrain each ViT as a masked autoencoder on all training images, once per seed and view, and "
-        "fine-tune the result in addition to the model as named (beside) or instead of it (instead)",
+        help="pretrain each ViT as a masked autoencoder on all training images, once per seed "
+        "and view, and fine-tune the result: in addition to the model that --models names (beside, the "
+        "default) or instead of it",
     )
     study.add_argument(
         "--set",

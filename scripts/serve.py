@@ -5,8 +5,9 @@
     python scripts/serve.py my-lab/vit-cxr --hub_dir /data/hub --port 8000
 
 The page shows the probability, the decision at the model's threshold, a heat map and the model card. Stop it
-with Ctrl-C. Uploaded images may be of patients: without --host, only this computer can open the page; it
-contacts no other server; and each file is removed once it is read. For research only, not for diagnosis.
+with Ctrl-C. Uploaded images may be of patients: without --host, only this computer can open the page; the
+page contacts no other server; and each uploaded file is deleted once it has been read. For research only, not
+for diagnosis.
 """
 
 import argparse

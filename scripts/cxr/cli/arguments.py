@@ -96,8 +96,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     number(
         "--max_train_samples",
         positive_int,
-        "train on N images, drawn with --seed, by patient, stratified by label; a smaller sample is part of "
-        "every larger one (default: all)",
+        "train on N images, drawn with --seed by patient, with the share of positive labels kept; a smaller "
+        "sample is part of every larger one (default: all)",
     )
     number(
         "--max_eval_samples",
@@ -254,7 +254,9 @@ def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir:
         "Hugging Face Hub",
     )
     hub.add_argument("--hub_model_id", type=parse_model_id, metavar="ORG/NAME", help="push under this name")
-    add_folder(hub, "--hub_dir", "local directory of models, to push to and to look up names in")
+    add_folder(
+        hub, "--hub_dir", "hub directory (a folder of models by name), to push to and to load models from"
+    )
     hub.add_argument(
         "--hub_revision", type=parse_tag, metavar="TAG", help="give the pushed revision this permanent tag"
     )

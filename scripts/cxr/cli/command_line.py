@@ -57,9 +57,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and the flags for where it is looked up, for scripts that use a classifier."""
-    model = "a classifier: a model folder, a run folder, or organisation/name in --hub_dir or on the Hub"
+    model = "a classifier: a model folder, a run folder, or ORG/NAME in --hub_dir or on the Hub"
     parser.add_argument("model", type=model_name, metavar="MODEL", help=model)
-    add_folder(parser, "--hub_dir", "local directory of models, searched before the Hub")
+    add_folder(parser, "--hub_dir", "hub directory (a folder of models by name), searched before the Hub")
     revision = "branch, tag or commit of a model given by name"
     parser.add_argument("--model_revision", metavar="REV", default="main", help=revision)
 
@@ -84,7 +84,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         "--dicom_window",
         choices=("header", "none"),
         default="header",
-        help="the window or VOI look-up table of DICOM files: apply the one in the header, or none, as in "
+        help="header: apply the window or VOI look-up table in a DICOM header; none: ignore both, as for "
         "MIMIC-CXR-JPG",
     )
 

@@ -183,7 +183,7 @@ def load_pixels(
         if listing.is_file():
             bad.append(pd.read_csv(listing, dtype=str))
     if not parts:
-        raise UserError(f"--view {view}: found no such image; name another view")
+        raise UserError(f"--view {view}: found no image of this view; name another view")
     pixels = datasets.concatenate_datasets(parts).with_format("arrow")
     return pixels, pd.concat(bad or [pd.DataFrame(columns=BAD_COLUMNS)])
 

@@ -57,13 +57,12 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
     if Path(name).is_file():
         raise UserError(
             f"model {name}: found a file; expected a folder with config.json and model.safetensors, or "
-            "organisation/name"
+            "ORG/NAME"
         )
     if not is_folder and not local_hub.MODEL_ID.fullmatch(name):
         scratch = did_you_mean(name, configs.CONFIGS).replace("mean ", "mean --config_name ")
         raise UserError(
-            f"model {name}: found no such folder{scratch}; expected one with a model in it, or "
-            "organisation/name"
+            f"model {name}: found no such folder{scratch}; expected one with a model in it, or ORG/NAME"
         )
     if is_folder and revision != "main":
         raise UserError(
@@ -120,7 +119,7 @@ def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[
         known = f"{hub_dir}, which has {', '.join(in_hub_dir) or 'none'}," if hub_dir else "DIR"
         raise UserError(
             f"model {where}: could not be loaded ({reason}){did_you_mean(name, in_hub_dir)}; name a folder "
-            f"with a complete model, or organisation/name in --hub_dir {known} or on a reachable Hub"
+            f"with a complete model, or ORG/NAME in --hub_dir {known} or on a reachable Hub"
         ) from error
 
 

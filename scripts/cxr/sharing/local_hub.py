@@ -62,7 +62,7 @@ def parse_model_id(text: str) -> str:
         if MODEL_ID.fullmatch(text):
             validate_repo_id(text)
             return without_ids(text)
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected organisation/name, such as my-lab/mae-cxr")
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected ORG/NAME, such as my-lab/mae-cxr")
 
 
 def without_ids(text: str) -> str:

@@ -371,7 +371,7 @@ def check_row(row: Row) -> None:
         else:
             continue
         raise UserError(
-            f"{first.folder} and {other.folder} would be in one row, but {found}, expected runs that differ "
+            f"{first.folder} and {other.folder} would be in one row, but {found}; expected runs that differ "
             "only in their seed; report them separately"
         )
 
@@ -384,8 +384,8 @@ def check_samples(rows: list[Row], table: TableName) -> None:
         expected, first = seen.setdefault(run.results.seed, (sample, run.folder))
         if sample != expected:
             raise UserError(
-                f"{run.folder} and {first} would be in one table ({table.title}), but were trained on "
-                "different images, expected the same sample; report them separately"
+                f"{run.folder} and {first} would be in one table ({table.title}), but "
+                "were trained on different images; expected the same sample; report them separately"
             )
 
 
