@@ -1,4 +1,4 @@
-"""What a study takes: images counted as the scripts count them, and time from the speed of finished cells."""
+"""The cost of a study: images counted as the scripts count them, time from the speed of finished cells."""
 
 from pathlib import Path
 
