@@ -36,8 +36,9 @@ def describe(name: str, schema: dict[str, Any]) -> Iterator[str]:
     yield f"\n## {name}\n\n{textwrap.fill(' '.join(schema.get('description', '').split()), width=110)}\n"
     yield "| field | type | what it is |\n| --- | --- | --- |"
     for field, value in schema.get("properties", {}).items():
-        optional = "" if field in schema.get("required", ()) else " May be absent."
-        yield f"| `{field}` | {type_name(value)} | {value.get('description', '')}{optional} |"
+        said = [value["description"]] if "description" in value else []
+        said += [] if field in schema.get("required", ()) else ["may be absent"]
+        yield f"| `{field}` | {type_name(value)} | {'; '.join(said)} |"
 
 
 def type_name(value: dict[str, Any]) -> str:

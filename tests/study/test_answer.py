@@ -1,4 +1,4 @@
-"""The answer of a report: which differences it names, their correction, and what it says of them."""
+"""The answer of a report: which differences it has, their correction, and their verdicts in words."""
 
 import dataclasses
 from pathlib import Path

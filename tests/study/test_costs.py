@@ -1,4 +1,4 @@
-"""What a study takes: images counted as the scripts count them, and time from the speed of finished cells."""
+"""The cost of a study: images counted as the scripts count them, time from the speed of finished cells."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_sample_larger_than_the_data_is_refused_with_both_numbers(sample_root):
     (counts,) = costs.count_images([classification(max_train_samples=None)], sample_root).values()
     whole = counts.train
     assert costs.count_images([classification(max_train_samples=whole)], sample_root) == {"a": counts}
-    with pytest.raises(ValueError, match=rf"--train_sizes {whole + 1}: found {whole} .*for a; use smaller"):
+    with pytest.raises(ValueError, match=rf"sizes {whole + 1}: found only {whole} .*for a; use smaller"):
         costs.count_images([classification(max_train_samples=whole + 1)], sample_root)
 
 

@@ -1,4 +1,4 @@
-"""How the rows of a report were trained: what is said once, and what stands in the table."""
+"""How the rows of a report were trained: what is the same for all, and what the tables show."""
 
 import pandas as pd
 from cxr.run_folder.files import write_json

@@ -1,4 +1,4 @@
-"""The machine that cells run on: measured in a process of its own, as the study has no torch."""
+"""The machine that cells run on is measured in a subprocess, because the study does not import torch."""
 
 import pytest
 from cxr.errors import UserError

@@ -1,4 +1,4 @@
-"""Checkpoints appear whole, the newest is found by its content, and what is resumed is what was saved."""
+"""Checkpoints are written atomically, the newest is found by its content, and resuming restores all of it."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Whether a training went on for long enough, told from its validation losses and its best epoch."""
+"""A training is called undertrained from its validation losses and its best epoch."""
 
 import pytest
 from cxr.training.convergence import why_undertrained

@@ -1,4 +1,4 @@
-"""What a run finds out about the model that it starts from."""
+"""A run reads the training history of the model that it starts from."""
 
 import argparse
 from pathlib import Path

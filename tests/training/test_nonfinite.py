@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no number change nothing, are counted, and stop a run that has too many."""
+"""Steps with a NaN or infinite loss or gradient change nothing, are counted, and stop a run if too many."""
 
 import json
 import stat

@@ -1,4 +1,4 @@
-"""Where a run stands: the mean loss so far, and which folders are checkpoints to go on from."""
+"""The progress of a run: its mean loss so far, and which folders are checkpoints to continue from."""
 
 import math
 

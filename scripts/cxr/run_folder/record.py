@@ -146,7 +146,7 @@ class Origin(Record):
     labeler: Word | None = Field(
         default=None, description="labeler of MIMIC-CXR-JPG; null if the labels are another collection's"
     )
-    version: Word | None = Field(default=None, description="of this code, as in cxr/version.py")
+    version: Word | None = Field(default=None, description="version of this code, from cxr/version.py")
 
 
 class Arguments(Record):

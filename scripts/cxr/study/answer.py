@@ -47,7 +47,7 @@ class Answer:
     difference: Difference
     differs_too: tuple[str, ...]  # other axes in which the sides differ
     undertrained: bool
-    p: float = field(default=1.0)  # corrected for the number of all answers
+    p: float = field(default=1.0)  # corrected for the number of answers
 
     @property
     def is_clear(self) -> bool:

@@ -181,7 +181,7 @@ class Comparison:
 
     first: str  # labels
     second: str
-    num_seeds: int  # that both rows have
+    num_seeds: int  # number of seeds that both rows have
     difference: Difference
     p: float = 1.0
 

@@ -252,7 +252,7 @@ class StudyRunner:
         """Runs the waiting cells, one in each slot of `launch`, until all have ended or a signal arrives."""
         slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
-        for name in ("SIGTERM", "SIGUSR1"):  # SLURM sends SIGUSR1 before the time limit; Windows has no such
+        for name in ("SIGTERM", "SIGUSR1"):  # SLURM can send SIGUSR1 before the time limit; not on Windows
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
         with live if self.console.is_terminal else contextlib.nullcontext():

@@ -116,9 +116,9 @@ def update_weights(
     """Takes an optimizer step and clears the gradients; skips the step if its loss is NaN or infinite.
 
     `loss` () is the loss of this process, `buffers` are the model's buffers and their values before the step.
-    Returns the mean loss over all processes. If the step is skipped, it is NaN or infinite, and weights,
-    moments and buffers keep their values. A NaN or infinite gradient also skips the step, except with fp16,
-    where the scaler handles an overflow under a finite loss. The host never waits for the device here.
+    Returns the mean loss over all processes, which is NaN or infinite if the step was skipped; weights,
+    moments and buffers then keep their values. A NaN or infinite gradient also skips the step, except with
+    fp16, where the scaler handles a gradient that overflows. The host never waits for the device here.
     """
     loss = accelerator.reduce(loss, "mean")
     if max_grad_norm:

@@ -220,8 +220,8 @@ def _agree_on_output_dir(
     def claim() -> str:
         default = REPOSITORY / "runs" / f"{default_output_dir}-{time.strftime('%Y%m%d-%H%M%S')}"
         output_dir = Path(args.output_dir or default)
-        if args.push_to_hub:  # now, not after the training
-            tag = None if args.resume_from_checkpoint else args.hub_revision  # it may have been pushed
+        if args.push_to_hub:  # checked now rather than after the training
+            tag = None if args.resume_from_checkpoint else args.hub_revision  # it may exist
             check_push(hub_dir=args.hub_dir, model_id=args.hub_model_id, tag=tag)
         was_there, is_new = output_dir.is_dir(), args.resume_from_checkpoint is None
         locks.append(claim_output_dir(output_dir, resume=not is_new))
@@ -236,7 +236,7 @@ def _agree_on_output_dir(
 def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:
     datasets.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()  # for loading weights, which takes a second
+    transformers.utils.logging.disable_progress_bar()  # loading weights takes only a second
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # otherwise a full disk is reported for every line
     handlers = []
