@@ -81,10 +81,7 @@ def test_advice_about_errors_names_flags_of_the_script(helps, name):
 @pytest.mark.parametrize("name", USES)
 def test_scripts_that_use_a_model_find_it_alike(helps, name):
     said = " ".join(helps[name].split())
-    assert (
-        "MODEL a classifier: a model folder, a run folder, or organisation/name in --hub_dir or on the Hub"
-        in said
-    )
+    assert "MODEL a classifier: a model folder, a run folder, or ORG/NAME in --hub_dir or on the Hub" in said
     assert "--model_revision REV branch, tag or commit of a model given by name (default: main)" in said
 
 
@@ -154,8 +151,8 @@ WRONG = {
     "push of no name": (["--push_to_hub", "--hub_dir", "hub"], "--hub_model_id ORG/NAME"),
     "hub name without a push": (["--hub_model_id", "my-lab/mae"], "--push_to_hub", "add it"),
     "hub tag without a push": (["--hub_revision", "v1"], "--push_to_hub", "add it"),
-    "hub name without organisation": (["--hub_model_id", "mae"], "found 'mae'", "expected organisation/name"),
-    "hub name that climbs": (["--hub_model_id", "../mae"], "found '../mae'", "expected organisation/name"),
+    "hub name without organisation": (["--hub_model_id", "mae"], "found 'mae'", "expected ORG/NAME"),
+    "hub name that climbs": (["--hub_model_id", "../mae"], "found '../mae'", "expected ORG/NAME"),
     "absent data": (["--data_dir", "/no/such/folder"], "/no/such/folder: found no such folder", "expected"),
     "resume of no run": (
         ["--resume_from_checkpoint", "latest"],

@@ -155,7 +155,7 @@ NO_TAGS = ("main", "", "../v1", "a/b", "v1\n", "-v", 40 * "a", 97 * "v")
 @pytest.mark.parametrize(
     ("parse", "text", "said"),
     [
-        *((local_hub.parse_model_id, text, "expected organisation/name") for text in NO_IDS),
+        *((local_hub.parse_model_id, text, "expected ORG/NAME") for text in NO_IDS),
         *((local_hub.parse_tag, text, "expected a name such as v1, other than main") for text in NO_TAGS),
         (local_hub.parse_model_id, "my-lab/vit-15112026", "looks like the id of a patient"),
         (local_hub.parse_tag, "p10000032", "looks like the id of a patient"),
