@@ -103,7 +103,7 @@ def changed(one: Answer, *, p: float, **changes) -> Answer:
 def test_the_verdict_says_what_p_was_found_and_what_was_needed(tables):
     one = answer(tables)[0]
     unclear = changed(one, p=0.51).verdict
-    assert unclear == "Not distinguishable (p = 0.51 after correction; 0.05 needed)"
+    assert unclear == "Not distinguishable (p = 0.51 after correction; p < 0.05 needed)"
     assert changed(one, p=0.0123).verdict.startswith("Better: pretrained (ResNet) (p = 0.012 after")
     lower = Difference(value=-0.1, low=-0.2, high=-0.01, p=0.01)
     assert changed(one, p=0.0123, difference=lower).better == "from scratch"
@@ -131,7 +131,7 @@ def test_the_sentence_says_the_clear_differences_and_how_many_are_not(tables):
 def test_the_sentence_never_has_the_needed_p_beside_not(tables):
     unclear = [changed(one, p=0.51) for one in answer(tables)]
     expected = "None of the 12 differences of AUROC is distinguishable from chance "
-    assert sentence(unclear, tables) == expected + "(smallest p = 0.51 after correction; 0.05 needed)."
+    assert sentence(unclear, tables) == expected + "(smallest p = 0.51 after correction; p < 0.05 needed)."
     assert sentence(unclear[:1], tables).startswith("The only difference of AUROC is not distinguishable")
 
 

@@ -66,7 +66,7 @@ class Answer:
         if self.is_clear:
             said = f"Better: {self.better} ({equals_p(self.p)} after correction)"
         else:
-            said = f"Not distinguishable ({equals_p(self.p)} after correction; {SIGNIFICANT} needed)"
+            said = f"Not distinguishable ({equals_p(self.p)} after correction; p < {SIGNIFICANT} needed)"
         notes = [differ_too(self.differs_too)] * bool(self.differs_too)
         notes += ["a model is undertrained, so more epochs may change this"] * self.undertrained
         return "; ".join([said, *notes])
@@ -207,10 +207,10 @@ def sentence(answers: list[Answer], tables: list[ResultTable]) -> str:
             said += "not distinguishable from chance"
     elif total == 1:
         said = f"The only difference of AUROC is not distinguishable from chance ({smallest}; "
-        said += f"{SIGNIFICANT} needed)"
+        said += f"p < {SIGNIFICANT} needed)"
     else:
         said = f"None of the {total} differences of AUROC is distinguishable from chance "
-        said += f"(smallest {smallest} after correction; {SIGNIFICANT} needed)"
+        said += f"(smallest {smallest} after correction; p < {SIGNIFICANT} needed)"
     if undertrained := sum(one.undertrained for one in answers):
         said += (
             f"; in {undertrained} of {plural(total, 'comparison')} a model is undertrained, so more epochs "

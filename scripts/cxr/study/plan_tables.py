@@ -15,7 +15,17 @@ from cxr.study.costs import ImageCounts
 from cxr.study.costs import duration
 from cxr.study.runner import state_on_disk
 
-KIND_COLUMNS = ("model", "start", "parameters", "size", "images", "epochs", "learning rate", "batch", "cells")
+KIND_COLUMNS = (
+    "model",
+    "start",
+    "parameters",
+    "weights",
+    "image size",
+    "epochs",
+    "learning rate",
+    "batch",
+    "cells",
+)
 
 
 def print_cells(
