@@ -76,7 +76,7 @@ def test_model_loads_by_name_and_revision_from_a_hub_directory(vit_model, tmp_pa
         named = load_classifier("my-lab/cxr", hub_dir=tmp_path, revision=revision, device="cpu")
         assert named.name == "my-lab/cxr"
         assert named.probabilities(images).tolist() == expected.tolist()
-    with pytest.raises(UserError, match=r"--hub_dir .*, which has my-lab/cxr, or on a Hub"):
+    with pytest.raises(UserError, match=r"--hub_dir .*, which has my-lab/cxr, or on a reachable Hub"):
         load_classifier("my-lab/crx", hub_dir=tmp_path, device="cpu")
 
 

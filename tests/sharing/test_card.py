@@ -136,7 +136,7 @@ def test_code_on_the_card_works_as_printed_beside_nothing_but_the_directory_of_m
     (tmp_path / "hub").symlink_to(runs / "hub")
     text = read_card(runs / name).text
     assert re.match(PRINTED[name], run_code(text, tmp_path))
-    assert "Run this code in the folder that contains the local directory of models, or give" in text
+    assert "Run this code in the folder that contains the hub directory, or give" in text
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -146,7 +146,7 @@ def test_code_on_the_card_of_a_run_works_as_printed_beside_nothing_but_its_model
     text = card.make_card(runs / name / "model", args, results_of_run(runs / name), sample)
     (tmp_path / "model").symlink_to(runs / name / "model")
     assert re.match(PRINTED[name], run_code(text, tmp_path))
-    assert "Run this code in the folder of the run, or give" in text
+    assert "Run this code in the run folder, or give" in text
 
 
 def test_run_that_was_not_pushed_gets_the_card_of_its_name_when_it_is(runs, sample_root, tmp_path):

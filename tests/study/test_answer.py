@@ -195,6 +195,6 @@ def test_the_answer_comes_before_any_table(tmp_path, capsys):
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         places = [
-            text.index(part) for part in ("difference of AUROC is", "How these were trained", "Accuracy")
+            text.index(part) for part in ("difference of AUROC is", "How the models were trained", "Accuracy")
         ]
         assert places == sorted(places)
