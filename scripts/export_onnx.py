@@ -12,6 +12,11 @@ The file is written only if onnxruntime agrees with torch to 1e-4 on noise and o
 OUT.data. For research only, not for diagnosis.
 """
 
+from cxr.cli import using_a_model
+
+if __name__ == "__main__":  # --help and a wrong flag are answered before the slow imports
+    using_a_model.parse_export_args(None, description=__doc__)
+
 import argparse
 import contextlib
 import io
@@ -26,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from cxr.cli import command_line
 from cxr.data import sources
 from cxr.errors import UserError
 from cxr.errors import one_line
@@ -39,32 +43,13 @@ from rich.console import Console
 from rich.table import Table
 
 TOLERANCE = 1e-4  # of a probability and of a logit; relative for logits above 1
-NUM_RADIOGRAPHS = 8  # for the comparison
 NUM_TURNS = 5  # timed runs of each side per batch size, after a warm-up; the median counts
 MAX_BYTES = 2**31 - 2**20  # of weights in one file: protobuf's limit, minus room for the graph
 OPSET = 20  # of 2024: runtimes in use support it, and GELU is a single operation since then
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(__doc__, usage="MODEL OUT [flags]")
-    command_line.add_classifier_arguments(parser)
-    parser.add_argument("out", type=Path, metavar="OUT", help="the file to write; must end in .onnx")
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        metavar="FILE",
-        help=f"radiographs, or folders of them, on which to compare; the first {NUM_RADIOGRAPHS} are used "
-        "(default: the synthetic sample)",
-    )
-    sizes = {"nargs": "+", "type": command_line.positive_int, "metavar": "N", "default": (1, 8, 32)}
-    parser.add_argument("--batch_sizes", **sizes, help="batch sizes at which to measure the speed")
-    args = parser.parse_args(argv)
-    if args.out.suffix != ".onnx":
-        parser.error(f"OUT {args.out}: expected a file that ends in .onnx")
-    for path in (args.out, args.out.with_name(f"{args.out.name}.data")):
-        if path.exists():
-            parser.error(f"OUT {path}: found a file, expected none: remove it, or name another")
-    return args
+    return using_a_model.parse_export_args(argv, description=__doc__)
 
 
 class PixelsToProbability(torch.nn.Module):
@@ -150,7 +135,7 @@ def read_images(names: list[str] | None, classifier: Classifier) -> torch.Tensor
         said = " ".join(missing or names)
         raise UserError(f"--images {said}: found none; expected JPEG, PNG or DICOM files")
     images, side, reading = [], classifier.shortest_side, classifier.choose_reading()
-    for path in found[:NUM_RADIOGRAPHS]:
+    for path in found[: using_a_model.NUM_COMPARED]:
         try:
             pixels = radiographs.read_radiograph(path, shortest_side=side, reading=reading).pixels
         except UserError as error:

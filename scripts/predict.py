@@ -17,6 +17,11 @@ The exit status is 1 if any row has an error. Each row is written to .NAME.parti
 as it is ready: if a call was stopped, repeat it to continue. For research only, not for diagnosis.
 """
 
+from cxr.cli import using_a_model
+
+if __name__ == "__main__":  # --help and a wrong flag are answered before the slow imports
+    using_a_model.parse_predict_args(None, description=__doc__)
+
 import argparse
 import contextlib
 import hashlib
@@ -34,7 +39,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cxr.cli import command_line
 from cxr.data.images import num_cores
 from cxr.errors import UserError
 from cxr.errors import one_line
@@ -44,7 +48,6 @@ from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
 from cxr.inference.predictions import COLUMNS
-from cxr.inference.predictions import FORMATS
 from cxr.inference.predictions import Prediction
 from cxr.inference.predictions import Table
 from cxr.inference.predictions import TableHead
@@ -61,33 +64,7 @@ MOST_REASONS = 10  # the summary lists at most this many reasons of each kind
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(__doc__, usage="MODEL IMAGE [IMAGE ...] [flags]")
-    command_line.add_classifier_arguments(parser)
-    add, positive = parser.add_argument, command_line.positive_int
-    add("images", metavar="IMAGE", nargs="+", help="files, folders (with subfolders), or quoted patterns")
-    add("--output", metavar="FILE", type=Path, help=".csv or .jsonl (default: CSV on the terminal)")
-    command_line.add_folder(parser, "--heatmap", "write a heat map (PNG) of each image to this folder")
-    command_line.add_reading_arguments(parser)
-    command_line.add_number(
-        parser, "--batch_size", positive, "images that the model processes at once", default=32
-    )
-    command_line.add_number(
-        parser, "--num_workers", positive, "files that are read at the same time (default: one per core)"
-    )
-    command_line.add_device_argument(parser)
-    args = parser.parse_args(argv)
-    if output := args.output:
-        if output.suffix not in FORMATS:
-            parser.error(f"--output: found {output}, expected a name that ends in {' or '.join(FORMATS)}")
-        if output.is_dir():
-            parser.error(f"--output {output}: found a folder, expected a file; name another")
-        if not output.absolute().parent.is_dir():
-            parser.error(
-                f"--output {output}: found no folder {output.parent}; make it first, or name another"
-            )
-    if args.heatmap is not None and args.heatmap.exists() and not args.heatmap.is_dir():
-        parser.error(f"--heatmap {args.heatmap}: found a file, expected a folder; name another")
-    return args
+    return using_a_model.parse_predict_args(argv, description=__doc__)
 
 
 def say(message: str) -> None:

@@ -19,6 +19,11 @@ The run folder gets model/ (of the epoch with the best validation AUROC), metric
 and, last, results.json.
 """
 
+from cxr.cli import classification
+
+if __name__ == "__main__":  # --help and a wrong flag are answered before the slow imports
+    classification.parse_args(None, description=__doc__)
+
 import argparse
 import contextlib
 import functools
@@ -30,7 +35,6 @@ import torch
 from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.choices import LEARNING_RATES
 from cxr.cli import arguments
-from cxr.cli import classification
 from cxr.data import transforms
 from cxr.data.images import are_equalized
 from cxr.data.images import default_cache_image_size

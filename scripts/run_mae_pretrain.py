@@ -17,6 +17,11 @@ The run folder gets model/ (for `from_pretrained`), metrics.jsonl, loss.png, rec
 results.json. Fine-tune the model with run_classification.py --model_name_or_path OUTPUT_DIR/model.
 """
 
+from cxr.cli import pretraining
+
+if __name__ == "__main__":  # --help and a wrong flag are answered before the slow imports
+    pretraining.parse_args(None, description=__doc__)
+
 import argparse
 import contextlib
 import logging
@@ -24,7 +29,6 @@ from collections.abc import Iterator
 
 import torch
 from cxr.cli import arguments
-from cxr.cli import pretraining
 from cxr.data import transforms
 from cxr.data.images import are_equalized
 from cxr.data.images import first_images

@@ -10,11 +10,15 @@ page contacts no other server; and each uploaded file is deleted once it has bee
 for diagnosis.
 """
 
+from cxr.cli import using_a_model
+
+if __name__ == "__main__":  # --help and a wrong flag are answered before the slow imports
+    using_a_model.parse_serve_args(None, description=__doc__)
+
 import argparse
 import base64
 import contextlib
 import html
-import importlib.util
 import io
 import os
 import re
@@ -28,7 +32,6 @@ from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
-from cxr.cli import command_line
 from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.inference import heatmaps
@@ -57,22 +60,7 @@ CONTENT_SECURITY_POLICY = (
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(__doc__, usage="MODEL [flags]")
-    command_line.add_classifier_arguments(parser)
-    command_line.add_reading_arguments(parser)
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; any other than 127.0.0.1 lets other computers use the page",
-    )
-    port = command_line.number(int, "a port from 1 to 65535", lambda value: 1 <= value <= 65535)
-    parser.add_argument("--port", type=port, metavar="N", help="(default: the first free one from 7860)")
-    parser.add_argument("--open_browser", action="store_true", help="open the page in the browser")
-    command_line.add_device_argument(parser)
-    args = parser.parse_args(argv)
-    if importlib.util.find_spec("gradio") is None:
-        parser.error("found no gradio, which serves the page: pip install -r requirements-serve.txt")
-    return args
+    return using_a_model.parse_serve_args(argv, description=__doc__)
 
 
 # What the page says -----------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ DEFAULT_IMAGE_SIZE = 224
 # that trains small models from scratch (docs/study.md has the figures).
 LEARNING_RATES = {"pretrained": 1e-6, "scratch": 1e-4}
 
+PREDICTION_FORMATS = (".csv", ".jsonl")  # of predict.py --output
+
 # The study.
 PRESETS = ("paper", "compare", "future", "smoke")
 TRAINING_MODES = ("full", "last_layer")

@@ -5,9 +5,9 @@ import stat
 import sys
 
 import pytest
+from cxr.choices import PREDICTION_FORMATS
 from cxr.errors import UserError
 from cxr.inference.predictions import COLUMNS
-from cxr.inference.predictions import FORMATS
 from cxr.inference.predictions import Prediction
 from cxr.inference.predictions import Table
 from cxr.inference.predictions import TableHead
@@ -49,7 +49,7 @@ def leave_rows(output, *, num_rows: int = 3) -> bytes:
 
 
 @pytest.mark.parametrize("has_maps", [True, False])
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", PREDICTION_FORMATS)
 def test_table_that_was_cut_at_any_byte_of_its_last_rows_is_continued_to_the_same_table(
     suffix, has_maps, tmp_path
 ):
@@ -68,7 +68,7 @@ def test_table_that_was_cut_at_any_byte_of_its_last_rows_is_continued_to_the_sam
         assert output.read_bytes() == whole and not unfinished.exists()
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", PREDICTION_FORMATS)
 def test_rows_read_back_are_the_whole_ones_of_those_that_were_written(suffix):
     table = make_table(suffix, has_maps=True)
     lines = list(map(table.line, ROWS))
@@ -81,7 +81,7 @@ def test_rows_read_back_are_the_whole_ones_of_those_that_were_written(suffix):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", PREDICTION_FORMATS)
 def test_both_files_are_private(suffix, tmp_path):
     output = tmp_path / f"out{suffix}"
     leave_rows(output)

@@ -200,7 +200,9 @@ def test_family_of_a_name_is_what_its_configuration_here_says_and_no_part_of_the
 
 @pytest.mark.parametrize("name", ["my-lab/resnet-18", "facebook/vit-large", "vit", "/no/such/folder"])
 def test_name_that_tells_no_family_is_refused_with_what_to_do(name):
-    with pytest.raises(UserError, match=f"model {name}: found no folder .*name a folder, or download the model first"):
+    with pytest.raises(
+        UserError, match=f"model {name}: found no folder .*name a folder, or download the model first"
+    ):
         one_cell(name)
 
 

@@ -23,7 +23,6 @@ from cxr.errors import UserError
 from cxr.run_folder.files import write_text
 from cxr.run_folder.record import Record
 
-FORMATS = (".csv", ".jsonl")
 ADVICE = "remove the file to start again"
 
 
