@@ -22,8 +22,6 @@ from cxr.errors import run_script
 from tqdm import tqdm
 
 DEMO = "runs/demo"
-LAUNCH = "accelerate launch --quiet --config_file accelerate_configs/cpu.yaml"
-ACCELERATE = ["-m", "accelerate.commands.launch"]  # as `accelerate launch`, of the Python that runs this
 LINES_OF_ERROR = 20
 
 
@@ -42,7 +40,7 @@ def training(
     folder: str, script: str, flags: str, *, what: str, seconds: int, epochs: int, batch_size: int = 32
 ) -> Step:
     command = (
-        f"{LAUNCH} scripts/{script}.py --data_dir sample_data --output_dir {DEMO}/{folder} {flags} "
+        f"python scripts/{script}.py --data_dir sample_data --output_dir {DEMO}/{folder} {flags} "
         f"--num_train_epochs {epochs} --per_device_train_batch_size {batch_size} --learning_rate 1e-3"
     )
     return Step(what=what, seconds=seconds, command=command, folder=folder, epochs=epochs)
@@ -51,7 +49,7 @@ def training(
 FINE_TUNE = "--lr_scheduler_type cosine --warmup_ratio 0.1 --evaluate_test"
 DRAW = Step(
     what="Draw 600 chest radiographs, with their labels. No image is from a patient.",
-    seconds=20,
+    seconds=15,
     command="python scripts/make_sample_data.py sample_data",
 )
 PRETRAIN = training(
@@ -61,7 +59,7 @@ PRETRAIN = training(
     "hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8 "
     "--no-norm_pix_loss --no-horizontal_flip --crop_scale 0.8 1",
     what="Pretrain a small ViT without labels: it sees a quarter of each image and predicts the rest.",
-    seconds=75,
+    seconds=60,
     epochs=60,
     batch_size=16,
 )
@@ -70,7 +68,7 @@ VIT = training(
     "run_classification",
     f"--model_name_or_path {DEMO}/mae/model {FINE_TUNE}",
     what="Fine-tune it with labels: a finding, or none?",
-    seconds=40,
+    seconds=30,
     epochs=30,
 )
 RESNET = training(
@@ -78,7 +76,7 @@ RESNET = training(
     "run_classification",
     f"--config_name resnet-18 --image_size 64 {FINE_TUNE}",
     what="Train a ResNet-18 on the same labels, from scratch.",
-    seconds=30,
+    seconds=35,
     epochs=10,
 )
 REPORT = Step(
@@ -95,8 +93,7 @@ NEXT = {
 
 def arguments_of(command: str) -> list[str]:
     """The command as a process gets it: with this Python, whatever the shell's is."""
-    words = shlex.split(command)
-    return [sys.executable, *(words[1:] if words[0] == "python" else ACCELERATE + words[2:])]
+    return [sys.executable, *shlex.split(command)[1:]]
 
 
 def run(step: Step) -> int:
