@@ -59,8 +59,8 @@ PRETRAIN = training(
     "hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8 "
     "--no-norm_pix_loss --no-horizontal_flip --crop_scale 0.8 1",
     what="Pretrain a small ViT without labels: it sees a quarter of each image and predicts the rest.",
-    seconds=60,
-    epochs=60,
+    seconds=50,
+    epochs=45,
     batch_size=16,
 )
 VIT = training(
@@ -68,8 +68,8 @@ VIT = training(
     "run_classification",
     f"--model_name_or_path {DEMO}/mae/model {FINE_TUNE}",
     what="Fine-tune it with labels: a finding, or none?",
-    seconds=30,
-    epochs=30,
+    seconds=28,
+    epochs=25,
 )
 RESNET = training(
     "resnet-18",
