@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         command.usage = None  # argparse's own, with the positional arguments
         command.set_defaults(run=run)
         command.add_argument(
-            "--hub_dir", type=Path, required=name != "push", metavar="DIR", help="directory of models"
+            "--hub_dir", type=Path, required=name != "push", metavar="FOLDER", help="the hub directory"
         )
         return command
 
