@@ -67,7 +67,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     for command in (
         add("verify", verify, "read every file and list what differs from what was pushed"),
-        add("gc", collect_garbage, "remove the revisions that cannot be reached from main or a tag"),
+        add(
+            "gc",
+            collect_garbage,
+            "remove revisions that no tag reaches, nor main, and the files of only them",
+        ),
     ):
         command.add_argument(
             "model_id", type=local_hub.parse_model_id, nargs="?", metavar="ORG/NAME", help="default: all"

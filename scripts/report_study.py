@@ -3,13 +3,13 @@
     python scripts/report_study.py runs/paper
     python scripts/report_study.py runs/vit-1k runs/resnet-1k --output_dir runs/side-by-side
 
-A run is a folder with results.json. A folder without it stands for all runs in it and, if it has a plan.json,
-for the planned runs too. The answer comes first: for each question that the runs can answer, the difference
-of AUROC with its interval and p-value, and the verdict in words. Writes report.html (one file, for any
-browser), report.md, report.csv and figures/, each figure as PNG and SVG. Runs that differ only in their seed
-form a row; rows that differ only in model, augmentation or masking form a table. Does not need torch. The
-report contains no images and no ids of patients. Exit status: 0 done, 2 wrong flags, or a run folder that is
-not valid.
+A run is a folder with results.json. For a folder without it, all runs in that folder are reported and, if it
+has a plan.json, also the planned runs that have not finished. The answer comes first: for each question that
+the runs can answer, the difference of AUROC with its interval and p-value, and the verdict in words. Writes
+report.html (one file, for any browser), report.md, report.csv and figures/, each figure as PNG and SVG. Runs
+that differ only in their seed form a row; rows that differ only in model, augmentation or masking form a
+table. Does not need torch. The report contains no images and no ids of patients. Exit status: 0 done, 2 wrong
+flags, or a run folder that is not valid.
 """
 
 import argparse

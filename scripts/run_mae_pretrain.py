@@ -1,4 +1,4 @@
-"""Pretrains a masked autoencoder (ViT-MAE, He et al. 2021) on chest X-rays.
+"""Pretrains a masked autoencoder (ViT-MAE, He et al. 2022) on chest X-rays.
 
     # Two minutes on a laptop: a tiny model on a synthetic sample.
     python scripts/run_mae_pretrain.py

@@ -9,7 +9,7 @@ from cxr.cli import command_line
 from cxr.cli.command_line import ArgumentParser
 from cxr.models.architectures import CONFIGS
 
-DEFAULT_CROP_SCALE = (0.08, 1.0)  # He et al. 2021
+DEFAULT_CROP_SCALE = (0.08, 1.0)  # He et al. 2022
 
 
 def parse_args(

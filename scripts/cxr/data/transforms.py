@@ -69,7 +69,7 @@ class RandomHorizontalFlip(v2.Transform):
 def pretraining_transform(
     image_size: int, *, crop_scale: tuple[float, float], horizontal_flip: bool
 ) -> v2.Transform:
-    """Returns a random resized crop and flip, enough for a masked autoencoder (He et al. 2021, table 1e)."""
+    """Returns a random resized crop and flip, enough for a masked autoencoder (He et al. 2022, table 1e)."""
     crop = RandomResizedCrop(image_size, crop_scale)
     return v2.Compose([crop, RandomHorizontalFlip()]) if horizontal_flip else crop
 

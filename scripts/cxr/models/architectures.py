@@ -133,7 +133,7 @@ def _vit_mae(
     )
 
 
-# Base, Large and Huge are those of He et al. 2021 with their decoder of width 512 and depth 8; the smaller
+# Base, Large and Huge are those of He et al. 2022 with their decoder of width 512 and depth 8; the smaller
 # ones are the usual ViT-Ti and ViT-S with smaller decoders.
 VIT_MAE_CONFIGS = {
     "vit-mae-tiny": _vit_mae(192, 12, 3, decoder=(128, 2, 4)),

@@ -52,7 +52,7 @@ METRICS = {  # our name -> the Hub's id and the name to show
 }
 # How published base models were trained, by the beginning of their name.
 PUBLISHED = {
-    "facebook/vit-mae-": "a masked autoencoder trained on the photographs of ImageNet-1k (He et al. 2021)",
+    "facebook/vit-mae-": "a masked autoencoder trained on the photographs of ImageNet-1k (He et al. 2022)",
     "microsoft/resnet-": "a classifier trained on the photographs of ImageNet-1k (He et al. 2015)",
 }
 # Flags that the card lists. The others change only how, where or how fast a run works.

@@ -92,7 +92,7 @@ def make_adamw(
 ) -> torch.optim.AdamW:
     """Returns fused AdamW for the trainable parameters; it decays linear and convolution weights only.
 
-    Biases, norms, tokens and position embeddings do not decay, as in He et al. 2021. Parameters are told
+    Biases, norms, tokens and position embeddings do not decay, as in He et al. 2022. Parameters are told
     apart by their number of dimensions, because names differ between models and transformers versions.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
