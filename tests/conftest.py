@@ -45,6 +45,7 @@ def sample_root(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def fresh_process_state():
     """Resets what a script leaves behind in this process: Accelerate's singletons and logging."""
+    logging.getLogger("cxr").setLevel(logging.NOTSET)  # a run in a module's fixture has set it
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in LIBRARY_LOGGERS}

@@ -243,8 +243,10 @@ def _start_logging(accelerator: Accelerator, output_dir: Path) -> None:
     if accelerator.is_main_process:
         console = logging.StreamHandler()
         console.setLevel(logging.INFO)
-        handlers = [console, logging.FileHandler(output_dir / "train.log", encoding="utf-8")]
-        handlers[1].setLevel(logging.DEBUG)
+        # A name may have characters that UTF-8 cannot encode: without `errors`, their lines would be lost.
+        log = logging.FileHandler(output_dir / "train.log", encoding="utf-8", errors="backslashreplace")
+        log.setLevel(logging.DEBUG)
+        handlers = [console, log]
     for handler in handlers:
         handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
