@@ -50,14 +50,20 @@ def _start_processes(pool: ProcessPoolExecutor, num_workers: int) -> None:
     can_block = hasattr(signal, "pthread_sigmask")  # child processes inherit the mask; not on Windows
     if can_block:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Other threads, such as torch's, still receive the signal, and Python handles it in this one.
+    interrupts = []
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
     try:
         for _ in range(num_workers):
             pool.submit(int)  # each call starts a process, because none is idle yet
     finally:
         if path is not None:
             script.__file__ = path
+        signal.signal(signal.SIGINT, handler)
         if can_block:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def _prepare_process() -> None:
