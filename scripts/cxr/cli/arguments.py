@@ -55,7 +55,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
         type=model_name,
         metavar="NAME|FOLDER",
         help="start from this pretrained model: a model folder, a run folder, or a name in --hub_dir or on "
-        f"the Hugging Face Hub (default: {DEFAULT_MODEL})",
+        f"the Hugging Face Hub (default: {DEFAULT_MODEL}; without --data_dir, a tiny model from scratch)",
     )
     which.add_argument("--config_name", choices=config_names, help="train this model from scratch instead")
     group.add_argument(
