@@ -23,7 +23,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "all")
 DEFAULT_MODEL = "facebook/vit-mae-base"
 DEFAULT_IMAGE_SIZE = 224
 # The default learning rates of a classifier: the paper's, which is too low for a model from scratch, and one
-# that trains small models from scratch (docs/study.md has the figures).
+# that trains small models from scratch.
 LEARNING_RATES = {"pretrained": 1e-6, "scratch": 1e-4}
 
 PREDICTION_FORMATS = (".csv", ".jsonl")  # of predict.py --output

@@ -80,7 +80,7 @@ FUTURE = dataclasses.replace(
     views=("frontal", "lateral"),
 )
 # Pretrained models and models from scratch, each trained until it converges. The values suit small models and
-# hundreds of images; docs/study.md has the measurements.
+# hundreds of images.
 COMPARE = Grid(
     purpose="comparing small models of your choice on few images",
     models=("vit-mae-tiny", "resnet-18"),
