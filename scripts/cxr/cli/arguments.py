@@ -164,6 +164,31 @@ def add_training_arguments(
 ) -> argparse._ArgumentGroup:
     """Adds the group "training" with a script's defaults; returns it, so that the script can add flags."""
     group = parser.add_argument_group("training")
+    _add_batch_arguments(
+        group, num_train_epochs=num_train_epochs, per_device_train_batch_size=per_device_train_batch_size
+    )
+    _add_optimizer_arguments(
+        group, weight_decay=weight_decay, lr_scheduler_type=lr_scheduler_type, warmup_ratio=warmup_ratio
+    )
+    group.add_argument(
+        "--torch_compile",
+        action="store_true",
+        help="compile the model: the first step takes a minute, later ones are faster",
+    )
+    add_number(
+        group,
+        "--seed",
+        seed_number,
+        "seed of new weights, training sample, image order, augmentation and masks",
+        default=0,
+    )
+    return group
+
+
+def _add_batch_arguments(
+    group: argparse._ArgumentGroup, *, num_train_epochs: int, per_device_train_batch_size: int
+) -> None:
+    """Adds the flags for the length of training and for the images of a step."""
     number = partial(add_number, group)
     number("--num_train_epochs", positive_int, "train for N epochs", default=num_train_epochs)
     number("--max_train_steps", positive_int, "stop after N optimizer steps; overrides --num_train_epochs")
@@ -186,6 +211,13 @@ def add_training_arguments(
         "forward and backward passes per optimizer step",
         default=1,
     )
+
+
+def _add_optimizer_arguments(
+    group: argparse._ArgumentGroup, *, weight_decay: float, lr_scheduler_type: str, warmup_ratio: float
+) -> None:
+    """Adds the flags for the optimizer and the schedule of its learning rate."""
+    number = partial(add_number, group)
     number(
         "--weight_decay",
         non_negative_float,
@@ -211,18 +243,6 @@ def add_training_arguments(
         "share of the steps over which the learning rate rises to its peak",
         default=warmup_ratio,
     )
-    group.add_argument(
-        "--torch_compile",
-        action="store_true",
-        help="compile the model: the first step takes a minute, later ones are faster",
-    )
-    number(
-        "--seed",
-        seed_number,
-        "seed of new weights, training sample, image order, augmentation and masks",
-        default=0,
-    )
-    return group
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, *, default_output_dir: str) -> None:
