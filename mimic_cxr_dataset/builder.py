@@ -15,6 +15,7 @@ import pandas as pd
 from datasets.exceptions import DatasetGenerationError
 
 from .errors import DatasetError
+from .errors import NoGoodImage
 from .radiographs import Reading
 from .radiographs import check_jpeg
 from .radiographs import find_image
@@ -149,7 +150,7 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
         split = split_generator.name
         self._list_images(split)
         if split_generator.split_info.num_examples == 0:
-            raise DatasetError(f"{self.config.data_dir}: every {split} image is damaged.")
+            raise NoGoodImage(f"{self.config.data_dir}: every {split} image is missing or damaged.")
 
     def _prepare_split_single(self, *args, **kwargs):
         try:

@@ -1,8 +1,12 @@
-"""The only exception of the dataset package, and the messages of other exceptions in one line."""
+"""The exceptions of the dataset package, and the messages of other exceptions in one line."""
 
 
 class DatasetError(ValueError):
     """A table or an image cannot be used; the message says what was found, what was expected, what to do."""
+
+
+class NoGoodImage(DatasetError):
+    """All images that were asked for are missing or damaged."""
 
 
 def one_line(error: Exception) -> str:

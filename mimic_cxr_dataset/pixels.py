@@ -8,6 +8,7 @@ import pandas as pd
 
 from .builder import RadiographBuilder
 from .choices import DEFAULTS
+from .errors import NoGoodImage
 from .radiographs import PIXELS_VERSION
 from .radiographs import Reading
 
@@ -44,6 +45,8 @@ class Pixels(RadiographBuilder):
         # Without `files`, which would be sent to each process with the builder.
         files, self.config.files = self.config.files, None
         rows = self.drop_missing(files.assign(split=self.config.name))
+        if rows.empty:
+            raise NoGoodImage(f"{self.config.data_dir}: every {self.config.name} image is missing.")
         gen_kwargs = {"chunks": self.split_rows(rows)}
         return [datasets.SplitGenerator(name=self.config.name, gen_kwargs=gen_kwargs)]
 

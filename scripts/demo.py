@@ -5,7 +5,8 @@
 
 Draws the synthetic sample, once; pretrains a small ViT as a masked autoencoder; fine-tunes it; trains a
 ResNet-18; reports both on the test split. Each step is a command that is shown and that works by itself; a
-step that fails ends the demo with its exit status. Writes sample_data/ and, anew each time, runs/demo/.
+step that fails ends the demo with its exit status. Writes sample_data/ and runs/demo/, which is replaced each
+time.
 """
 
 import shlex
@@ -27,7 +28,7 @@ LINES_OF_ERROR = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A command, and what it does; a training has `epochs`, whose progress its run folder tells."""
+    """A command and what it does; the progress bar of a training counts its `epochs` in its run folder."""
 
     what: str
     seconds: int  # about, on two idle cores
@@ -112,7 +113,7 @@ def run(step: Step) -> int:
         while process.poll() is None:
             time.sleep(0.2)
             if metrics.is_file():
-                bar.update(metrics.read_bytes().count(b"\n") - bar.n)  # a line an epoch
+                bar.update(metrics.read_bytes().count(b"\n") - bar.n)  # one line per epoch
     if process.returncode:
         lines = said.read_text(encoding="utf-8", errors="replace").splitlines()
         print(*lines[-LINES_OF_ERROR:], sep="\n", file=sys.stderr)

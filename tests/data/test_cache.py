@@ -109,3 +109,14 @@ def test_bad_image_that_the_labels_do_not_need_stops_no_run(root, tmp_path):
     Path(unneeded).unlink()
     load(root, tmp_path / "cache", on_bad_image="skip")
     assert load(root, tmp_path / "cache", config_name="pleural_effusion")["train"]
+
+
+def test_group_without_a_good_image_is_left_out_and_no_image_at_all_is_an_error(root, tmp_path):
+    for path in index_images(root, view="lateral")[0]["path"]:
+        Path(path).unlink()
+    whole, cache = load(root, tmp_path / "cache"), tmp_path / "cache"
+    images = load(root, cache, view="all", on_bad_image="skip")["train"]
+    assert set(whole["train"]["dicom_id"]) <= set(images["dicom_id"])
+    assert not {"LATERAL", "LL"} & set(images["view_position"])
+    with pytest.raises(UserError, match=r"--view lateral: found no good image of this view"):
+        load(root, cache, view="lateral", on_bad_image="skip")

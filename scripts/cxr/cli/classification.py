@@ -72,7 +72,7 @@ def parse_args(
 
 
 def describe_default_learning_rate(args: argparse.Namespace) -> str:
-    """Returns in words the default learning rate for this model and why; --learning_rate is ignored."""
+    """Returns in words which default the learning rate has for this model, given or not, and why."""
     pretrained, scratch = LEARNING_RATES["pretrained"], LEARNING_RATES["scratch"]
     if args.config_name:
         return f"{scratch:g}, for a model from scratch (pretrained: {pretrained:g})"

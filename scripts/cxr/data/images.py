@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from PIL import Image
 
 from cxr.data.sources import make_sample_data_once
@@ -25,6 +26,7 @@ from cxr.errors import UserError
 from mimic_cxr_dataset.choices import TASKS
 from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.errors import NoGoodImage
 from mimic_cxr_dataset.gray_levels import LARGEST_DISTANCE_OF_EQUALIZED
 from mimic_cxr_dataset.gray_levels import distance_from_uniform
 from mimic_cxr_dataset.radiographs import find_image
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 HEAD_START_SECONDS = 2
+ROW_COLUMNS = ("dicom_id", "subject_id", "study_id", "view_position", "label", "position")
 BAD_COLUMNS = ("dicom_id", "path", "reason")
 NUM_TO_LOOK_AT = 200  # training images that are checked for equalisation
 
@@ -61,8 +64,7 @@ def user_errors() -> Iterator[None]:
 class LabelledImages:
     """The images of a split: their table rows, and their pixels as gray JPEGs.
 
-    A row has dicom_id, subject_id, study_id, view_position, label and position, its index in `pixels`, which
-    is one Arrow table for all splits and labels.
+    `rows` has ROW_COLUMNS; `position` is the index in `pixels`, which is one Arrow table for all splits.
     """
 
     pixels: "datasets.Dataset"
@@ -123,6 +125,7 @@ def load_images(
         pixels, bad = load_pixels(
             images.assign(path=published_paths(images, data_dir), group=group_images(images)),
             view=label_options["view"],
+            data_dir=str(data_dir),
             cache_dir=str(cache_dir) if cache_dir else None,
             num_proc=num_proc or num_cores(),
             shows_progress=shows_progress,
@@ -137,7 +140,7 @@ def load_images(
     splits = {
         split: LabelledImages(
             pixels=pixels.select_columns("image"),
-            rows=kept[kept["split"] == split].reset_index(drop=True),
+            rows=kept.loc[kept["split"] == split, [*ROW_COLUMNS]].reset_index(drop=True),
             label_names=TASKS[config_name],
         )
         for split in SPLITS.values()
@@ -171,19 +174,25 @@ def load_pixels(
             continue
         builder = Pixels(config_name=group, files=files[["dicom_id", "path"]], cache_dir=cache_dir, **options)
         cache, listing = Path(builder.cache_dir), Path(builder.cache_dir, f"bad_images_{group}.csv")
-        if listing.is_file() and has_new_files(listing):
-            logger.warning(
-                "Bad images (%s views) were replaced: shrinking all images of these views again", group
-            )
-            shutil.rmtree(cache)
+        with FileLock(f"{cache.parent}.lock"):  # the first of several processes removes it, and no other
+            if listing.is_file() and has_new_files(listing):
+                logger.warning(
+                    "Bad images (%s views) were replaced: shrinking all images of these views again", group
+                )
+                shutil.rmtree(cache)
         if not shows_progress and not cache.exists():
             time.sleep(HEAD_START_SECONDS)
-        builder.download_and_prepare(num_proc=num_proc)
+        try:
+            builder.download_and_prepare(num_proc=num_proc)
+        except NoGoodImage as error:  # such as all lateral ones, of somebody who has downloaded the others
+            logger.warning("%s", error)
+            bad.append(files.assign(reason=MISSING_FILE)[[*BAD_COLUMNS]])
+            continue
         parts.append(builder.as_dataset(split=group))
         if listing.is_file():
             bad.append(pd.read_csv(listing, dtype=str))
     if not parts:
-        raise UserError(f"--view {view}: found no image of this view; name another view")
+        raise UserError(f"--view {view}: found no good image of this view; name another, or check the files")
     pixels = datasets.concatenate_datasets(parts).with_format("arrow")
     return pixels, pd.concat(bad or [pd.DataFrame(columns=BAD_COLUMNS)])
 
