@@ -18,19 +18,28 @@ FINDINGS = (
 )
 # The columns of the label tables.
 LABELS = tuple(sorted((*FINDINGS, "No Finding")))
-# The names of labels 0 and 1. But for "finding", which is any of them, label 1 is the column of that name.
-TASKS = {
+# The five findings of the CheXpert competition (Irvin et al. 2019).
+CHEXPERT5 = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+# The tasks with one label, and the names of its values 0 and 1. But for "finding", which is any of them,
+# value 1 is the column of that name.
+BINARY_TASKS = {
     "finding": ("No Finding", "Finding"),
     "pleural_effusion": ("No Finding", "Pleural Effusion"),
 }
+MULTI_LABEL = "findings"  # the task with a label for each of LABELS, or for those that are chosen
+TASKS = (*BINARY_TASKS, MULTI_LABEL)
 LABELERS = ("negbio", "chexpert")
 VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or no code
 UNCERTAIN = ("negative", "positive", "exclude")
+# Codes of a label of a multi-label task, beside 0 and 1: not used, and drawn anew from SMOOTH_TARGETS in each
+# epoch of training (Pham et al. 2019, "U-Ones+LSR"), which counts as 1 in an evaluation.
+MASKED, SMOOTH = -1, 2
+SMOOTH_TARGETS = (0.55, 0.85)
 ON_BAD_IMAGE = ("error", "skip")
 
 # The options of the builder and the values of each; the first value is the default.
 CHOICES = {
-    "task": tuple(TASKS),
+    "task": TASKS,
     "labeler": LABELERS,
     "view": tuple(VIEWS),
     "uncertain": UNCERTAIN,

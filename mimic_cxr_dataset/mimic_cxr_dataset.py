@@ -26,9 +26,9 @@ import datasets
 import pandas as pd
 
 from .builder import RadiographBuilder
+from .choices import BINARY_TASKS
 from .choices import CHOICES
 from .choices import DEFAULTS
-from .choices import TASKS
 from .collection import read_collection
 from .dicom import read_dicom
 from .errors import DatasetError
@@ -89,13 +89,13 @@ class MimicCxr(RadiographBuilder):
     """Chest X-rays of MIMIC-CXR-JPG with a binary label per study."""
 
     BUILDER_CONFIG_CLASS = MimicCxrConfig
-    BUILDER_CONFIGS = [MimicCxrConfig(name=task, version=datasets.Version("1.0.0")) for task in TASKS]
+    BUILDER_CONFIGS = [MimicCxrConfig(name=task, version=datasets.Version("1.0.0")) for task in BINARY_TASKS]
     DEFAULT_CONFIG_NAME = DEFAULTS["task"]
 
     def _info(self) -> datasets.DatasetInfo:
         features = {
             "image": datasets.Image(mode="L"),
-            "label": datasets.ClassLabel(names=list(TASKS[self.config.name])),
+            "label": datasets.ClassLabel(names=list(BINARY_TASKS[self.config.name])),
             "dicom_id": datasets.Value("string"),
             "subject_id": datasets.Value("int64"),
             "study_id": datasets.Value("int64"),

@@ -15,10 +15,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from .choices import BINARY_TASKS
 from .choices import CHOICES
 from .choices import DEFAULTS
 from .choices import FINDINGS
-from .choices import TASKS
 from .choices import VIEWS
 from .errors import DatasetError
 
@@ -206,7 +206,7 @@ def decide_outcomes(labels: pd.DataFrame, *, task: str, uncertain: str) -> np.nd
         unsure[:] = False
     if task == "finding":
         return np.select([present.any(axis=1), unsure.any(axis=1)], [1, UNCERTAIN], default=0)
-    finding = TASKS[task][1]
+    finding = BINARY_TASKS[task][1]
     rules = [present[finding], unsure[finding], labels["No Finding"] == 1]
     return np.select(rules, [1, UNCERTAIN, 0], default=OTHER_LABELS)
 
@@ -270,7 +270,7 @@ def label_images(
     images: pd.DataFrame, data_dir: str | Path, *, task: str, labeler: str, view: str, uncertain: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Labels the images of `read_images`, as `index_images` does; the options must be valid."""
-    columns = list(FINDINGS) if task == "finding" else list(TASKS[task])
+    columns = list(FINDINGS) if task == "finding" else list(BINARY_TASKS[task])
     labels = read_labels(data_dir, labeler, columns, images=images)
     labels["outcome"] = decide_outcomes(labels[columns], task=task, uncertain=uncertain)
     images = images.merge(labels[[*PATIENT_IDS, "outcome"]], how="left", on=list(PATIENT_IDS))

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from cxr.choices import BINARY_TASKS
 from cxr.choices import LABEL_OPTIONS
 from cxr.choices import LABELERS
 from cxr.choices import LABELS
-from cxr.choices import TASKS
 from cxr.cli import command_line
 from cxr.cli.arguments import add_label_arguments
 from cxr.data.images import user_errors
@@ -86,7 +86,7 @@ def count_labels(rows: pd.DataFrame, task: str) -> Counts:
     """Counts images by split and label name."""
     counts = pd.crosstab(rows["label"], rows["split"])
     counts = counts.reindex(index=range(2), columns=list(SPLITS.values()), fill_value=0).astype("int64")
-    return counts.set_axis(TASKS[task]).to_dict()
+    return counts.set_axis(BINARY_TASKS[task]).to_dict()
 
 
 def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
@@ -283,7 +283,7 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
     options = {"num_examples": args.num_examples, "seed": args.seed}
     examples = {
         name: find_examples(train[train["label"] == label], reading, **options)
-        for label, name in enumerate(TASKS[args.dataset_config_name])
+        for label, name in enumerate(BINARY_TASKS[args.dataset_config_name])
     }
     absent = [name for name, images in examples.items() if not images]
     if absent:

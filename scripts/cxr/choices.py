@@ -1,10 +1,16 @@
 """The values and defaults of flags, grids and tables: constants only, so that any file may import them."""
 
+from mimic_cxr_dataset.choices import BINARY_TASKS
+from mimic_cxr_dataset.choices import CHEXPERT5
 from mimic_cxr_dataset.choices import DEFAULTS as DATASET_DEFAULTS
 from mimic_cxr_dataset.choices import FINDINGS
 from mimic_cxr_dataset.choices import LABELERS
 from mimic_cxr_dataset.choices import LABELS
+from mimic_cxr_dataset.choices import MASKED
+from mimic_cxr_dataset.choices import MULTI_LABEL
 from mimic_cxr_dataset.choices import ON_BAD_IMAGE
+from mimic_cxr_dataset.choices import SMOOTH
+from mimic_cxr_dataset.choices import SMOOTH_TARGETS
 from mimic_cxr_dataset.choices import TASKS
 from mimic_cxr_dataset.choices import UNCERTAIN
 from mimic_cxr_dataset.choices import VIEWS

@@ -23,7 +23,7 @@ from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_record
 from cxr.errors import UserError
-from mimic_cxr_dataset.choices import TASKS
+from mimic_cxr_dataset.choices import BINARY_TASKS
 from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.errors import NoGoodImage
@@ -141,7 +141,7 @@ def load_images(
         split: LabelledImages(
             pixels=pixels.select_columns("image"),
             rows=kept.loc[kept["split"] == split, [*ROW_COLUMNS]].reset_index(drop=True),
-            label_names=TASKS[config_name],
+            label_names=BINARY_TASKS[config_name],
         )
         for split in SPLITS.values()
     }

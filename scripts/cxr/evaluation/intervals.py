@@ -90,6 +90,18 @@ def weighted_auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.nd
     return np.concatenate([_areas(labels, probabilities, block)[0] for block in in_blocks(weights)])
 
 
+def weighted_rates(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, *, threshold: float
+) -> dict[str, np.ndarray]:
+    """Returns sensitivity and specificity of every resample, (R,) each; NaN where they are undefined."""
+    correct = (probabilities >= threshold) == labels
+    sums = np.stack([labels == 1, labels == 0, (labels == 1) & correct, (labels == 0) & correct], axis=1)
+    counts = np.concatenate([block @ sums for block in in_blocks(weights)])
+    with np.errstate(invalid="ignore"):
+        sensitivity, specificity = (counts[:, 2:] / counts[:, :2]).T
+    return {"sensitivity": sensitivity, "specificity": specificity}
+
+
 def in_blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
     """Yields blocks of resamples as float64, small enough for the processor's cache."""
     for block in np.array_split(weights, -(-weights.size // BLOCK)):

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub import ModelCard
 from huggingface_hub import ModelCardData
 
-from cxr.choices import TASKS
+from cxr.choices import BINARY_TASKS
 from cxr.data.sources import is_synthetic
 from cxr.data.sources import label_tables_differ
 from cxr.data.sources import source_address
@@ -150,7 +150,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         history=describe_history(fields.training_history, origin, sample),
         fields=fields,
         is_pretraining=is_pretraining,
-        positive=TASKS.get(args.dataset_config_name, (args.dataset_config_name,))[-1],
+        positive=BINARY_TASKS.get(args.dataset_config_name, (args.dataset_config_name,))[-1],
         is_finished=isinstance(training, Results),
         origin=origin,
         is_mimic=is_mimic,

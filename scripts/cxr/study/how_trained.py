@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 
-from cxr.choices import TASKS
+from cxr.choices import BINARY_TASKS
 from cxr.run_folder.record import FREE_TO_CHANGE
 from cxr.study.costs import duration
 from cxr.study.results import Pretraining
@@ -145,7 +145,7 @@ def data(run: Run) -> str:
 
 def label_rule(run: Run) -> str:
     results = run.results
-    classes = " vs ".join(reversed(TASKS.get(results.task, (results.task,))))
+    classes = " vs ".join(reversed(BINARY_TASKS.get(results.task, (results.task,))))
     return f"{classes}, by {results.labeler}, uncertain counts as {results.uncertain}, {results.view} views"
 
 

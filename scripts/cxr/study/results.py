@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cxr.choices import BINARY_TASKS
 from cxr.choices import LABEL_OPTIONS
-from cxr.choices import TASKS
 from cxr.choices import VIEWS
 from cxr.errors import UserError
 from cxr.errors import one_line
@@ -55,7 +55,7 @@ class TableName:
     @property
     def title(self) -> str:
         sizes = {"": [], "all": ["all training images"]}
-        parts = [" vs ".join(reversed(TASKS.get(self.task, (self.task,))))]
+        parts = [" vs ".join(reversed(BINARY_TASKS.get(self.task, (self.task,))))]
         parts += sizes[self.size] if self.size in sizes else [plural(int(self.size), "training image")]
         return ", ".join([*parts, f"{self.view} views", *self.unusual(), f"{self.split} split"])
 
