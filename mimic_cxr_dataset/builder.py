@@ -16,12 +16,12 @@ from datasets.exceptions import DatasetGenerationError
 
 from .errors import DatasetError
 from .errors import NoGoodImage
+from .labels import MISSING_FILE
 from .radiographs import Reading
 from .radiographs import check_jpeg
 from .radiographs import find_image
 from .radiographs import is_jpeg
 from .radiographs import shrink_radiograph
-from .tables import MISSING_FILE
 
 # A fixed name, because `datasets` imports this file under a name that contains a hash.
 logger = logging.getLogger("mimic_cxr_dataset")

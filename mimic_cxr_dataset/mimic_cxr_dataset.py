@@ -33,19 +33,19 @@ from .collection import read_collection
 from .dicom import read_dicom
 from .errors import DatasetError
 from .gray_levels import equalize
+from .labels import DAMAGED_FILE
+from .labels import MISSING_FILE
+from .labels import REASONS
+from .labels import check_options
+from .labels import format_exclusions
+from .labels import index_images
 from .radiographs import Reading
 from .radiographs import check_jpeg
 from .radiographs import find_image
 from .radiographs import is_jpeg
 from .radiographs import shrink_radiograph
-from .tables import DAMAGED_FILE
-from .tables import MISSING_FILE
-from .tables import REASONS
 from .tables import SPLITS
-from .tables import check_options
 from .tables import find_csv
-from .tables import format_exclusions
-from .tables import index_images
 from .tables import read_bytes
 from .tables import resolve_root
 

@@ -39,15 +39,15 @@ from rich.table import Table
 
 from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.labels import TABLE_REASONS
+from mimic_cxr_dataset.labels import index_images
+from mimic_cxr_dataset.labels import read_labels
 from mimic_cxr_dataset.radiographs import Reading
 from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.radiographs import shrink_radiograph
 from mimic_cxr_dataset.tables import SPLITS
-from mimic_cxr_dataset.tables import TABLE_REASONS
-from mimic_cxr_dataset.tables import index_images
 from mimic_cxr_dataset.tables import locate_csv
 from mimic_cxr_dataset.tables import read_images
-from mimic_cxr_dataset.tables import read_labels
 from mimic_cxr_dataset.tables import resolve_root
 
 STUDY = ["subject_id", "study_id"]

@@ -97,8 +97,8 @@ def test_added_augmentation_trains_a_classifier(run_example):
 def test_added_label_rule_gives_its_labels(run_example, sample_root, tmp_path):
     results = run_example("Add a label rule")
     with code_of(tmp_path / "repository"):
-        tables = importlib.import_module("mimic_cxr_dataset.tables")
-        images, _ = tables.index_images(sample_root, task="pneumothorax")
+        rules = importlib.import_module("mimic_cxr_dataset.labels")
+        images, _ = rules.index_images(sample_root, task="pneumothorax")
     labels = pd.read_csv(next(sample_root.glob("*negbio.csv*"))).set_index("study_id")
     labels = labels.loc[images["study_id"]]
     assert set(images["label"]) == {0, 1}

@@ -9,8 +9,8 @@ import pytest
 from cxr.data.images import load_images
 from cxr.errors import UserError
 
+from mimic_cxr_dataset.labels import index_images
 from mimic_cxr_dataset.mimic_cxr_dataset import MimicCxr
-from mimic_cxr_dataset.tables import index_images
 
 FINDING = {"config_name": "finding", "labeler": "negbio", "view": "frontal", "uncertain": "negative"}
 

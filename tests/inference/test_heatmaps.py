@@ -21,7 +21,7 @@ from transformers import ResNetForImageClassification
 from transformers import ViTConfig
 from transformers import ViTForImageClassification
 
-from mimic_cxr_dataset.tables import index_images
+from mimic_cxr_dataset.labels import index_images
 
 # Every positive is seen by these within seconds; 64 and 96 pixels make grids of 8 x 8 and 3 x 3.
 LEARNERS = {

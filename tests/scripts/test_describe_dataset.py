@@ -22,7 +22,7 @@ from PIL import Image
 from refused import refused
 
 from mimic_cxr_dataset.gray_levels import equalize
-from mimic_cxr_dataset.tables import index_images
+from mimic_cxr_dataset.labels import index_images
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NIH_ROOT = Path(__file__).parents[3] / "shared" / "data" / "nih-cxr"

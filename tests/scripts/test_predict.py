@@ -24,8 +24,8 @@ from tiny_runs import TINY_VIT
 from tiny_runs import run_main
 from transformers import pipeline
 
+from mimic_cxr_dataset.labels import index_images
 from mimic_cxr_dataset.radiographs import shrink_radiograph
-from mimic_cxr_dataset.tables import index_images
 
 MODELS = {"vit": TINY_VIT, "resnet": TINY_RESNET}
 

@@ -19,7 +19,7 @@ from cxr.study.grid import Cell
 from cxr.study.grid import ClassificationPoint
 from cxr.study.grid import Grid
 
-from mimic_cxr_dataset.tables import index_images
+from mimic_cxr_dataset.labels import index_images
 
 TASKS = ("finding", "pleural_effusion")  # the paper's, whatever others there are
 DATA, STUDY = Path("/data/cxr").absolute(), Path("/runs/study").absolute()

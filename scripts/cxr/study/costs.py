@@ -13,7 +13,7 @@ from cxr.run_folder.record import read_results
 from cxr.study.cells import CellFacts
 from cxr.study.grid import Cell
 from cxr.study.machine import Device
-from mimic_cxr_dataset.tables import index_images
+from mimic_cxr_dataset.labels import index_images
 
 USUAL_BATCH = 32  # assumed for a batch size of auto, which is not known yet
 START_SECONDS = 20  # before a cell trains: imports, tables, the first batch
