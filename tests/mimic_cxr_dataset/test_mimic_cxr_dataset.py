@@ -23,9 +23,10 @@ from mimic_tables import write_csv
 from PIL import Image
 
 from mimic_cxr_dataset import choices
-from mimic_cxr_dataset import labels
 from mimic_cxr_dataset import mimic_cxr_dataset as mimic
 from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.labels import REASONS
+from mimic_cxr_dataset.labels import index_images
 
 FOLDER = Path(__file__).parents[2] / "mimic_cxr_dataset"
 NIH_ROOT = Path(__file__).parents[3] / "shared" / "data" / "nih-cxr"
@@ -201,9 +202,9 @@ def test_absent_data_dir_says_what_is_expected(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     nowhere = tmp_path / "nowhere"
     refusal(lambda: mimic.MimicCxr(data_dir=str(nowhere)), nowhere, "missing", "files/")
-    refusal(lambda: labels.index_images(tmp_path / "file"), tmp_path / "file", "not a folder")
+    refusal(lambda: index_images(tmp_path / "file"), tmp_path / "file", "not a folder")
     refusal(lambda: build("", tmp_path), "No data_dir given", "MIMIC-CXR-JPG folder")
-    refusal(lambda: labels.index_images("~no_such_user_here/cxr"), "~no_such_user_here", "missing")
+    refusal(lambda: index_images("~no_such_user_here/cxr"), "~no_such_user_here", "missing")
 
 
 def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_read(root, tmp_path):
@@ -253,7 +254,7 @@ def test_unreadable_or_absent_table_is_named(root, tmp_path, table):
     sound = path.read_bytes()
     for damage in DAMAGES:
         path.write_bytes(damage(sound))
-        refusal(lambda: labels.index_images(root), path)
+        refusal(lambda: index_images(root), path)
     path.unlink()
     refusal(lambda: build(root, tmp_path), path, "physionet.org")
 
@@ -347,7 +348,7 @@ def test_card_is_valid_and_explains_every_option_and_config():
 
     card = DatasetCard.load(FOLDER / "README.md")
     assert [info["config_name"] for info in card.data.to_dict()["dataset_info"]] == list(choices.TASKS)
-    for word in (*choices.CHOICES, "image_size", "streaming", *labels.REASONS):
+    for word in (*choices.CHOICES, "image_size", "streaming", *REASONS):
         if word != "task":
             assert word in card.text
     for values in choices.CHOICES.values():

@@ -11,8 +11,9 @@ from mimic_roots import write_root
 from mimic_tables import write_csv
 
 from mimic_cxr_dataset import choices
-from mimic_cxr_dataset import labels
 from mimic_cxr_dataset import tables
+from mimic_cxr_dataset.labels import REASONS
+from mimic_cxr_dataset.labels import index_images
 
 VIEW, ROW, UNC, OTHER = "view", "no label row", "uncertain", "other labels"
 # labels of the study; outcome under uncertain negative, positive, exclude for finding, for pleural effusion
@@ -40,7 +41,7 @@ def test_every_label_rule_gives_the_label_or_the_reason_of_the_table(tmp_path, t
     images = patients(len(RULES))
     labels = {image["study"]: rule[0] for image, rule in zip(images, RULES)}
     write_root(tmp_path, images, labels=labels, draw=False)
-    rows, exclusions = labels.index_images(tmp_path, task=task, uncertain=uncertain)
+    rows, exclusions = index_images(tmp_path, task=task, uncertain=uncertain)
     got = dict(zip(rows["study_id"], rows["label"]))
     column = ["negative", "positive", "exclude"].index(uncertain)
     expected = [(rule[1] if task == "finding" else rule[2])[column] for rule in RULES]
@@ -53,7 +54,7 @@ def test_every_label_rule_gives_the_label_or_the_reason_of_the_table(tmp_path, t
 def test_each_of_the_13_findings_alone_is_a_finding(tmp_path):
     images = patients(13)
     labels = {image["study"]: {name: 1.0} for image, name in zip(images, choices.FINDINGS, strict=True)}
-    rows, _ = labels.index_images(write_root(tmp_path, images, labels=labels, draw=False))
+    rows, _ = index_images(write_root(tmp_path, images, labels=labels, draw=False))
     assert rows["label"].tolist() == [1] * 13
     assert "No Finding" not in choices.FINDINGS
 
@@ -61,10 +62,10 @@ def test_each_of_the_13_findings_alone_is_a_finding(tmp_path):
 def test_view_keeps_its_codes_and_all_keeps_missing_and_rare_ones(tmp_path):
     codes = ["AP", "PA", "LATERAL", "LL", "", "XTABLE LATERAL", "AP AXIAL"]
     write_root(tmp_path, [{"view": code} for code in codes], draw=False)
-    kept = {view: labels.index_images(tmp_path, view=view)[0]["view_position"] for view in tables.VIEWS}
+    kept = {view: index_images(tmp_path, view=view)[0]["view_position"] for view in tables.VIEWS}
     kept = {view: positions.tolist() for view, positions in kept.items()}
     assert kept == {"frontal": ["AP", "PA"], "lateral": ["LATERAL", "LL"], "all": codes}
-    assert labels.index_images(tmp_path, view="lateral")[1].loc["train", VIEW] == 5
+    assert index_images(tmp_path, view="lateral")[1].loc["train", VIEW] == 5
 
 
 def test_labeler_chooses_the_table(tmp_path):
@@ -72,14 +73,14 @@ def test_labeler_chooses_the_table(tmp_path):
     values = ["1.0" if name == "Edema" else "" for name in LABELS]
     header = ["subject_id", "study_id", *LABELS]
     write_csv(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", header, [[10000001, 50000001, *values]])
-    assert labels.index_images(tmp_path)[0]["label"].tolist() == [0]
-    assert labels.index_images(tmp_path, labeler="chexpert")[0]["label"].tolist() == [1]
+    assert index_images(tmp_path)[0]["label"].tolist() == [0]
+    assert index_images(tmp_path, labeler="chexpert")[0]["label"].tolist() == [1]
 
 
 def test_every_exclusion_row_adds_up_and_the_order_is_that_of_the_metadata(tmp_path):
     images = patients(20) + patients(2, split="validate", start=20) + patients(3, split="test", start=22)
-    rows, exclusions = labels.index_images(write_root(tmp_path, images))
-    left_out = exclusions[list(labels.REASONS)].sum(axis=1)
+    rows, exclusions = index_images(write_root(tmp_path, images))
+    left_out = exclusions[list(REASONS)].sum(axis=1)
     assert (exclusions["images"] == left_out + exclusions["kept"]).all()
     assert exclusions["images"].to_dict() == {"train": 20, "validation": 2, "test": 3}
     assert rows["dicom_id"].is_monotonic_increasing
@@ -89,6 +90,6 @@ def test_every_exclusion_row_adds_up_and_the_order_is_that_of_the_metadata(tmp_p
 @pytest.mark.parametrize(("ext", "version"), [(".csv", "2.0.0"), (".csv.gz", "2.1.0"), (".csv", "2.1.0")])
 def test_unpacked_and_newer_tables_index_alike(tmp_path, ext, version):
     images = patients(4)
-    packed, _ = labels.index_images(write_root(tmp_path / "a", images, draw=False))
-    other, _ = labels.index_images(write_root(tmp_path / "b", images, ext=ext, version=version, draw=False))
+    packed, _ = index_images(write_root(tmp_path / "a", images, draw=False))
+    other, _ = index_images(write_root(tmp_path / "b", images, ext=ext, version=version, draw=False))
     pd.testing.assert_frame_equal(packed.drop(columns="path"), other.drop(columns="path"))

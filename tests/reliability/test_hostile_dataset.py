@@ -38,11 +38,11 @@ from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
 
 from mimic_cxr_dataset import choices
-from mimic_cxr_dataset import labels
 from mimic_cxr_dataset import mimic_cxr_dataset as mimic
 from mimic_cxr_dataset import radiographs
 from mimic_cxr_dataset import tables
 from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.labels import index_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on garbage in the EXIF
 
@@ -203,11 +203,11 @@ def check_against_oracle(root, contents, *, is_private=True, **options):
     try:
         kept, num_images = oracle(contents, **options)
     except RefusedError:
-        message = refusal(lambda: labels.index_images(root, **options), root / "mimic-cxr-2.0.0-", ".csv")
+        message = refusal(lambda: index_images(root, **options), root / "mimic-cxr-2.0.0-", ".csv")
         if is_private:
             assert not re.search("0dc0ffee|100000[12][0-9]|500000[23][0-9]", message), message
         return False
-    rows, exclusions = labels.index_images(root, **options)
+    rows, exclusions = index_images(root, **options)
     columns = ["dicom_id", "subject_id", "study_id", "view_position", "split", "label"]
     assert list(rows[columns].itertuples(index=False, name=None)) == kept
     assert exclusions["images"].sum() == num_images
@@ -220,7 +220,7 @@ def check_against_oracle(root, contents, *, is_private=True, **options):
 
 OPTIONS = st.fixed_dictionaries(
     {
-        "task": st.sampled_from(sorted(choices.TASKS)),
+        "task": st.sampled_from(sorted(choices.BINARY_TASKS)),
         "uncertain": st.sampled_from(choices.UNCERTAIN),
         "view": st.sampled_from(sorted(choices.VIEWS)),
     }
@@ -320,7 +320,7 @@ def table_root(tmp_path_factory):
 
 def test_sound_tables_are_accepted_by_the_oracle_and_the_script(table_root):
     contents = encode(sound_tables())
-    for task, uncertain, view in itertools.product(choices.TASKS, choices.UNCERTAIN, choices.VIEWS):
+    for task, uncertain, view in itertools.product(choices.BINARY_TASKS, choices.UNCERTAIN, choices.VIEWS):
         assert check_against_oracle(table_root, contents, task=task, uncertain=uncertain, view=view)
     assert len(oracle(contents, task="finding", uncertain="negative", view="all")[0]) == 8
 
@@ -406,22 +406,22 @@ def set_cell(line, column, value):
 )
 def test_torn_tables_are_one_line_that_names_file_and_line_and_no_id(tmp_path, table, change, parts):
     path = change_sound(tmp_path, table, change)
-    message = refusal(lambda: labels.index_images(tmp_path), path, *parts)
+    message = refusal(lambda: index_images(tmp_path), path, *parts)
     assert not re.search("0dc0ffee|100000[0-9]{2}|500000[0-9]{2}", message), message
 
 
 def test_shorter_metadata_and_a_split_table_without_patients_are_used(tmp_path, caplog):
     change_sound(tmp_path, "split", lambda rows: rows.__setitem__(slice(None), [r[::3] for r in rows]))
-    assert len(labels.index_images(tmp_path, view="all")[0]) == 8 and not caplog.text
+    assert len(index_images(tmp_path, view="all")[0]) == 8 and not caplog.text
     change_sound(tmp_path, "metadata", lambda rows: rows.__delitem__(slice(6, None)))
-    assert len(labels.index_images(tmp_path, view="all")[0]) == 5
+    assert len(index_images(tmp_path, view="all")[0]) == 5
     assert "lacks 5 images" in caplog.text
 
 
 def test_short_line_that_is_no_utf_8_is_one_line_and_no_traceback_on_stderr(tmp_path, capfd):
     path = change_sound(tmp_path, "metadata", lambda rows: rows[2].pop())
     path.write_bytes(path.read_bytes().replace(b"CHEST", b"TH\xd3RAX"))
-    refusal(lambda: labels.index_images(tmp_path), path, "utf-8")
+    refusal(lambda: index_images(tmp_path), path, "utf-8")
     assert capfd.readouterr().err == ""
 
 
@@ -430,7 +430,7 @@ def test_table_that_unpacks_without_end_is_refused_without_the_memory_that_it_cl
     path = change_sound(tmp_path, "metadata", lambda rows: None)
     path.write_bytes(gzip.compress(path.read_bytes() + bytes(2**27), mtime=0))
     tracemalloc.start()
-    message = refusal(lambda: labels.index_images(tmp_path), path, "to more than 1,048,576 bytes")
+    message = refusal(lambda: index_images(tmp_path), path, "to more than 1,048,576 bytes")
     assert "download it again" in message
     assert tracemalloc.get_traced_memory()[1] < 2**25
     tracemalloc.stop()
