@@ -30,7 +30,8 @@ MULTI_LABEL = "findings"  # the task with a label for each of LABELS, or for tho
 TASKS = (*BINARY_TASKS, MULTI_LABEL)
 LABELERS = ("negbio", "chexpert")
 VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or no code
-UNCERTAIN = ("negative", "positive", "exclude")
+UNCERTAIN = ("negative", "positive", "exclude", "smooth")
+BLANK = ("negative", "exclude")
 # Codes of a label of a multi-label task, beside 0 and 1: not used, and drawn anew from SMOOTH_TARGETS in each
 # epoch of training (Pham et al. 2019, "U-Ones+LSR"), which counts as 1 in an evaluation.
 MASKED, SMOOTH = -1, 2
@@ -43,6 +44,7 @@ CHOICES = {
     "labeler": LABELERS,
     "view": tuple(VIEWS),
     "uncertain": UNCERTAIN,
+    "blank": BLANK,
     "on_bad_image": ON_BAD_IMAGE,
 }
 DEFAULTS = {name: values[0] for name, values in CHOICES.items()}

@@ -1,4 +1,4 @@
-"""Labels each image by the label rules, or says why it is left out."""
+"""Labels each image by a label rule, or says why it is left out."""
 
 from pathlib import Path
 
@@ -6,19 +6,23 @@ import numpy as np
 import pandas as pd
 
 from .choices import BINARY_TASKS
-from .choices import CHOICES
-from .choices import DEFAULTS
 from .choices import FINDINGS
+from .choices import LABELS
+from .choices import MASKED
+from .choices import MULTI_LABEL
+from .choices import SMOOTH
 from .choices import VIEWS
-from .errors import DatasetError
+from .label_rule import LabelRule
 from .tables import PATIENT_IDS
 from .tables import SPLITS
 from .tables import find_csv
+from .tables import locate_csv
 from .tables import parse_ids
 from .tables import parse_numbers
 from .tables import published_paths
 from .tables import read_csv
 from .tables import read_images
+from .tables import read_study_splits
 from .tables import reject
 
 # Why an image is left out. If several reasons hold, the image counts under the first one.
@@ -27,12 +31,14 @@ MISSING_FILE, DAMAGED_FILE = "missing file", "damaged file"
 REASONS = (*TABLE_REASONS, MISSING_FILE, DAMAGED_FILE)
 # A study's outcome is its label (0 or 1) or one of these.
 NO_LABEL_ROW, UNCERTAIN, OTHER_LABELS = -1, -2, -3
+RADIOLOGIST_TABLE = "test-set-labeled"
+RENAMED = {"Airspace Opacity": "Lung Opacity"}  # columns of the radiologist's table
 
 
 def read_labels(
     data_dir: str | Path, labeler: str, columns: list[str], *, images: pd.DataFrame
 ) -> pd.DataFrame:
-    """Returns one row per study: subject_id, study_id, and `columns` as 1, 0, -1 or NaN.
+    """Returns one row per study: subject_id, study_id, and `columns` as 1, 0, -1 or NaN (blank).
 
     Raises DatasetError for other values, and for a study whose patient is not that of its `images`.
     """
@@ -42,6 +48,29 @@ def read_labels(
     patient = table["study_id"].map(images.drop_duplicates("study_id").set_index("study_id")["subject_id"])
     is_other = patient.notna() & (patient != table["subject_id"])  # NaN: the study has no images
     reject(is_other, path, table["subject_id"], "the patient of the study's images")
+    return parse_values(path, table, columns)
+
+
+def read_radiologist(data_dir: str | Path, *, images: pd.DataFrame) -> pd.DataFrame | None:
+    """Returns the radiologist's labels of test studies (v2.1.0), as `read_labels`; None without the table.
+
+    The table has no patients: they are those of the split table. Raises DatasetError.
+    """
+    path = locate_csv(data_dir, RADIOLOGIST_TABLE)
+    if path is None:
+        return None
+    theirs = {ours: name for name, ours in RENAMED.items()}
+    table = parse_ids(path, read_csv(path, ["study_id", *(theirs.get(name, name) for name in LABELS)]))
+    reject(table["study_id"].duplicated(), path, table["study_id"], "one row per study")
+    studies = read_study_splits(data_dir, images=images)
+    split = table["study_id"].map(studies["split"])
+    reject(split != "test", path, table["study_id"], "a study of the test split of the split table")
+    table["subject_id"] = table["study_id"].map(studies["subject_id"])
+    return parse_values(path, table.rename(columns=RENAMED), list(LABELS))
+
+
+def parse_values(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Returns the table with labels as 1, 0, -1 or NaN, float32. Raises DatasetError for other values."""
     for column in columns:
         codes, texts = pd.factorize(table[column])  # a few distinct texts: parsing each once saves seconds
         numbers = parse_numbers(pd.Series(texts))
@@ -51,50 +80,78 @@ def read_labels(
     return table
 
 
-def decide_outcomes(labels: pd.DataFrame, *, task: str, uncertain: str) -> np.ndarray:
-    """Returns the outcome of each study: label 0 or 1, UNCERTAIN or OTHER_LABELS."""
+def decide_outcomes(labels: pd.DataFrame, rule: LabelRule) -> np.ndarray:
+    """Returns the outcome of each study for a binary task: label 0 or 1, UNCERTAIN or OTHER_LABELS."""
     present, unsure = labels == 1, labels == -1
-    if uncertain == "positive":
-        present |= unsure
-    elif uncertain == "negative":
-        unsure[:] = False
-    if task == "finding":
+    for finding in labels:
+        if rule.policies[finding] == "positive":
+            present[finding] |= unsure[finding]
+        if rule.policies[finding] != "exclude":
+            unsure[finding] = False
+    if rule.task == "finding":
         return np.select([present.any(axis=1), unsure.any(axis=1)], [1, UNCERTAIN], default=0)
-    finding = BINARY_TASKS[task][1]
+    finding = BINARY_TASKS[rule.task][1]
     rules = [present[finding], unsure[finding], labels["No Finding"] == 1]
     return np.select(rules, [1, UNCERTAIN, 0], default=OTHER_LABELS)
 
 
-def index_images(
-    data_dir: str | Path,
-    *,
-    task: str = DEFAULTS["task"],
-    labeler: str = DEFAULTS["labeler"],
-    view: str = DEFAULTS["view"],
-    uncertain: str = DEFAULTS["uncertain"],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def decide_codes(labels: pd.DataFrame, rule: LabelRule) -> pd.DataFrame:
+    """Returns the label of each study for each of `rule.label_names`: 1, 0, MASKED or SMOOTH, int8.
+
+    With `blank` "exclude", a blank is MASKED unless the other labels decide it: a finding is 0 where No
+    Finding is 1, except Support Devices, which may stand beside it; No Finding is 0 where a finding is 1.
+    """
+    blank = 0 if rule.blank == "negative" else MASKED
+    codes_of = {"negative": 0, "positive": 1, "exclude": MASKED, "smooth": SMOOTH}
+    nothing, something = labels["No Finding"] == 1, (labels[list(FINDINGS)] == 1).any(axis=1)
+    codes = {}
+    for name in rule.label_names:
+        values, uncertain = labels[name], codes_of[rule.policies[name]]
+        decided = {"No Finding": something, "Support Devices": False}.get(name, nothing)
+        rules = [values == 1, values == 0, values == -1, decided]
+        codes[name] = np.select(rules, [1, 0, uncertain, 0], default=blank).astype("int8")
+    return pd.DataFrame(codes, index=labels.index)
+
+
+def label_studies(labels: pd.DataFrame, rule: LabelRule) -> pd.DataFrame:
+    """Returns the study's ids and its `outcome` and, with several labels, a column of codes for each.
+
+    With several labels, the outcome is 1 if any finding is positive; samples are stratified by it.
+    """
+    if rule.task in BINARY_TASKS:
+        return labels[[*PATIENT_IDS]].assign(outcome=decide_outcomes(labels[rule.columns], rule))
+    codes = decide_codes(labels, rule)
+    findings = [name for name in codes if name != "No Finding"] or list(codes)
+    outcome = codes[findings].isin((1, SMOOTH)).any(axis=1).astype("int64")
+    unused = (codes == MASKED).all(axis=1)
+    unsure = (labels[list(codes)] == -1).any(axis=1)
+    outcome = np.select([unused & unsure, unused], [UNCERTAIN, OTHER_LABELS], default=outcome)
+    return labels[[*PATIENT_IDS]].assign(outcome=outcome, **codes)
+
+
+def index_images(data_dir: str | Path, **options: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Labels every image from the tables alone, without looking at image files.
 
-    Returns the kept images in the order of the metadata table (dicom_id, subject_id, study_id, view_position,
-    split, label, path), and the exclusion table: one row per split, columns "images", REASONS and "kept".
+    `options` are those of LabelRule. Returns the kept images in the order of the metadata table (dicom_id,
+    subject_id, study_id, view_position, split, label, path, and the labels of a task with several), and the
+    exclusion table: one row per split, columns "images", REASONS and "kept".
     """
-    options = {"task": task, "labeler": labeler, "view": view, "uncertain": uncertain}
-    check_options(**options)
-    return label_images(read_images(data_dir), data_dir, **options)
+    rule = LabelRule(**options)
+    images = read_images(data_dir)
+    labels = read_labels(data_dir, rule.labeler, rule.columns, images=images)
+    kept, exclusions = label_images(images, labels, rule)
+    return kept.assign(path=published_paths(kept, data_dir)), exclusions
 
 
 def label_images(
-    images: pd.DataFrame, data_dir: str | Path, *, task: str, labeler: str, view: str, uncertain: str
+    images: pd.DataFrame, labels: pd.DataFrame, rule: LabelRule
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Labels the images of `read_images`, as `index_images` does; the options must be valid."""
-    columns = list(FINDINGS) if task == "finding" else list(BINARY_TASKS[task])
-    labels = read_labels(data_dir, labeler, columns, images=images)
-    labels["outcome"] = decide_outcomes(labels[columns], task=task, uncertain=uncertain)
-    images = images.merge(labels[[*PATIENT_IDS, "outcome"]], how="left", on=list(PATIENT_IDS))
+    """Labels the images of `read_images` by the `labels` of their studies, as `index_images` does."""
+    images = images.merge(label_studies(labels, rule), how="left", on=list(PATIENT_IDS))
     outcome = images.pop("outcome").fillna(NO_LABEL_ROW).to_numpy(dtype="int64")
     in_view = np.full(len(images), True)
-    if VIEWS[view] is not None:
-        in_view = images["view_position"].isin(VIEWS[view]).to_numpy(dtype=bool)
+    if VIEWS[rule.view] is not None:
+        in_view = images["view_position"].isin(VIEWS[rule.view]).to_numpy(dtype=bool)
 
     rules = [~in_view, outcome == NO_LABEL_ROW, outcome == UNCERTAIN, outcome == OTHER_LABELS]
     fate = np.select(rules, TABLE_REASONS, default="kept")
@@ -103,17 +160,14 @@ def label_images(
     exclusions.insert(0, "images", exclusions.sum(axis=1))
     exclusions = exclusions.rename_axis(index=None, columns=None)
     kept = images[fate == "kept"].assign(label=outcome[fate == "kept"])
-    return kept.assign(path=published_paths(kept, data_dir)), exclusions
+    if rule.task == MULTI_LABEL:
+        codes = kept[[*rule.label_names]].astype("int8")
+        is_soft = (codes == SMOOTH) & (kept[["split"]] != "train").to_numpy()
+        kept = kept.assign(**codes.mask(is_soft, 1).astype("int8"))  # an evaluation needs 0 or 1
+    return kept, exclusions
 
 
 def format_exclusions(exclusions: pd.DataFrame) -> str:
     """Returns the exclusion table as aligned text with a line of totals."""
     table = pd.concat([exclusions, exclusions.sum().rename("total").to_frame().T])
     return table.map("{:,}".format).to_string(col_space=8)
-
-
-def check_options(**options: str) -> None:
-    for name, value in options.items():
-        if value not in CHOICES[name]:
-            expected = " or ".join(map(repr, CHOICES[name]))
-            raise DatasetError(f"{name}={value!r} is unknown: expected {expected}.")

@@ -1,10 +1,11 @@
-"""MIMIC-CXR-JPG as a `datasets` loading script: chest X-rays with a binary label, shrunk once into the cache.
+"""MIMIC-CXR-JPG as a `datasets` loading script: chest X-rays and their labels, shrunk once into the cache.
 
 ROOT is the PhysioNet folder as downloaded: `files/` and the metadata, split and label tables.
 
     load_dataset("mimic_cxr_dataset", "finding", data_dir=ROOT, trust_remote_code=True)
     load_dataset("mimic_cxr_dataset", "pleural_effusion", data_dir=ROOT, trust_remote_code=True,
                  labeler="chexpert", view="lateral", uncertain="exclude", image_size=256, num_proc=8)
+    load_dataset("mimic_cxr_dataset", "findings", data_dir=ROOT, trust_remote_code=True)
 
 `datasets` 4 and later do not run loading scripts, but the class itself works with them:
 
@@ -26,17 +27,21 @@ import datasets
 import pandas as pd
 
 from .builder import RadiographBuilder
-from .choices import BINARY_TASKS
-from .choices import CHOICES
 from .choices import DEFAULTS
+from .choices import MASKED
+from .choices import MULTI_LABEL
+from .choices import SMOOTH
+from .choices import SMOOTH_TARGETS
+from .choices import TASKS
 from .collection import read_collection
 from .dicom import read_dicom
 from .errors import DatasetError
 from .gray_levels import equalize
+from .label_rule import LabelRule
+from .label_rule import check_options
 from .labels import DAMAGED_FILE
 from .labels import MISSING_FILE
 from .labels import REASONS
-from .labels import check_options
 from .labels import format_exclusions
 from .labels import index_images
 from .radiographs import Reading
@@ -60,8 +65,17 @@ class MimicCxrConfig(datasets.BuilderConfig):
     labeler: str = DEFAULTS["labeler"]
     view: str = DEFAULTS["view"]
     uncertain: str = DEFAULTS["uncertain"]
+    blank: str = DEFAULTS["blank"]
+    findings: tuple[str, ...] | None = None
     image_size: int | None = None
     on_bad_image: str = DEFAULTS["on_bad_image"]
+
+    @property
+    def rule(self) -> LabelRule:
+        """Returns the label rule; not made once, because `datasets` sets options after the config is made."""
+        findings = None if self.findings is None else tuple(self.findings)
+        options = {name: getattr(self, name) for name in ("labeler", "view", "uncertain", "blank")}
+        return LabelRule(task=self.name, findings=findings, **options)
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Returns the cache folder's name, which depends on the options, the tables and this package's code.
@@ -70,11 +84,10 @@ class MimicCxrConfig(datasets.BuilderConfig):
         changed table, nor changed code where the class is used directly.
         """
         size = self.image_size
-        options = {name: getattr(self, name) for name in CHOICES if name != "task"}
-        check_options(**options)  # not in __post_init__: `datasets` sets options after the config is made
+        check_options(on_bad_image=self.on_bad_image)
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise DatasetError(f"image_size={size!r}: expected a whole number of pixels from 1, or None.")
-        parts = [repr((self.name, options, size, custom_features)).encode("utf-8")]
+        parts = [repr((self.rule, self.on_bad_image, size, custom_features)).encode("utf-8")]
         parts += [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
         if self.data_dir is not None:
             parts.append(str(resolve_root(self.data_dir)).encode("utf-8"))
@@ -85,24 +98,35 @@ class MimicCxrConfig(datasets.BuilderConfig):
         return f"{self.name}-{hashlib.blake2b(digests, digest_size=8).hexdigest()}"
 
 
+def to_numbers(codes: pd.DataFrame) -> list[dict[str, float | None]]:
+    """Returns each image's labels by finding: None where masked, the mean of SMOOTH_TARGETS for SMOOTH."""
+    numbers = codes.astype("object").replace({MASKED: None, SMOOTH: sum(SMOOTH_TARGETS) / 2})
+    return numbers.to_dict("records")
+
+
 class MimicCxr(RadiographBuilder):
-    """Chest X-rays of MIMIC-CXR-JPG with a binary label per study."""
+    """Chest X-rays of MIMIC-CXR-JPG with the labels of their study: one that is 0 or 1, or several."""
 
     BUILDER_CONFIG_CLASS = MimicCxrConfig
-    BUILDER_CONFIGS = [MimicCxrConfig(name=task, version=datasets.Version("1.0.0")) for task in BINARY_TASKS]
+    BUILDER_CONFIGS = [MimicCxrConfig(name=task, version=datasets.Version("1.0.0")) for task in TASKS]
     DEFAULT_CONFIG_NAME = DEFAULTS["task"]
 
     def _info(self) -> datasets.DatasetInfo:
+        names = list(self.config.rule.label_names)
+        if self.config.name == MULTI_LABEL:
+            label = {"labels": {name: datasets.Value("float32") for name in names}}
+        else:
+            label = {"label": datasets.ClassLabel(names=names)}
         features = {
             "image": datasets.Image(mode="L"),
-            "label": datasets.ClassLabel(names=list(BINARY_TASKS[self.config.name])),
+            **label,
             "dicom_id": datasets.Value("string"),
             "subject_id": datasets.Value("int64"),
             "study_id": datasets.Value("int64"),
             "view_position": datasets.Value("string"),
         }
         return datasets.DatasetInfo(
-            description=self._title(),
+            description=self.config.rule,
             features=datasets.Features(features),
             homepage="https://physionet.org/content/mimic-cxr-jpg/",
             license="PhysioNet Credentialed Health Data License 1.5.0",
@@ -110,8 +134,7 @@ class MimicCxr(RadiographBuilder):
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         config, streaming = self.config, dl_manager.is_streaming
-        options = {"labeler": config.labeler, "view": config.view, "uncertain": config.uncertain}
-        rows, self._exclusions = index_images(config.data_dir, task=config.name, **options)
+        rows, self._exclusions = index_images(config.data_dir, **vars(config.rule))
         if not streaming:  # a stream starts at once and looks for each file when it reads it
             found = self.drop_missing(rows)
             for split, count in rows["split"].drop(found.index).value_counts().items():
@@ -123,7 +146,7 @@ class MimicCxr(RadiographBuilder):
         if rows.empty:
             left_out = ", ".join(f"{self._exclusions[reason].sum():,} {reason}" for reason in REASONS)
             raise DatasetError(
-                f"{config.data_dir}: no image is left ({self._title()}); left out: {left_out}."
+                f"{config.data_dir}: no image is left ({self.config.rule}); left out: {left_out}."
             )
         generators = []
         for split in SPLITS.values():
@@ -136,17 +159,16 @@ class MimicCxr(RadiographBuilder):
 
     def _generate_examples(self, chunks: list[pd.DataFrame], split: str, streaming: bool):
         reading = read_collection(resolve_root(self.config.data_dir)).reading
+        columns = ["label", "dicom_id", "subject_id", "study_id", "view_position"]
+        if self.config.name == MULTI_LABEL:
+            columns[0], names = "labels", [*self.config.rule.label_names]
+            chunks = [rows.assign(labels=to_numbers(rows[names])) for rows in chunks]
         for row, image in self.read_rows(chunks, split, reading, streaming=streaming):
-            columns = ("label", "dicom_id", "subject_id", "study_id", "view_position")
             yield row.dicom_id, {"image": image, **{column: getattr(row, column) for column in columns}}
-
-    def _title(self) -> str:
-        config = self.config
-        return f"{config.name}, labels by {config.labeler}, view {config.view}, uncertain {config.uncertain}"
 
     def _describe(self) -> None:
         """Writes the exclusion table into the dataset's info, which is stored in the cache."""
-        self.info.description = f"MIMIC-CXR-JPG, {self._title()}\n{format_exclusions(self._exclusions)}"
+        self.info.description = f"MIMIC-CXR-JPG, {self.config.rule}\n{format_exclusions(self._exclusions)}"
 
     def count_damaged(self, split: str, num_damaged: int) -> None:
         self._count_left_out(split, DAMAGED_FILE, num_damaged)

@@ -202,6 +202,17 @@ def read_images(data_dir: str | Path) -> pd.DataFrame:
     return images.reset_index(drop=True)
 
 
+def read_study_splits(data_dir: str | Path, *, images: pd.DataFrame) -> pd.DataFrame:
+    """Returns `subject_id` and `split` of every study, also of studies whose images the metadata lack."""
+    path = find_csv(data_dir, "split")
+    table = parse_ids(path, read_csv(path, ["split"], optional=PATIENT_IDS))
+    if not {*PATIENT_IDS} <= {*table}:
+        table = images[[*PATIENT_IDS, "split"]]
+    else:
+        table["split"] = table["split"].map(SPLITS)
+    return table.drop_duplicates("study_id").set_index("study_id")
+
+
 def published_paths(images: pd.DataFrame, data_dir: str | Path) -> pd.Series:
     """Where each image's JPEG is in the tree as published."""
     subject, study = images["subject_id"].astype(str), images["study_id"].astype(str)

@@ -24,6 +24,8 @@ from cxr.choices import LABELERS
 from cxr.choices import LABELS
 from cxr.cli import command_line
 from cxr.cli.arguments import add_label_arguments
+from cxr.cli.arguments import check_label_arguments
+from cxr.cli.arguments import label_options
 from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.data.sources import make_sample_data_once
@@ -307,7 +309,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add_number(parser, "--num_examples", positive, "images per label in the figure", default=4)
     add_number(parser, "--seed", command_line.seed_number, "of the sub-sample and the examples", default=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_label_arguments(parser, args)
+    return args
 
 
 def count_and_compare(
@@ -350,7 +354,7 @@ def count_and_compare(
 def describe(root: Path, args: argparse.Namespace) -> None:
     """Counts the images and labels, compares them, and writes and prints the tables."""
     task, output_dir = args.dataset_config_name, args.output_dir
-    options = {"labeler": args.labeler, "view": args.view, "uncertain": args.uncertain}
+    options = label_options(args)
     root = resolve_root(root)  # image paths begin with the resolved folder
     kept, exclusions = index_images(root, task=task, **options)
     try:  # only now: an error in the data leaves no empty folder

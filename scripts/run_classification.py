@@ -1,4 +1,4 @@
-"""Fine-tunes and evaluates a binary chest X-ray classifier: MAE-ViT or ResNet.
+"""Fine-tunes and evaluates a chest X-ray classifier, MAE-ViT or ResNet: one finding, or up to 14 at once.
 
     # A few minutes on a laptop: a tiny ViT from scratch on a synthetic sample.
     python scripts/run_classification.py
@@ -15,6 +15,11 @@
     accelerate launch --quiet scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
         --model_name_or_path runs/mae/model --output_dir runs/vit
 
+    # All 14 labels at once, also measured against a radiologist's labels (MIMIC-CXR-JPG 2.1.0).
+    accelerate launch --quiet scripts/run_classification.py --data_dir /data/mimic-cxr-jpg \\
+        --dataset_config_name findings --uncertain mix --model_name_or_path runs/mae/model \\
+        --evaluate_test --output_dir runs/vit-findings
+
 The run folder gets model/ (of the epoch with the best validation AUROC), metrics.jsonl, predictions, plots
 and, last, results.json.
 """
@@ -30,12 +35,13 @@ import functools
 import logging
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.choices import LEARNING_RATES
 from cxr.cli import arguments
 from cxr.data import transforms
+from cxr.data.images import RADIOLOGIST
+from cxr.data.images import LabelledImages
 from cxr.data.images import are_equalized
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import first_images
@@ -45,10 +51,9 @@ from cxr.data.loading import gather_in_order
 from cxr.errors import TRAINING_ADVICE
 from cxr.errors import UserError
 from cxr.errors import run_script
-from cxr.evaluation import intervals
-from cxr.evaluation import metrics
 from cxr.evaluation import plots
 from cxr.models import configs
+from cxr.models import heads
 from cxr.models import pretrained
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.record import ClassificationResults
@@ -59,7 +64,8 @@ from cxr.training import optimization
 from cxr.training import runtime
 from cxr.training.convergence import why_undertrained
 from cxr.training.run import Run
-from torch.nn import functional as F
+from cxr.training.scores import make_scores
+from cxr.training.scores import measure_fully
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
@@ -107,10 +113,13 @@ def warn_of_flags_without_effect(args: argparse.Namespace, config: PretrainedCon
     arguments.warn_of_flags_without_effect(args)
 
 
-def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
+def load_model(
+    args: argparse.Namespace, config: PretrainedConfig, train_images: LabelledImages
+) -> PreTrainedModel:
     """Returns the classifier, from scratch or pretrained; the head is new unless a stored one fits."""
+    labels, multi_label = list(train_images.label_names), train_images.is_multi_label
     if args.config_name:
-        model = new_classifier(config, labels)
+        model = new_classifier(config, labels, multi_label=multi_label)
         if args.learning_rate and args.learning_rate < 1e-5:
             logger.warning(
                 "--learning_rate %g suits pretrained models; for a model from scratch, try %g",
@@ -121,7 +130,7 @@ def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[
         model = pretrained.load_pretrained(
             CLASSIFIERS[config.model_type],
             args.model_name_or_path,
-            config=configs.classifier_config(config, labels),
+            config=configs.classifier_config(config, labels, multi_label=multi_label),
             new_head="classifier.",
             **arguments.source_of(args),
         )
@@ -142,7 +151,9 @@ def load_model(args: argparse.Namespace, config: PretrainedConfig, labels: list[
 def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[str, ChestXrays]:
     """Returns the images by split and writes `samples.json`."""
     args = run.args
-    splits = run.load_images(image_size=image_size, **arguments.data_options(args))
+    splits = run.load_images(
+        image_size=image_size, with_radiologist=args.evaluate_test, **arguments.data_options(args)
+    )
     train_images = run.draw_training_images(splits["train"])
     if len(set(train_images["label"])) < 2:
         logger.warning(
@@ -156,11 +167,11 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
         random_erasing_prob=args.random_erasing_prob,
     )
     sets = {"train": ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches)}
-    for split in ("validation", "test") if args.evaluate_test else ("validation",):
-        if split not in splits:
-            raise UserError(
-                f"--evaluate_test: found no {split} images; leave the flag out, or check the split CSV"
-            )
+    if args.evaluate_test and "test" not in splits:
+        raise UserError("--evaluate_test: found no test images; leave the flag out, or check the split CSV")
+    for split in ("validation", "test", RADIOLOGIST) if args.evaluate_test else ("validation",):
+        if split not in splits:  # few collections have a radiologist's labels
+            continue
         images = first_images(splits[split], args.max_eval_samples)
         sets[split] = ChestXrays(images, transforms.evaluation_transform(image_size), seed=EVALUATION_SEED)
     return sets
@@ -194,7 +205,9 @@ def synthetic_loss(model: PreTrainedModel, num_images: int, *, image_size: int) 
     return model(pixel_values=pixel_values).logits.float().logsumexp(1).mean()
 
 
-def train_step(run: Run, batches: Iterator[dict], patch_dropout: PatchDropout) -> torch.Tensor:
+def train_step(
+    run: Run, batches: Iterator[dict], patch_dropout: PatchDropout, class_weights: torch.Tensor | None
+) -> torch.Tensor:
     """Does one optimizer step over all its micro-batches; returns the loss, NaN if the step was skipped."""
     accelerator, num_micro_batches = run.accelerator, run.args.gradient_accumulation_steps
     total = torch.zeros((), device=accelerator.device)
@@ -206,7 +219,7 @@ def train_step(run: Run, batches: Iterator[dict], patch_dropout: PatchDropout) -
             patch_dropout.noise = batch.get("noise")
             logits = run.model(pixel_values=run.normalize(batch["image"])).logits
             labels = batch["label"].to(accelerator.device, non_blocking=True)
-            loss = F.cross_entropy(logits, labels) / num_micro_batches
+            loss = heads.classification_loss(logits, labels, class_weights) / num_micro_batches
             accelerator.backward(loss)
         total += loss.detach()
     patch_dropout.noise = None
@@ -218,15 +231,15 @@ def train(run: Run, patch_dropout: PatchDropout) -> None:
     batches = iter(run.train_loader)
     trains_body = not run.args.train_last_layer_only  # a frozen body also keeps its batch-norm statistics
     run.model.train(trains_body)
+    weights = class_weights(run)
     for _ in run.steps():
-        loss = train_step(run, batches, patch_dropout)
+        loss = train_step(run, batches, patch_dropout, weights)
         if not run.end_step(loss):
             continue
         reading = run.read_losses()
         if run.ends_epoch:
-            validation, *_ = evaluate(run, run.model, run.eval_loader, split="validation")
+            epoch = run.end_epoch(reading, validate(run))
             run.model.train(trains_body)
-            epoch = run.end_epoch(reading, {"eval_loss": validation.pop("loss"), **validation})
             if is_better(epoch, run.progress.best):
                 run.progress.best = Epoch(**epoch)
                 run.save_model()
@@ -235,6 +248,14 @@ def train(run: Run, patch_dropout: PatchDropout) -> None:
             if run.pushes_now and run.progress.best:
                 run.share_unfinished(task=run.args.dataset_config_name, step=run.progress.best.step)
         run.go_on()
+
+
+def validate(run: Run) -> dict:
+    """Returns the loss and the metrics of the validation split, at thresholds chosen on it."""
+    logits, labels, loss = evaluate(run, run.model, run.eval_loader, split="validation")
+    images, level = run.eval_loader.dataset.images, run.args.evaluation_level
+    scores = make_scores(logits, labels, images, level=level, split="validation")
+    return {"eval_loss": loss, **scores.measure(scores.choose_thresholds())}
 
 
 def is_better(epoch: dict, best: Epoch | None) -> bool:
@@ -246,65 +267,46 @@ def is_better(epoch: dict, best: Epoch | None) -> bool:
     return epoch["auroc"] > best.auroc
 
 
+def class_weights(run: Run) -> torch.Tensor | None:
+    if run.args.class_weights is None:
+        return None
+    return heads.balanced_weights(run.train_loader.dataset.labels).to(run.accelerator.device)
+
+
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # compiling for the evaluation's batch sizes would take longer
 def evaluate(
-    run: Run, model: torch.nn.Module, loader: DataLoader, *, split: str, threshold: float | None = None
-) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Returns the metrics of a split, its labels (N,) and the probabilities (N,) of the positive class.
-
-    `threshold` is the chosen operating point; if None, it is chosen on this split, which must be the
-    validation split.
-    """
+    run: Run, model: torch.nn.Module, loader: DataLoader, *, split: str
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Returns the logits (N, C), float64, the labels, (N,) or (N, K), of all images, and the mean loss."""
     model.eval()
     logits, labels = [], []
     for batch in runtime.evaluation_bar(run.accelerator, loader, split):
         logits.append(model(pixel_values=run.normalize(batch["image"])).logits.float())
         labels.append(batch["label"].to(run.accelerator.device))
-    num_samples = len(loader.dataset)
-    logits = gather_in_order(run.accelerator, torch.cat(logits), num_samples=num_samples).double()
-    labels = gather_in_order(run.accelerator, torch.cat(labels), num_samples=num_samples)
-    loss = nonfinite.check_evaluation(F.cross_entropy(logits, labels).item(), split)
-    labels, probabilities = labels.numpy(), logits.softmax(dim=1)[:, 1].numpy()
-    if threshold is None:
-        threshold = metrics.choose_threshold(labels, probabilities)
-    measured = metrics.classification_metrics(labels, probabilities, chosen_threshold=threshold, split=split)
-    return {"loss": loss, **measured}, labels, probabilities
+    gather = functools.partial(gather_in_order, run.accelerator, num_samples=len(loader.dataset))
+    logits, labels = gather(torch.cat(logits)).double(), gather(torch.cat(labels))
+    weights = class_weights(run)
+    loss = heads.classification_loss(logits, labels, None if weights is None else weights.cpu().double())
+    return logits, labels, nonfinite.check_evaluation(loss.item(), split)
 
 
 def measure_best(run: Run, model: PreTrainedModel, sets: dict[str, ChestXrays]) -> dict[str, dict]:
-    """Evaluates the best epoch's model on validation and test, at the threshold chosen on validation."""
-    threshold, measured = None, {}
+    """Evaluates the best epoch's model on validation and test, at thresholds chosen on validation."""
+    thresholds, measured, level = None, {}, run.args.evaluation_level
     for split in [name for name in sets if name != "train"]:  # validation comes first
-        loader = run.evaluation_loader(sets[split])
         with runtime.full_precision():
-            found, labels, probabilities = evaluate(run, model, loader, split=split, threshold=threshold)
-        threshold = found["at_chosen_threshold"]["threshold"]
-        measured[split] = found
+            logits, labels, loss = evaluate(run, model, run.evaluation_loader(sets[split]), split=split)
+        scores = make_scores(logits, labels, sets[split].images, level=level, split=split)
+        thresholds = thresholds or scores.choose_thresholds()
         if run.accelerator.is_main_process:
-            write_measured(run, found, labels, probabilities, split=split, images=sets[split].images)
-    run.save_config(model, decision_threshold=threshold)  # for users who need a decision, not a probability
+            measured[split] = {"loss": loss, **measure_fully(scores, thresholds, run.record, name=split)}
+    train_images = sets["train"].images
+    if train_images.is_multi_label:  # for users who need a decision, not a probability
+        run.save_config(model, decision_thresholds=dict(zip(train_images.label_names, thresholds)))
+    else:
+        run.save_config(model, decision_threshold=thresholds[0])
     return measured
-
-
-def write_measured(run: Run, found: dict, labels, probabilities, *, split: str, images) -> None:
-    """Adds intervals to the metrics `found` on a split, writes its predictions and draws its curves."""
-    names = images.label_names
-    output_dir, threshold = run.record.output_dir, found["at_chosen_threshold"]["threshold"]
-    found["intervals"] = intervals.patient_intervals(
-        labels, probabilities, images["subject_id"], threshold=found["threshold"]
-    )
-    ids = {name: images[name] for name in ("dicom_id", "subject_id", "view_position")}
-    run.record.write_predictions(
-        f"predictions_{split}.csv", ids, labels=labels.tolist(), probabilities=probabilities.tolist()
-    )
-    title = f"{names[1]} on {split}, n = {len(labels):,}"
-    if found["auroc"] is not None:
-        path = output_dir / f"roc_pr_{split}.png"
-        plots.plot_roc_and_precision_recall(labels, probabilities, path, title=title)
-    thresholds = {"fixed": 0.5, "chosen on validation": threshold}
-    path = output_dir / f"confusion_matrix_{split}.png"
-    plots.plot_confusion_matrix(labels, probabilities, path, thresholds=thresholds, names=names, title=title)
 
 
 def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> None:
@@ -314,7 +316,8 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
     epochs = run.record.epochs()
     plots.plot_losses(epochs, run.record.output_dir / "loss.png", title=title)
     undertrained = why_undertrained([epoch["eval_loss"] for epoch in epochs], best_epoch=best.epoch)
-    flags = ("labeler", "view", "uncertain", "augmentation", "mask_ratio", "random_erasing_prob")
+    flags = ("labeler", "view", "uncertain", "blank", "findings", "evaluation_level", "class_weights")
+    flags += ("augmentation", "mask_ratio", "random_erasing_prob")
     results = ClassificationResults(
         task=args.dataset_config_name,
         pretrained=args.config_name is None,
@@ -340,7 +343,8 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
 
 def describe_sets(sets: dict[str, ChestXrays]) -> dict[str, str]:
     """Returns, for the plan, the number of images and of positive images in each split."""
-    positive = sets["train"].images.label_names[1]
+    train = sets["train"].images
+    positive = "with a finding" if train.is_multi_label else train.label_names[1]
     return {
         split: f"{len(images):,} images, {sum(images.images['label']):,} {positive}"
         for split, images in sets.items()
@@ -353,7 +357,7 @@ def main(argv: list[str] | None = None) -> None:
     config, image_size = load_config(args)
     warn_of_flags_without_effect(args, config)
     sets = load_datasets(run, config, image_size)
-    model = load_model(args, config, list(sets["train"].images.label_names))
+    model = load_model(args, config, sets["train"].images)
     # Stored in config.json, so that users of the model prepare images as this run does.
     model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view

@@ -1,6 +1,7 @@
 """The values and defaults of flags, grids and tables: constants only, so that any file may import them."""
 
 from mimic_cxr_dataset.choices import BINARY_TASKS
+from mimic_cxr_dataset.choices import BLANK
 from mimic_cxr_dataset.choices import CHEXPERT5
 from mimic_cxr_dataset.choices import DEFAULTS as DATASET_DEFAULTS
 from mimic_cxr_dataset.choices import FINDINGS
@@ -23,6 +24,8 @@ LABEL_OPTIONS = {"dataset_config_name": DATASET_DEFAULTS["task"]} | {
 # The augmentations of training images: "classic" is the paper's "flipping, rotation, and distortion", "mae"
 # is the one of MAE's fine-tuning.
 AUGMENTATIONS = ("none", "classic", "mae")
+CLASS_WEIGHTS = ("balanced",)
+EVALUATION_LEVELS = ("image", "study")
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "all")
 

@@ -218,7 +218,7 @@ def test_data_dir_that_datasets_would_cut_in_two_is_refused_and_a_link_to_it_is_
 WRONG_OPTIONS = [
     ("labeler", "radgraph", "'negbio' or 'chexpert'"),
     ("view", "AP", "'frontal' or 'lateral' or 'all'"),
-    ("uncertain", "ignore", "'negative' or 'positive' or 'exclude'"),
+    ("uncertain", "ignore", "one of mix, negative, positive, exclude, smooth"),
     ("on_bad_image", "warn", "'error' or 'skip'"),
     *(("image_size", value, "a whole number of pixels from 1") for value in (0, "256", 25.6)),
 ]

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from cxr.run_folder import files
 from cxr.run_folder import lock as lock_module
@@ -157,7 +158,8 @@ def test_images_of_bad_steps_are_private(tmp_path):
 def test_predictions_have_their_columns_and_are_readable_by_the_owner_alone(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
     images = {"dicom_id": ["a", "b"], "subject_id": [7, 8], "view_position": ["AP", ""]}
-    record.write_predictions("predictions_test.csv", images, labels=[1, 0], probabilities=[1 / 3, 1e-12])
+    table = pd.DataFrame({**images, "label": [1, 0], "probability": [1 / 3, 1e-12]})
+    record.write_predictions("predictions_test.csv", table)
     path = tmp_path / "predictions_test.csv"
     assert path.read_text(encoding="utf-8").splitlines() == [
         "dicom_id,subject_id,view_position,label,probability",
@@ -171,17 +173,16 @@ def test_predictions_have_their_columns_and_are_readable_by_the_owner_alone(tmp_
 
 def test_interrupted_predictions_leave_the_old_file_and_no_leftovers(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
-    record.write_predictions("predictions_test.csv", {"dicom_id": ["a"]}, labels=[1], probabilities=[0.5])
+    table = pd.DataFrame({"dicom_id": ["a"], "label": [1], "probability": [0.5]})
+    record.write_predictions("predictions_test.csv", table)
     before = (tmp_path / "predictions_test.csv").read_bytes()
 
-    def labels():
-        yield 0
-        raise Interruption
+    class Interrupted(pd.DataFrame):
+        def to_csv(self, *args, **options):
+            raise KeyboardInterrupt
 
-    with pytest.raises(Interruption):
-        record.write_predictions(
-            "predictions_test.csv", {"dicom_id": ["b", "c"]}, labels=labels(), probabilities=[0.25, 0.5]
-        )
+    with pytest.raises(KeyboardInterrupt):
+        record.write_predictions("predictions_test.csv", Interrupted(table))
     assert (tmp_path / "predictions_test.csv").read_bytes() == before
     assert names(tmp_path) == ["predictions_test.csv"]
 
@@ -190,7 +191,8 @@ def test_other_processes_write_nothing(tmp_path):
     record = RunRecord(tmp_path, enabled=False)
     record.write("results.json", {})
     record.append_epoch(epoch(1))
-    record.write_predictions("predictions_test.csv", {"dicom_id": ["a"]}, labels=[1], probabilities=[0.5])
+    table = pd.DataFrame({"dicom_id": ["a"], "label": [1], "probability": [0.5]})
+    record.write_predictions("predictions_test.csv", table)
     assert names(tmp_path) == []
 
 

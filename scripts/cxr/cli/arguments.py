@@ -5,14 +5,15 @@ import logging
 import re
 from functools import partial
 
+from cxr.choices import BLANK
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import DEFAULT_MODEL
 from cxr.choices import LABELERS
+from cxr.choices import LABELS
 from cxr.choices import ON_BAD_IMAGE
 from cxr.choices import SCHEDULES
 from cxr.choices import TASKS
 from cxr.choices import TRACKERS
-from cxr.choices import UNCERTAIN
 from cxr.choices import VIEWS
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import add_folder
@@ -27,6 +28,8 @@ from cxr.cli.command_line import share_above_zero
 from cxr.cli.command_line import share_below_one
 from cxr.sharing.local_hub import parse_model_id
 from cxr.sharing.local_hub import parse_tag
+from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.label_rule import LabelRule
 
 # The default if neither data nor a model is given: a CPU trains it on the synthetic sample in minutes.
 SAMPLE_MODEL = {
@@ -147,9 +150,26 @@ def add_label_arguments(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--uncertain",
-        choices=UNCERTAIN,
+        metavar="POLICY",
         default=DATASET_DEFAULTS["uncertain"],
-        help="treat an uncertain label (-1.0) as negative or positive, or exclude the study",
+        help="treat an uncertain label (-1.0) as negative or positive, or exclude it; smooth (for the task "
+        "findings): train on a number between 0.55 and 0.85. One policy for all findings, or one for each, "
+        "as in exclude,Edema=positive; mix: Atelectasis=positive,Edema=positive, the others negative",
+    )
+    group.add_argument(
+        "--findings",
+        nargs="+",
+        choices=(*LABELS, "chexpert5"),
+        metavar="FINDING",
+        help="learn only these labels of the task findings, such as Edema 'Pleural Effusion'; chexpert5: the "
+        "five of CheXpert's competition (default: all 14)",
+    )
+    group.add_argument(
+        "--blank",
+        choices=BLANK,
+        default=DATASET_DEFAULTS["blank"],
+        help="for the task findings: treat a label that is blank (not mentioned) as negative, or exclude it "
+        "unless No Finding decides it",
     )
 
 
@@ -340,9 +360,22 @@ def source_of(args: argparse.Namespace) -> dict[str, object]:
 
 def data_options(args: argparse.Namespace) -> dict[str, object]:
     """Returns the keywords of `cxr.data.images.load_images` that come directly from flags."""
-    same = ("labeler", "view", "uncertain", "on_bad_image", "cache_dir")
+    same = ("on_bad_image", "cache_dir")
     others = {"config_name": args.dataset_config_name, "num_proc": args.preprocessing_num_workers}
-    return others | {flag: getattr(args, flag) for flag in same}
+    return others | {flag: getattr(args, flag) for flag in same} | label_options(args)
+
+
+def label_options(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the options of the label rule, without the task."""
+    options = {flag: getattr(args, flag) for flag in ("labeler", "view", "uncertain", "blank")}
+    return options | {"findings": args.findings and tuple(args.findings)}
+
+
+def check_label_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    try:
+        LabelRule(task=args.dataset_config_name, **label_options(args))
+    except DatasetError as error:
+        parser.error(f"--{error}")
 
 
 def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
@@ -365,6 +398,7 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
         parser.error("--config_overrides changes the model of --config_name: add that flag")
     if args.config_overrides and not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", args.config_overrides):
         parser.error(f"--config_overrides: found {args.config_overrides!r}, expected key=value,key=value")
+    check_label_arguments(parser, args)
     if args.data_dir and not args.data_dir.is_dir():
         parser.error(
             f"--data_dir {args.data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "

@@ -3,6 +3,8 @@
 import argparse
 
 from cxr.choices import AUGMENTATIONS
+from cxr.choices import CLASS_WEIGHTS
+from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LEARNING_RATES
 from cxr.cli import arguments
 from cxr.cli import command_line
@@ -54,7 +56,21 @@ def parse_args(
         help="compute the batch statistics of a ResNet over all GPUs, not on each",
     )
     training.add_argument(
-        "--evaluate_test", action="store_true", help="also evaluate the best epoch on the test split"
+        "--class_weights",
+        choices=CLASS_WEIGHTS,
+        help="weigh the loss so that both values of a label count equally",
+    )
+    training.add_argument(
+        "--evaluate_test",
+        action="store_true",
+        help="also evaluate the best epoch on the test split and, where its table is, against the "
+        "radiologist's labels of MIMIC-CXR-JPG 2.1.0",
+    )
+    training.add_argument(
+        "--evaluation_level",
+        choices=EVALUATION_LEVELS,
+        default=EVALUATION_LEVELS[0],
+        help="evaluate each image, or each study: the mean of the logits of its images",
     )
     arguments.add_output_arguments(parser, default_output_dir="runs/classification")
     return arguments.parse_with_defaults(

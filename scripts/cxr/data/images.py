@@ -23,17 +23,20 @@ from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_record
 from cxr.errors import UserError
-from mimic_cxr_dataset.choices import BINARY_TASKS
+from mimic_cxr_dataset.choices import MULTI_LABEL
 from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.errors import NoGoodImage
 from mimic_cxr_dataset.gray_levels import LARGEST_DISTANCE_OF_EQUALIZED
 from mimic_cxr_dataset.gray_levels import distance_from_uniform
+from mimic_cxr_dataset.label_rule import LabelRule
+from mimic_cxr_dataset.label_rule import check_options
 from mimic_cxr_dataset.labels import DAMAGED_FILE
 from mimic_cxr_dataset.labels import MISSING_FILE
-from mimic_cxr_dataset.labels import check_options
 from mimic_cxr_dataset.labels import format_exclusions
 from mimic_cxr_dataset.labels import label_images
+from mimic_cxr_dataset.labels import read_labels
+from mimic_cxr_dataset.labels import read_radiologist
 from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import group_images
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 HEAD_START_SECONDS = 2
 ROW_COLUMNS = ("dicom_id", "subject_id", "study_id", "view_position", "label", "position")
+RADIOLOGIST = "radiologist"  # the split of the test images whose study a radiologist has labelled
 BAD_COLUMNS = ("dicom_id", "path", "reason")
 NUM_TO_LOOK_AT = 200  # training images that are checked for equalisation
 
@@ -64,18 +68,28 @@ def user_errors() -> Iterator[None]:
 class LabelledImages:
     """The images of a split: their table rows, and their pixels as gray JPEGs.
 
-    `rows` has ROW_COLUMNS; `position` is the index in `pixels`, which is one Arrow table for all splits.
+    `rows` has ROW_COLUMNS; `position` is the index in `pixels`, which is one Arrow table for all splits. With
+    several labels, `rows` also has a column for each of `label_names`, the findings; `label` is then 1 if any
+    finding is positive. With one label, `label_names` are the names of its values 0 and 1.
     """
 
     pixels: "datasets.Dataset"
     rows: pd.DataFrame
     label_names: tuple[str, ...]
+    is_multi_label: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, column: str) -> list:
         return self.rows[column].tolist()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Returns the labels: (N,), 0 or 1; or, with several, (N, K) int8: 1, 0, MASKED or SMOOTH."""
+        if self.is_multi_label:
+            return self.rows[[*self.label_names]].to_numpy(dtype="int8")
+        return self.rows["label"].to_numpy()
 
     def select(self, indices: Sequence[int]) -> "LabelledImages":
         return replace(self, rows=self.rows.iloc[indices])
@@ -105,7 +119,8 @@ def load_images(
     num_proc: int | None,
     shows_progress: bool,
     on_bad_image: str,
-    **label_options: str,
+    with_radiologist: bool = False,
+    **label_options: Any,
 ) -> dict[str, LabelledImages]:
     """Loads the images by split, with the labels of the current tables and this shortest side in pixels.
 
@@ -113,18 +128,24 @@ def load_images(
     any labels, find them there and open no image file. Several processes may call it at once: one shrinks,
     and the others wait for its lock without a time limit. Usually that is the one that `shows_progress`,
     whose terminal the user reads. Without `data_dir` the images are the synthetic sample. `label_options` are
-    the dataset's: labeler, view, uncertain. Raises UserError.
+    those of LabelRule. `with_radiologist` adds the split RADIOLOGIST, if its table is there: test images with
+    the radiologist's labels. Raises UserError.
     """
     if data_dir is None:
         data_dir = make_sample_data_once()
         logger.warning("No --data_dir given: using the synthetic sample in %s", data_dir)
     with user_errors():
-        check_options(task=config_name, on_bad_image=on_bad_image, **label_options)
+        check_options(on_bad_image=on_bad_image)
+        rule = LabelRule(task=config_name, **label_options)
         images = read_images(data_dir)
-        kept, exclusions = label_images(images, data_dir, task=config_name, **label_options)
+        images["path"] = published_paths(images, data_dir)
+        kept, exclusions = label_images(
+            images, read_labels(data_dir, rule.labeler, rule.columns, images=images), rule
+        )
+        read_by_radiologist = read_radiologist(data_dir, images=images) if with_radiologist else None
         pixels, bad = load_pixels(
-            images.assign(path=published_paths(images, data_dir), group=group_images(images)),
-            view=label_options["view"],
+            images.assign(group=group_images(images)),
+            view=rule.view,
             data_dir=str(data_dir),
             cache_dir=str(cache_dir) if cache_dir else None,
             num_proc=num_proc or num_cores(),
@@ -134,21 +155,27 @@ def load_images(
             on_bad_image=on_bad_image,
         )
     kept = leave_out_bad_images(kept, bad, exclusions, on_bad_image=on_bad_image)
-    title = ", ".join([config_name, *(f"{name} {value}" for name, value in label_options.items())])
-    logger.info("Images (%s):\n%s", title, format_exclusions(exclusions))
-    kept["position"] = pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(kept["dicom_id"])
-    splits = {
-        split: LabelledImages(
-            pixels=pixels.select_columns("image"),
-            rows=kept.loc[kept["split"] == split, [*ROW_COLUMNS]].reset_index(drop=True),
-            label_names=BINARY_TASKS[config_name],
-        )
-        for split in SPLITS.values()
-    }
+    logger.info("Images (%s):\n%s", rule, format_exclusions(exclusions))
+    rows = {split: kept[kept["split"] == split] for split in SPLITS.values()}
     for split in ("train", "validation"):
-        if not len(splits[split]):
+        if rows[split].empty:
             raise UserError(f"{data_dir}: found no {split} images; expected some in its split CSV")
-    return {split: of_split for split, of_split in splits.items() if len(of_split)}
+    if read_by_radiologist is not None:
+        of_test = images[(images["split"] == "test") & ~images["dicom_id"].isin(bad["dicom_id"])]
+        rows[RADIOLOGIST], _ = label_images(of_test, read_by_radiologist, rule)
+    return {split: with_pixels(of_split, pixels, rule) for split, of_split in rows.items() if len(of_split)}
+
+
+def with_pixels(rows: pd.DataFrame, pixels: "datasets.Dataset", rule: LabelRule) -> LabelledImages:
+    is_multi_label = rule.task == MULTI_LABEL
+    rows = rows.assign(position=pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(rows["dicom_id"]))
+    columns = [*ROW_COLUMNS, *(rule.label_names if is_multi_label else ())]
+    return LabelledImages(
+        pixels=pixels.select_columns("image"),
+        rows=rows[columns].reset_index(drop=True),
+        label_names=rule.label_names,
+        is_multi_label=is_multi_label,
+    )
 
 
 def load_pixels(

@@ -18,6 +18,8 @@ from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
+from cxr.choices import SMOOTH
+from cxr.choices import SMOOTH_TARGETS
 from cxr.data.images import LabelledImages
 from cxr.data.images import num_cores
 from cxr.data.seeding import derive_seed
@@ -34,14 +36,15 @@ class ChestXrays(Dataset):
 
     A key is (epoch, index) instead of an index, so that persistent workers, which fetch ahead, know the
     epoch. An item has `image` (1, H, W) uint8, `label`, and, if `num_patches` is set, `noise` (num_patches,)
-    float32 in [0, 1): a masked model sees the patches with the lowest noise.
+    float32 in [0, 1): a masked model sees the patches with the lowest noise. With several labels, `label` is
+    (K,) float32: from 0 to 1, or MASKED.
     """
 
     def __init__(
         self, images: LabelledImages, transform: v2.Transform, *, seed: int, num_patches: int | None = None
     ):
         self.images = images
-        self.labels = np.array(images["label"])
+        self.labels = images.labels
         # Bytes, not strings: counting the references to strings makes forked workers copy their memory.
         self.dicom_ids = np.array(images["dicom_id"], dtype="S")
         self.transform = transform
@@ -64,11 +67,20 @@ class ChestXrays(Dataset):
                 image = decode_jpeg(encoded, mode=ImageReadMode.GRAY)
                 dicom_id = self.dicom_ids[index].decode()
                 torch.default_generator.manual_seed(derive_seed(self.seed, epoch, dicom_id))
-                item = {"image": self.transform(image), "label": int(self.labels[index])}
+                item = {"image": self.transform(image), "label": self._label(epoch, index, dicom_id)}
                 if self.num_patches is not None:
                     item["noise"] = torch.rand(self.num_patches)
                 items.append(item)
         return items
+
+    def _label(self, epoch: int, index: int, dicom_id: str) -> int | torch.Tensor:
+        codes = self.labels[index]
+        if codes.ndim == 0:
+            return int(codes)
+        # All findings are drawn, so that a draw does not depend on which of them are uncertain.
+        generator = np.random.default_rng(derive_seed(self.seed, "smooth", epoch, dicom_id))
+        drawn = generator.uniform(*SMOOTH_TARGETS, len(codes))
+        return torch.from_numpy(np.where(codes == SMOOTH, drawn, codes).astype("float32"))
 
 
 @dataclass(eq=False, kw_only=True)

@@ -50,9 +50,15 @@ def config_from_json(fields: dict[str, Any], *, where: str) -> PretrainedConfig:
     return config
 
 
-def classifier_config(config: PretrainedConfig, labels: list[str]) -> PretrainedConfig:
-    """Returns the configuration of a classifier on an encoder; a ViT-MAE loses its decoder and masking."""
+def classifier_config(
+    config: PretrainedConfig, labels: list[str], *, multi_label: bool = False
+) -> PretrainedConfig:
+    """Returns the configuration of a classifier on an encoder; a ViT-MAE loses its decoder and masking.
+
+    `labels` are the names of label 0 and label 1, or those of all labels of a `multi_label` head.
+    """
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    names |= {"problem_type": "multi_label_classification"} if multi_label else {}
     if config.model_type == "resnet":
         return ResNetConfig(**{**config.to_dict(), **names})
     same = {name: value for name, value in config.to_dict().items() if name in VitFields.model_fields}

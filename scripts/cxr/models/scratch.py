@@ -63,10 +63,13 @@ def sin_cos_position_embeddings(grid_size: int, width: int) -> torch.Tensor:
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches])[None].float()
 
 
-def new_classifier(config: PretrainedConfig, labels: list[str]) -> PreTrainedModel:
+def new_classifier(
+    config: PretrainedConfig, labels: list[str], *, multi_label: bool = False
+) -> PreTrainedModel:
     """Returns an untrained classifier; a ViT's encoder is initialised as in its masked autoencoder."""
+    of_classifier = classifier_config(config, labels, multi_label=multi_label)
     if config.model_type == "resnet":
-        return sharded_by_layer(ResNetForImageClassification(classifier_config(config, labels)))
-    model = sharded_by_layer(ViTForImageClassification(classifier_config(config, labels)))
+        return sharded_by_layer(ResNetForImageClassification(of_classifier))
+    model = sharded_by_layer(ViTForImageClassification(of_classifier))
     model.vit.load_state_dict(new_mae(config).vit.state_dict())
     return model

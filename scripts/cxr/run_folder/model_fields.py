@@ -39,6 +39,9 @@ class ModelFields(Record):
     decision_threshold: Share = Field(
         default=0.5, description="the probability from which an image gets the positive label"
     )
+    decision_thresholds: dict[Word, Share] = Field(
+        default={}, description="the same for each finding of a model with several"
+    )
     cache_image_size: Annotated[int, Field(gt=0, le=2**14)] | None = Field(
         default=None,
         description="shortest side, in pixels, of the cached images; by default 8/7 of the input size",

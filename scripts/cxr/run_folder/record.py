@@ -1,11 +1,10 @@
 """Declares the records that a run writes, each file's name and fields, in one place."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Annotated
 from typing import Any
 from typing import ClassVar
@@ -20,10 +19,15 @@ from pydantic import ValidationError
 from pydantic import model_validator
 from typing_extensions import Self
 
+from cxr.choices import DATASET_DEFAULTS
+from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LABEL_OPTIONS
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LIBRARIES = (
     "torch",
@@ -157,7 +161,10 @@ class Arguments(Record):
     dataset_config_name: Word = LABEL_OPTIONS["dataset_config_name"]
     labeler: Word = LABEL_OPTIONS["labeler"]
     view: Word = LABEL_OPTIONS["view"]
-    uncertain: Word = LABEL_OPTIONS["uncertain"]
+    uncertain: Name = LABEL_OPTIONS["uncertain"]
+    blank: Word = DATASET_DEFAULTS["blank"]
+    findings: list[Word] | None = None
+    evaluation_level: Word = EVALUATION_LEVELS[0]
     mask_ratio: Share | None = None
     num_train_epochs: Count | None = None
     push_to_hub: bool = False
@@ -355,7 +362,14 @@ class ClassificationResults(Results):
     pretrained: bool
     labeler: Word
     view: Word
-    uncertain: Word
+    uncertain: Name
+    blank: Word = DATASET_DEFAULTS["blank"]
+    findings: list[Word] | None = Field(default=None, description="the labels of the task `findings`")
+    evaluation_level: Word = Field(
+        default=EVALUATION_LEVELS[0],
+        description="image, or study: the mean of the logits of a study's images",
+    )
+    class_weights: Word | None = None
     augmentation: Word
     mask_ratio: Share
     random_erasing_prob: Share
@@ -440,23 +454,10 @@ class RunRecord:
         text = "".join(json.dumps(line.as_json(), allow_nan=False) + "\n" for line in lines)
         write_text(self.output_dir / name, text, private=name == BAD_STEPS_FILE)
 
-    def write_predictions(
-        self,
-        name: str,
-        images: dict[str, Sequence[str | int]],
-        *,
-        labels: Sequence[int],
-        probabilities: Sequence[float],
-    ) -> None:
-        """Writes a line per image to `name`, which is private as the data-use agreement asks.
+    def write_predictions(self, name: str, table: "pd.DataFrame") -> None:
+        """Writes a line per image or study to `name`, which is private as the data-use agreement asks.
 
-        `images` has the columns that identify them: dicom_id, subject_id (which intervals resample) and
-        view_position.
+        Numbers have all digits, so that a report gets exactly the run's metrics.
         """
         if self.enabled:
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow([*images, "label", "probability"])
-            # With all digits, so that a report gets exactly the run's metrics.
-            writer.writerows(zip(*images.values(), labels, map(repr, probabilities)))
-            write_text(self.output_dir / name, text.getvalue(), private=True)
+            write_text(self.output_dir / name, table.to_csv(index=False, lineterminator="\n"), private=True)
