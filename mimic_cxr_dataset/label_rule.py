@@ -33,8 +33,8 @@ class LabelRule:
 
     def __post_init__(self):
         check_options(task=self.task, labeler=self.labeler, view=self.view, blank=self.blank)
-        is_binary = self.task in BINARY_TASKS
-        if is_binary and "smooth" in self.policies.values():
+        policies, is_binary = self.policies, self.task in BINARY_TASKS
+        if is_binary and "smooth" in policies.values():
             raise DatasetError(
                 f"uncertain={self.uncertain!r}: found smooth with the task {self.task!r}, expected "
                 f"{MULTI_LABEL!r}; choose another policy"
