@@ -33,6 +33,7 @@ from .collection import read_collection
 from .dicom import read_dicom
 from .errors import DatasetError
 from .gray_levels import equalize
+from .patients import read_patients
 from .radiographs import Reading
 from .radiographs import check_jpeg
 from .radiographs import find_image
