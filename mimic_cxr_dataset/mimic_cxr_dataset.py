@@ -44,6 +44,7 @@ from .labels import MISSING_FILE
 from .labels import REASONS
 from .labels import format_exclusions
 from .labels import index_images
+from .patients import read_patients
 from .radiographs import Reading
 from .radiographs import check_jpeg
 from .radiographs import find_image
