@@ -23,6 +23,7 @@ logger = logging.getLogger("mimic_cxr_dataset")
 
 PATIENT_IDS = ("subject_id", "study_id")
 MAX_UNPACKED_BYTES = 2**28  # 4 times the largest table; a damaged .csv.gz of 1 MB may decompress to 1 GB
+DESCRIPTIONS = {"PerformedProcedureStepDescription": "procedure", "StudyDate": "study_date"}
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
 
 
@@ -166,9 +167,13 @@ def parse_ids(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_images(data_dir: str | Path) -> pd.DataFrame:
-    """Returns every image in the metadata's order: dicom_id, subject_id, study_id, view_position, split."""
+    """Returns every image in the metadata's order: dicom_id, subject_id, study_id, view_position, split.
+
+    Also `procedure` and `study_date`, which are "" if the metadata lack them, as those of a collection may.
+    """
     path, split_path = find_csv(data_dir, "metadata"), find_csv(data_dir, "split")
-    images = parse_ids(path, read_csv(path, ["dicom_id", "subject_id", "study_id", "ViewPosition"]))
+    columns = ["dicom_id", *PATIENT_IDS, "ViewPosition"]
+    images = parse_ids(path, read_csv(path, columns, optional=tuple(DESCRIPTIONS)))
     # Paths are built from ids: this check keeps them inside the folder.
     is_hex = images["dicom_id"].str.fullmatch("[0-9a-f-]{1,64}").astype(bool)
     reject(~is_hex, path, images["dicom_id"], "at most 64 hexadecimal digits and dashes")
@@ -199,6 +204,8 @@ def read_images(data_dir: str | Path) -> pd.DataFrame:
     is_other = differs_from_first(images, "split", within="subject_id")
     reject(is_other, split_path, table["split"], "each patient in one split")
     images["view_position"] = images.pop("ViewPosition").str.strip()
+    for column, name in DESCRIPTIONS.items():
+        images[name] = images.pop(column) if column in images else ""
     return images.reset_index(drop=True)
 
 

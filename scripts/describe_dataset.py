@@ -22,10 +22,13 @@ from cxr.choices import BINARY_TASKS
 from cxr.choices import LABEL_OPTIONS
 from cxr.choices import LABELERS
 from cxr.choices import LABELS
+from cxr.choices import MASKED
+from cxr.choices import MULTI_LABEL
+from cxr.choices import SMOOTH
 from cxr.cli import command_line
 from cxr.cli.arguments import add_label_arguments
 from cxr.cli.arguments import check_label_arguments
-from cxr.cli.arguments import label_options
+from cxr.cli.arguments import label_rule
 from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.data.sources import make_sample_data_once
@@ -53,6 +56,7 @@ from mimic_cxr_dataset.tables import read_images
 from mimic_cxr_dataset.tables import resolve_root
 
 STUDY = ["subject_id", "study_id"]
+WITHOUT_AND_WITH = ("no finding", "any finding")  # label 0 and label 1 of an image with several labels
 EXAMPLE_SIZE = 320  # shortest side in pixels
 Counts = dict[str, dict[str, int]]  # what was counted -> name -> number
 
@@ -85,10 +89,10 @@ def count_images(images: pd.DataFrame) -> Counts:
 
 
 def count_labels(rows: pd.DataFrame, task: str) -> Counts:
-    """Counts images by split and label name."""
+    """Counts images by split and label name; with several labels, those without and with a finding."""
     counts = pd.crosstab(rows["label"], rows["split"])
     counts = counts.reindex(index=range(2), columns=list(SPLITS.values()), fill_value=0).astype("int64")
-    return counts.set_axis(BINARY_TASKS[task]).to_dict()
+    return counts.set_axis(BINARY_TASKS.get(task, WITHOUT_AND_WITH)).to_dict()
 
 
 def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
@@ -214,6 +218,19 @@ def label_table(
     return CountTable(title=title, columns=columns, rows=rows, num_names=2, note=note)
 
 
+def finding_table(kept: pd.DataFrame, findings: tuple[str, ...]) -> CountTable:
+    """Makes a table of the labels of a task with several: the images of each split by finding and label."""
+    names = {1: "positive", 0: "negative", SMOOTH: "smooth", MASKED: "not used"}
+    codes = {split: kept.loc[kept["split"] == split, [*findings]] for split in SPLITS.values()}
+    used = [code for code in names if any((of_split == code).any(axis=None) for of_split in codes.values())]
+    rows = [
+        (name, *(f"{(of_split[name] == code).sum():,}" for of_split in codes.values() for code in used))
+        for name in findings
+    ]
+    columns = ("label", *(f"{split}, {names[code]}" for split in codes for code in used))
+    return CountTable(title="Images by label", columns=columns, rows=rows)
+
+
 def view_table(views: pd.DataFrame) -> CountTable:
     rows = [
         (view or "(none)", *(f"{count:,}" for count in counts), f"{counts[0] / views['images'].sum():.2%}")
@@ -285,7 +302,7 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
     options = {"num_examples": args.num_examples, "seed": args.seed}
     examples = {
         name: find_examples(train[train["label"] == label], reading, **options)
-        for label, name in enumerate(BINARY_TASKS[args.dataset_config_name])
+        for label, name in enumerate(BINARY_TASKS.get(args.dataset_config_name, WITHOUT_AND_WITH))
     }
     absent = [name for name, images in examples.items() if not images]
     if absent:
@@ -340,6 +357,8 @@ def count_and_compare(
         exclusion_table(exclusions),
         counts_table(by_value, title=f"Studies by label, {args.labeler}", of="label"),
     ]
+    if args.dataset_config_name == MULTI_LABEL:
+        tables.insert(2, finding_table(kept, label_rule(args).label_names))
     if found["agreement"]:
         title = "Training studies by label, where NegBio and CheXpert agree"
         tables.append(counts_table(found["agreement"], title=title, of="label"))
@@ -353,10 +372,9 @@ def count_and_compare(
 
 def describe(root: Path, args: argparse.Namespace) -> None:
     """Counts the images and labels, compares them, and writes and prints the tables."""
-    task, output_dir = args.dataset_config_name, args.output_dir
-    options = label_options(args)
+    rule, output_dir = label_rule(args), args.output_dir
     root = resolve_root(root)  # image paths begin with the resolved folder
-    kept, exclusions = index_images(root, task=task, **options)
+    kept, exclusions = index_images(root, **vars(rule))
     try:  # only now: an error in the data leaves no empty folder
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -365,9 +383,8 @@ def describe(root: Path, args: argparse.Namespace) -> None:
         ) from error
     print(f"Describing {root}" if args.data_dir else f"No --data_dir given: the synthetic sample in {root}")
     tables, verdicts = count_and_compare(root, kept, exclusions, args)
-    title = ", ".join([task, *(f"{name} {value}" for name, value in options.items())])
     # Files first: printing may fail, for example in a closed pipe.
-    write_text(output_dir / "dataset.md", to_markdown(title, tables, verdicts))
+    write_text(output_dir / "dataset.md", to_markdown(str(rule), tables, verdicts))
     write_text(output_dir / "dicoms_with_labels_and_splits.csv", index_csv(kept, root), private=True)
     reason = draw_examples(root, kept, output_dir / "examples.png", args)
     for table in tables:

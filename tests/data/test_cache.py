@@ -9,10 +9,9 @@ import pytest
 from cxr.data.images import load_images
 from cxr.errors import UserError
 
+from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.labels import index_images
 from mimic_cxr_dataset.mimic_cxr_dataset import MimicCxr
-
-FINDING = {"config_name": "finding", "labeler": "negbio", "view": "frontal", "uncertain": "negative"}
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def root(sample_root, tmp_path):
 
 def load(root: Path, cache_dir: Path, on_bad_image: str = "error", **options: str) -> dict:
     plumbing = {"shortest_side": 40, "num_proc": 1, "shows_progress": True, "on_bad_image": on_bad_image}
-    return load_images(root, cache_dir=cache_dir, **plumbing, **FINDING | options)
+    return load_images(root, LabelRule(**options), cache_dir=cache_dir, **plumbing)
 
 
 def bytes_below(folder: Path) -> int:
@@ -37,13 +36,13 @@ def test_other_labels_open_no_file_and_add_nothing_even_when_the_originals_are_g
     shutil.rmtree(root / "files")
     for options in (
         {},
-        {"config_name": "pleural_effusion"},
+        {"task": "pleural_effusion"},
+        {"task": "findings", "uncertain": "smooth"},
         {"labeler": "chexpert", "uncertain": "exclude"},
         {"view": "lateral", "uncertain": "positive"},
     ):
         splits = load(root, cache, **options)
-        named = FINDING | options
-        expected, _ = index_images(root, task=named.pop("config_name"), **named)
+        expected, _ = index_images(root, **options)
         for split, images in splits.items():
             of_split = expected[expected["split"] == split]
             assert images["dicom_id"] == of_split["dicom_id"].tolist()
@@ -108,7 +107,7 @@ def test_bad_image_that_the_labels_do_not_need_stops_no_run(root, tmp_path):
     unneeded = next(path for path in index_images(root)[0]["path"] if path not in needed)
     Path(unneeded).unlink()
     load(root, tmp_path / "cache", on_bad_image="skip")
-    assert load(root, tmp_path / "cache", config_name="pleural_effusion")["train"]
+    assert load(root, tmp_path / "cache", task="pleural_effusion")["train"]
 
 
 def test_group_without_a_good_image_is_left_out_and_no_image_at_all_is_an_error(root, tmp_path):

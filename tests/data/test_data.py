@@ -29,6 +29,8 @@ from cxr.errors import UserError
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from mimic_cxr_dataset.label_rule import LabelRule
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NUM_IMAGES = 20
 NUM_TRAIN = 37  # divisible by no batch size
@@ -226,16 +228,13 @@ def test_rows_stay_whole_when_they_are_gathered():
 
 # The dataset and the loaders
 
-LABELS = {
-    **{"labeler": "negbio", "view": "frontal", "uncertain": "negative"},
-    **{"on_bad_image": "error", "shows_progress": True},
-}
+OPTIONS = {"on_bad_image": "error", "shows_progress": True, "num_proc": 1}
 
 
 @pytest.fixture(scope="module")
 def splits(sample_root, tmp_path_factory):
-    options = {"config_name": "finding", "shortest_side": 48, "num_proc": 1, **LABELS}
-    return load_images(sample_root, cache_dir=tmp_path_factory.mktemp("cache"), **options)
+    cache_dir = tmp_path_factory.mktemp("cache")
+    return load_images(sample_root, LabelRule(), shortest_side=48, cache_dir=cache_dir, **OPTIONS)
 
 
 # Workers are spawned, as from Python 3.14 on: they import the builder by its name.
@@ -244,11 +243,11 @@ import sys
 from pathlib import Path
 import multiprocess
 from cxr.data.images import load_images
+from mimic_cxr_dataset.label_rule import LabelRule
 multiprocess.set_start_method("forkserver")
 root, cache, rank = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-options = {"config_name": "finding", "shortest_side": 40, "num_proc": 2, "shows_progress": rank == "0"}
-options |= {"labeler": "negbio", "view": "frontal", "uncertain": "negative", "on_bad_image": "error"}
-print(load_images(root, cache_dir=cache, **options)["train"]["dicom_id"][:])
+options = {"shortest_side": 40, "num_proc": 2, "shows_progress": rank == "0", "on_bad_image": "error"}
+print(load_images(root, LabelRule(), cache_dir=cache, **options)["train"]["dicom_id"][:])
 """
 
 
@@ -263,10 +262,11 @@ def test_of_several_processes_the_one_that_shows_progress_shrinks_and_the_others
 
 
 def test_bad_options_and_tables_are_the_users_to_mend(sample_root, tmp_path):
-    options = {"config_name": "finding", "shortest_side": 40, "num_proc": 1, **LABELS}
-    for data_dir, view, said in ((tmp_path, "all", "csv.gz is missing"), (sample_root, "AP", "view='AP'")):
-        with pytest.raises(UserError, match=said):
-            load_images(data_dir, cache_dir=tmp_path, **options | {"view": view})
+    options = {"shortest_side": 40, "cache_dir": tmp_path, **OPTIONS}
+    with pytest.raises(UserError, match=r"csv\.gz is missing"):
+        load_images(tmp_path, LabelRule(view="all"), **options)
+    with pytest.raises(UserError, match="on_bad_image='ignore' is unknown"):
+        load_images(sample_root, LabelRule(), **options | {"on_bad_image": "ignore"})
 
 
 def test_splits_have_shrunk_encoded_images(splits):

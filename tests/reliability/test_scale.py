@@ -18,8 +18,9 @@ from pathlib import Path
 root, cache = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, sys.argv[3])
 from cxr.data import images
-options = {"shortest_side": 64, "cache_dir": cache, "num_proc": 1, "shows_progress": True, "view": "all",
-           "on_bad_image": "error", "labeler": "negbio"}
+from mimic_cxr_dataset.label_rule import LabelRule
+options = {"shortest_side": 64, "cache_dir": cache, "num_proc": 1, "shows_progress": True,
+           "on_bad_image": "error"}
 if sys.argv[4] == "shrink":
     from PIL import Image
     from mimic_cxr_dataset import builder
@@ -28,7 +29,7 @@ if sys.argv[4] == "shrink":
     content = {"path": None, "bytes": buffer.getvalue()}
     builder.find_image = lambda path: path
     builder.RadiographBuilder._load_image = lambda self, path, reading: (content, ())
-    images.load_images(root, config_name="finding", uncertain="negative", **options)
+    images.load_images(root, LabelRule(view="all"), **options)
     sys.exit()
 
 import torch
@@ -36,7 +37,7 @@ from cxr.data.images import draw_training_images
 from cxr.data.loading import ChestXrays, TrainingBatches
 from torchvision.transforms import v2
 seconds, started = {}, time.perf_counter()
-splits = images.load_images(root, config_name="finding", uncertain="positive", **options)
+splits = images.load_images(root, LabelRule(view="all", uncertain="positive"), **options)
 seconds["load"] = time.perf_counter() - started
 for name, num_samples in (("draw 10,000", 10_000), ("draw all", None)):
     started = time.perf_counter()

@@ -25,6 +25,8 @@ from tiny_runs import run_main
 from transformers import ViTForImageClassification
 from transformers import pipeline
 
+from mimic_cxr_dataset.label_rule import LabelRule
+
 METRICS = {"loss", "accuracy", "precision", "recall", "f1", "auroc", "average_precision", "threshold", "n"}
 
 
@@ -124,8 +126,7 @@ def test_run_that_ends_with_its_best_epoch_says_that_it_is_undertrained(sample_r
 
 def test_plain_transformers_pipeline_gives_the_same_probabilities(vit_run, sample_root, tmp_path):
     options = {"shortest_side": default_cache_image_size(32), "cache_dir": tmp_path, "num_proc": 1}
-    options |= {"labeler": "negbio", "view": "frontal", "uncertain": "negative", "on_bad_image": "error"}
-    splits = load_images(sample_root, config_name="finding", shows_progress=False, **options)
+    splits = load_images(sample_root, LabelRule(), on_bad_image="error", shows_progress=False, **options)
     dicom_ids, _, probabilities = read_predictions(vit_run / "predictions_test.csv")
     classify = pipeline("image-classification", model=str(vit_run / "model"), device="cpu")
     assert dicom_ids == splits["test"]["dicom_id"]

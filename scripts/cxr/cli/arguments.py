@@ -361,19 +361,20 @@ def source_of(args: argparse.Namespace) -> dict[str, object]:
 def data_options(args: argparse.Namespace) -> dict[str, object]:
     """Returns the keywords of `cxr.data.images.load_images` that come directly from flags."""
     same = ("on_bad_image", "cache_dir")
-    others = {"config_name": args.dataset_config_name, "num_proc": args.preprocessing_num_workers}
-    return others | {flag: getattr(args, flag) for flag in same} | label_options(args)
+    others = {"rule": label_rule(args), "num_proc": args.preprocessing_num_workers}
+    return others | {flag: getattr(args, flag) for flag in same}
 
 
-def label_options(args: argparse.Namespace) -> dict[str, object]:
-    """Returns the options of the label rule, without the task."""
+def label_rule(args: argparse.Namespace) -> LabelRule:
+    """Returns the rule of the flags of `add_label_arguments`. Raises DatasetError."""
     options = {flag: getattr(args, flag) for flag in ("labeler", "view", "uncertain", "blank")}
-    return options | {"findings": args.findings and tuple(args.findings)}
+    findings = args.findings and tuple(args.findings)
+    return LabelRule(task=args.dataset_config_name, findings=findings, **options)
 
 
 def check_label_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     try:
-        LabelRule(task=args.dataset_config_name, **label_options(args))
+        label_rule(args)
     except DatasetError as error:
         parser.error(f"--{error}")
 

@@ -37,6 +37,9 @@ from mimic_cxr_dataset.labels import format_exclusions
 from mimic_cxr_dataset.labels import label_images
 from mimic_cxr_dataset.labels import read_labels
 from mimic_cxr_dataset.labels import read_radiologist
+from mimic_cxr_dataset.patients import describe_patients
+from mimic_cxr_dataset.patients import read_patients
+from mimic_cxr_dataset.patients import scanner_of
 from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import group_images
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 HEAD_START_SECONDS = 2
 ROW_COLUMNS = ("dicom_id", "subject_id", "study_id", "view_position", "label", "position")
+# What metrics are also measured by, where it is known, beside the view.
+GROUP_COLUMNS = ("scanner", "sex", "age", "race", "is_known_patient")
 RADIOLOGIST = "radiologist"  # the split of the test images whose study a radiologist has labelled
 BAD_COLUMNS = ("dicom_id", "path", "reason")
 NUM_TO_LOOK_AT = 200  # training images that are checked for equalisation
@@ -68,9 +73,9 @@ def user_errors() -> Iterator[None]:
 class LabelledImages:
     """The images of a split: their table rows, and their pixels as gray JPEGs.
 
-    `rows` has ROW_COLUMNS; `position` is the index in `pixels`, which is one Arrow table for all splits. With
-    several labels, `rows` also has a column for each of `label_names`, the findings; `label` is then 1 if any
-    finding is positive. With one label, `label_names` are the names of its values 0 and 1.
+    `rows` has ROW_COLUMNS and those GROUP_COLUMNS that are known; `position` is the index in `pixels`, which
+    is one Arrow table for all splits. With one label, `label_names` are the names of its values 0 and 1. With
+    several, they are the findings; `rows` has a column for each, and `label` is 1 if any is positive.
     """
 
     pixels: "datasets.Dataset"
@@ -112,47 +117,39 @@ def images_in_memory(contents: list[bytes], **columns: list) -> LabelledImages:
 
 def load_images(
     data_dir: Path | None,
+    rule: LabelRule,
     *,
-    config_name: str,
-    shortest_side: int,
-    cache_dir: Path | None,
-    num_proc: int | None,
-    shows_progress: bool,
     on_bad_image: str,
+    patients_dir: Path | None = None,
     with_radiologist: bool = False,
-    **label_options: Any,
+    **of_pixels: Any,
 ) -> dict[str, LabelledImages]:
-    """Loads the images by split, with the labels of the current tables and this shortest side in pixels.
+    """Loads the images by split, with the labels of the current tables.
 
     The first call shrinks all images of the view into the Arrow cache; later calls, of any script and with
     any labels, find them there and open no image file. Several processes may call it at once: one shrinks,
-    and the others wait for its lock without a time limit. Usually that is the one that `shows_progress`,
-    whose terminal the user reads. Without `data_dir` the images are the synthetic sample. `label_options` are
-    those of LabelRule. `with_radiologist` adds the split RADIOLOGIST, if its table is there: test images with
-    the radiologist's labels. Raises UserError.
+    and the others wait for its lock without a time limit. Without `data_dir` the images are the synthetic
+    sample. `patients_dir`, MIMIC-IV's hosp/, adds sex, age and race. `with_radiologist` adds the split
+    RADIOLOGIST, if its table is there: test images with the radiologist's labels. `of_pixels` are the
+    keywords of `load_pixels`. Raises UserError.
     """
     if data_dir is None:
         data_dir = make_sample_data_once()
         logger.warning("No --data_dir given: using the synthetic sample in %s", data_dir)
     with user_errors():
         check_options(on_bad_image=on_bad_image)
-        rule = LabelRule(task=config_name, **label_options)
         images = read_images(data_dir)
         images["path"] = published_paths(images, data_dir)
-        kept, exclusions = label_images(
-            images, read_labels(data_dir, rule.labeler, rule.columns, images=images), rule
-        )
-        read_by_radiologist = read_radiologist(data_dir, images=images) if with_radiologist else None
+        labels = read_labels(data_dir, rule.labeler, rule.columns, images=images)
+        of_radiologist = read_radiologist(data_dir, images=images) if with_radiologist else None
+        images = add_groups(images, patients_dir)
+        kept, exclusions = label_images(images, labels, rule)
+        groups = group_images(images)
         pixels, bad = load_pixels(
-            images.assign(group=group_images(images)),
-            view=rule.view,
-            data_dir=str(data_dir),
-            cache_dir=str(cache_dir) if cache_dir else None,
-            num_proc=num_proc or num_cores(),
-            shows_progress=shows_progress,
-            image_size=shortest_side,
-            reading=read_collection(resolve_root(data_dir)).reading,
+            images.assign(group=groups)[groups.eq(rule.view) | (rule.view == "all")],
+            data_dir,
             on_bad_image=on_bad_image,
+            **of_pixels,
         )
     kept = leave_out_bad_images(kept, bad, exclusions, on_bad_image=on_bad_image)
     logger.info("Images (%s):\n%s", rule, format_exclusions(exclusions))
@@ -160,16 +157,29 @@ def load_images(
     for split in ("train", "validation"):
         if rows[split].empty:
             raise UserError(f"{data_dir}: found no {split} images; expected some in its split CSV")
-    if read_by_radiologist is not None:
+    if of_radiologist is not None:
         of_test = images[(images["split"] == "test") & ~images["dicom_id"].isin(bad["dicom_id"])]
-        rows[RADIOLOGIST], _ = label_images(of_test, read_by_radiologist, rule)
+        rows[RADIOLOGIST], _ = label_images(of_test, of_radiologist, rule)
     return {split: with_pixels(of_split, pixels, rule) for split, of_split in rows.items() if len(of_split)}
+
+
+def add_groups(images: pd.DataFrame, patients_dir: Path | None) -> pd.DataFrame:
+    """Returns the images with the GROUP_COLUMNS that are known, for metrics by group."""
+    images = images.assign(scanner=scanner_of(images["procedure"]))
+    if patients_dir is None:
+        return images
+    patients = read_patients(patients_dir)
+    known = images["subject_id"].isin(patients.index)
+    num_unknown = images.loc[~known, "subject_id"].nunique()
+    logger.info("Patients: %s have no row in %s", f"{num_unknown:,}", patients_dir)
+    return images.assign(**describe_patients(images, patients), is_known_patient=known)
 
 
 def with_pixels(rows: pd.DataFrame, pixels: "datasets.Dataset", rule: LabelRule) -> LabelledImages:
     is_multi_label = rule.task == MULTI_LABEL
     rows = rows.assign(position=pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(rows["dicom_id"]))
-    columns = [*ROW_COLUMNS, *(rule.label_names if is_multi_label else ())]
+    columns = [*ROW_COLUMNS, *(name for name in GROUP_COLUMNS if name in rows)]
+    columns += rule.label_names if is_multi_label else ()
     return LabelledImages(
         pixels=pixels.select_columns("image"),
         rows=rows[columns].reset_index(drop=True),
@@ -180,26 +190,34 @@ def with_pixels(rows: pd.DataFrame, pixels: "datasets.Dataset", rule: LabelRule)
 
 def load_pixels(
     images: pd.DataFrame,
+    data_dir: Path,
     *,
-    view: str,
-    cache_dir: str | None,
-    num_proc: int,
+    shortest_side: int,
+    cache_dir: Path | None,
+    num_proc: int | None,
     shows_progress: bool,
-    **options: Any,
+    on_bad_image: str,
 ) -> tuple["datasets.Dataset", pd.DataFrame]:
-    """Returns the pixels of a view in Arrow format, and a table with BAD_COLUMNS of its bad images.
+    """Returns the pixels of images in Arrow format, and a table with BAD_COLUMNS of the bad ones.
 
-    `images` has dicom_id, path and group; `options` are the builder's. Bad images have no pixels.
+    `images` has dicom_id, path and group: frontal, lateral or other. The pixels have this shortest side; bad
+    images have none. Of several processes, usually the one that `shows_progress` shrinks the images, as its
+    terminal is the one that the user reads.
     """
     import datasets  # not at the top: some scripts use this file without it
 
     from mimic_cxr_dataset.pixels import Pixels
 
+    options = {
+        "data_dir": str(data_dir),
+        "cache_dir": str(cache_dir) if cache_dir else None,
+        "image_size": shortest_side,
+        "reading": read_collection(resolve_root(data_dir)).reading,
+        "on_bad_image": on_bad_image,
+    }
     parts, bad = [], []
     for group, files in images.groupby("group"):
-        if view not in (group, "all"):
-            continue
-        builder = Pixels(config_name=group, files=files[["dicom_id", "path"]], cache_dir=cache_dir, **options)
+        builder = Pixels(config_name=group, files=files[["dicom_id", "path"]], **options)
         cache, listing = Path(builder.cache_dir), Path(builder.cache_dir, f"bad_images_{group}.csv")
         with FileLock(f"{cache.parent}.lock"):  # the first of several processes removes it, and no other
             if listing.is_file() and has_new_files(listing):
@@ -210,7 +228,7 @@ def load_pixels(
         if not shows_progress and not cache.exists():
             time.sleep(HEAD_START_SECONDS)
         try:
-            builder.download_and_prepare(num_proc=num_proc)
+            builder.download_and_prepare(num_proc=num_proc or num_cores())
         except NoGoodImage as error:  # such as all lateral ones, of somebody who has downloaded the others
             logger.warning("%s", error)
             bad.append(files.assign(reason=MISSING_FILE)[[*BAD_COLUMNS]])
@@ -219,6 +237,7 @@ def load_pixels(
         if listing.is_file():
             bad.append(pd.read_csv(listing, dtype=str))
     if not parts:
+        view = images["group"].iloc[0] if images["group"].nunique() == 1 else "all"
         raise UserError(f"--view {view}: found no good image of this view; name another, or check the files")
     pixels = datasets.concatenate_datasets(parts).with_format("arrow")
     return pixels, pd.concat(bad or [pd.DataFrame(columns=BAD_COLUMNS)])

@@ -20,8 +20,8 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from cxr.errors import UserError
+from cxr.run_folder.fields import Record
 from cxr.run_folder.files import write_text
-from cxr.run_folder.record import Record
 
 ADVICE = "remove the file to start again"
 

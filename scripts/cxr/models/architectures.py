@@ -15,8 +15,8 @@ from typing_extensions import Self
 from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.errors import UserError
 from cxr.errors import did_you_mean
-from cxr.run_folder.record import Record
-from cxr.run_folder.record import first_problem
+from cxr.run_folder.fields import Record
+from cxr.run_folder.fields import first_problem
 from cxr.sharing.local_hub import MODEL_ID
 
 # The upper bounds refuse models that would take hours to build.

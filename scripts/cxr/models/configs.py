@@ -20,7 +20,7 @@ from cxr.models.architectures import FIELDS
 from cxr.models.architectures import VitFields
 from cxr.models.architectures import VitMaeFields
 from cxr.models.architectures import override
-from cxr.run_folder.record import first_problem
+from cxr.run_folder.fields import first_problem
 
 CONFIG_CLASSES = {"vit": ViTConfig, "vit_mae": ViTMAEConfig, "resnet": ResNetConfig}
 

@@ -11,11 +11,11 @@ from typing_extensions import Self
 
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import VIEWS
-from cxr.run_folder.record import Count
-from cxr.run_folder.record import Name
-from cxr.run_folder.record import Record
-from cxr.run_folder.record import Share
-from cxr.run_folder.record import Word
+from cxr.run_folder.fields import Count
+from cxr.run_folder.fields import Name
+from cxr.run_folder.fields import Record
+from cxr.run_folder.fields import Share
+from cxr.run_folder.fields import Word
 
 
 class Stage(Record):

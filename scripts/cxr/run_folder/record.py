@@ -7,15 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Annotated
 from typing import Any
-from typing import ClassVar
 from typing import Literal
 
 from filelock import FileLock
-from pydantic import AfterValidator
-from pydantic import BaseModel
-from pydantic import ConfigDict
 from pydantic import Field
-from pydantic import ValidationError
 from pydantic import model_validator
 from typing_extensions import Self
 
@@ -23,8 +18,16 @@ from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LABEL_OPTIONS
 from cxr.errors import UserError
+from cxr.run_folder.fields import Count
+from cxr.run_folder.fields import Name
+from cxr.run_folder.fields import Record
+from cxr.run_folder.fields import Seed
+from cxr.run_folder.fields import Share
+from cxr.run_folder.fields import Word
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
+from cxr.run_folder.measured import MeasuredFindings
+from cxr.run_folder.measured import MeasuredSplit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,68 +75,6 @@ FREE_TO_CHANGE = {
 
 def installed_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
-
-
-def _printable(text: str) -> str:
-    """Refuses unprintable text, because names and flags become parts of titles, file names and tables."""
-    if not text.isprintable():
-        raise ValueError(f"found {text!r:.50}, expected printable text")
-    return text
-
-
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-Seconds = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
-Word = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_printable)]
-Name = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
-
-
-def first_problem(error: ValidationError) -> str:
-    """Returns what was found and what was expected for the first field that is not valid."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        return f"found no {field}"
-    if first["type"] == "value_error":  # from one of our validators, whose message is complete
-        return first["msg"].removeprefix("Value error, ")
-    expected = first["msg"].removeprefix("Input should be ")
-    return f"found {field + '=' if field else ''}{first['input']!r:.50}, expected {expected}"
-
-
-class Record(BaseModel):
-    """A JSON file of ours, or an object in it; its fields are declared once, for writing, reading and docs.
-
-    Fields that are not declared are kept, so that folders of other versions of this code can be read.
-    """
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, validate_assignment=True)
-    writer: ClassVar[str] = "a run"
-    advice: ClassVar[str] = "restore the file, or run it again"
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Reads the file. Raises UserError, in one line, if it is missing or does not fit the declaration."""
-        try:
-            return cls.parse(path.read_bytes(), where=path)
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: found no such file, expected the one that {cls.writer} writes; {cls.advice}"
-            ) from None
-
-    @classmethod
-    def parse(cls, text: str | bytes, *, where: object) -> Self:
-        """Parses a JSON text. Raises UserError, which starts with `where`."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            problem = first_problem(error)
-            raise UserError(f"{where}: not what {cls.writer} writes: {problem}; {cls.advice}") from error
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns what is written: the fields that were set, without unset defaults."""
-        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Origin(Record):
@@ -196,115 +137,6 @@ class Sample(Record):
         default=None,
         description="how many of the images the model was already trained on before; null: unknown",
     )
-
-
-class AtThreshold(Record):
-    """The metrics at an operating point."""
-
-    threshold: float = Field(description="the lowest probability at which an image is called positive")
-    accuracy: Share
-    precision: Share
-    recall: Share
-    f1: Share
-
-
-Intervals = Annotated[
-    dict[str, Interval | None],
-    Field(description="lower and upper bound of the 95 % interval over patients, by metric"),
-]
-
-
-class GroupMetrics(Record):
-    """How well a finding is recognised in one group of patients or images."""
-
-    finding: Name = Field(description="the positive label; for the mean over findings, `macro`")
-    attribute: Word = Field(description="what the images are grouped by: view, scanner, sex, age or race")
-    group: Word
-    n: Count = Field(description="number of images, or of studies")
-    num_patients: Count
-    num_positive: Count
-    auroc: Share | None
-    sensitivity: Share | None = Field(description="at the threshold chosen on validation")
-    specificity: Share | None = Field(description="at the threshold chosen on validation")
-    intervals: Intervals = {}
-    num_findings: Count | None = Field(
-        default=None,
-        description="of `macro`: how many findings the mean is over, the same in all groups of an attribute",
-    )
-
-
-class Gap(Record):
-    """The largest difference of AUROC between two groups of an attribute."""
-
-    finding: Name
-    attribute: Word
-    higher: Word = Field(description="the group with the higher AUROC")
-    lower: Word
-    difference: float
-    interval: Interval
-    p: Share = Field(description="corrected by Holm's method for all pairs of groups of all attributes")
-
-
-class Groups(Record):
-    """For whom a model works: its metrics by group, and the largest gap of each attribute."""
-
-    groups: list[GroupMetrics]
-    gaps: list[Gap]
-    num_patients_unknown: Count | None = Field(
-        default=None, description="patients without a row in MIMIC-IV; null: --patients_dir was not given"
-    )
-
-
-class Measured(Record):
-    """What the measurements of a split have in common, with one finding or with several."""
-
-    n: Annotated[int, Field(gt=0, lt=2**53)] = Field(description="number of images, or of studies")
-    loss: float
-    auroc: Share | None = Field(description="of several findings: the mean over findings")
-    average_precision: Share | None
-    intervals: Intervals = {}
-    projection_auroc: Share | None = Field(
-        default=None,
-        description="AUROC of the view (AP or PA) alone: what a model may know without looking at a finding",
-    )
-    subgroups: Groups | None = None
-
-
-class MeasuredSplit(AtThreshold, Measured):
-    """A split in `results.json`: the metrics of one finding, with intervals, and the loss."""
-
-    at_chosen_threshold: AtThreshold | None = Field(
-        default=None, description="the same at the threshold with the highest Youden's J on validation"
-    )
-
-
-class FindingMetrics(Record):
-    """The metrics of one of several findings on the images that have a label for it."""
-
-    n: Count = Field(description="number of images, or of studies, with a label")
-    num_positive: Count
-    threshold: Share = Field(description="the threshold with the highest Youden's J on validation")
-    auroc: Share | None = Field(description="null if all labels are equal; so is the next")
-    average_precision: Share | None
-    f1: Share = Field(description="at the threshold; so are the next two")
-    sensitivity: Share | None
-    specificity: Share | None
-    projection_auroc: Share | None = None
-    intervals: Intervals = {}
-
-
-class MeasuredFindings(Measured):
-    """A split in `results.json` for several findings: means over findings, and the metrics of each."""
-
-    findings: dict[Name, FindingMetrics]
-    left_out: list[Name] = Field(
-        description="findings that are not in the means, because they have fewer than 10 positive labels or "
-        "no negative one"
-    )
-    chexpert5_auroc: Share | None = Field(
-        default=None, description="mean over CheXpert's five findings; null unless the model has all of them"
-    )
-    chexpert5_average_precision: Share | None = None
 
 
 class Epoch(Record):

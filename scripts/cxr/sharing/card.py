@@ -20,11 +20,11 @@ from cxr.data.sources import label_tables_differ
 from cxr.data.sources import source_address
 from cxr.data.sources import source_revision
 from cxr.run_folder.files import write_text
+from cxr.run_folder.measured import MeasuredSplit
 from cxr.run_folder.model_fields import ModelFields
 from cxr.run_folder.model_fields import Stage
 from cxr.run_folder.privacy import mask_ids
 from cxr.run_folder.record import Arguments
-from cxr.run_folder.record import MeasuredSplit
 from cxr.run_folder.record import Origin
 from cxr.run_folder.record import Results
 from cxr.run_folder.record import Sample

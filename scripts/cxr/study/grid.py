@@ -19,7 +19,7 @@ from cxr import choices
 from cxr.errors import UserError
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import find_architecture
-from cxr.run_folder import record
+from cxr.run_folder import fields
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
 # The scopes of a setting: all runs of a script, classifiers from random or from pretrained weights, all runs
@@ -125,12 +125,12 @@ SMOKE = Grid(
 GRIDS = dict(zip(choices.PRESETS, (PAPER, COMPARE, FUTURE, SMOKE)))
 
 
-class Point(record.Record):
+class Point(fields.Record):
     """The place of a pretraining in the grid."""
 
-    model: record.Name
-    view: record.Word
-    seed: record.Seed
+    model: fields.Name
+    view: fields.Word
+    seed: fields.Seed
 
 
 class ClassificationPoint(Point):
@@ -138,22 +138,22 @@ class ClassificationPoint(Point):
 
     from_scratch: bool
     own_pretraining: bool
-    augmentation: record.Word
-    masking: record.Share
+    augmentation: fields.Word
+    masking: fields.Share
     masking_kind: Literal[tuple(choices.MASKINGS)]
     train_size: Annotated[int, Field(gt=0, le=10**9)] | None  # None: all images
-    task: record.Word
+    task: fields.Word
     training_mode: Literal[choices.TRAINING_MODES]
 
 
-class Cell(record.Record):
+class Cell(fields.Record):
     """One run; here a pretraining, from which several classifiers may start."""
 
-    run_id: record.Name
+    run_id: fields.Name
     script: Literal[PRETRAINING]
     point: Point
     flags: dict[str, Any] = Field(description="flags that args.json of the run must have")
-    needs: record.Name | None = Field(default=None, description="run_id of the pretraining it starts from")
+    needs: fields.Name | None = Field(default=None, description="run_id of the pretraining it starts from")
 
 
 class ClassificationCell(Cell):
@@ -163,7 +163,7 @@ class ClassificationCell(Cell):
     point: ClassificationPoint
 
 
-class Plan(record.Record):
+class Plan(fields.Record):
     """`plan.json`: the cells of a study, by name, of all calls of run_study.py together."""
 
     writer: ClassVar[str] = "run_study.py"

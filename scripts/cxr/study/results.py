@@ -20,6 +20,7 @@ from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
 from cxr.run_folder import record
+from cxr.run_folder.measured import Measured
 from cxr.study import grid
 
 # The columns of the paper's tables under its headings, and our own columns.
@@ -128,7 +129,7 @@ class Run:
     predictions: pd.DataFrame
 
     @property
-    def measured(self) -> record.MeasuredSplit:
+    def measured(self) -> Measured:
         return getattr(self.results, self.split)
 
 

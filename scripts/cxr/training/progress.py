@@ -12,12 +12,13 @@ from pydantic import field_validator
 from typing_extensions import Self
 
 from cxr.errors import UserError
+from cxr.run_folder import fields
 from cxr.run_folder import record
 
 logger = logging.getLogger(__name__)
 
 
-class Progress(record.Record):
+class Progress(fields.Record):
     """`progress.json` in a checkpoint: the progress of a run.
 
     Resuming needs only this, the model, the optimizer and the scaler: a step's images, augmentations, masks
@@ -26,12 +27,12 @@ class Progress(record.Record):
 
     advice: ClassVar[str] = "remove this checkpoint, or name an older one"
 
-    images_per_step: record.Count = Field(description="images per optimizer step, over all processes")
-    step: record.Count = Field(default=0, description="optimizer steps done")
+    images_per_step: fields.Count = Field(description="images per optimizer step, over all processes")
+    step: fields.Count = Field(default=0, description="optimizer steps done")
     loss_sum: float = Field(default=0.0, description="sum of the finite losses of this epoch so far")
-    num_losses: record.Count = Field(default=0, description="number of losses in that sum")
-    num_bad_steps: record.Count = Field(default=0, description="steps skipped since the start of the run")
-    train_seconds: record.Seconds = Field(default=0.0, description="time spent in training steps")
+    num_losses: fields.Count = Field(default=0, description="number of losses in that sum")
+    num_bad_steps: fields.Count = Field(default=0, description="steps skipped since the start of the run")
+    train_seconds: fields.Seconds = Field(default=0.0, description="time spent in training steps")
     best: record.Epoch | None = Field(default=None, description="the best epoch so far (classifiers only)")
 
     @field_validator("best", mode="before")
