@@ -146,6 +146,13 @@ def test_a_folder_with_other_content_and_a_link_to_an_old_sample_stay_as_they_ar
     assert not num_calls(repository)
 
 
+def test_link_that_leads_nowhere_is_named_and_stays(repository):
+    (repository / "sample_data").symlink_to(repository / "nowhere")
+    with pytest.raises(UserError, match=r"sample_data cannot be replaced \(Not a directory\); remove it"):
+        sources.make_sample_data_once()
+    assert (repository / "sample_data").is_symlink()
+
+
 def test_label_tables_of_a_collection_that_was_brought_into_the_layout_are_the_same(tmp_path):
     assert label_tables_differ(tmp_path)
     (tmp_path / "mimic-cxr-2.0.0-negbio.csv").write_bytes(b"labels")

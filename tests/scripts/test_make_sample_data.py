@@ -203,6 +203,12 @@ def test_hospital_has_five_of_six_patients_with_sensible_ages_at_every_study(see
     assert set(admissions.race) == set(RACES)
 
 
+def test_hospital_tables_have_their_columns_even_without_a_patient():
+    patients, admissions = hospital_tables([], seed=0)
+    assert "anchor_age" in patients and "race" in admissions
+    assert len(patients) == len(admissions) == 0
+
+
 def test_no_patient_is_in_two_splits_and_some_have_several_studies_and_images(root):
     splits = read_table(root, "split")
     assert (splits.groupby("subject_id").split.nunique() == 1).all()

@@ -14,11 +14,11 @@ from filelock import FileLock
 
 from cxr.choices import LABELERS
 from cxr.errors import UserError
+from cxr.errors import one_line
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE_DIR = REPOSITORY / "sample_data"
-# What make_sample_data.py writes into each sample, so that an older one is noticed. A new version here has
-# other files.
+# make_sample_data.py writes the version into each sample. Raise it when it writes other files than before.
 VERSION_FILE, VERSION = "sample-version.txt", "2\n"
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,10 @@ def _make_sample() -> None:
     command = [sys.executable, script, aside / "new"]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its output names another folder
         raise UserError(f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir")
-    if SAMPLE_DIR.exists():
-        SAMPLE_DIR.rename(aside / "old")
-    (aside / "new").rename(SAMPLE_DIR)
-    shutil.rmtree(aside)
+    try:
+        if SAMPLE_DIR.exists():
+            SAMPLE_DIR.rename(aside / "old")
+        (aside / "new").rename(SAMPLE_DIR)
+    except OSError as error:
+        raise UserError(f"{SAMPLE_DIR} cannot be replaced ({one_line(error)}); remove it") from error
+    shutil.rmtree(aside, ignore_errors=True)

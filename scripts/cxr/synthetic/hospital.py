@@ -38,6 +38,8 @@ RACES = {
     "PATIENT DECLINED TO ANSWER": 3,
 }
 OTHER_RACE_NOTED = 0.12  # of admissions
+PATIENT_COLUMNS = ("subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod")
+ADMISSION_COLUMNS = ("subject_id", "admittime", "dischtime", "deathtime", "admission_type", "race")
 ANCHOR_YEAR_GROUPS = ("2008 - 2010", "2011 - 2013", "2014 - 2016")
 ADMISSION_TYPES = ("EW EMER.", "OBSERVATION ADMIT", "URGENT", "ELECTIVE")
 NUM_ADMISSIONS = (0.05, 0.3, 0.3, 0.2, 0.15)  # how likely 0, 1, ... are
@@ -61,10 +63,11 @@ def hospital_tables(studies: list[Study], *, seed: int) -> tuple[pd.DataFrame, p
         died = last_day + timedelta(days=int(rng.integers(1, 365))) if rng.random() < DEAD else ""
         patients.append(subject | {"gender": gender} | draw_anchor(days, rng) | {"dod": died})
         admissions += [subject | stay for stay in stays]
-    admissions = pd.DataFrame(admissions, dtype=object)  # so that every time is written in full
+    # Not as datetime64, which pandas may write without the time.
+    admissions = pd.DataFrame(admissions, columns=list(ADMISSION_COLUMNS), dtype=object)
     numbers = random_generator(seed, HOSPITAL).choice(9_999_999, size=len(admissions), replace=False)
     admissions.insert(1, "hadm_id", 20_000_000 + numbers)
-    return pd.DataFrame(patients), admissions
+    return pd.DataFrame(patients, columns=list(PATIENT_COLUMNS)), admissions
 
 
 def draw_anchor(days: list[date], rng: np.random.Generator) -> dict[str, object]:
