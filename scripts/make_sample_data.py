@@ -2,7 +2,9 @@
 
 The images are drawn by code: the attenuation of air, soft tissue, bone and metal is summed and then exposed
 like film. They contain no patient data. The labels follow from the findings that were drawn;
-`sample-findings.json.gz` has their positions. The same arguments always write the same bytes.
+`sample-findings.json.gz` has their positions. In the test split, the labels of a radiologist differ from the
+labelers' now and then (`mimic-cxr-2.1.0-test-set-labeled.csv`). Age, sex and race of most patients are in
+`hosp/`, as in MIMIC-IV. The same arguments always write the same bytes.
 
     python scripts/make_sample_data.py /tmp/sample --num_images 60 --image_size 64  # takes seconds
     python scripts/make_sample_data.py sample_data                                  # 600 images of 256 pixels
@@ -23,22 +25,26 @@ import pandas as pd
 from cxr.choices import LABELERS
 from cxr.cli import command_line
 from cxr.data.images import num_cores
+from cxr.data.sources import VERSION
+from cxr.data.sources import VERSION_FILE
 from cxr.errors import UserError
 from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.synthetic.exposure import MAX_DRAWN_SIDE
 from cxr.synthetic.exposure import draw_image
-from cxr.synthetic.plan import STUDY
+from cxr.synthetic.hospital import hospital_tables
 from cxr.synthetic.plan import VIEW_MEANINGS
 from cxr.synthetic.plan import PlannedImage
+from cxr.synthetic.plan import date_and_time
 from cxr.synthetic.plan import plan_images
-from cxr.synthetic.plan import random_generator
+from cxr.synthetic.radiologist import radiologist_table
 from tqdm import tqdm
 
 MIN_NUM_IMAGES, MIN_IMAGE_SIZE = 12, 32
 README = """Synthetic chest radiographs, drawn by code: no image, identifier or label is from a patient.
 Written by make_sample_data.py with num_images={num_images}, image_size={image_size}, seed={seed}.
-The layout is that of MIMIC-CXR-JPG; sample-findings.json.gz has the position of each finding.
+The layout is that of MIMIC-CXR-JPG v2.1.0, and in hosp/ that of MIMIC-IV, for --patients_dir.
+sample-findings.json.gz has the position of each finding.
 """
 
 
@@ -51,22 +57,23 @@ def write_image(planned: PlannedImage, *, root: Path, seed: int) -> tuple[str, l
     return planned.dicom_id, boxes
 
 
+def write_plain(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_gzip(path: Path, text: str) -> None:
     """Writes a gzip file without name and time, so that equal texts give equal bytes."""
     with path.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
         compressed.write(text.encode("utf-8"))
 
 
-def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
-    """Writes the four tables of MIMIC-CXR-JPG, sorted as published."""
-    rows, studies = [], {}
-    for image in sorted(images, key=lambda one: (one.study.subject_id, one.study.study_id, one.dicom_id)):
+def image_table(images: list[PlannedImage], *, seed: int) -> pd.DataFrame:
+    """Returns the metadata of each image, and its split."""
+    rows = []
+    for image in images:
         study = image.study
-        studies[study.study_id] = study
         procedure = "CHEST (PORTABLE AP)" if image.view == "AP" else "CHEST (PA AND LAT)"
-        rng = random_generator(seed, STUDY, study.number, 99)
-        date = f"{rng.integers(2110, 2200)}{rng.integers(1, 13):02}{rng.integers(1, 29):02}"
-        time = f"{rng.integers(24):02}{rng.integers(60):02}{rng.integers(60):02}.{rng.integers(1, 999):03}"
+        date, time = date_and_time(study, seed=seed)
         row = {
             "dicom_id": image.dicom_id,
             "subject_id": study.subject_id,
@@ -83,19 +90,31 @@ def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
             "split": study.split,
         }
         rows.append(row)
-    images = pd.DataFrame(rows)
-    split = images[["dicom_id", "study_id", "subject_id", "split"]]
-    tables = {"metadata": images.drop(columns="split"), "split": split}
+    return pd.DataFrame(rows)
+
+
+def write_tables(root: Path, images: list[PlannedImage], *, seed: int) -> None:
+    """Writes the five tables of MIMIC-CXR-JPG and two of MIMIC-IV, sorted as published."""
+    images = sorted(images, key=lambda one: (one.study.subject_id, one.study.study_id, one.dicom_id))
+    studies = list({image.study.study_id: image.study for image in images}.values())
+    table = image_table(images, seed=seed)
+    split = table[["dicom_id", "study_id", "subject_id", "split"]]
+    tables = {"metadata": table.drop(columns="split"), "split": split}
     for labeler in LABELERS:
         rows = [
             {"subject_id": study.subject_id, "study_id": study.study_id, **labels}
-            for study in studies.values()
+            for study in studies
             if (labels := getattr(study, labeler))
         ]
         tables[labeler] = pd.DataFrame(rows)
+    tables = {f"mimic-cxr-2.0.0-{name}.csv.gz": table for name, table in tables.items()}
+    tables["mimic-cxr-2.1.0-test-set-labeled.csv"] = radiologist_table(studies, seed=seed)
+    patients, admissions = hospital_tables(studies, seed=seed)
+    tables |= {"hosp/patients.csv.gz": patients, "hosp/admissions.csv.gz": admissions}
+    (root / "hosp").mkdir()
     for name, table in tables.items():
-        text = table.to_csv(index=False, lineterminator="\n")
-        write_gzip(root / f"mimic-cxr-2.0.0-{name}.csv.gz", text)
+        write = write_gzip if name.endswith(".gz") else write_plain
+        write(root / name, table.to_csv(index=False, lineterminator="\n"))
 
 
 def ignore_interrupts() -> None:
@@ -140,7 +159,8 @@ def make_sample_data(
         boxes = write_images(root, images, seed=seed, num_proc=num_proc)
         write_tables(root, images, seed=seed)
         write_gzip(root / "sample-findings.json.gz", json.dumps(boxes, indent=1, sort_keys=True) + "\n")
-        (root / "README.txt").write_text(readme, encoding="utf-8")
+        write_plain(root / "README.txt", readme)
+        write_plain(root / VERSION_FILE, VERSION)
         if output_dir.exists():
             output_dir.rmdir()
         root.rename(output_dir)

@@ -16,14 +16,20 @@ import pytest
 from cxr.choices import FINDINGS
 from cxr.choices import LABELS
 from cxr.synthetic.exposure import draw_image
+from cxr.synthetic.hospital import RACES
+from cxr.synthetic.hospital import hospital_tables
 from cxr.synthetic.plan import OTHER_VIEWS
 from cxr.synthetic.plan import POSITIVE_FRACTION
+from cxr.synthetic.plan import Study
+from cxr.synthetic.plan import date_and_time
 from cxr.synthetic.plan import plan_images
+from cxr.synthetic.radiologist import read_study
 from PIL import Image
 from refused import refused
 
 NUM_IMAGES = 80
 FRONTAL = ("AP", "PA")
+RADIOLOGIST = "mimic-cxr-2.1.0-test-set-labeled.csv"
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +38,18 @@ def root(tmp_path_factory):
     return sample.make_sample_data(folder, num_images=NUM_IMAGES, image_size=64)
 
 
+def read_csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
 def read_table(root: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(root / f"mimic-cxr-2.0.0-{name}.csv.gz", dtype=str, keep_default_na=False)
+    return read_csv(root / f"mimic-cxr-2.0.0-{name}.csv.gz")
+
+
+def plan_studies(seed: int) -> list[Study]:
+    """The studies of a sample of the default size."""
+    images = plan_images(600, image_size=64, seed=seed)
+    return list({image.study.number: image.study for image in images}.values())
 
 
 def read_images(root: Path) -> pd.DataFrame:
@@ -60,7 +76,9 @@ def test_tree_has_exactly_the_files_of_its_tables_at_the_published_paths(root):
     assert {path for path in root.rglob("*") if path.suffix == ".jpg"} == expected
     others = {path.name for path in root.iterdir()}
     tables = {f"mimic-cxr-2.0.0-{name}.csv.gz" for name in ("metadata", "split", "negbio", "chexpert")}
-    assert others == {"files", "README.txt", "sample-findings.json.gz", *tables}
+    tables |= {"mimic-cxr-2.1.0-test-set-labeled.csv", "hosp"}
+    assert others == {"files", "README.txt", "sample-findings.json.gz", "sample-version.txt", *tables}
+    assert {path.name for path in (root / "hosp").iterdir()} == {"patients.csv.gz", "admissions.csv.gz"}
     for row in metadata.itertuples():
         assert re.fullmatch(r"([0-9a-f]{8}-){4}[0-9a-f]{8}", row.dicom_id)
         assert re.fullmatch(r"1\d{7}", row.subject_id)
@@ -76,6 +94,13 @@ def test_tables_have_the_published_columns(root):
     for labeler in ("negbio", "chexpert"):
         assert list(read_table(root, labeler).columns) == ["subject_id", "study_id", *LABELS]
         assert not read_table(root, labeler).duplicated("study_id").any()
+    radiologist = ["Airspace Opacity" if name == "Lung Opacity" else name for name in LABELS]
+    assert list(read_csv(root / RADIOLOGIST).columns) == ["study_id", *sorted(radiologist)]
+    patients, admissions = (read_csv(root / "hosp" / f"{name}.csv.gz") for name in ("patients", "admissions"))
+    columns = ["subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod"]
+    assert list(patients.columns) == columns
+    columns = ["subject_id", "hadm_id", "admittime", "dischtime", "deathtime", "admission_type", "race"]
+    assert list(admissions.columns) == columns
 
 
 def test_images_are_gray_jpegs_whose_size_is_in_the_table(root):
@@ -98,7 +123,8 @@ def test_same_seed_gives_same_bytes_for_any_number_of_processes(tmp_path):
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         assert f"run_classification.py --data_dir {tmp_path / name}" in output
     assert tree_hashes(tmp_path / "one") == tree_hashes(tmp_path / "two")
-    assert not set(tree_hashes(tmp_path / "one").values()) & set(tree_hashes(tmp_path / "other").values())
+    one, other = tree_hashes(tmp_path / "one"), tree_hashes(tmp_path / "other")
+    assert set(one.values()) & set(other.values()) == {one["sample-version.txt"]}
 
 
 def test_every_view_code_and_label_value_occurs(root):
@@ -117,6 +143,70 @@ def test_a_train_study_has_no_label_row_and_the_labelers_disagree_on_few(root):
     assert set(splits[~splits.study_id.isin(negbio.index)].split) == {"train"}
     assert list(negbio.index) == list(chexpert.index)
     assert 0 < (negbio != chexpert).any(axis=1).mean() < 0.3
+
+
+def test_radiologist_reads_every_test_study_and_no_other(root):
+    splits, table = read_table(root, "split"), read_csv(root / RADIOLOGIST)
+    assert list(table.study_id) == sorted(set(splits[splits.split == "test"].study_id))
+    assert set(table.drop(columns="study_id").to_numpy().ravel()) == {"1.0", "0.0", "-1.0", ""}
+
+
+def test_radiologist_differs_from_the_labelers_on_a_few_percent_of_each_finding():
+    theirs, ours = [], []
+    for seed in range(6):
+        studies = [study for study in plan_studies(seed) if study.split == "test"]
+        theirs += [study.negbio for study in studies]
+        ours += [read_study(study, seed=seed) for study in studies]
+    theirs, ours = pd.DataFrame(theirs)[list(FINDINGS)], pd.DataFrame(ours)[list(FINDINGS)]
+    assert len(ours) > 300
+    assert abs((ours == "-1.0").any(axis=1).mean() - 226 / 687) < 0.06
+    differs = (ours == "1.0") != (theirs == "1.0")
+    assert (differs.mean() < 0.05).all() and differs.to_numpy().mean() > 0.01
+    assert ((ours == "1.0") & (theirs == "")).to_numpy().any()  # sees one more
+    assert ((ours == "") & (theirs == "1.0")).to_numpy().any()  # misses one
+
+
+def test_to_the_radiologist_no_finding_is_nothing_but_devices(root):
+    table = read_csv(root / RADIOLOGIST)
+    names = ["Airspace Opacity" if name == "Lung Opacity" else name for name in FINDINGS]
+    abnormal = table[names].drop(columns="Support Devices").isin(["1.0", "-1.0"]).any(axis=1)
+    assert ((table["No Finding"] == "1.0") == ~abnormal).all()
+    study = next(study for study in plan_studies(0) if list(study.drawn) == ["Support Devices"])
+    assert read_study(study, seed=0)["No Finding"] == "1.0"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hospital_has_five_of_six_patients_with_sensible_ages_at_every_study(seed):
+    studies = plan_studies(seed)
+    patients, admissions = hospital_tables(studies, seed=seed)
+    subjects = {study.subject_id for study in studies}
+    assert patients.subject_id.is_monotonic_increasing and patients.subject_id.is_unique
+    assert set(patients.subject_id) < subjects
+    assert abs(len(patients) / len(subjects) - 5 / 6) < 0.08
+    assert min(patients.gender.value_counts(normalize=True)[["F", "M"]]) > 0.4
+    assert patients.anchor_age.between(18, 91).all()
+    births = patients.set_index("subject_id").eval("anchor_year - anchor_age")
+    ages = np.array(
+        [
+            int(date_and_time(study, seed=seed)[0][:4]) - births[study.subject_id]
+            for study in studies
+            if study.subject_id in births
+        ]
+    )
+    assert ages.min() >= 18 and ages.max() <= 91
+    assert min(np.histogram(ages, bins=[18, 40, 60, 80, 120])[0]) > 20
+    assert admissions.hadm_id.is_unique and admissions.hadm_id.between(20_000_000, 29_999_999).all()
+    assert (admissions.admittime < admissions.dischtime).all()
+    races = admissions.groupby("subject_id").race
+    assert set(races.groups) < set(patients.subject_id)  # some were never admitted
+    assert races.size().max() > 2 and 0.1 < (races.nunique() > 1).mean() < 0.3
+    assert set(admissions.race) == set(RACES)
+
+
+def test_hospital_tables_have_their_columns_even_without_a_patient():
+    patients, admissions = hospital_tables([], seed=0)
+    assert "anchor_age" in patients and "race" in admissions
+    assert len(patients) == len(admissions) == 0
 
 
 def test_no_patient_is_in_two_splits_and_some_have_several_studies_and_images(root):

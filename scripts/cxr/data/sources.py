@@ -1,6 +1,7 @@
 """Finds out where the images and this code come from; makes the synthetic sample on first use."""
 
 import gzip
+import logging
 import re
 import shutil
 import subprocess
@@ -13,9 +14,14 @@ from filelock import FileLock
 
 from cxr.choices import LABELERS
 from cxr.errors import UserError
+from cxr.errors import one_line
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE_DIR = REPOSITORY / "sample_data"
+# make_sample_data.py writes the version into each sample. Raise it when it writes other files than before.
+VERSION_FILE, VERSION = "sample-version.txt", "2\n"
+
+logger = logging.getLogger(__name__)
 
 
 def is_synthetic(data_dir: Path | None) -> bool:
@@ -75,11 +81,40 @@ def _git(*words: str) -> str:
 
 
 def make_sample_data_once() -> Path:
-    """Returns the folder of the synthetic sample; it is made on first use, while other processes wait."""
-    if not SAMPLE_DIR.exists():
-        script = REPOSITORY / "scripts" / "make_sample_data.py"
-        with FileLock(REPOSITORY / ".sample_data.lock"):
-            made = SAMPLE_DIR.exists() or not subprocess.run([sys.executable, script, SAMPLE_DIR]).returncode
-        if not made:
-            raise UserError(f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir")
+    """Returns the folder of the synthetic sample; it is made on first use, while other processes wait.
+
+    One of another version is made anew. A link, and a folder with other content, stay as they are.
+    """
+    if not _is_sample_usable():
+        with FileLock(SAMPLE_DIR.with_name(".sample_data.lock")):
+            if not _is_sample_usable():
+                _make_sample()
     return SAMPLE_DIR
+
+
+def _is_sample_usable() -> bool:
+    """Returns whether SAMPLE_DIR is there and not a synthetic sample of another version."""
+    try:
+        version = (SAMPLE_DIR / VERSION_FILE).read_bytes()
+    except OSError:  # older samples have no such file
+        version = b""
+    is_ours = is_synthetic(SAMPLE_DIR) and not SAMPLE_DIR.is_symlink()
+    return SAMPLE_DIR.exists() and (version == VERSION.encode() or not is_ours)
+
+
+def _make_sample() -> None:
+    """Makes the sample beside SAMPLE_DIR, then removes the old one. Raises UserError."""
+    if SAMPLE_DIR.exists():
+        logger.warning("The synthetic sample in %s is of another version: making it anew", SAMPLE_DIR)
+    script, aside = REPOSITORY / "scripts" / "make_sample_data.py", SAMPLE_DIR.with_name(".sample_data.new")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
+    command = [sys.executable, script, aside / "new"]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its output names another folder
+        raise UserError(f"the synthetic sample could not be made in {SAMPLE_DIR}; name a --data_dir")
+    try:
+        if SAMPLE_DIR.exists():
+            SAMPLE_DIR.rename(aside / "old")
+        (aside / "new").rename(SAMPLE_DIR)
+    except OSError as error:
+        raise UserError(f"{SAMPLE_DIR} cannot be replaced ({one_line(error)}); remove it") from error
+    shutil.rmtree(aside, ignore_errors=True)

@@ -44,7 +44,7 @@ def random_generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
-PLAN, PATIENT, STUDY, IMAGE = range(4)  # the streams of random numbers
+PLAN, PATIENT, STUDY, IMAGE, RADIOLOGIST, HOSPITAL = range(6)  # the streams of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,13 @@ class PlannedImage:
     def path(self) -> str:
         subject, study = str(self.study.subject_id), self.study.study_id
         return f"files/p{subject[:2]}/p{subject}/s{study}/{self.dicom_id}.jpg"
+
+
+def date_and_time(study: Study, *, seed: int) -> tuple[str, str]:
+    """Returns StudyDate (YYYYMMDD) and StudyTime of a study. As in MIMIC, the years are in the future."""
+    rng = random_generator(seed, STUDY, study.number, 99)
+    date = f"{rng.integers(2110, 2200)}{rng.integers(1, 13):02}{rng.integers(1, 29):02}"
+    return date, f"{rng.integers(24):02}{rng.integers(60):02}{rng.integers(60):02}.{rng.integers(1, 999):03}"
 
 
 def choose_findings(kind: str, rng: np.random.Generator) -> dict[str, float]:
