@@ -87,7 +87,22 @@ def weighted_metrics(
 
 def weighted_auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Returns only the AUROC of every resample, (R,), as `weighted_metrics` computes it."""
-    return np.concatenate([_areas(labels, probabilities, block)[0] for block in in_blocks(weights)])
+    return weighted_areas(labels, probabilities, weights)["auroc"]
+
+
+def weighted_areas(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns only AUROC and average precision of every resample, (R,), as `weighted_metrics` does."""
+    parts = [_areas(labels, probabilities, block) for block in in_blocks(weights)]
+    return dict(zip(("auroc", "average_precision"), map(np.concatenate, zip(*parts))))
+
+
+def weighted_f1(labels: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the F1 of every resample, (R,), for calls (N,) of 0 or 1; NaN where neither has a positive."""
+    sums = np.stack([labels * called, labels + called], axis=1)
+    hits, both = np.concatenate([block @ sums for block in in_blocks(weights)]).T
+    return np.divide(2 * hits, both, out=np.full(len(weights), np.nan), where=both > 0)
 
 
 def weighted_rates(
@@ -136,13 +151,14 @@ def percentile_interval(resampled: np.ndarray, *, around: float | None = None) -
     """Returns the middle 95 % of a metric's resamples (R,); None if no resample is defined.
 
     `around` is for a metric that resampling biases upwards, such as the calibration error: the resamples are
-    shifted so that this value, computed without resampling, is their mean.
+    shifted so that this value, computed without resampling, is their mean, within [0, 1].
     """
     defined = resampled[np.isfinite(resampled)]
     if not len(defined):
         return None
-    shift = 0.0 if around is None else around - defined.mean()
-    low, high = np.clip(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + shift, 0, 1)
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if around is not None:
+        low, high = np.clip(np.array([low, high]) + around - defined.mean(), 0, 1)
     return Interval(low=float(low), high=float(high))
 
 

@@ -282,6 +282,20 @@ class FindingMetrics(Record):
     intervals: Intervals = {}
 
 
+class Agreement(Record):
+    """How well a labeler agrees with the radiologist on one finding, on the studies that both labelled."""
+
+    n: Count = Field(description="number of studies with a label by both")
+    num_positive: Count = Field(description="by the radiologist")
+    kappa: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        description="Cohen's kappa; null if both have the same label everywhere"
+    )
+    f1: Share | None = Field(
+        description="with the radiologist as the truth; null if neither has a positive label"
+    )
+    intervals: Intervals = {}
+
+
 class MeasuredFindings(Measured):
     """A split in `results.json` for several findings: means over findings, and the metrics of each."""
 
