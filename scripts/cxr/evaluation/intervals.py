@@ -126,21 +126,34 @@ def in_blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
 def _areas(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns AUROC and average precision, (R,) each, NaN if a resample has only one class."""
-    order = np.argsort(-probabilities, kind="stable")  # the highest probability first
-    labels, probabilities, weights = labels[order], probabilities[order], weights[:, order]
-    # Images of equal probability share one point of the curve, at the last of them.
-    last = np.append(np.flatnonzero(np.diff(probabilities)), len(probabilities) - 1)
-    called = np.cumsum(weights, axis=1)[:, last]  # (R, points)
-    hits = np.cumsum(weights * labels, axis=1)[:, last]
-    new_hits = np.diff(hits, axis=1, prepend=0)
-    positives, negatives = hits[:, -1], called[:, -1] - hits[:, -1]
+    """Returns AUROC and average precision, (R,) each, NaN if a resample has only one class.
+
+    Both are means over the positive images: of the share of negative images below the positive one, where
+    equal probabilities count half, and of the precision if all images from this one upwards are called. So
+    they take little time for a rare finding.
+    """
+    order = np.argsort(probabilities, kind="stable")
+    positive, negative = order[labels[order] == 1], order[labels[order] == 0]
+    high, low = probabilities[positive], probabilities[negative]
+    drawn = weights[:, positive]  # (R, positives)
+    hits_below, alarms_below = _sums_before(drawn), _sums_before(weights[:, negative])
+    positives, negatives = hits_below[:, -1], alarms_below[:, -1]
+    below = alarms_below[:, np.searchsorted(low, high)]  # (R, positives)
+    equal_or_below = alarms_below[:, np.searchsorted(low, high, side="right")]
+    hits = positives[:, None] - hits_below[:, np.searchsorted(high, high)]
+    called = hits + negatives[:, None] - below
     with np.errstate(invalid="ignore", divide="ignore"):
-        false_alarms = np.diff(called - hits, axis=1, prepend=0)
-        auroc = (false_alarms * (hits - new_hits / 2)).sum(axis=1) / (positives * negatives)  # trapezoids
-        average_precision = (new_hits * hits / np.maximum(called, 1)).sum(axis=1) / positives
+        auroc = (drawn * (below + equal_or_below)).sum(axis=1) / (2 * positives * negatives)
+        average_precision = (drawn * hits / np.maximum(called, 1)).sum(axis=1) / positives
     one_class = (positives == 0) | (negatives == 0)
     return np.where(one_class, np.nan, auroc), np.where(one_class, np.nan, average_precision)
+
+
+def _sums_before(weights: np.ndarray) -> np.ndarray:
+    """Returns the sum of the first 0, 1, ..., N weights of every resample: (R, N + 1)."""
+    sums = np.zeros((len(weights), weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
