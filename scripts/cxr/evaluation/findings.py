@@ -20,6 +20,7 @@ from cxr.evaluation import metrics
 
 MIN_POSITIVES = 10
 AREAS = ("auroc", "average_precision")
+METRICS = (*AREAS, "f1", "sensitivity", "specificity")
 logger = logging.getLogger(__name__)
 
 
@@ -66,6 +67,7 @@ def finding_metrics(
                 "num_positive": num_positive[name],
                 "threshold": threshold,
                 **{metric: _value(value) for metric, value in values[name].items()},
+                "f1": float(np.nan_to_num(values[name]["f1"][0])),  # 0 if undefined, as scikit-learn's
             }
             for name, threshold in zip(names, thresholds)
         },
@@ -163,15 +165,12 @@ def _measure(
     columns = _columns(labels, probabilities)
     for (name, threshold), (of_finding, scores, labelled) in zip(thresholds.items(), columns):
         if not len(of_finding):
-            undefined = np.full(len(weights), np.nan)
-            names = (*AREAS, "f1", "sensitivity", "specificity")
-            found[name] = dict.fromkeys(names, undefined) | {"f1": np.zeros(len(weights))}
+            found[name] = dict.fromkeys(METRICS, np.full(len(weights), np.nan))
             continue
         drawn = weights[:, labelled]
-        f1 = intervals.weighted_f1(of_finding, scores >= threshold, drawn)
         found[name] = {
             **intervals.weighted_areas(of_finding, scores, drawn),
-            "f1": np.nan_to_num(f1),  # 0 where it is undefined, as scikit-learn's
+            "f1": intervals.weighted_f1(of_finding, scores >= threshold, drawn),
             **intervals.weighted_rates(of_finding, scores, drawn, threshold=threshold),
         }
     return found
