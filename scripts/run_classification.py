@@ -37,6 +37,7 @@ from collections.abc import Iterator
 
 import torch
 from cxr.choices import DEFAULT_IMAGE_SIZE
+from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LEARNING_RATES
 from cxr.cli import arguments
 from cxr.data import transforms
@@ -48,6 +49,7 @@ from cxr.data.images import first_images
 from cxr.data.loading import EVALUATION_SEED
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import gather_in_order
+from cxr.data.radiologist import read_opinions
 from cxr.errors import TRAINING_ADVICE
 from cxr.errors import UserError
 from cxr.errors import run_script
@@ -64,8 +66,8 @@ from cxr.training import optimization
 from cxr.training import runtime
 from cxr.training.convergence import why_undertrained
 from cxr.training.run import Run
+from cxr.training.scores import Measurer
 from cxr.training.scores import make_scores
-from cxr.training.scores import measure_fully
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
@@ -152,7 +154,10 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
     """Returns the images by split and writes `samples.json`."""
     args = run.args
     splits = run.load_images(
-        image_size=image_size, with_radiologist=args.evaluate_test, **arguments.data_options(args)
+        image_size=image_size,
+        with_radiologist=args.evaluate_test,
+        patients_dir=args.patients_dir,
+        **arguments.data_options(args),
     )
     train_images = run.draw_training_images(splits["train"])
     if len(set(train_images["label"])) < 2:
@@ -293,19 +298,37 @@ def evaluate(
 
 def measure_best(run: Run, model: PreTrainedModel, sets: dict[str, ChestXrays]) -> dict[str, dict]:
     """Evaluates the best epoch's model on validation and test, at thresholds chosen on validation."""
-    thresholds, measured, level = None, {}, run.args.evaluation_level
-    for split in [name for name in sets if name != "train"]:  # validation comes first
+    found = {}
+    for split in [name for name in sets if name != "train"]:
         with runtime.full_precision():
-            logits, labels, loss = evaluate(run, model, run.evaluation_loader(sets[split]), split=split)
-        scores = make_scores(logits, labels, sets[split].images, level=level, split=split)
-        thresholds = thresholds or scores.choose_thresholds()
-        if run.accelerator.is_main_process:
-            measured[split] = {"loss": loss, **measure_fully(scores, thresholds, run.record, name=split)}
-    train_images = sets["train"].images
+            found[split] = evaluate(run, model, run.evaluation_loader(sets[split]), split=split)
+    scores = {
+        (split, level): make_scores(logits, labels, sets[split].images, level=level, split=split)
+        for split, (logits, labels, _) in found.items()
+        for level in EVALUATION_LEVELS
+        if split == RADIOLOGIST or level == run.args.evaluation_level
+    }
+    train_images, level = sets["train"].images, run.args.evaluation_level
+    thresholds = scores["validation", level].choose_thresholds()
     if train_images.is_multi_label:  # for users who need a decision, not a probability
         run.save_config(model, decision_thresholds=dict(zip(train_images.label_names, thresholds)))
     else:
         run.save_config(model, decision_threshold=thresholds[0])
+    if not run.accelerator.is_main_process:
+        return {}
+    measurer = Measurer(thresholds=thresholds, train_images=train_images, record=run.record)
+    losses = {split: loss for split, (*_, loss) in found.items()}
+    measured = {
+        split: {"loss": losses[split], **measurer.measure(scores[split, level], name=split)}
+        for split in found
+        if split != RADIOLOGIST
+    }
+    if RADIOLOGIST in found:
+        by_level = {level: scores[RADIOLOGIST, level] for level in EVALUATION_LEVELS}
+        opinions = read_opinions(run.args.data_dir, arguments.label_rule(run.args))
+        measured[RADIOLOGIST] = measurer.measure_against_radiologist(
+            by_level, opinions, loss=losses[RADIOLOGIST]
+        )
     return measured
 
 
@@ -333,8 +356,9 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
     )
     push.share_finished(run.record, results)
     for split, values in measured.items():
+        values = values["image"] if split == RADIOLOGIST else values
         numbers = ("n", "auroc", "average_precision", "accuracy", "f1")
-        shown = ", ".join(f"{name} {values[name]:.4g}" for name in numbers if values[name] is not None)
+        shown = ", ".join(f"{name} {values[name]:.4g}" for name in numbers if values.get(name) is not None)
         logger.info("%s, epoch %d: %s", split, best.epoch, shown)
     if undertrained:
         logger.warning("undertrained: %s; train longer (--num_train_epochs)", undertrained)

@@ -72,6 +72,11 @@ def parse_args(
         default=EVALUATION_LEVELS[0],
         help="evaluate each image, or each study: the mean of the logits of its images",
     )
+    command_line.add_folder(
+        training,
+        "--patients_dir",
+        "the folder hosp/ of MIMIC-IV: measure also by sex, age and race",
+    )
     arguments.add_output_arguments(parser, default_output_dir="runs/classification")
     return arguments.parse_with_defaults(
         parser,

@@ -1,1 +1,194 @@
-"""Measures classifiers of several findings; arrays (N, K) have a column per finding."""
+"""Measures classifiers of several findings; arrays (N, K) have a column per finding.
+
+`labels` are 1, 0 or MASKED, `probabilities` are of class 1. A finding is measured on the images that have a
+label for it. A mean over findings is over those with at least MIN_POSITIVES positive labels and a negative
+one, the same in all resamples.
+"""
+
+import logging
+from collections.abc import Container
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cxr.choices import CHEXPERT5
+from cxr.choices import MASKED
+from cxr.evaluation import intervals
+from cxr.evaluation import metrics
+
+MIN_POSITIVES = 10
+AREAS = ("auroc", "average_precision")
+METRICS = (*AREAS, "f1", "sensitivity", "specificity")
+logger = logging.getLogger(__name__)
+
+
+def choose_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> list[float]:
+    """Returns each finding's threshold with the highest Youden's J; 0.5 for one class."""
+    return [
+        metrics.choose_threshold(of_finding, scores)
+        for of_finding, scores, _ in _columns(labels, probabilities)
+    ]
+
+
+def finding_metrics(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    *,
+    thresholds: Sequence[float],
+    split: str,
+) -> dict[str, Any]:
+    """Returns the metrics of each finding and the means over findings, without intervals.
+
+    The result is that of `MeasuredFindings`, without the loss. If no finding is in the means, they are None,
+    with a warning.
+    """
+    whole = np.ones((1, len(labels)), dtype=np.uint8)
+    values = _measure(labels, probabilities, whole, dict(zip(names, thresholds)))
+    num_positive = dict(zip(names, (labels == 1).sum(axis=0).tolist()))
+    num_labelled = dict(zip(names, (labels != MASKED).sum(axis=0).tolist()))
+    left_out = _left_out(labels, names)
+    if len(left_out) == len(names):
+        logger.warning(
+            "The %s split has no finding with at least %d positive labels and a negative one: the means over "
+            "findings are undefined (null).",
+            split,
+            MIN_POSITIVES,
+        )
+    return {
+        "n": len(labels),
+        **{name: _value(mean) for name, mean in _means(values, left_out).items()},
+        "left_out": left_out,
+        "findings": {
+            name: {
+                "n": num_labelled[name],
+                "num_positive": num_positive[name],
+                "threshold": threshold,
+                **{metric: _value(value) for metric, value in values[name].items()},
+                "f1": float(np.nan_to_num(values[name]["f1"][0])),  # 0 if undefined, as scikit-learn's
+            }
+            for name, threshold in zip(names, thresholds)
+        },
+    }
+
+
+def warn_left_out(measured: dict[str, Any], *, split: str) -> None:
+    """Says in one line which findings are not in the means of `finding_metrics`, and why."""
+    reasons = []
+    for name in measured["left_out"]:
+        found = measured["findings"][name]
+        is_rare = found["num_positive"] < MIN_POSITIVES
+        reasons.append(f"{name} ({found['num_positive']} positive)" if is_rare else f"{name} (no negative)")
+    if reasons:
+        logger.warning(
+            "The means over findings of the %s split leave out %d of %d, because they have fewer than %d "
+            "positive labels or no negative one: %s.",
+            split,
+            len(reasons),
+            len(measured["findings"]),
+            MIN_POSITIVES,
+            ", ".join(reasons),
+        )
+
+
+def add_intervals(
+    measured: dict[str, Any],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    subject_ids: Sequence[int | str],
+    *,
+    num_resamples: int = intervals.NUM_RESAMPLES,
+) -> None:
+    """Adds the 95 % intervals over patients to what `finding_metrics` returned for the same arrays.
+
+    Patients are resampled once for all findings. A resample in which a finding is undefined is not used for
+    the interval of a mean over findings.
+    """
+    drawn = intervals.patient_weights(subject_ids, num_resamples=num_resamples, seed=0)
+    weights = np.vstack([np.ones_like(drawn[:1]), drawn])
+    thresholds = {name: found["threshold"] for name, found in measured["findings"].items()}
+    resampled = _measure(labels, probabilities, weights, thresholds)
+    means = _means(resampled, measured["left_out"])
+    measured["intervals"] = {name: interval_of(values) for name, values in means.items()}
+    for name, found in measured["findings"].items():
+        found["intervals"] = {metric: interval_of(values) for metric, values in resampled[name].items()}
+
+
+def macro_resamples(
+    labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns the means over findings for each row of `weights` (R, N): arrays (R,).
+
+    The keys are "auroc" and "average_precision" and, if all of CHEXPERT5 are in `names`, "chexpert5_auroc"
+    and "chexpert5_average_precision". A mean without any finding is NaN, and so is one over a resample in
+    which a finding is undefined.
+    """
+    left_out = _left_out(labels, names)
+    undefined = dict.fromkeys(AREAS, np.full(len(weights), np.nan))
+    areas = {
+        name: undefined
+        if name in left_out
+        else intervals.weighted_areas(of_finding, scores, weights[:, labelled])
+        for name, (of_finding, scores, labelled) in zip(names, _columns(labels, probabilities))
+    }
+    return _means(areas, left_out)
+
+
+def interval_of(values: np.ndarray) -> list[float] | None:
+    """Returns [low, high] of a metric: `values` (1 + R,) are its value and its resamples."""
+    interval = None if np.isnan(values[0]) else intervals.percentile_interval(values[1:])
+    return interval and [interval.low, interval.high]
+
+
+def _columns(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields each finding's labels and probabilities (n,) of the images with a label, and which these are."""
+    for of_finding, scores in zip(labels.T, probabilities.T):
+        labelled = of_finding != MASKED
+        yield of_finding[labelled], scores[labelled], labelled
+
+
+def _left_out(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    counts = (labels == 1).sum(axis=0) >= MIN_POSITIVES
+    counts &= (labels == 0).any(axis=0)
+    return [name for name, is_in in zip(names, counts) if not is_in]
+
+
+def _measure(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, thresholds: dict[str, float]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the metrics of each finding for each row of `weights` (R, N): arrays (R,)."""
+    found = {}
+    columns = _columns(labels, probabilities)
+    for (name, threshold), (of_finding, scores, labelled) in zip(thresholds.items(), columns):
+        if not len(of_finding):
+            found[name] = dict.fromkeys(METRICS, np.full(len(weights), np.nan))
+            continue
+        drawn = weights[:, labelled]
+        found[name] = {
+            **intervals.weighted_areas(of_finding, scores, drawn),
+            "f1": intervals.weighted_f1(of_finding, scores >= threshold, drawn),
+            **intervals.weighted_rates(of_finding, scores, drawn, threshold=threshold),
+        }
+    return found
+
+
+def _means(of_findings: dict[str, dict[str, np.ndarray]], left_out: Container[str]) -> dict[str, np.ndarray]:
+    """Returns the means over findings of AREAS, and over CHEXPERT5 if all five are there: arrays (R,)."""
+    groups = {"": tuple(of_findings)}
+    if set(CHEXPERT5) <= of_findings.keys():
+        groups["chexpert5_"] = CHEXPERT5
+    means = {}
+    for prefix, names in groups.items():
+        for area in AREAS:
+            values = [of_findings[name][area] for name in names if name not in left_out]
+            undefined = np.full_like(of_findings[names[0]][area], np.nan)
+            means[prefix + area] = np.mean(values, axis=0) if values else undefined
+    return means
+
+
+def _value(values: np.ndarray) -> float | None:
+    return None if np.isnan(values[0]) else float(values[0])

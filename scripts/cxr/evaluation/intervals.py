@@ -87,7 +87,22 @@ def weighted_metrics(
 
 def weighted_auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Returns only the AUROC of every resample, (R,), as `weighted_metrics` computes it."""
-    return np.concatenate([_areas(labels, probabilities, block)[0] for block in in_blocks(weights)])
+    return weighted_areas(labels, probabilities, weights)["auroc"]
+
+
+def weighted_areas(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns only AUROC and average precision of every resample, (R,), as `weighted_metrics` does."""
+    parts = [_areas(labels, probabilities, block) for block in in_blocks(weights)]
+    return dict(zip(("auroc", "average_precision"), map(np.concatenate, zip(*parts))))
+
+
+def weighted_f1(labels: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the F1 of every resample, (R,), for calls (N,) of 0 or 1; NaN where neither has a positive."""
+    sums = np.stack([labels * called, labels + called], axis=1)
+    hits, both = np.concatenate([block @ sums for block in in_blocks(weights)]).T
+    return np.divide(2 * hits, both, out=np.full(len(weights), np.nan), where=both > 0)
 
 
 def weighted_rates(
@@ -111,21 +126,34 @@ def in_blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
 def _areas(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns AUROC and average precision, (R,) each, NaN if a resample has only one class."""
-    order = np.argsort(-probabilities, kind="stable")  # the highest probability first
-    labels, probabilities, weights = labels[order], probabilities[order], weights[:, order]
-    # Images of equal probability share one point of the curve, at the last of them.
-    last = np.append(np.flatnonzero(np.diff(probabilities)), len(probabilities) - 1)
-    called = np.cumsum(weights, axis=1)[:, last]  # (R, points)
-    hits = np.cumsum(weights * labels, axis=1)[:, last]
-    new_hits = np.diff(hits, axis=1, prepend=0)
-    positives, negatives = hits[:, -1], called[:, -1] - hits[:, -1]
+    """Returns AUROC and average precision, (R,) each, NaN if a resample has only one class.
+
+    Both are means over the positive images: of the share of negative images below the positive one, where
+    equal probabilities count half, and of the precision if all images from this one upwards are called. So
+    they take little time for a rare finding.
+    """
+    order = np.argsort(probabilities, kind="stable")
+    positive, negative = order[labels[order] == 1], order[labels[order] == 0]
+    high, low = probabilities[positive], probabilities[negative]
+    drawn = weights[:, positive]  # (R, positives)
+    hits_below, alarms_below = _sums_before(drawn), _sums_before(weights[:, negative])
+    positives, negatives = hits_below[:, -1], alarms_below[:, -1]
+    below = alarms_below[:, np.searchsorted(low, high)]  # (R, positives)
+    equal_or_below = alarms_below[:, np.searchsorted(low, high, side="right")]
+    hits = positives[:, None] - hits_below[:, np.searchsorted(high, high)]
+    called = hits + negatives[:, None] - below
     with np.errstate(invalid="ignore", divide="ignore"):
-        false_alarms = np.diff(called - hits, axis=1, prepend=0)
-        auroc = (false_alarms * (hits - new_hits / 2)).sum(axis=1) / (positives * negatives)  # trapezoids
-        average_precision = (new_hits * hits / np.maximum(called, 1)).sum(axis=1) / positives
+        auroc = (drawn * (below + equal_or_below)).sum(axis=1) / (2 * positives * negatives)
+        average_precision = (drawn * hits / np.maximum(called, 1)).sum(axis=1) / positives
     one_class = (positives == 0) | (negatives == 0)
     return np.where(one_class, np.nan, auroc), np.where(one_class, np.nan, average_precision)
+
+
+def _sums_before(weights: np.ndarray) -> np.ndarray:
+    """Returns the sum of the first 0, 1, ..., N weights of every resample: (R, N + 1)."""
+    sums = np.zeros((len(weights), weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -136,13 +164,14 @@ def percentile_interval(resampled: np.ndarray, *, around: float | None = None) -
     """Returns the middle 95 % of a metric's resamples (R,); None if no resample is defined.
 
     `around` is for a metric that resampling biases upwards, such as the calibration error: the resamples are
-    shifted so that this value, computed without resampling, is their mean.
+    shifted so that this value, computed without resampling, is their mean, within [0, 1].
     """
     defined = resampled[np.isfinite(resampled)]
     if not len(defined):
         return None
-    shift = 0.0 if around is None else around - defined.mean()
-    low, high = np.clip(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + shift, 0, 1)
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if around is not None:
+        low, high = np.clip(np.array([low, high]) + around - defined.mean(), 0, 1)
     return Interval(low=float(low), high=float(high))
 
 

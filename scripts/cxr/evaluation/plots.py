@@ -1,13 +1,26 @@
 """Draws the figures of a run folder."""
 
+import itertools
 import os
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from cxr.choices import MASKED
+from cxr.evaluation.findings import MIN_POSITIVES
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette for colour-blind readers
+PALE = "#8FBBD9"  # the blue, for findings that are not in a mean
+MOST_ACROSS = 5  # panels of a grid
+TITLE_WIDTH = 24  # letters of a panel's title
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -85,6 +98,102 @@ def plot_confusion_matrix(
     figure.suptitle(title)
     figure.tight_layout()
     save_figure(figure, path)
+
+
+def plot_finding_rocs(
+    labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], path: Path, *, title: str
+) -> None:
+    """Plots a small ROC curve for each finding; arrays are (N, K), and `labels` 1, 0 or MASKED."""
+    across = min(len(names), MOST_ACROSS)
+    down = -(-len(names) // across)
+    figure = new_figure(max(2.3 * across, 5), 2.75 * down + 0.5)
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for number, (axes, name) in enumerate(itertools.zip_longest(grid.flat, names)):
+        if name is None:
+            axes.set_visible(False)
+            continue
+        labelled = labels[:, number] != MASKED
+        _draw_roc(axes, labels[labelled, number], probabilities[labelled, number], name=name)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("sensitivity")
+    for axes in grid.flat[max(0, len(names) - across) : len(names)]:  # the lowest of each column
+        axes.set_xlabel("1 - specificity")
+        axes.tick_params(labelbottom=True)
+    figure.suptitle("\n".join(textwrap.wrap(as_label(title), 22 * across + 20)))
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def _draw_roc(axes: "Axes", labels: np.ndarray, probabilities: np.ndarray, *, name: str) -> None:
+    """Draws the curve of one finding, or says why it has none."""
+    from sklearn import metrics
+
+    num_positive = int(labels.sum())
+    below = f"{num_positive:,} positive"
+    if 0 < num_positive < len(labels):
+        false_positive_rate, true_positive_rate, _ = metrics.roc_curve(labels, probabilities)
+        axes.plot([0, 1], [0, 1], color="gray", lw=0.8, ls=":")
+        axes.plot(false_positive_rate, true_positive_rate, color=BLUE, lw=1.5)
+        below = f"AUROC {metrics.auc(false_positive_rate, true_positive_rate):.3f}, {below}"
+    else:
+        reason = "only one class" if len(labels) else "no labels"
+        axes.text(0.5, 0.5, f"{reason}:\nno curve", ha="center", va="center", color="0.35")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
+    heading = textwrap.wrap(as_label(name), TITLE_WIDTH)
+    axes.set_title("\n".join([*heading, below]), fontsize="small")
+    axes.grid(alpha=0.3)
+
+
+def plot_finding_bars(measured: dict[str, Any], path: Path, *, title: str) -> None:
+    """Plots the AUROC of each finding with its 95 % interval, the highest at the top, and their mean.
+
+    `measured` is that of a split with several findings and intervals. Findings that are not in the mean are
+    paler; one without an AUROC has no point.
+    """
+    rows = sorted(measured["findings"].items(), key=lambda row: -(row[1]["auroc"] or 0))
+    names, left_out = set(measured["findings"]), set(measured["left_out"])
+    figure = new_figure(7.5, 1.5 + 0.3 * len(rows))
+    axes = figure.subplots()
+    axes.axvline(0.5, color="gray", lw=1.2, ls=":", label="chance")
+    if measured["auroc"] is not None:
+        mean = f"mean of {len(rows) - len(left_out)} findings: {measured['auroc']:.3f}"
+        axes.axvline(measured["auroc"], color=ORANGE, lw=1.2, ls="--", label=mean)
+    is_rare = f"not in the mean: fewer than {MIN_POSITIVES} positive, or no negative"
+    _draw_dots(axes, rows, without=left_out, color=BLUE, marker="o", label="in the mean")
+    _draw_dots(axes, rows, without=names - left_out, color=PALE, marker="D", label=is_rare)
+    ticks = [
+        f"{as_label(name)} ({found['num_positive']:,} positive{', no AUROC' * (found['auroc'] is None)})"
+        for name, found in rows
+    ]
+    axes.set_yticks(range(len(rows)), labels=ticks)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("AUROC, 95 % interval over patients")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False}
+    figure.legend(*axes.get_legend_handles_labels(), ncols=2, fontsize="small", **below)
+    figure.suptitle("\n".join(textwrap.wrap(as_label(title), 80)))
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def _draw_dots(
+    axes: "Axes", rows: list[tuple[str, dict]], *, without: set[str], color: str, marker: str, label: str
+) -> None:
+    """Draws the AUROC and its interval of the findings that are not in `without`; row 0 is at height 0."""
+    drawn = [(height, found) for height, (name, found) in enumerate(rows) if name not in without]
+    for height, found in drawn:
+        if found["intervals"]["auroc"]:
+            axes.plot(found["intervals"]["auroc"], [height] * 2, color=color, lw=2)
+    if drawn:
+        values = [np.nan if found["auroc"] is None else found["auroc"] for _, found in drawn]
+        heights = [height for height, _ in drawn]
+        axes.plot(values, heights, marker, color=color, ms=6, label=label)
+
+
+def as_label(name: str) -> str:
+    """Escapes a name for matplotlib: "$" would start a formula, a leading "_" would hide it in the legend."""
+    return f"\u200b{name}".replace("$", r"\$") if name.startswith("_") else name.replace("$", r"\$")
 
 
 def plot_reconstructions(images: dict[str, np.ndarray], path: Path) -> None:

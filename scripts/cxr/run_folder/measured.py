@@ -119,3 +119,30 @@ class MeasuredFindings(Measured):
         default=None, description="mean over CheXpert's five findings; null unless the model has all of them"
     )
     chexpert5_average_precision: Share | None = None
+
+
+class Agreement(Record):
+    """How well a labeler agrees with the radiologist on one finding, on the studies that both labelled."""
+
+    n: Count = Field(description="number of studies with a label by both")
+    num_positive: Count = Field(description="by the radiologist")
+    kappa: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        description="Cohen's kappa; null if both have the same label everywhere"
+    )
+    f1: Share | None = Field(
+        description="with the radiologist as the truth; null if neither has a positive label"
+    )
+    intervals: Intervals = {}
+
+
+class AgainstRadiologist(Record):
+    """A model measured against one radiologist's labels of test studies, and the labelers as a ceiling."""
+
+    num_studies: Count = Field(description="studies in the radiologist's table")
+    num_changed_by_devices: Count = Field(
+        description="studies that are No Finding to the radiologist but Finding by the paper's rule, as "
+        "Support Devices are their only finding"
+    )
+    image: MeasuredFindings | MeasuredSplit = Field(description="each image has the labels of its study")
+    study: MeasuredFindings | MeasuredSplit = Field(description="a study has the mean logits of its images")
+    agreement: dict[Word, dict[Name, Agreement]] = Field(description="by labeler and label")

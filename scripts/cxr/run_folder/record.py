@@ -26,6 +26,7 @@ from cxr.run_folder.fields import Share
 from cxr.run_folder.fields import Word
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
+from cxr.run_folder.measured import AgainstRadiologist
 from cxr.run_folder.measured import MeasuredFindings
 from cxr.run_folder.measured import MeasuredSplit
 
@@ -59,6 +60,7 @@ FREE_TO_CHANGE = {
     "dataloader_num_workers",
     "preprocessing_num_workers",
     "cache_dir",
+    "patients_dir",
     "data_dir",  # where it is mounted; `samples.json` says what is in it
     "logging_steps",
     "checkpointing_steps",
@@ -218,6 +220,9 @@ class ClassificationResults(Results):
     num_train_positive: Count
     validation: MeasuredFindings | MeasuredSplit
     test: MeasuredFindings | MeasuredSplit | None = None
+    radiologist: AgainstRadiologist | None = Field(
+        default=None, description="null without --evaluate_test or the radiologist's table"
+    )
 
 
 def read_results(run: Path) -> PretrainingResults | ClassificationResults | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import reliability
+from cxr.evaluation.plots import as_label
 from cxr.evaluation.plots import new_figure
 from cxr.evaluation.plots import save_figure
 
@@ -214,11 +215,6 @@ def plot_calibration(rows: dict[str, list[Predictions]], path: Path, *, title: s
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     finish(figure, axes, path, title=title)
-
-
-def as_label(name: str) -> str:
-    """Escapes a name for matplotlib: "$" would start a formula, a leading "_" would hide it in the legend."""
-    return f"\u200b{name}".replace("$", r"\$") if name.startswith("_") else name.replace("$", r"\$")
 
 
 def finish(figure: "Figure", axes: "Axes", path: Path, *, title: str) -> None:
