@@ -14,11 +14,13 @@ def plot_groups(groups: list[dict[str, Any]], path: Path, *, title: str, overall
     """Plots the AUROC of each group with its 95 % interval, a block per attribute, and that of all images.
 
     `groups` are those of one finding, as `measure_groups` returns them. Groups without an AUROC or with fewer
-    than MIN_PATIENTS patients are left out, and counted in a note.
+    than MIN_PATIENTS patients are left out, and counted in a note. Without any other there is no figure.
     """
     shown = [
         group for group in groups if group["auroc"] is not None and group["num_patients"] >= MIN_PATIENTS
     ]
+    if not shown:
+        return
     attributes = list(dict.fromkeys(group["attribute"] for group in shown))
     # From the top: a heading per attribute, then its groups.
     rows = [

@@ -219,13 +219,9 @@ def draw_figures(scores: Scores, found: dict[str, Any], record: RunRecord, *, na
     folder, labels, probabilities = record.output_dir, scores.labels, scores.probabilities
     of_all = "all findings" if scores.is_multi_label else scores.names[1]
     title = f"{of_all} on {scores.split}, n = {len(labels):,}"
-    shown = MACRO if scores.is_multi_label else scores.names[1]
-    plot_groups(
-        [group for group in found["subgroups"]["groups"] if group["finding"] == shown],
-        folder / f"groups_{name}.png",
-        title=title,
-        overall=found["auroc"],
-    )
+    finding = MACRO if scores.is_multi_label else scores.names[1]
+    groups = [group for group in found["subgroups"]["groups"] if group["finding"] == finding]
+    plot_groups(groups, folder / f"groups_{name}.png", title=title, overall=found["auroc"])
     if scores.is_multi_label:
         plots.plot_finding_rocs(labels, probabilities, scores.names, folder / f"roc_{name}.png", title=title)
         plots.plot_finding_bars(found, folder / f"auroc_{name}.png", title=title)
