@@ -1,7 +1,7 @@
 """Measures how often the 95 % interval of the mean AUROC over findings contains the true value.
 
-    python benchmarks/coverage.py --num_draws 100                  # a minute
-    python benchmarks/coverage.py --num_positives 10               # findings that hardly count
+    python benchmarks/interval_coverage.py --num_draws 100        # less than a minute
+    python benchmarks/interval_coverage.py --num_positives 10     # the rarest findings that are in the mean
 
 Each draw is a new test set from the same population: patients with one to three images, and findings that are
 correlated with each other and within a patient. Scores are normal, with a known AUROC for each finding.
