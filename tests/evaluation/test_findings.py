@@ -6,7 +6,7 @@ import logging
 import math
 import time
 
-import coverage
+import interval_coverage
 import numpy as np
 import pytest
 from cxr.choices import CHEXPERT5
@@ -231,7 +231,7 @@ def test_interval_of_the_mean_covers_the_truth_in_95_percent_of_test_sets():
     """With 200 resamples, the interval between the quantiles is expected to cover 94.2 %."""
     num_draws = 400
     flags = [f"--num_draws={num_draws}", "--num_findings=4", "--num_resamples=200", "--num_patients=500"]
-    measured = coverage.measure_coverage(coverage.parse_args(flags))
+    measured = interval_coverage.measure_coverage(interval_coverage.parse_args(flags))
     error = math.sqrt(0.95 * 0.05 / num_draws)
     assert 0.942 - 3 * error < measured["coverage"] < 0.942 + 3 * error
     assert abs(measured["bias"]) < 0.003

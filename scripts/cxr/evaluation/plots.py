@@ -159,8 +159,8 @@ def plot_finding_bars(measured: dict[str, Any], path: Path, *, title: str) -> No
         mean = f"mean of {len(rows) - len(left_out)} findings: {measured['auroc']:.3f}"
         axes.axvline(measured["auroc"], color=ORANGE, lw=1.2, ls="--", label=mean)
     is_rare = f"not in the mean: fewer than {MIN_POSITIVES} positive, or no negative"
-    _draw_dots(axes, rows, without=left_out, color=BLUE, marker="o", label="in the mean")
-    _draw_dots(axes, rows, without=names - left_out, color=PALE, marker="D", label=is_rare)
+    _draw_dots(axes, rows, only=names - left_out, color=BLUE, marker="o", label="in the mean")
+    _draw_dots(axes, rows, only=left_out, color=PALE, marker="D", label=is_rare)
     ticks = [
         f"{as_label(name)} ({found['num_positive']:,} positive{', no AUROC' * (found['auroc'] is None)})"
         for name, found in rows
@@ -178,10 +178,10 @@ def plot_finding_bars(measured: dict[str, Any], path: Path, *, title: str) -> No
 
 
 def _draw_dots(
-    axes: "Axes", rows: list[tuple[str, dict]], *, without: set[str], color: str, marker: str, label: str
+    axes: "Axes", rows: list[tuple[str, dict]], *, only: set[str], color: str, marker: str, label: str
 ) -> None:
-    """Draws the AUROC and its interval of the findings that are not in `without`; row 0 is at height 0."""
-    drawn = [(height, found) for height, (name, found) in enumerate(rows) if name not in without]
+    """Draws the AUROC and its interval of the findings in `only`; row 0 is at height 0."""
+    drawn = [(height, found) for height, (name, found) in enumerate(rows) if name in only]
     for height, found in drawn:
         if found["intervals"]["auroc"]:
             axes.plot(found["intervals"]["auroc"], [height] * 2, color=color, lw=2)
