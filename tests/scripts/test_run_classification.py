@@ -29,6 +29,8 @@ from mimic_cxr_dataset.label_rule import LabelRule
 
 METRICS = {"loss", "accuracy", "precision", "recall", "f1", "auroc", "average_precision", "threshold", "n"}
 
+ADDED = {"at_chosen_threshold", "intervals", "projection_auroc", "subgroups"}
+
 
 @pytest.fixture(scope="module")
 def vit_run(sample_root, tmp_path_factory):
@@ -59,7 +61,7 @@ def read_predictions(path):
 def test_results_have_every_metric_of_both_splits(vit_run):
     results = read_results(vit_run)
     for split in ("validation", "test"):
-        assert set(results[split]) == METRICS | {"at_chosen_threshold", "intervals"}
+        assert set(results[split]) == METRICS | ADDED
         assert results[split]["threshold"] == 0.5
         assert set(results[split]["at_chosen_threshold"]) == METRICS - {
             "loss",
@@ -88,10 +90,12 @@ def test_run_folder_has_every_record_and_picture(vit_run):
     }
     by_split = {
         name.format(split)
-        for split in ("validation", "test")
+        for split in ("validation", "test", "radiologist", "radiologist_study")
         for name in ("predictions_{}.csv", "roc_pr_{}.png", "confusion_matrix_{}.png")
     }
-    assert names == records | by_split | {"loss.png"}
+    assert names - {f"groups_{split}.png" for split in ("validation", "test")} == records | by_split | {
+        "loss.png"
+    }
 
 
 def test_measured_auroc_is_that_of_the_predictions(vit_run):

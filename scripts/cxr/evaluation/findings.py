@@ -38,25 +38,16 @@ def finding_metrics(
     names: Sequence[str],
     *,
     thresholds: Sequence[float],
-    split: str,
 ) -> dict[str, Any]:
     """Returns the metrics of each finding and the means over findings, without intervals.
 
-    The result is that of `MeasuredFindings`, without the loss. If no finding is in the means, they are None,
-    with a warning.
+    The result is that of `MeasuredFindings`, without the loss. If no finding is in the means, they are None.
     """
     whole = np.ones((1, len(labels)), dtype=np.uint8)
     values = _measure(labels, probabilities, whole, dict(zip(names, thresholds)))
     num_positive = dict(zip(names, (labels == 1).sum(axis=0).tolist()))
     num_labelled = dict(zip(names, (labels != MASKED).sum(axis=0).tolist()))
     left_out = _left_out(labels, names)
-    if len(left_out) == len(names):
-        logger.warning(
-            "The %s split has no finding with at least %d positive labels and a negative one: the means over "
-            "findings are undefined (null).",
-            split,
-            MIN_POSITIVES,
-        )
     return {
         "n": len(labels),
         **{name: _value(mean) for name, mean in _means(values, left_out).items()},
@@ -84,12 +75,13 @@ def warn_left_out(measured: dict[str, Any], *, split: str) -> None:
     if reasons:
         logger.warning(
             "The means over findings of the %s split leave out %d of %d, because they have fewer than %d "
-            "positive labels or no negative one: %s.",
+            "positive labels or no negative one: %s.%s",
             split,
             len(reasons),
             len(measured["findings"]),
             MIN_POSITIVES,
             ", ".join(reasons),
+            " Without any finding they are undefined (null)." * (len(reasons) == len(measured["findings"])),
         )
 
 

@@ -59,7 +59,7 @@ class Scores:
         """Returns the metrics of the split, without intervals; `thresholds` were chosen on validation."""
         if self.is_multi_label:
             return findings.finding_metrics(
-                self.labels, self.probabilities, self.names, thresholds=thresholds, split=self.split
+                self.labels, self.probabilities, self.names, thresholds=thresholds
             )
         return metrics.classification_metrics(
             self.labels, self.probabilities, chosen_threshold=thresholds[0], split=self.split
