@@ -60,13 +60,14 @@ def read_radiologist(data_dir: str | Path, *, images: pd.DataFrame) -> pd.DataFr
     if path is None:
         return None
     theirs = {ours: name for name, ours in RENAMED.items()}
-    table = parse_ids(path, read_csv(path, ["study_id", *(theirs.get(name, name) for name in LABELS)]))
+    columns = [theirs.get(name, name) for name in LABELS]
+    table = parse_ids(path, read_csv(path, ["study_id", *columns]))
     reject(table["study_id"].duplicated(), path, table["study_id"], "one row per study")
     studies = read_study_splits(data_dir, images=images)
     split = table["study_id"].map(studies["split"])
     reject(split != "test", path, table["study_id"], "a study of the test split of the split table")
     table["subject_id"] = table["study_id"].map(studies["subject_id"])
-    return parse_values(path, table.rename(columns=RENAMED), list(LABELS))
+    return parse_values(path, table, columns).rename(columns=RENAMED)
 
 
 def parse_values(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
