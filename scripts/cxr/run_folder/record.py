@@ -220,7 +220,10 @@ class GroupMetrics(Record):
     sensitivity: Share | None = Field(description="at the threshold chosen on validation")
     specificity: Share | None = Field(description="at the threshold chosen on validation")
     intervals: Intervals = {}
-    num_findings: Count | None = Field(default=None, description="of `macro`: over how many findings")
+    num_findings: Count | None = Field(
+        default=None,
+        description="of `macro`: how many findings the mean is over, the same in all groups of an attribute",
+    )
 
 
 class Gap(Record):
