@@ -142,6 +142,13 @@ def oracle_ids(rows):
             row[column] = int(number)
 
 
+def oracle_code(number, uncertain):
+    """1, 0, smooth or None: not used."""
+    if number == -1:
+        return {"negative": 0, "positive": 1, "exclude": None}.get(uncertain, uncertain)
+    return int(number == 1)
+
+
 def oracle_label(row, task, uncertain):
     """0, 1 or None: left out."""
     numbers = {}
@@ -154,6 +161,12 @@ def oracle_label(row, task, uncertain):
         if 1 in values or (uncertain == "positive" and -1 in values):
             return 1
         return None if uncertain == "exclude" and -1 in values else 0
+    if task == "findings":
+        # With `blank` negative, no label is left out but uncertain ones: a study always has other labels.
+        codes = {name: oracle_code(numbers[name], uncertain) for name in choices.LABELS}
+        if set(codes.values()) == {None}:
+            return None
+        return int(any(codes[name] in (1, "smooth") for name in choices.FINDINGS))
     effusion = numbers["Pleural Effusion"]
     if effusion == 1 or (uncertain == "positive" and effusion == -1):
         return 1
@@ -166,7 +179,9 @@ def oracle(contents, *, task, uncertain, view):
     """(dicom_id, subject_id, study_id, view_position, split, label) of each kept image; number of all."""
     images = oracle_rows(contents["metadata"], ["dicom_id", "subject_id", "study_id", "ViewPosition"])
     splits = oracle_rows(contents["split"], ["dicom_id", "split"], optional=("subject_id", "study_id"))
-    names = choices.FINDINGS if task == "finding" else ("Pleural Effusion", "No Finding")
+    names = {"finding": choices.FINDINGS, "findings": choices.LABELS}.get(
+        task, ("Pleural Effusion", "No Finding")
+    )
     studies = oracle_rows(contents["negbio"], ["subject_id", "study_id", *names])
     for rows in (images, splits, studies):
         oracle_ids(rows)
@@ -219,8 +234,8 @@ def check_against_oracle(root, contents, *, is_private=True, **options):
 
 OPTIONS = st.fixed_dictionaries(
     {
-        "task": st.sampled_from(sorted(choices.BINARY_TASKS)),
-        "uncertain": st.sampled_from(choices.UNCERTAIN),
+        "task": st.sampled_from(sorted(choices.TASKS)),
+        "uncertain": st.sampled_from(["negative", "positive", "exclude"]),
         "view": st.sampled_from(sorted(choices.VIEWS)),
     }
 )
@@ -319,7 +334,8 @@ def table_root(tmp_path_factory):
 
 def test_sound_tables_are_accepted_by_the_oracle_and_the_script(table_root):
     contents = encode(sound_tables())
-    for task, uncertain, view in itertools.product(choices.BINARY_TASKS, choices.UNCERTAIN, choices.VIEWS):
+    policies = ["negative", "positive", "exclude"]
+    for task, uncertain, view in itertools.product(choices.TASKS, policies, choices.VIEWS):
         assert check_against_oracle(table_root, contents, task=task, uncertain=uncertain, view=view)
     assert len(oracle(contents, task="finding", uncertain="negative", view="all")[0]) == 8
 
