@@ -156,7 +156,8 @@ def plot_finding_bars(measured: dict[str, Any], path: Path, *, title: str) -> No
     axes = figure.subplots()
     axes.axvline(0.5, color="gray", lw=1.2, ls=":", label="chance")
     if measured["auroc"] is not None:
-        mean = f"mean of {len(rows) - len(left_out)} findings: {measured['auroc']:.3f}"
+        num_counted = len(rows) - len(left_out)
+        mean = f"mean of {num_counted} finding{'s' * (num_counted != 1)}: {measured['auroc']:.3f}"
         axes.axvline(measured["auroc"], color=ORANGE, lw=1.2, ls="--", label=mean)
     is_rare = f"not in the mean: fewer than {MIN_POSITIVES} positive, or no negative"
     _draw_dots(axes, rows, only=names - left_out, color=BLUE, marker="o", label="in the mean")
