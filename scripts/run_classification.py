@@ -57,6 +57,7 @@ from cxr.evaluation import plots
 from cxr.models import configs
 from cxr.models import heads
 from cxr.models import pretrained
+from cxr.models.layers import add_drop_path
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.record import ClassificationResults
 from cxr.run_folder.record import Epoch
@@ -142,6 +143,8 @@ def load_model(
                 list(config.id2label.values())[:3],
                 labels,
             )
+    if args.drop_path:
+        add_drop_path(model, args.drop_path)
     if args.sync_batchnorm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.train_last_layer_only:
@@ -224,7 +227,10 @@ def train_step(
             patch_dropout.noise = batch.get("noise")
             logits = run.model(pixel_values=run.normalize(batch["image"])).logits
             labels = batch["label"].to(accelerator.device, non_blocking=True)
-            loss = heads.classification_loss(logits, labels, class_weights) / num_micro_batches
+            loss = heads.classification_loss(
+                logits, labels, class_weights, smoothing=run.args.label_smoothing
+            )
+            loss = loss / num_micro_batches
             accelerator.backward(loss)
         total += loss.detach()
     patch_dropout.noise = None
@@ -238,6 +244,8 @@ def train(run: Run, patch_dropout: PatchDropout) -> None:
     run.model.train(trains_body)
     weights = class_weights(run)
     for _ in run.steps():
+        if has_stopped_improving(run):
+            break
         loss = train_step(run, batches, patch_dropout, weights)
         if not run.end_step(loss):
             continue
@@ -261,6 +269,18 @@ def validate(run: Run) -> dict:
     images, level = run.eval_loader.dataset.images, run.args.evaluation_level
     scores = make_scores(logits, labels, images, level=level, split="validation")
     return {"eval_loss": loss, **scores.measure(scores.choose_thresholds())}
+
+
+def has_stopped_improving(run: Run) -> bool:
+    """Returns whether --early_stopping_patience epochs have passed since the best one."""
+    patience, best = run.args.early_stopping_patience, run.progress.best
+    if patience is None or best is None:
+        return False
+    num_epochs = run.progress.step // run.schedule.steps_per_epoch
+    if num_epochs - best.epoch >= patience:
+        logger.info("Stopped early: %d epochs were not better than epoch %d", patience, best.epoch)
+        return True
+    return False
 
 
 def is_better(epoch: dict, best: Epoch | None) -> bool:

@@ -128,6 +128,18 @@ def test_run_that_ends_with_its_best_epoch_says_that_it_is_undertrained(sample_r
     assert "undertrained: the best epoch is the last; train longer (--num_train_epochs)" in log
 
 
+def test_early_stopping_ends_training_when_the_best_epoch_is_long_ago(sample_root, tmp_path):
+    # At this learning rate the weights soon stop to improve; the folder says what was run.
+    flags = [*TINY_VIT, "--per_device_train_batch_size=8", "--learning_rate=0.3", f"--data_dir={sample_root}"]
+    flags += ["--num_train_epochs=40", "--early_stopping_patience=2"]
+    results = run_main(run_classification, tmp_path / "run", *flags)
+    epochs = read_epochs(tmp_path / "run")
+    assert len(epochs) == results["num_epochs"] == results["best_epoch"] + 2 < 40
+    assert results["steps"] == epochs[-1]["step"]
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "Stopped early: 2 epochs were not better than epoch" in log
+
+
 def test_plain_transformers_pipeline_gives_the_same_probabilities(vit_run, sample_root, tmp_path):
     options = {"shortest_side": default_cache_image_size(32), "cache_dir": tmp_path, "num_proc": 1}
     splits = load_images(sample_root, LabelRule(), on_bad_image="error", shows_progress=False, **options)

@@ -12,6 +12,7 @@ from cxr.models.pretrained import load_image_processor
 from cxr.run_folder.record import PROGRESS_FILE
 from cxr.run_folder.record import Epoch
 from cxr.training import checkpoints
+from cxr.training.optimization import Warmup
 from cxr.training.optimization import make_schedule
 from cxr.training.progress import Progress
 from transformers import ViTConfig
@@ -248,7 +249,7 @@ def test_checkpoints_are_due_at_epoch_ends_or_every_so_many_steps_and_at_the_end
         images_per_step=8,
         num_epochs=2,
         max_steps=None,
-        warmup_ratio=0.0,
+        warmup=Warmup(ratio=0.0),
         peak_learning_rate=1.0,
         kind="constant",
     )

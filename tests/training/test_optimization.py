@@ -9,6 +9,7 @@ from cxr.models import configs
 from cxr.models.scratch import new_classifier
 from cxr.models.scratch import new_mae
 from cxr.training.optimization import SCHEDULES
+from cxr.training.optimization import Warmup
 from cxr.training.optimization import make_adamw
 from cxr.training.optimization import make_schedule
 from cxr.training.optimization import set_learning_rate
@@ -23,7 +24,7 @@ def schedule(kind: str = "cosine", **changes):
         "images_per_step": 10,
         "num_epochs": 10,
         "max_steps": None,
-        "warmup_ratio": 0.2,
+        "warmup": Warmup(ratio=0.2),
         "peak_learning_rate": PEAK,
         "kind": kind,
         **changes,
@@ -63,11 +64,11 @@ def test_cosine_is_half_in_the_middle_and_ends_near_zero():
 
 
 def test_constant_stays_at_the_peak():
-    assert set(learning_rates(schedule("constant", warmup_ratio=0.0))) == {PEAK}
+    assert set(learning_rates(schedule("constant", warmup=Warmup(ratio=0.0)))) == {PEAK}
 
 
 def test_no_warm_up_starts_at_the_peak():
-    assert schedule("cosine", warmup_ratio=0.0).learning_rate(0) == PEAK
+    assert schedule("cosine", warmup=Warmup(ratio=0.0)).learning_rate(0) == PEAK
 
 
 def test_learning_rate_depends_on_the_step_and_not_on_earlier_calls():

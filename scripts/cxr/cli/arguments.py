@@ -258,6 +258,17 @@ def _add_optimizer_arguments(
         help="schedule of the learning rate after the warm-up",
     )
     number(
+        "--min_learning_rate",
+        non_negative_float,
+        "learning rate at the end of the schedule",
+        default=0.0,
+    )
+    number(
+        "--warmup_epochs",
+        positive_float,
+        "epochs over which the learning rate rises from 0 to its peak, instead of --warmup_ratio",
+    )
+    number(
         "--warmup_ratio",
         share_below_one,
         "share of the steps over which the learning rate rises to its peak",

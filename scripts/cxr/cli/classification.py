@@ -1,6 +1,7 @@
 """Defines the flags of run_classification.py; a study checks them before its first run, without torch."""
 
 import argparse
+import functools
 
 from cxr.choices import AUGMENTATIONS
 from cxr.choices import CLASS_WEIGHTS
@@ -54,6 +55,29 @@ def parse_args(
         "--sync_batchnorm",
         action="store_true",
         help="compute the batch statistics of a ResNet over all GPUs, not on each",
+    )
+    number = functools.partial(command_line.add_number, training)
+    number(
+        "--layer_decay",
+        command_line.share_above_zero,
+        "learning rate of a layer, as a share of that of the layer above it (default: the same for all)",
+    )
+    number(
+        "--drop_path",
+        command_line.share_below_one,
+        "probability of skipping the last block's residual branches in training; lower for earlier blocks",
+        default=0.0,
+    )
+    number(
+        "--label_smoothing",
+        command_line.share_below_one,
+        "move the targets of training towards each other by this share",
+        default=0.0,
+    )
+    number(
+        "--early_stopping_patience",
+        command_line.positive_int,
+        "stop when N epochs in a row were not better than the best one (default: train all epochs)",
     )
     training.add_argument(
         "--class_weights",

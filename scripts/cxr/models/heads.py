@@ -23,21 +23,26 @@ def probabilities(logits: torch.Tensor, *, multi_label: bool) -> torch.Tensor:
 
 
 def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Returns the mean loss of a batch.
 
     One label: `labels` (B,) 0 or 1, `logits` (B, 2), cross-entropy. Several: `labels` (B, K) from 0 to 1 or
     MASKED, `logits` (B, K), binary cross-entropy; its mean is over all labels, also masked ones, whose loss
     is 0, so that it does not depend on how a batch is divided. `weights`, (2,) or (2, K), are those of label
-    0 and of label 1.
+    0 and of label 1. `smoothing` is the share by which targets move towards the middle of 0 and 1.
     """
     if labels.ndim == 1:
+        options = {"label_smoothing": smoothing}
         if weights is None:
-            return F.cross_entropy(logits, labels)
-        return (F.cross_entropy(logits, labels, reduction="none") * weights[labels]).mean()
+            return F.cross_entropy(logits, labels, **options)
+        return (F.cross_entropy(logits, labels, reduction="none", **options) * weights[labels]).mean()
     negative, positive = (1.0, 1.0) if weights is None else weights
-    targets = labels.clamp(min=0)
+    targets = labels.clamp(min=0) * (1 - smoothing) + smoothing / 2
     losses = positive * targets * F.softplus(-logits) + negative * (1 - targets) * F.softplus(logits)
     return (losses * (labels != MASKED)).mean()
 

@@ -1,6 +1,7 @@
 """Makes the optimizer, and computes the learning rate as a pure function of the optimizer step."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from cxr.choices import SCHEDULES
 from cxr.errors import UserError
+from cxr.models.layers import layer_ids
 
 # Each maps the share of the steps after warm-up that are done, in [0, 1), to a factor of the peak learning
 # rate.
@@ -38,13 +40,16 @@ class Schedule:
     num_warmup_steps: int
     peak_learning_rate: float
     kind: str  # one of SCHEDULES
+    min_learning_rate: float = 0.0
+    starts_at_zero: bool = False  # as in He et al. 2022; else the first step has a share of the peak
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of step `step` (from 0): linear warm-up to the peak, then `kind`."""
         if step < self.num_warmup_steps:
-            return self.peak_learning_rate * (step + 1) / self.num_warmup_steps
+            return self.peak_learning_rate * (step + (not self.starts_at_zero)) / self.num_warmup_steps
         progress = (step - self.num_warmup_steps) / (self.num_steps - self.num_warmup_steps)
-        return self.peak_learning_rate * SHAPES[self.kind](progress)
+        above = self.peak_learning_rate - self.min_learning_rate
+        return self.min_learning_rate + above * SHAPES[self.kind](progress)
 
     def epoch(self, num_done: int) -> int:
         """Returns the epoch, from 1, of the last of `num_done` steps."""
@@ -54,17 +59,27 @@ class Schedule:
         return num_done % self.steps_per_epoch == 0 or num_done == self.num_steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """How long the learning rate rises: for a share of all steps or, if given, for a number of epochs."""
+
+    ratio: float
+    epochs: float | None = None
+
+
 def make_schedule(
     num_images: int,
     *,
     images_per_step: int,
     num_epochs: int,
     max_steps: int | None,
-    warmup_ratio: float,
-    peak_learning_rate: float,
-    kind: str,
+    warmup: Warmup,
+    **learning_rate: float | str,
 ) -> Schedule:
-    """Returns the schedule of a run over `num_images`. Raises UserError if they do not fill one step."""
+    """Returns the schedule of a run over `num_images`; `learning_rate` are fields of `Schedule`.
+
+    Raises UserError if the images do not fill one step, or the warm-up takes all steps.
+    """
     if num_images < images_per_step:
         raise UserError(
             f"found {num_images} training images, expected at least the {images_per_step} of one optimizer "
@@ -72,36 +87,65 @@ def make_schedule(
         )
     steps_per_epoch = num_images // images_per_step
     num_steps = max_steps or num_epochs * steps_per_epoch
+    num_warmup_steps = math.ceil(warmup.ratio * num_steps)
+    if warmup.epochs is not None:
+        num_warmup_steps = round(warmup.epochs * steps_per_epoch)
+        if num_warmup_steps >= num_steps:
+            raise UserError(
+                f"--warmup_epochs {warmup.epochs:g}: found {num_steps:,} steps of training, expected more "
+                f"than the {num_warmup_steps:,} of the warm-up; train longer, or warm up for fewer epochs"
+            )
     return Schedule(
         images_per_step=images_per_step,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
-        num_warmup_steps=math.ceil(warmup_ratio * num_steps),
-        peak_learning_rate=peak_learning_rate,
-        kind=kind,
+        num_warmup_steps=num_warmup_steps,
+        starts_at_zero=warmup.epochs is not None,
+        **learning_rate,
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)  # version 0.1 saved none
 
 
 def make_adamw(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
     """Returns fused AdamW for the trainable parameters; it decays linear and convolution weights only.
 
     Biases, norms, tokens and position embeddings do not decay, as in He et al. 2022. Parameters are told
     apart by their number of dimensions, because names differ between models and transformers versions.
+
+    A layer's learning rate is `layer_decay` times that of the layer above it (Clark et al. 2020, He et al.
+    2022); the head has the whole learning rate.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim in (2, 4)], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim not in (2, 4)], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    ids = layer_ids(model)
+    highest = max(ids.values())
+    groups: dict[tuple[bool, int], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = ids[name] if layer_decay != 1 else highest
+            groups[parameter.ndim not in (2, 4), layer].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": groups[is_exempt, layer],
+                "weight_decay": 0.0 if is_exempt else weight_decay,
+                "learning_rate_scale": layer_decay ** (highest - layer),
+            }
+            for is_exempt, layer in sorted(groups)  # a checkpoint keeps the moments in this order
+        ],
+        lr=learning_rate,
+        betas=betas,
+        fused=True,
+    )
 
 
 def update_weights(

@@ -150,7 +150,8 @@ class Run:
             images_per_step=images_per_step,
             num_epochs=args.num_train_epochs,
             max_steps=args.max_train_steps,
-            warmup_ratio=args.warmup_ratio,
+            warmup=optimization.Warmup(ratio=args.warmup_ratio, epochs=args.warmup_epochs),
+            min_learning_rate=args.min_learning_rate,
             peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
             kind=args.lr_scheduler_type,
         )
@@ -166,6 +167,7 @@ class Run:
             learning_rate=self.schedule.peak_learning_rate,
             weight_decay=args.weight_decay,
             betas=betas,
+            layer_decay=getattr(args, "layer_decay", None) or 1.0,
         )
         self.stopwatch = Stopwatch(self.accelerator, model, synthetic_loss, images_per_step=images_per_step)
 
