@@ -49,6 +49,7 @@ from cxr.data.images import first_images
 from cxr.data.loading import EVALUATION_SEED
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import gather_in_order
+from cxr.data.mixing import Mixing
 from cxr.data.radiologist import read_opinions
 from cxr.errors import TRAINING_ADVICE
 from cxr.errors import UserError
@@ -174,7 +175,9 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
         crop_scale=args.crop_scale,
         random_erasing_prob=args.random_erasing_prob,
     )
-    sets = {"train": ChestXrays(train_images, train_transform, seed=args.seed, num_patches=num_patches)}
+    mixing = Mixing(mixup=args.mixup, cutmix=args.cutmix) if args.mixup or args.cutmix else None
+    options = {"seed": args.seed, "num_patches": num_patches, "mixing": mixing}
+    sets = {"train": ChestXrays(train_images, train_transform, **options)}
     if args.evaluate_test and "test" not in splits:
         raise UserError("--evaluate_test: found no test images; leave the flag out, or check the split CSV")
     for split in ("validation", "test", RADIOLOGIST) if args.evaluate_test else ("validation",):

@@ -40,6 +40,12 @@ def parse_args(
         help="train only the classifier's head",
     )
 
+    for flag, where in (("--mixup", "everywhere"), ("--cutmix", "in a rectangle")):
+        what = (
+            f"mix each training image with another one {where}; X is the parameter of the beta distribution"
+        )
+        command_line.add_number(study, flag, command_line.non_negative_float, f"{what}; 0: off", default=0.0)
+
     arguments.add_data_arguments(parser)
     training = arguments.add_training_arguments(
         parser,

@@ -22,6 +22,8 @@ from cxr.choices import SMOOTH
 from cxr.choices import SMOOTH_TARGETS
 from cxr.data.images import LabelledImages
 from cxr.data.images import num_cores
+from cxr.data.mixing import Mixing
+from cxr.data.mixing import mix_labels
 from cxr.data.seeding import derive_seed
 
 # The signals that ask a run to end. At the end of its time limit, a batch system sends SIGTERM or, with
@@ -36,12 +38,18 @@ class ChestXrays(Dataset):
 
     A key is (epoch, index) instead of an index, so that persistent workers, which fetch ahead, know the
     epoch. An item has `image` (1, H, W) uint8, `label`, and, if `num_patches` is set, `noise` (num_patches,)
-    float32 in [0, 1): a masked model sees the patches with the lowest noise. With several labels, `label` is
-    (K,) float32: from 0 to 1, or MASKED.
+    float32 in [0, 1): a masked model sees the patches with the lowest noise. `label` is 0 or 1; with several
+    labels, it is (K,) float32, from 0 to 1 or MASKED; one label that is mixed is () float32, from 0 to 1.
     """
 
     def __init__(
-        self, images: LabelledImages, transform: v2.Transform, *, seed: int, num_patches: int | None = None
+        self,
+        images: LabelledImages,
+        transform: v2.Transform,
+        *,
+        seed: int,
+        num_patches: int | None = None,
+        mixing: Mixing | None = None,
     ):
         self.images = images
         self.labels = images.labels
@@ -50,6 +58,7 @@ class ChestXrays(Dataset):
         self.transform = transform
         self.seed = seed
         self.num_patches = num_patches
+        self.mixing = mixing
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,6 +68,27 @@ class ChestXrays(Dataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
         """Returns the items of a batch, which a DataLoader requests in one call."""
+        items = self._read(keys)
+        if self.mixing is None:
+            return items
+        mixes = [
+            self.mixing.draw(
+                seed=self.seed,
+                epoch=epoch,
+                dicom_id=self.dicom_ids[index].decode(),
+                num_images=len(self),
+            )
+            for epoch, index in keys
+        ]
+        partners = self._read([(epoch, mix.partner) for (epoch, _), mix in zip(keys, mixes)])
+        for item, partner, mix in zip(items, partners, mixes):
+            item["image"], share = mix.images(item["image"], partner["image"])
+            labels = (torch.as_tensor(one["label"], dtype=torch.float32) for one in (item, partner))
+            item["label"] = mix_labels(*labels, share)
+        return items
+
+    def _read(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
+        """Returns the items before mixing."""
         contents = self.images.read([index for _, index in keys])
         items = []
         with torch.random.fork_rng(devices=[]):  # without workers, this runs in the training process

@@ -31,13 +31,17 @@ def classification_loss(
 ) -> torch.Tensor:
     """Returns the mean loss of a batch.
 
-    One label: `labels` (B,) 0 or 1, `logits` (B, 2), cross-entropy. Several: `labels` (B, K) from 0 to 1 or
-    MASKED, `logits` (B, K), binary cross-entropy; its mean is over all labels, also masked ones, whose loss
-    is 0, so that it does not depend on how a batch is divided. `weights`, (2,) or (2, K), are those of label
-    0 and of label 1. `smoothing` is the share by which targets move towards the middle of 0 and 1.
+    One label: `labels` (B,) 0 or 1, or float from 0 to 1, `logits` (B, 2), cross-entropy. Several: `labels`
+    (B, K) from 0 to 1 or MASKED, `logits` (B, K), binary cross-entropy; its mean is over all labels, also
+    masked ones, whose loss is 0, so that it does not depend on how a batch is divided. `weights`, (2,) or
+    (2, K), are those of label 0 and of label 1. `smoothing` is the share by which targets move towards the
+    middle of 0 and 1.
     """
     if labels.ndim == 1:
         options = {"label_smoothing": smoothing}
+        if labels.is_floating_point():  # mixed labels
+            targets = torch.stack([1 - labels, labels], dim=1)
+            return F.cross_entropy(logits, targets, weight=weights, **options)
         if weights is None:
             return F.cross_entropy(logits, labels, **options)
         return (F.cross_entropy(logits, labels, reduction="none", **options) * weights[labels]).mean()

@@ -78,6 +78,8 @@ HYPERPARAMETERS = (
     "layer_decay",
     "drop_path",
     "label_smoothing",
+    "mixup",
+    "cutmix",
     "class_weights",
     "weight_decay",
     "max_grad_norm",
