@@ -4,8 +4,9 @@
     python scripts/export_onnx.py my-lab/vit-cxr finding.onnx --hub_dir /data/hub
 
 The file takes gray images, `images`, uint8 (B, 1, S, S), normalises them itself, and returns `probability`
-(B,) of the positive label and `logits` (B, 2). Its metadata has the threshold, the labels and all else that
-is needed to use it. docs/using-a-model.md shows how to use it with onnxruntime, NumPy and Pillow alone.
+(B,) of the positive label and `logits` (B, 2); of a model of K findings, both are (B, K). Its metadata has
+the findings, their thresholds and all else that is needed to use it. docs/using-a-model.md shows how to use
+it with onnxruntime, NumPy and Pillow alone.
 
 The file is written only if onnxruntime agrees with torch to 1e-4 on noise and on radiographs: those of
 --images, or synthetic ones. An ONNX file holds less than 2 GiB; a larger model has its weights beside it, in
@@ -38,6 +39,7 @@ from cxr.errors import run_script
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
+from cxr.models import heads
 from cxr.run_folder.files import sync_folder
 from rich.console import Console
 from rich.table import Table
@@ -53,18 +55,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 class PixelsToProbability(torch.nn.Module):
-    """The exported graph: from uint8 gray images (B, 1, S, S) to the probability (B,) and logits (B, 2)."""
+    """The exported graph: from uint8 gray images (B, 1, S, S) to the probability (B,) and logits (B, 2).
+
+    Of a multi-label model with K findings, both are (B, K).
+    """
 
     def __init__(self, classifier: Classifier):
         super().__init__()
-        self.model = classifier.model
+        self.model, self.is_multi_label = classifier.model, classifier.is_multi_label
         # The arithmetic of `Normalizer`, with constants that are stored in the file.
         self.register_buffer("mean", 255 * torch.tensor(classifier.image_mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(classifier.image_std).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(pixel_values=(images.float() - self.mean) / self.std).logits
-        return logits.softmax(dim=1)[:, 1], logits
+        return heads.probabilities(logits, multi_label=self.is_multi_label), logits
 
 
 # The file ---------------------------------------------------------------------------------------------------
@@ -72,12 +77,16 @@ class PixelsToProbability(torch.nn.Module):
 
 def about(classifier: Classifier) -> dict[str, str]:
     """Returns the file's metadata, strings by name: what a user of the file must know."""
-    return {
+    binary = {}
+    if not classifier.is_multi_label:
+        negative, positive = classifier.labels
+        threshold = repr(classifier.thresholds[0])
+        binary = {"negative": negative, "positive": positive, "threshold": threshold}
+    return binary | {
+        "findings": json.dumps(classifier.findings),
+        "thresholds": json.dumps(classifier.thresholds),
         "image_size": str(classifier.image_size),
         "shortest_side": str(classifier.shortest_side),
-        "negative": classifier.labels[0],
-        "positive": classifier.labels[1],
-        "threshold": repr(classifier.threshold),
         "threshold_is_chosen": json.dumps(classifier.has_threshold),  # false: it is the default, 0.5
         "trained_view": classifier.trained_view,
         "trained_equalized": json.dumps(classifier.trained_equalized),  # null is unknown
@@ -151,7 +160,8 @@ def largest_difference(
     probability, logits = session.run(["probability", "logits"], {"images": images.numpy()})
     with torch.inference_mode():
         expected = classifier.model(pixel_values=classifier.normalize(images)).logits
-    of_probability = np.abs(probability - expected.double().softmax(dim=1)[:, 1].numpy())
+    expected_probability = heads.probabilities(expected.double(), multi_label=classifier.is_multi_label)
+    of_probability = np.abs(probability - expected_probability.numpy())
     of_logits = np.abs(logits - expected.numpy()) / np.maximum(1, np.abs(expected.numpy()))
     return float(max(of_probability.max(), of_logits.max()))
 

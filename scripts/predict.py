@@ -1,4 +1,4 @@
-"""Predicts with a trained classifier: the probability of its positive label for each radiograph.
+"""Predicts with a trained classifier: the probability of each of its findings, for each radiograph.
 
     # Train a small model on the synthetic sample and predict some of its images, on a laptop.
     python scripts/run_classification.py --output_dir runs/first
@@ -13,6 +13,8 @@
 JPEG, PNG and DICOM files are prepared exactly as in `run_classification.py`; docs/using-a-model.md has the
 details. The columns are path, probability (of the positive label), decision (at the model's threshold),
 warning (check the image before you trust the row) and error (why this file was not used, or has no heat map).
+A model of several findings has a column for the probability of each, and its decision names those that are at
+or above their thresholds; --heatmap_finding chooses the one of the heat maps.
 The exit status is 1 if any row has an error. Each row is written to .NAME.partial, beside the output, as soon
 as it is ready: if a call was stopped, repeat it to continue. For research only, not for diagnosis.
 """
@@ -41,16 +43,18 @@ import numpy as np
 import torch
 from cxr.data.images import num_cores
 from cxr.errors import UserError
+from cxr.errors import did_you_mean
 from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
+from cxr.inference.classifier import DEFAULT_THRESHOLD
 from cxr.inference.classifier import Classifier
 from cxr.inference.classifier import load_classifier
-from cxr.inference.predictions import COLUMNS
 from cxr.inference.predictions import Prediction
 from cxr.inference.predictions import Table
 from cxr.inference.predictions import TableHead
+from cxr.inference.predictions import check_findings
 from cxr.inference.predictions import partial_path
 from cxr.inference.predictions import readable
 from cxr.inference.radiographs import Radiograph
@@ -77,11 +81,12 @@ def say(message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A classifier, how files are read for it, and the folder of the heat maps."""
+    """A classifier, how files are read for it, and the folder and the finding of the heat maps."""
 
     classifier: Classifier
     reading: Reading
     heatmap_dir: Path | None
+    finding: int  # its number among the classifier's findings
 
     def predict_all(self, paths: list[Path], *, batch_size: int, num_workers: int) -> Iterator[Prediction]:
         """Yields one prediction per file, in their order."""
@@ -102,17 +107,19 @@ class Predictor:
         if usable:
             images = torch.stack([classifier.prepare(radiograph.pixels) for radiograph in usable])
             probabilities = classifier.probabilities(images).tolist()
-            heats = heatmaps.heat_maps(classifier, images) if self.heatmap_dir else [None] * len(usable)
+            heats = [None] * len(usable)
+            if self.heatmap_dir:
+                heats = heatmaps.heat_maps(classifier, images, self.finding)
             answers = iter(zip(probabilities, heats))
         for path, radiograph in batch:
             if isinstance(radiograph, Exception):
                 yield Prediction(path=readable(path), error=reason(radiograph))
                 continue
-            probability, heat = next(answers)
+            probabilities, heat = next(answers)
             prediction = Prediction(
                 path=readable(path),
-                probability=probability,
-                decision=classifier.decide(probability),
+                probabilities=tuple(probabilities),
+                decision=classifier.decide(probabilities),
                 warning="; ".join(classifier.find_doubts(radiograph)),
             )
             yield prediction if heat is None else self._draw(path, heat, prediction)
@@ -120,10 +127,14 @@ class Predictor:
     def _draw(self, path: Path, heat: np.ndarray, prediction: Prediction) -> Prediction:
         drawn = self.heatmap_dir / heat_map_name(path)
         name = "".join(one if one.isprintable() else "\ufffd" for one in Path(prediction.path).name[:60])
-        label, threshold = self.classifier.labels[1], self.classifier.threshold
-        decision = f"{prediction.decision} (threshold {threshold:.3f})"
-        title = f"{name}\n{label}: {prediction.probability:.3f}, decision {decision}; research only\n"
-        title += heatmaps.describe(self.classifier, heat)
+        classifier, number = self.classifier, self.finding
+        label, threshold = classifier.findings[number], classifier.thresholds[number]
+        probability, decision = prediction.probabilities[number], prediction.decision
+        if classifier.is_multi_label:
+            decision = "positive" if probability >= threshold else "negative"
+        decision = f"{decision} (threshold {threshold:.3f})"
+        title = f"{name}\n{label}: {probability:.3f}, decision {decision}; research only\n"
+        title += heatmaps.describe(classifier, heat)
         if prediction.warning:
             title += "\n" + textwrap.fill(f"Warning: {prediction.warning}", width=90)
         try:
@@ -155,16 +166,17 @@ def open_output(
 ) -> Iterator[tuple[list[Prediction], Callable[[Prediction], None]]]:
     """Yields the predictions of an earlier call, and a function that writes one to its destination."""
     output = args.output
-    columns = tuple(name for name in COLUMNS if args.heatmap or name != "heat_map")
-    table = Table(columns=columns, is_json=output is not None and output.suffix == ".jsonl")
+    findings = classifier.findings if classifier.is_multi_label else ("probability",)
+    is_json = output is not None and output.suffix == ".jsonl"
+    table = Table(probabilities=findings, has_maps=args.heatmap is not None, is_json=is_json)
     if output is None:
         yield [], table.open_terminal()
         return
-    flags = ("images", "equalize", "dicom_window", "heatmap")
+    flags = ("images", "equalize", "dicom_window", "heatmap", "heatmap_finding")
     head = TableHead(
         model=readable(Path(args.model)),
         commit=identify(args.model, hub_dir=args.hub_dir, revision=args.model_revision),
-        threshold=classifier.threshold,
+        thresholds=list(classifier.thresholds),
         flags={name: readable(Path(str(getattr(args, name)))) for name in flags},
     )
     with table.open_file(output, head) as (done, write):
@@ -178,17 +190,25 @@ def open_output(
 
 
 def summarize(predictions: list[Prediction], classifier: Classifier, output: Path | None) -> None:
-    decisions = Counter(one.decision for one in predictions if one.probability is not None)
-    counts = ", ".join(f"{decisions[label]:,} {label}" for label in classifier.labels[::-1])
-    refused = [one for one in predictions if one.probability is None]
+    predicted = [one for one in predictions if one.probabilities]
+    called = Counter(name for one in predicted for name in classifier.find_called(one.probabilities))
+    refused = [one for one in predictions if not one.probabilities]
     warned = [one for one in predictions if one.warning]
     where = f" in {output}" if output else ""
     files = "1 file" if len(predictions) == 1 else f"{len(predictions):,} files"
+    counts = ""
+    if not classifier.is_multi_label:
+        negative, positive = classifier.labels
+        counts = f" ({called[positive]:,} {positive}, {len(predicted) - called[positive]:,} {negative}; "
+        counts += f"threshold {classifier.thresholds[0]:.4g})"
     say(
-        f"{files}{where}: {decisions.total():,} predicted ({counts}; threshold {classifier.threshold:.4g}), "
+        f"{files}{where}: {len(predicted):,} predicted{counts}, "
         f"{len(warned):,} of them with a warning, {len(refused):,} refused"
     )
-    without_map = [one for one in predictions if one.error and one.probability is not None]
+    if classifier.is_multi_label:
+        for finding, threshold in zip(classifier.findings, classifier.thresholds):
+            say(f"  {called[finding]:,} {finding} (threshold {threshold:.4g})")
+    without_map = [one for one in predicted if one.error]
     say_reasons("warning", [(one.warning, one.path) for one in warned])
     say_reasons("refused", [(one.error, one.path) for one in refused])
     say_reasons("predicted", [(one.error, one.path) for one in without_map])
@@ -230,20 +250,37 @@ def load_model(args: argparse.Namespace) -> Classifier:
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
     if not classifier.has_threshold:
-        say(f"{args.model} has no decision_threshold in its config.json: using {classifier.threshold}")
+        field = "decision_thresholds for every finding" if classifier.is_multi_label else "decision_threshold"
+        say(f"{args.model} has no {field} in its config.json: using {DEFAULT_THRESHOLD}")
     if doubt := classifier.doubt_equalize(args.equalize):
         say(doubt)
     return classifier
+
+
+def choose_finding(classifier: Classifier, name: str | None) -> int:
+    """Returns the number of the finding of the heat maps. Raises UserError if the model lacks it."""
+    findings = classifier.findings
+    if name is None and len(findings) == 1:
+        return 0
+    if name not in findings:
+        found = f"{name}{did_you_mean(name, findings)}" if name else "nothing"
+        raise UserError(
+            f"--heatmap_finding: found {found}, expected a finding of {classifier.name}: "
+            f"{', '.join(findings)}; name one"
+        )
+    return findings.index(name)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     paths, missing = find_images(args.images, args.heatmap)
     classifier = load_model(args)
+    check_findings(classifier.findings if classifier.is_multi_label else (), model=args.model)
+    finding = choose_finding(classifier, args.heatmap_finding) if args.heatmap else 0
     if args.heatmap:
         say(f"--heatmap: {heatmaps.describe(classifier, heatmaps.grid_of(classifier))}")
     reading = classifier.choose_reading(args.equalize, dicom_window=args.dicom_window)
-    predictor = Predictor(classifier=classifier, reading=reading, heatmap_dir=args.heatmap)
+    predictor = Predictor(classifier=classifier, reading=reading, heatmap_dir=args.heatmap, finding=finding)
     num_workers = args.num_workers or num_cores()
     shows_bar = args.output is not None or not sys.stdout.isatty()  # no bar between rows on the terminal
     with open_output(args, classifier) as (done, write):

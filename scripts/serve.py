@@ -4,10 +4,10 @@
     python scripts/serve.py runs/demo/mae-vit/model --open_browser
     python scripts/serve.py my-lab/vit-cxr --hub_dir /data/hub --port 8000
 
-The page shows the probability, the decision at the model's threshold, a heat map and the model card. Stop it
-with Ctrl-C. Uploaded images may be of patients: without --host, only this computer can open the page; the
-page contacts no other server; and each uploaded file is deleted once it has been read. For research only, not
-for diagnosis.
+The page shows the probability, the decision at the model's threshold, a heat map and the model card; of a
+model of several findings, a bar and a heat map for each. Stop it with Ctrl-C. Uploaded images may be of
+patients: without --host, only this computer can open the page; the page contacts no other server; and each
+uploaded file is deleted once it has been read. For research only, not for diagnosis.
 """
 
 from cxr.cli import using_a_model
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "cxr" / "inference" / "templates"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_MAPS = 14  # heat maps of an image; each takes as long as the prediction, or longer
 MAX_FILE_SIZE = 128 * 2**20  # bytes; an uncompressed DICOM file of 4000 x 4000 pixels has 32 MiB
 EXPECTED = "Expected a chest radiograph as JPEG, PNG or DICOM file."
 DISCLAIMER = "For research only. Not a medical device, and not for diagnosis."
@@ -70,10 +71,12 @@ def read_card(path: Path | None, classifier: Classifier) -> str:
     """Returns the model's README.md as Markdown with its images embedded; without one, a few facts."""
     if path is None:
         chosen = "chosen on validation images" if classifier.has_threshold else "the default"
+        lowest, highest = min(classifier.thresholds), max(classifier.thresholds)
+        several = f"its thresholds, from {lowest:.3f} to {highest:.3f}, are"
+        thresholds = f"its threshold of {highest:.3f} is" if lowest == highest else several
         return (
             f"This model has no card. It takes {classifier.trained_view} views of "
-            f"{classifier.image_size} x {classifier.image_size} pixels; its threshold of "
-            f"{classifier.threshold:.3f} is {chosen}."
+            f"{classifier.image_size} x {classifier.image_size} pixels; {thresholds} {chosen}."
         )
     text = path.read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # the metadata for the Hub
@@ -113,18 +116,23 @@ def answer_html(classifier: Classifier, path: Path, reading: Reading) -> str:
     radiograph = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side, reading=reading)
     shown = radiographs.read_radiograph(path, shortest_side=heatmaps.SHOWN_SIDE, reading=reading).pixels
     images = classifier.prepare(radiograph.pixels)[None]  # (1, 1, S, S)
-    probability = float(classifier.probabilities(images)[0])
-    heat = heatmaps.heat_maps(classifier, images)[0]
+    probabilities = classifier.probabilities(images)[0]
+    # The findings by how far a bar passes its mark: those that are called come first.
+    order = np.argsort(classifier.thresholds - probabilities, kind="stable")
+    heats = {number: heatmaps.heat_maps(classifier, images, number)[0] for number in order[:MOST_MAPS]}
     return render(
         "answer.html.j2",
         classifier=classifier,
         name=path.name,
         warnings=classifier.find_doubts(radiograph),
-        probability=probability,
-        has_heat=heat.any(),
-        method=heatmaps.describe(classifier, heat),
+        decision=classifier.decide(probabilities),
+        bars=[(classifier.findings[one], probabilities[one], classifier.thresholds[one]) for one in order],
+        method=heatmaps.describe(classifier, heats[order[0]]),
         radiograph=as_jpeg(shown[0].numpy()),
-        overlay=as_jpeg(heatmaps.overlay(shown, heat)),
+        maps=[
+            (classifier.findings[one], heat.any(), as_jpeg(heatmaps.overlay(shown, heat)))
+            for one, heat in heats.items()
+        ],
     )
 
 

@@ -11,6 +11,7 @@ from cxr.data.images import default_cache_image_size
 from cxr.errors import UserError
 from cxr.inference.classifier import load_classifier
 from cxr.models import configs
+from cxr.models.heads import MULTI_LABEL_HEAD
 from cxr.models.pretrained import find_file
 from cxr.models.scratch import new_classifier
 from cxr.sharing import local_hub
@@ -44,21 +45,22 @@ def test_classifier_knows_how_its_run_saw_images(vit_model):
     config = json.loads((vit_model / "config.json").read_text(encoding="utf-8"))
     assert (classifier.image_size, classifier.shortest_side, classifier.trained_view) == (32, 45, "all")
     assert classifier.labels == ("No Finding", "Finding")
-    assert classifier.has_threshold and classifier.threshold == config["decision_threshold"]
+    assert classifier.has_threshold and classifier.thresholds == (config["decision_threshold"],)
+    assert not classifier.is_multi_label and classifier.findings == ("Finding",)
     assert not classifier.model.training and classifier.model.dtype == torch.float32
 
 
 def test_what_a_model_of_other_origin_lacks_has_the_documented_default(vit_model, tmp_path):
     absent = dict.fromkeys(("decision_threshold", "cache_image_size", "trained_view"))
     classifier = load_classifier(edited(vit_model, tmp_path / "model", **absent), device="cpu")
-    assert not classifier.has_threshold and classifier.threshold == 0.5
+    assert not classifier.has_threshold and classifier.thresholds == (0.5,)
     assert classifier.shortest_side == default_cache_image_size(32) == 37
     assert classifier.trained_view == "frontal"
 
 
 def test_decision_begins_at_the_threshold(vit_model, tmp_path):
     classifier = load_classifier(edited(vit_model, tmp_path / "m", decision_threshold=0.3), device="cpu")
-    assert [classifier.decide(one) for one in (0.2999, 0.3, 1.0)] == ["No Finding", "Finding", "Finding"]
+    assert [classifier.decide([one]) for one in (0.2999, 0.3, 1.0)] == ["No Finding", "Finding", "Finding"]
 
 
 def test_resnets_input_size_is_that_of_its_image_processor(sample_root, tmp_path):
@@ -111,6 +113,11 @@ WRONG_FIELDS = {
         "found vit with architectures ['ViTModel'], expected vit with ['ViTForImage",
     ),
     "three labels": ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "a head for 3 labels, expected 2"),
+    "no label": (
+        {"problem_type": MULTI_LABEL_HEAD, "id2label": {}},
+        "expected 2 (negative and positive), or 1",
+    ),
+    "same label twice": ({"id2label": {"0": "a", "1": "a"}}, "found the label 'a' twice in id2label"),
     "language model": ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel"),
     "wild threshold": ({"decision_threshold": 40}, "found decision_threshold=40, expected less than"),
     "wild size": ({"cache_image_size": "large"}, "found cache_image_size='large', expected a valid integer"),
@@ -127,7 +134,7 @@ WRONG_FOLDERS = {
 
 
 @pytest.mark.parametrize("wrong", [*WRONG_FIELDS, *WRONG_FOLDERS])
-def test_what_is_no_binary_classifier_is_refused_in_words_of_the_command_line(wrong, vit_model, tmp_path):
+def test_what_is_no_classifier_is_refused_in_words_of_the_command_line(wrong, vit_model, tmp_path):
     changes, said = WRONG_FIELDS.get(wrong, ({}, ""))
     name = edited(vit_model, tmp_path / "wrong", **changes)
     if wrong in WRONG_FOLDERS:

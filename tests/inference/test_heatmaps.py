@@ -51,7 +51,7 @@ def classifier_of(model) -> Classifier:
         image_mean=(0.5,) * 3,
         image_std=(0.25,) * 3,
         labels=("No Finding", "Finding"),
-        threshold=0.5,
+        thresholds=(0.5,),
         has_threshold=True,
         trained_view="frontal",
     )
@@ -211,7 +211,7 @@ def test_heat_of_a_trained_model_lies_on_the_drawn_effusion_above_chance(name, e
     side = classifier.shortest_side
     read = [radiographs.read_radiograph(path, shortest_side=side).pixels for path in boxes]
     images = torch.stack([classifier.prepare(pixels) for pixels in read])
-    positive = classifier.probabilities(images) >= classifier.threshold
+    positive = classifier.probabilities(images)[:, 0] >= classifier.thresholds[0]
     heat = heatmaps.heat_maps(classifier, images[torch.from_numpy(positive)])
     heat = np.stack([heatmaps.stretch(one, (classifier.image_size, classifier.image_size)) for one in heat])
     inside = np.stack([paint(found, classifier.image_size) for found in boxes.values()])[positive]

@@ -7,27 +7,27 @@ import sys
 import pytest
 from cxr.choices import PREDICTION_FORMATS
 from cxr.errors import UserError
-from cxr.inference.predictions import COLUMNS
 from cxr.inference.predictions import Prediction
 from cxr.inference.predictions import Table
 from cxr.inference.predictions import TableHead
 from cxr.inference.predictions import partial_path
 
-HEAD = TableHead(model="m", commit="c0", threshold=0.25, flags={"images": "['a']", "equalize": "auto"})
+HEAD = TableHead(model="m", commit="c0", thresholds=[0.25], flags={"images": "['a']", "equalize": "auto"})
 ROWS = [
-    Prediction(path="a.jpg", probability=0.1, decision="No", heat_map="maps/a.png"),
+    Prediction(path="a.jpg", probabilities=(0.1,), decision="No", heat_map="maps/a.png"),
     Prediction(path="empty.jpg", error="empty"),
-    Prediction(path='comma, "quote" and ü.jpg', probability=1 / 3, decision="Yes", warning="one; two, three"),
-    Prediction(path="b\r.jpg", probability=1e-17, decision="No", error="no heat map: full", warning="x"),
-    Prediction(path="\n", probability=0.5, decision="Yes", heat_map="maps/\n.png"),
+    Prediction(
+        path='comma, "quote" and ü.jpg', probabilities=(1 / 3,), decision="Yes", warning="one; two, three"
+    ),
+    Prediction(path="b\r.jpg", probabilities=(1e-17,), decision="No", error="no heat map: full", warning="x"),
+    Prediction(path="\n", probabilities=(0.5,), decision="Yes", heat_map="maps/\n.png"),
     Prediction(path='"\r\n', error='it says "no", and more'),
-    Prediction(path="\n\n", probability=0.25, decision="Yes", warning='a "\n'),
+    Prediction(path="\n\n", probabilities=(0.25,), decision="Yes", warning='a "\n'),
 ]
 
 
 def make_table(suffix: str, *, has_maps: bool) -> Table:
-    columns = tuple(name for name in COLUMNS if has_maps or name != "heat_map")
-    return Table(columns=columns, is_json=suffix == ".jsonl")
+    return Table(has_maps=has_maps, is_json=suffix == ".jsonl")
 
 
 def write_rows(table: Table, output, rows, *, stop_after: int | None = None, head: TableHead = HEAD) -> list:
@@ -77,7 +77,7 @@ def test_rows_read_back_are_the_whole_ones_of_those_that_were_written(suffix):
         read = table.read(text[:length])
         num_whole = sum(len("".join(lines[: number + 1])) <= length for number in range(len(lines)))
         assert list(map(table.line, read)) == lines[:num_whole]
-    assert [(row.path, row.probability) for row in read] == [(row.path, row.probability) for row in ROWS]
+    assert [(row.path, row.probabilities) for row in read] == [(row.path, row.probabilities) for row in ROWS]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
@@ -95,7 +95,7 @@ OTHER_HEADS = {
     "equalize": ({"flags": {"images": "['a']", "equalize": "no"}}, "--equalize auto, now no"),
     "model": ({"model": "n"}, "model m, now n"),
     "commit": ({"commit": "c1"}, "commit c0, now c1"),
-    "threshold": ({"threshold": 0.5}, "threshold 0.25, now 0.5"),
+    "thresholds": ({"thresholds": [0.5]}, "thresholds [0.25], now [0.5]"),
     "flag that is new": ({"flags": {**HEAD.flags, "rotate": "no"}}, "--rotate None, now no"),
 }
 
@@ -114,7 +114,7 @@ def test_rows_of_another_call_are_refused_with_the_difference_and_kept(name, tmp
 
 
 FIRST_LINE = HEAD.model_dump_json().encode() + b"\n"
-CSV_HEADER = ",".join(COLUMNS).encode() + b"\n"
+CSV_HEADER = make_table(".csv", has_maps=True).header.encode()
 GARBAGE = {
     "nothing": b"",
     "zeros": bytes(500),

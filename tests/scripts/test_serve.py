@@ -76,7 +76,7 @@ def radiograph(sample_root) -> Path:
 
 def probability_of(classifier: Classifier, path: Path) -> float:
     pixels = radiographs.read_radiograph(path, shortest_side=classifier.shortest_side).pixels
-    return float(classifier.probabilities(classifier.prepare(pixels)[None])[0])
+    return float(classifier.probabilities(classifier.prepare(pixels)[None])[0, 0])
 
 
 def pictures(html: str) -> list[Image.Image]:
@@ -92,7 +92,7 @@ def test_answer_has_probability_threshold_decision_and_both_pictures(classifier,
     probability = probability_of(classifier, radiograph)
     assert f"Probability of Finding: <b>{probability:.3f}</b>" in html
     assert "<b>0.250</b>, chosen on validation images" in html
-    assert f'<p class="decision">{classifier.decide(probability)}</p>' in html
+    assert f'<p class="decision">{classifier.decide([probability])}</p>' in html
     assert serve.DISCLAIMER in html
     plain, heat = pictures(html)
     assert (plain.mode, heat.mode) == ("L", "RGB") and plain.size == heat.size
@@ -303,7 +303,7 @@ def test_browser_drops_a_radiograph_and_reads_the_answer(server, classifier, rad
     probability = probability_of(classifier, radiograph)
     assert f"Probability of Finding: {probability:.3f}" in seen["answer"]
     assert "0.250, chosen on validation images" in seen["answer"]
-    assert classifier.decide(probability) in seen["answer"].split(radiograph.name)[1].splitlines()
+    assert classifier.decide([probability]) in seen["answer"].split(radiograph.name)[1].splitlines()
     assert len(seen["widths"]) == 2 and min(seen["widths"]) >= 64 and seen["figure"] == 8
     assert "notes.txt was not used: neither JPEG, PNG nor DICOM" in seen["refusal"]
     assert "Probability of" not in seen["refusal"]  # of the file before

@@ -17,6 +17,7 @@ def parse_predict_args(argv: list[str] | None, *, description: str | None = None
     add("images", metavar="IMAGE", nargs="+", help="files, folders (with subfolders), or quoted patterns")
     add("--output", metavar="FILE", type=Path, help=".csv or .jsonl (default: CSV on the terminal)")
     command_line.add_folder(parser, "--heatmap", "write a heat map (PNG) of each image to this folder")
+    add("--heatmap_finding", metavar="NAME", help="the finding of the heat maps, for a model of several")
     command_line.add_reading_arguments(parser)
     command_line.add_number(
         parser, "--batch_size", positive, "images that the model processes at once", default=32
@@ -39,6 +40,8 @@ def parse_predict_args(argv: list[str] | None, *, description: str | None = None
             )
     if args.heatmap is not None and args.heatmap.exists() and not args.heatmap.is_dir():
         parser.error(f"--heatmap {args.heatmap}: found a file, expected a folder; name another")
+    if args.heatmap_finding is not None and args.heatmap is None:
+        parser.error("--heatmap_finding: found no --heatmap, expected the folder of the heat maps; add it")
     return args
 
 

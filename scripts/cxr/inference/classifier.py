@@ -4,6 +4,7 @@ It needs only what `run_classification.py` saves: the network, the statistics an
 of the labels, and `ModelFields` in config.json, which a model from elsewhere may lack.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cxr.data.transforms import Normalizer
 from cxr.data.transforms import evaluation_transform
 from cxr.errors import UserError
 from cxr.inference.radiographs import Radiograph
+from cxr.models import heads
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.configs import classifier_config
 from cxr.models.configs import config_from_json
@@ -35,6 +37,8 @@ from mimic_cxr_dataset.radiographs import Reading
 
 CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
 MAX_SIDE = 2**14  # pixels
+DEFAULT_THRESHOLD = ModelFields().decision_threshold
+MAX_LABELS = 100  # of a model with several labels
 EQUALIZED_UNKNOWN = (
     "does not say whether its training images were equalised: DICOM files and images of more than 8 bits are "
     "equalised, as in MIMIC-CXR-JPG; if its training images were not, use --equalize no"
@@ -43,7 +47,11 @@ EQUALIZED_UNKNOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A binary classifier with everything needed to use it exactly as it was evaluated."""
+    """A classifier with everything needed to use it exactly as it was evaluated.
+
+    A binary one has two labels, negative and positive, and says how probable the positive one is. A
+    multi-label one says so of each label.
+    """
 
     name: str  # as given by the user
     model: PreTrainedModel  # float32, in evaluation mode, on `device`
@@ -52,11 +60,20 @@ class Classifier:
     shortest_side: int  # pixels; original images are first shrunk to this
     image_mean: tuple[float, ...]  # per channel (3), of pixels in [0, 1]
     image_std: tuple[float, ...]
-    labels: tuple[str, str]  # negative, positive
-    threshold: float  # the decision is the positive label at this probability and above
-    has_threshold: bool  # whether the threshold comes from the model's config.json
+    labels: tuple[str, ...]  # negative and positive; or those of a multi-label model
+    thresholds: tuple[float, ...]  # of each finding: it is called at this probability and above
+    has_threshold: bool  # whether the thresholds come from the model's config.json
     trained_view: str  # frontal, lateral or all
     trained_equalized: bool | None = None  # whether the training images were equalised; None is unknown
+
+    @property
+    def is_multi_label(self) -> bool:
+        return heads.is_multi_label(self.model.config)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The K labels that have a probability; a binary model has one, its positive label."""
+        return self.labels if self.is_multi_label else self.labels[1:]
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
         """Resizes a radiograph (1, H, W) to the model's input (1, image_size, image_size), both uint8."""
@@ -94,13 +111,20 @@ class Classifier:
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor) -> np.ndarray:
-        """Returns the probability of the positive label (B,), float64, for prepared images (B, 1, S, S)."""
-        logits = self.model(pixel_values=self.normalize(images)).logits
-        return logits.float().cpu().double().softmax(dim=1)[:, 1].numpy()
+        """Returns the probability of each finding (B, K), float64, for prepared images (B, 1, S, S)."""
+        logits = self.model(pixel_values=self.normalize(images)).logits.float().cpu().double()
+        found = heads.probabilities(logits, multi_label=self.is_multi_label)
+        return found.reshape(len(images), len(self.findings)).numpy()
 
-    def decide(self, probability: float) -> str:
-        """Returns the label that a probability leads to at the threshold."""
-        return self.labels[bool(probability >= self.threshold)]
+    def find_called(self, probabilities: Sequence[float]) -> list[str]:
+        """Returns the findings whose probabilities (K,) are at or above their thresholds."""
+        each = zip(self.findings, probabilities, self.thresholds, strict=True)
+        return [name for name, probability, threshold in each if probability >= threshold]
+
+    def decide(self, probabilities: Sequence[float]) -> str:
+        """Returns the findings that are called, in one text; without any, the negative label or "none"."""
+        nothing = "none" if self.is_multi_label else self.labels[0]
+        return "; ".join(self.find_called(probabilities)) or nothing
 
 
 def load_classifier(
@@ -109,21 +133,26 @@ def load_classifier(
     """Loads the classifier from the folder `name`, or by that name from `hub_dir` or the Hub.
 
     `device` is a name that torch knows, or "auto": a GPU if there is one. Raises UserError if the model is
-    not a binary image classifier, or is damaged.
+    neither a binary nor a multi-label image classifier, or is damaged.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()  # loading the weights takes less than a second
     chosen = choose_device(device)
     fields = read_config(name, hub_dir=hub_dir, revision=revision)
-    _check_is_binary_classifier(fields, name)
+    _check_is_classifier(fields, name)
     config = config_from_json(fields, where=f"model {name}: config.json")
     labels = list(config.id2label.values())
     source = {"hub_dir": download(name, hub_dir=hub_dir, revision=revision), "revision": revision}
     image_size = config.image_size if config.model_type == "vit" else _stored_input_size(name, **source)
     ours = ModelFields.of(fields, where=f"model {name}: config.json")
     processor = load_image_processor(name, image_size=image_size, **source)
-    network, model_config = CLASSIFIERS[config.model_type], classifier_config(config, labels)
+    network, multi_label = CLASSIFIERS[config.model_type], _is_multi_label(fields)
+    model_config = classifier_config(config, labels, multi_label=multi_label)
     model = load_pretrained(network, name, config=model_config, **source)
+    chosen_thresholds = ours.decision_thresholds
+    if not multi_label and "decision_threshold" in fields:
+        chosen_thresholds = {labels[1]: ours.decision_threshold}
+    findings = labels if multi_label else labels[1:]
     return Classifier(
         name=name,
         model=model.to(chosen).eval(),
@@ -132,9 +161,9 @@ def load_classifier(
         shortest_side=ours.cache_image_size or default_cache_image_size(image_size),
         image_mean=tuple(processor.image_mean),
         image_std=tuple(processor.image_std),
-        labels=(labels[0], labels[1]),
-        threshold=ours.decision_threshold,
-        has_threshold="decision_threshold" in fields,
+        labels=tuple(labels),
+        thresholds=tuple(chosen_thresholds.get(label, DEFAULT_THRESHOLD) for label in findings),
+        has_threshold=all(label in chosen_thresholds for label in findings),
         trained_view=ours.trained_view,
         trained_equalized=ours.equalized,
     )
@@ -157,8 +186,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _check_is_binary_classifier(fields: dict[str, Any], name: str) -> None:
-    """Raises UserError unless the `fields` of config.json describe a classifier with two labels."""
+def _is_multi_label(fields: dict[str, Any]) -> bool:
+    return fields.get("problem_type") == heads.MULTI_LABEL_HEAD
+
+
+def _check_is_classifier(fields: dict[str, Any], name: str) -> None:
+    """Raises UserError unless the `fields` of config.json describe a binary or multi-label classifier."""
     model_type, found = fields["model_type"], fields.get("architectures")
     if model_type == "vit_mae":
         raise UserError(
@@ -173,10 +206,16 @@ def _check_is_binary_classifier(fields: dict[str, Any], name: str) -> None:
         )
     labels = fields.get("id2label")  # transformers does not store its default, two labels without names
     num_labels = len(labels) if isinstance(labels, dict) else 2
-    if num_labels != 2:
+    if not (1 <= num_labels <= MAX_LABELS if _is_multi_label(fields) else num_labels == 2):
         raise UserError(
-            f"model {name}: found a head for {num_labels} labels, expected 2 (negative and positive): "
-            "name another model"
+            f"model {name}: found a head for {num_labels} labels, expected 2 (negative and positive), or "
+            f"1 to {MAX_LABELS} with the problem_type {heads.MULTI_LABEL_HEAD}: name another model"
+        )
+    names = list(map(str, labels.values())) if isinstance(labels, dict) else []
+    if repeated := [one for one in names if names.count(one) > 1]:
+        raise UserError(
+            f"model {name}: found the label {repeated[0]!r:.50} twice in id2label of its config.json, "
+            "expected a name for each: correct it"
         )
 
 

@@ -1,7 +1,7 @@
 """Computes and draws heat maps: which parts of a radiograph raise a classifier's probability.
 
 ResNet: Grad-CAM of the last stage (Selvaraju et al. 2017, arXiv:1610.02391) by captum: the sum of its
-channels, each weighted by the mean gradient of the positive label's log-odds.
+channels, each weighted by the mean gradient of the finding's log-odds.
 
 ViT: gradient-weighted attention rollout (Chefer et al. 2021, arXiv:2103.15679): how much each patch
 contributes to the class token through all layers, along attention that raises the log-odds. Captum lacks
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from cxr.evaluation.plots import new_figure
 from cxr.evaluation.plots import save_figure
 from cxr.inference.classifier import Classifier
+from cxr.models import heads
 
 SHOWN_SIDE = 768  # pixels: the shortest side of the radiograph as shown; models get it smaller
 COLORS = "inferno"
@@ -31,14 +32,14 @@ FINE_GRID = 7  # cells per side: a ResNet's at 224 pixels; a coarser grid is dra
 AT_ONCE = 8  # images: the attention of all layers, with its gradient, takes much memory
 
 
-def heat_maps(classifier: Classifier, images: torch.Tensor) -> np.ndarray:
+def heat_maps(classifier: Classifier, images: torch.Tensor, finding: int = 0) -> np.ndarray:
     """Returns the heat maps (B, h, w), float32 in [0, 1], of prepared images (B, 1, S, S) uint8.
 
-    A map is high where the image raises the probability of the positive label, with a maximum of 1; it is all
-    0 if nothing in the image does.
+    A map is high where the image raises the probability of the classifier's finding of that number, with a
+    maximum of 1; it is all 0 if nothing in the image does.
     """
     _, method = METHODS[classifier.model.config.model_type]
-    parts = [method(classifier.model, classifier.normalize(part)) for part in images.split(AT_ONCE)]
+    parts = [method(classifier.model, classifier.normalize(part), finding) for part in images.split(AT_ONCE)]
     heat = torch.cat(parts).cpu()
     highest = heat.amax((1, 2), keepdim=True)
     return (heat / highest.where(highest > 0, torch.ones(()))).numpy()
@@ -58,18 +59,18 @@ def describe(classifier: Classifier, heat: np.ndarray) -> str:
     return f"{grid}: too coarse to locate anything" if min(rows, columns) < FINE_GRID else grid
 
 
-def grad_cam(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def grad_cam(model: PreTrainedModel, pixel_values: torch.Tensor, finding: int = 0) -> torch.Tensor:
     """Returns the heat maps (B, h, w) of a ResNet, at least 0, for its input (B, 3, S, S)."""
     from captum.attr import LayerGradCam  # slow to import, and only for heat maps
 
     def log_odds(pixel_values: torch.Tensor) -> torch.Tensor:
-        return _log_odds(model(pixel_values=pixel_values).logits)
+        return _log_odds(model, model(pixel_values=pixel_values).logits, finding)
 
     method = LayerGradCam(log_odds, model.resnet.encoder.stages[-1])
     return method.attribute(pixel_values, relu_attributions=True).detach()[:, 0]
 
 
-def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor, finding: int = 0) -> torch.Tensor:
     """Returns the heat maps (B, h, w) of a ViT, at least 0, for its input (B, 3, S, S)."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the other implementations do not return the attention
@@ -78,7 +79,7 @@ def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> tor
     finally:
         model.set_attn_implementation(implementation)
     attentions = outputs.attentions  # one per layer: (B, heads, 1 + L, 1 + L)
-    gradients = torch.autograd.grad(_log_odds(outputs.logits).sum(), attentions)
+    gradients = torch.autograd.grad(_log_odds(model, outputs.logits, finding).sum(), attentions)
     num_tokens = attentions[0].shape[-1]
     relevance = torch.eye(num_tokens, device=pixel_values.device).expand(len(pixel_values), -1, -1)
     for attention, gradient in zip(attentions, gradients):
@@ -88,9 +89,9 @@ def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor) -> tor
     return relevance[:, 0, 1:].unflatten(1, (side, side))  # of each patch to the class token
 
 
-def _log_odds(logits: torch.Tensor) -> torch.Tensor:
-    """Returns the log-odds of the positive label: (B, 2) to (B,)."""
-    return logits[:, 1] - logits[:, 0]
+def _log_odds(model: PreTrainedModel, logits: torch.Tensor, finding: int) -> torch.Tensor:
+    """Returns the log-odds (B,) of a multi-label model's finding, or of a binary model's positive label."""
+    return logits[:, finding] if heads.is_multi_label(model.config) else logits[:, 1] - logits[:, 0]
 
 
 METHODS = {"resnet": ("Grad-CAM", grad_cam), "vit": ("Attention rollout", attention_rollout)}
@@ -119,7 +120,7 @@ def overlay(pixels: torch.Tensor, heat: np.ndarray) -> np.ndarray:
 def plot_heat_map(pixels: torch.Tensor, heat: np.ndarray, path: Path, *, title: str, label: str) -> None:
     """Writes a PNG, readable only by its owner: the radiograph with its heat map, a colour bar and a title.
 
-    `label` is the positive label.
+    `label` is the finding.
     """
     from matplotlib.cm import ScalarMappable
 

@@ -11,10 +11,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from typing import ClassVar
 
 from pydantic import ConfigDict
@@ -29,14 +32,23 @@ ADVICE = "remove the file to start again"
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     path: str
-    probability: float | None = None  # of the positive label; None for a file that cannot be used
+    probabilities: tuple[float, ...] = ()  # of each finding; empty for a file that cannot be used
     decision: str = ""
     warning: str = ""  # about the file itself, or about its use with this model
     error: str = ""
     heat_map: str | None = None  # its path, with --heatmap
 
 
-COLUMNS = tuple(field.name for field in fields(Prediction))
+TEXTS = tuple(field.name for field in fields(Prediction) if field.name != "probabilities")
+
+
+def check_findings(findings: Sequence[str], *, model: str) -> None:
+    """Raises UserError if a finding has the name of another column."""
+    if taken := [name for name in findings if name in TEXTS]:
+        raise UserError(
+            f"model {model}: found a label named {taken[0]}, which is a column of the table; expected the "
+            "names of findings: rename it in the model's config.json"
+        )
 
 
 class TableHead(Record):
@@ -48,27 +60,40 @@ class TableHead(Record):
 
     model: str
     commit: str  # for a model from a hub; for a folder, the hash of its weights
-    threshold: float
+    thresholds: list[float]
     flags: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The format of a table of predictions: which of the COLUMNS, as CSV or JSON lines."""
+    """The format of a table of predictions: its columns, as CSV or JSON lines."""
 
-    columns: tuple[str, ...]
+    probabilities: tuple[str, ...] = ("probability",)  # the columns of a prediction's probabilities
+    has_maps: bool
     is_json: bool
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(name for name in TEXTS if self.has_maps or name != "heat_map")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        path, *others = self.texts
+        return (path, *self.probabilities, *others)
+
+    @property
     def header(self) -> str:
-        return "" if self.is_json else ",".join(self.columns) + "\n"
+        return "" if self.is_json else self._csv_line(self.columns)
 
     def line(self, prediction: Prediction) -> str:
-        row = {name: getattr(prediction, name) for name in self.columns}
-        if self.is_json:
-            return json.dumps(row) + "\n"
+        values = prediction.probabilities or (None,) * len(self.probabilities)
+        row = dict.fromkeys(self.columns) | dict(zip(self.probabilities, values, strict=True))
+        row |= {name: getattr(prediction, name) for name in self.texts}
+        return json.dumps(row) + "\n" if self.is_json else self._csv_line(row.values())
+
+    def _csv_line(self, cells: Iterable[object]) -> str:
         # With "\n" as terminator, csv would not quote a "\r" in a file name, which would end the row.
-        csv.writer(line := io.StringIO(), lineterminator="\r\n").writerow(row.values())
+        csv.writer(line := io.StringIO(), lineterminator="\r\n").writerow(cells)
         return line.getvalue().removesuffix("\r\n") + "\n"
 
     def read(self, text: str) -> list[Prediction]:
@@ -81,10 +106,15 @@ class Table:
             whole = cells if is_whole else cells[:-1]
             rows = [dict(zip(self.columns, row, strict=True)) for row in whole]
             for row in rows:
-                row["probability"] = float(row["probability"]) if row["probability"] else None
+                row |= {name: float(row[name]) if row[name] else None for name in self.probabilities}
         if any(tuple(row) != self.columns for row in rows):
             raise ValueError("other columns")
-        return [Prediction(**row) for row in rows]
+        return list(map(self._prediction, rows))
+
+    def _prediction(self, row: dict[str, Any]) -> Prediction:
+        values = tuple(row[name] for name in self.probabilities)
+        texts = {name: row[name] for name in self.texts}
+        return Prediction(**texts, probabilities=() if None in values else values)
 
     def open_terminal(self) -> Callable[[Prediction], None]:
         """Writes the header to standard output and returns a function that writes a prediction there."""
@@ -149,7 +179,7 @@ def _difference(before: TableHead, now: TableHead) -> str:
     names = dict.fromkeys([*before.flags, *now.flags])
     words = {"images": "IMAGE"}  # its name in --help
     pairs = [(words.get(name, f"--{name}"), before.flags.get(name), now.flags.get(name)) for name in names]
-    pairs += [(name, getattr(before, name), getattr(now, name)) for name in ("model", "commit", "threshold")]
+    pairs += [(name, getattr(before, name), getattr(now, name)) for name in ("model", "commit", "thresholds")]
     name, was, wanted = next(pair for pair in pairs if pair[1] != pair[2])
     return f"a call with {name} {str(was)[:200]}, now {str(wanted)[:200]}"
 
