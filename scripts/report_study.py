@@ -6,9 +6,9 @@
 A run is a folder with results.json. For a folder without it, all runs in that folder are reported and, if it
 has a plan.json, also the planned runs that have not finished. The answer comes first: for each question that
 the runs can answer, the difference of AUROC with its interval and p-value, and the verdict in words. Writes
-report.html (one file, for any browser), report.md, report.csv and figures/, each figure as PNG and SVG. Runs
-that differ only in their seed form a row; rows that differ only in model, augmentation or masking form a
-table. Does not need torch. The report contains no images and no ids of patients. Exit status: 0 done, 2 wrong
+report.html (one file, for any browser), report.md, report.csv, report-findings.csv (of tasks with several
+labels) and figures/, each figure as PNG and SVG. Runs that differ only in their seed form a row; rows that
+differ only in model, augmentation or masking form a table. Does not need torch. The report contains no images and no ids of patients. Exit status: 0 done, 2 wrong
 flags, or a run folder that is not valid.
 """
 
@@ -23,8 +23,8 @@ from cxr.cli.command_line import positive_int
 from cxr.errors import run_script
 from cxr.evaluation import intervals
 from cxr.study.answer import answer
+from cxr.study.figures import draw_figures
 from cxr.study.measuring import measure_tables
-from cxr.study.report import draw_figures
 from cxr.study.report import print_answer
 from cxr.study.report import print_table
 from cxr.study.report import write_report

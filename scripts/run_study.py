@@ -98,11 +98,13 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_value(flag: str, text: str) -> Any:
-    """Returns the value as args.json has it: a folder, a boolean, one or several numbers, or text."""
+    """Returns the value as args.json has it: a folder, a boolean, names, one or several numbers, or text."""
     if flag.endswith("_dir"):
         return str(Path(text).expanduser().absolute())
     if flag in ("model_revision", "config_overrides"):  # a commit can look like a number
         return text
+    if flag == "findings":
+        return [name.strip() for name in text.split(",")]
     if text in ("true", "false"):
         return text == "true"
     try:
@@ -192,7 +194,8 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         metavar="[SCOPE.]FLAG=VALUE",
         help="set a flag of the training scripts in all cells or, with SCOPE, in some of them; SCOPE: "
         f"{', '.join(grid.SCOPES)}, or a training size; scratch and pretrained mean classifiers that start "
-        "from random or from pretrained weights",
+        "from random or from pretrained weights. Findings are separated by commas: "
+        "classification.findings='Edema,Pleural Effusion'",
     )
 
 

@@ -24,8 +24,9 @@ def test_counted_parameters_are_those_of_the_model(name, overrides, image_size):
     config = configs.make_config(name, overrides=overrides, image_size=image_size)
     is_vit = config.model_type == "vit_mae"
     classifier = ViTForImageClassification if is_vit else ResNetForImageClassification
-    expected = configs.num_parameters(classifier, configs.classifier_config(config, ["no", "yes"]))
-    assert count_parameters(architecture, is_pretraining=False) == expected
+    for labels in (["no", "yes"], [str(number) for number in range(14)]):
+        expected = configs.num_parameters(classifier, configs.classifier_config(config, labels))
+        assert count_parameters(architecture, num_labels=len(labels)) == expected
     if is_vit:
         expected = configs.num_parameters(ViTMAEForPreTraining, config)
-        assert count_parameters(architecture, is_pretraining=True) == expected
+        assert count_parameters(architecture, num_labels=None) == expected

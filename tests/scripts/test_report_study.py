@@ -25,7 +25,7 @@ from cxr.study.measuring import published_row
 from cxr.study.paper import study_results
 from cxr.study.report import general_notes
 from cxr.study.report import notes
-from cxr.study.results import DEFAULT_LABELS
+from cxr.study.names import DEFAULT_LABELS
 from cxr.study.results import ResultTable
 from cxr.study.results import RowName
 from cxr.study.results import TableName
@@ -144,12 +144,14 @@ def test_values_are_means_over_seeds_with_intervals_over_seeds_and_patients_and_
     half = 4.302653 * np.std(aurocs, ddof=1) / np.sqrt(3)
     assert row.over_seeds["auroc"].low == pytest.approx(np.mean(aurocs) - half, abs=1e-6)
     assert row.over_patients["auroc"].low < row.values["auroc"] < row.over_patients["auroc"].high
-    value, interval, count = row.by_view["PA"]
+    found = {(one.attribute, one.group): one for one in row.by_group.groups}
+    assert set(found) == {("view", "AP"), ("view", "PA")}
+    value, interval, count = (getattr(found["view", "PA"], name) for name in ("auroc", "intervals", "n"))
     of_view = [run.predictions[run.predictions["view_position"] == "PA"] for run in row.runs]
     assert count == 100
     expected = np.mean([roc_auc_score(rows["label"], rows["probability"]) for rows in of_view])
     assert value == pytest.approx(expected, abs=1e-12)
-    assert interval.low < value < interval.high
+    assert interval["auroc"][0] < value < interval["auroc"][1]
 
 
 def test_runs_without_a_plan_make_up_rows_by_what_they_record(tmp_path):

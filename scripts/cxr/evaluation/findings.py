@@ -47,11 +47,11 @@ def finding_metrics(
     values = _measure(labels, probabilities, whole, dict(zip(names, thresholds)))
     num_positive = dict(zip(names, (labels == 1).sum(axis=0).tolist()))
     num_labelled = dict(zip(names, (labels != MASKED).sum(axis=0).tolist()))
-    left_out = _left_out(labels, names)
+    without = left_out(labels, names)
     return {
         "n": len(labels),
-        **{name: _value(mean) for name, mean in _means(values, left_out).items()},
-        "left_out": left_out,
+        **{name: _value(mean) for name, mean in macro_means(values, without).items()},
+        "left_out": without,
         "findings": {
             name: {
                 "n": num_labelled[name],
@@ -102,7 +102,7 @@ def add_intervals(
     weights = np.vstack([np.ones_like(drawn[:1]), drawn])
     thresholds = {name: found["threshold"] for name, found in measured["findings"].items()}
     resampled = _measure(labels, probabilities, weights, thresholds)
-    means = _means(resampled, measured["left_out"])
+    means = macro_means(resampled, measured["left_out"])
     measured["intervals"] = {name: interval_of(values) for name, values in means.items()}
     for name, found in measured["findings"].items():
         found["intervals"] = {metric: interval_of(values) for metric, values in resampled[name].items()}
@@ -117,15 +117,46 @@ def macro_resamples(
     and "chexpert5_average_precision". A mean without any finding is NaN, and so is one over a resample in
     which a finding is undefined.
     """
-    left_out = _left_out(labels, names)
+    return macro_means(finding_areas(labels, probabilities, names, weights), left_out(labels, names))
+
+
+def finding_areas(
+    labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], weights: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns AREAS of each finding for each row of `weights` (R, N): arrays (R,), NaN without labels."""
     undefined = dict.fromkeys(AREAS, np.full(len(weights), np.nan))
-    areas = {
-        name: undefined
-        if name in left_out
-        else intervals.weighted_areas(of_finding, scores, weights[:, labelled])
+    return {
+        name: intervals.weighted_areas(of_finding, scores, weights[:, labelled])
+        if len(of_finding)
+        else undefined
         for name, (of_finding, scores, labelled) in zip(names, _columns(labels, probabilities))
     }
-    return _means(areas, left_out)
+
+
+def left_out(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Returns the findings that are not in a mean over findings."""
+    counts = (labels == 1).sum(axis=0) >= MIN_POSITIVES
+    counts &= (labels == 0).any(axis=0)
+    return [name for name, is_in in zip(names, counts) if not is_in]
+
+
+def macro_means(
+    of_findings: dict[str, dict[str, np.ndarray]], without: Container[str]
+) -> dict[str, np.ndarray]:
+    """Returns the means over findings of AREAS, and over CHEXPERT5 if all five are there: arrays (R,).
+
+    `without` are the findings to leave out; a mean without any finding is NaN.
+    """
+    groups = {"": tuple(of_findings)}
+    if set(CHEXPERT5) <= of_findings.keys():
+        groups["chexpert5_"] = CHEXPERT5
+    means = {}
+    for prefix, names in groups.items():
+        for area in AREAS:
+            values = [of_findings[name][area] for name in names if name not in without]
+            undefined = np.full_like(of_findings[names[0]][area], np.nan)
+            means[prefix + area] = np.mean(values, axis=0) if values else undefined
+    return means
 
 
 def interval_of(values: np.ndarray) -> list[float] | None:
@@ -141,12 +172,6 @@ def _columns(
     for of_finding, scores in zip(labels.T, probabilities.T):
         labelled = of_finding != MASKED
         yield of_finding[labelled], scores[labelled], labelled
-
-
-def _left_out(labels: np.ndarray, names: Sequence[str]) -> list[str]:
-    counts = (labels == 1).sum(axis=0) >= MIN_POSITIVES
-    counts &= (labels == 0).any(axis=0)
-    return [name for name, is_in in zip(names, counts) if not is_in]
 
 
 def _measure(
@@ -166,20 +191,6 @@ def _measure(
             **intervals.weighted_rates(of_finding, scores, drawn, threshold=threshold),
         }
     return found
-
-
-def _means(of_findings: dict[str, dict[str, np.ndarray]], left_out: Container[str]) -> dict[str, np.ndarray]:
-    """Returns the means over findings of AREAS, and over CHEXPERT5 if all five are there: arrays (R,)."""
-    groups = {"": tuple(of_findings)}
-    if set(CHEXPERT5) <= of_findings.keys():
-        groups["chexpert5_"] = CHEXPERT5
-    means = {}
-    for prefix, names in groups.items():
-        for area in AREAS:
-            values = [of_findings[name][area] for name in names if name not in left_out]
-            undefined = np.full_like(of_findings[names[0]][area], np.nan)
-            means[prefix + area] = np.mean(values, axis=0) if values else undefined
-    return means
 
 
 def _value(values: np.ndarray) -> float | None:

@@ -34,7 +34,9 @@ MACRO = "macro"  # the name of the mean over findings
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Images:
+class GroupedImages:
+    """Images of a split by group, with resamples of their patients."""
+
     subject_ids: np.ndarray  # (N,)
     attributes: dict[str, np.ndarray]  # name -> (N,)
     weights: np.ndarray  # (1 + R, N): the first row, all ones, is the images themselves
@@ -47,7 +49,7 @@ class _Images:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Group:
+class Group:
     """A group's metrics of one finding, and the AUROC of the group itself and of each resample, (1 + R,)."""
 
     metrics: dict[str, Any]
@@ -84,7 +86,7 @@ def measure_groups(
     """
     images = _resample(subject_ids, attributes)
     groups = _measure_finding(images, labels, probabilities, threshold=threshold, finding=finding)
-    return [group.metrics for group in groups], _largest_gaps([group for group in groups if group.has_labels])
+    return [group.metrics for group in groups], largest_gaps([group for group in groups if group.has_labels])
 
 
 def measure_groups_of_findings(
@@ -114,7 +116,7 @@ def measure_groups_of_findings(
     groups = []
     for finding, threshold, of_finding, predicted in zip(names, thresholds, labels.T, probabilities.T):
         known = of_finding != -1
-        labelled = _Images(
+        labelled = GroupedImages(
             subject_ids=images.subject_ids[known],
             attributes={name: groups_of[known] for name, groups_of in images.attributes.items()},
             weights=images.weights[:, known],
@@ -122,8 +124,8 @@ def measure_groups_of_findings(
         groups += _measure_finding(
             labelled, of_finding[known], predicted[known], threshold=threshold, finding=finding
         )
-    means = _average_findings(images, groups)
-    gaps = [*_largest_gaps(means), *_largest_gaps([group for group in groups if group.has_labels])]
+    means = average_findings(images, groups)
+    gaps = [*largest_gaps(means), *largest_gaps([group for group in groups if group.has_labels])]
     return [group.metrics for group in (*means, *groups)], gaps
 
 
@@ -143,35 +145,46 @@ def projection_auroc(
     return float(roc_auc_score(labels, [shares.get(view, train_labels.mean()) for view in views]))
 
 
-def _resample(subject_ids: Sequence[int | str], attributes: dict[str, np.ndarray]) -> _Images:
+def _resample(subject_ids: Sequence[int | str], attributes: dict[str, np.ndarray]) -> GroupedImages:
     weights = patient_weights(subject_ids, num_resamples=NUM_RESAMPLES, seed=0)
     weights = np.vstack([np.ones_like(weights[:1]), weights])
     attributes = {name: np.asarray(groups) for name, groups in attributes.items()}
-    return _Images(subject_ids=np.asarray(subject_ids), attributes=attributes, weights=weights)
+    return GroupedImages(subject_ids=np.asarray(subject_ids), attributes=attributes, weights=weights)
 
 
 def _measure_finding(
-    images: _Images, labels: np.ndarray, probabilities: np.ndarray, *, threshold: float, finding: str
-) -> list[_Group]:
+    images: GroupedImages, labels: np.ndarray, probabilities: np.ndarray, *, threshold: float, finding: str
+) -> list[Group]:
     groups = []
     for attribute, name, inside in images.groups():
         arrays = labels[inside], probabilities[inside], images.weights[:, inside]
         resampled = {"auroc": weighted_auroc(*arrays), **weighted_rates(*arrays, threshold=threshold)}
-        metrics = {
-            "finding": finding,
-            "attribute": attribute,
-            "group": name,
-            "n": int(inside.sum()),
-            "num_patients": len(np.unique(images.subject_ids[inside])),
-            "num_positive": int(labels[inside].sum()),
-            **{metric: _value(values) for metric, values in resampled.items()},
-            "intervals": {metric: _interval(values) for metric, values in resampled.items()},
-        }
-        groups.append(_Group(metrics=metrics, aurocs=resampled["auroc"]))
+        place = {"finding": finding, "attribute": attribute, "group": name}
+        groups.append(describe_group(place, images.subject_ids[inside], labels[inside], resampled))
     return groups
 
 
-def _average_findings(images: _Images, groups: list[_Group]) -> list[_Group]:
+def describe_group(
+    place: dict[str, str], subject_ids: np.ndarray, labels: np.ndarray, resampled: dict[str, np.ndarray]
+) -> Group:
+    """Returns the group at `place` (finding, attribute, group), whose images have these ids and labels (n,).
+
+    `resampled` has the values of each metric, (1 + R,).
+    """
+    metrics = {
+        **place,
+        "n": len(labels),
+        "num_patients": len(np.unique(subject_ids)),
+        "num_positive": int(labels.sum()),
+        "sensitivity": None,
+        "specificity": None,
+        **{metric: _value(values) for metric, values in resampled.items()},
+        "intervals": {metric: _interval(values) for metric, values in resampled.items()},
+    }
+    return Group(metrics=metrics, aurocs=resampled["auroc"])
+
+
+def average_findings(images: GroupedImages, groups: list[Group]) -> list[Group]:
     """Returns the mean AUROC over findings of each group."""
     means = []
     for attribute, name, inside in images.groups():
@@ -195,11 +208,11 @@ def _average_findings(images: _Images, groups: list[_Group]) -> list[_Group]:
             "intervals": {"auroc": _interval(aurocs)},
             "num_findings": len(common),
         }
-        means.append(_Group(metrics=metrics, aurocs=aurocs))
+        means.append(Group(metrics=metrics, aurocs=aurocs))
     return means
 
 
-def _common_findings(groups: list[_Group]) -> set[str]:
+def _common_findings(groups: list[Group]) -> set[str]:
     """Returns the findings of which all large groups of an attribute have enough labels."""
     enough: dict[str, set[str]] = {}
     for group in groups:
@@ -208,7 +221,7 @@ def _common_findings(groups: list[_Group]) -> set[str]:
     return set.intersection(*enough.values()) if enough else set()
 
 
-def _largest_gaps(groups: list[_Group]) -> list[dict[str, Any]]:
+def largest_gaps(groups: list[Group]) -> list[dict[str, Any]]:
     """Compares all pairs of large groups of each finding and attribute; returns the largest gap of each."""
     large = [group for group in groups if group.is_large and group.metrics["auroc"] is not None]
     pairs = itertools.combinations(large, 2)
@@ -219,7 +232,7 @@ def _largest_gaps(groups: list[_Group]) -> list[dict[str, Any]]:
     return [max(same, key=lambda gap: gap["difference"]) for _, same in by_key]
 
 
-def _compare(first: _Group, second: _Group) -> dict[str, Any]:
+def _compare(first: Group, second: Group) -> dict[str, Any]:
     """Returns the gap between two groups, before correction; the smaller one gives the degrees of freedom."""
     higher, lower = sorted((first, second), key=lambda group: group.aurocs[0], reverse=True)
     differences = higher.aurocs - lower.aurocs

@@ -5,14 +5,15 @@ from cxr.models.architectures import ResnetFields
 from cxr.models.architectures import VitFields
 from cxr.models.architectures import VitMaeFields
 
-NUM_LABELS = 2
 
+def count_parameters(architecture: Fields, *, num_labels: int | None) -> int:
+    """Returns the number of parameters, with position embeddings.
 
-def count_parameters(architecture: Fields, *, is_pretraining: bool) -> int:
-    """Returns the number of parameters of the masked autoencoder or classifier, with position embeddings."""
+    The model is a classifier with an output per label or, if `num_labels` is None, the masked autoencoder.
+    """
     if isinstance(architecture, ResnetFields):
-        return _resnet(architecture) + NUM_LABELS * (architecture.hidden_sizes[-1] + 1)
-    head = _decoder(architecture) if is_pretraining else NUM_LABELS * (architecture.hidden_size + 1)
+        return _resnet(architecture) + num_labels * (architecture.hidden_sizes[-1] + 1)
+    head = num_labels * (architecture.hidden_size + 1) if num_labels else _decoder(architecture)
     return _encoder(architecture) + head
 
 

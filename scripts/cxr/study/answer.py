@@ -10,9 +10,9 @@ from dataclasses import field
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import holm
 from cxr.study.measuring import difference_of_means
+from cxr.study.names import plural
 from cxr.study.results import ResultTable
 from cxr.study.results import Row
-from cxr.study.results import plural
 
 SIGNIFICANT = 0.05
 MOST_SAID = 3  # differences in the summary sentence; the table has all
@@ -199,17 +199,17 @@ def sentence(answers: list[Answer], tables: list[ResultTable]) -> str:
         return no_answer(tables)
     clear = [one for one in answers if one.is_clear]
     total, others = len(answers), len(answers) - len(clear)
-    smallest = equals_p(min(one.p for one in answers))
+    smallest, area = equals_p(min(one.p for one in answers)), area_in_words(answers)
     if clear:
         said = said_of(clear)
         if others:
-            said += f"; the other {plural(others, 'difference')} of AUROC {'is' if others == 1 else 'are'} "
+            said += f"; the other {plural(others, 'difference')} of {area} {'is' if others == 1 else 'are'} "
             said += "not distinguishable from chance"
     elif total == 1:
-        said = f"The only difference of AUROC is not distinguishable from chance ({smallest}; "
+        said = f"The only difference of {area} is not distinguishable from chance ({smallest}; "
         said += f"p < {SIGNIFICANT} needed)"
     else:
-        said = f"None of the {total} differences of AUROC is distinguishable from chance "
+        said = f"None of the {total} differences of {area} is distinguishable from chance "
         said += f"(smallest {smallest} after correction; p < {SIGNIFICANT} needed)"
     if undertrained := sum(one.undertrained for one in answers):
         said += (
@@ -217,6 +217,14 @@ def sentence(answers: list[Answer], tables: list[ResultTable]) -> str:
         )
         said += "may change the result"
     return said + "."
+
+
+def area_in_words(answers: list[Answer]) -> str:
+    """Returns what the differences are of; of several labels, AUROC is the mean over these."""
+    names = [one.table.name for one in answers]
+    questions = {name.question for name in names}
+    is_mean = all(name.is_multi_label for name in names) and len(questions) == 1
+    return f"mean AUROC ({questions.pop()})" if is_mean else "AUROC"
 
 
 def said_of(clear: list[Answer]) -> str:
@@ -229,7 +237,7 @@ def said_of(clear: list[Answer]) -> str:
     said = []
     for (of, better, worse, differs_too, name), group in groups.items():
         sizes = [f"{abs(one.difference.value):.3f} with {training_images(one.table)}" for one in group]
-        where = f"{name.title}: " * several
+        where = f"{name.title}: " * several or f"{name.question}: " * name.is_multi_label
         where += f"{of}: " * bool(of)
         too = f" ({differ_too(differs_too)})" * bool(differs_too)
         said.append(f"{where}{better} is better than {worse} by {join(sizes)} training images{too}")

@@ -8,6 +8,7 @@ from typing import NoReturn
 from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.cli import classification
 from cxr.cli import pretraining
+from cxr.cli.arguments import label_rule
 from cxr.cli.command_line import ArgumentParser
 from cxr.errors import UserError
 from cxr.errors import did_you_mean
@@ -40,7 +41,8 @@ class CellFacts:
 
     @property
     def num_parameters(self) -> int:
-        return count_parameters(self.architecture, is_pretraining=self.is_pretraining)
+        num_labels = None if self.is_pretraining else len(label_rule(self.args).label_names)
+        return count_parameters(self.architecture, num_labels=num_labels)
 
     def images_per_step(self, num_processes: int) -> int | None:
         """Returns the images per optimizer step, None if they depend on the device's memory ("auto")."""

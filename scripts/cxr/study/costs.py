@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import LABEL_OPTIONS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
@@ -16,6 +17,7 @@ from cxr.study.machine import Device
 from mimic_cxr_dataset.labels import index_images
 
 USUAL_BATCH = 32  # assumed for a batch size of auto, which is not known yet
+LABEL_FLAGS = LABEL_OPTIONS | {"blank": DATASET_DEFAULTS["blank"]}
 START_SECONDS = 20  # before a cell trains: imports, tables, the first batch
 
 
@@ -32,7 +34,9 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     of_options: dict[tuple, ImageCounts] = {}
     images = {}
     for cell in cells:
-        options = {name: str(cell.flags.get(name, default)) for name, default in LABEL_OPTIONS.items()}
+        options = {name: str(cell.flags.get(name, default)) for name, default in LABEL_FLAGS.items()}
+        findings = cell.flags.get("findings")
+        options |= {"findings": findings and tuple(findings)}
         key = tuple(options.values())
         if key not in of_options:
             task = options.pop("dataset_config_name")

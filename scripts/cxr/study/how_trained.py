@@ -3,22 +3,26 @@
 import functools
 from collections.abc import Callable
 
-from cxr.choices import BINARY_TASKS
+from cxr.choices import DATASET_DEFAULTS
+from cxr.choices import EVALUATION_LEVELS
 from cxr.run_folder.record import FREE_TO_CHANGE
 from cxr.study.costs import duration
+from cxr.study.names import labels_of
+from cxr.study.names import plural
+from cxr.study.names import task_in_words
+from cxr.study.predictions import count_images
+from cxr.study.predictions import read_predictions
 from cxr.study.results import Pretraining
 from cxr.study.results import ResultTable
 from cxr.study.results import Row
 from cxr.study.results import Run
-from cxr.study.results import count_images
-from cxr.study.results import plural
-from cxr.study.results import read_predictions
 
 UNKNOWN = "not recorded"
 # Flags that FACTS already shows, that name a model or a place, or that only say how to run. All other flags
 # are shown by their names if they differ between rows.
 SAID_BY_FACTS = FREE_TO_CHANGE | {
-    *("seed", "dataset_config_name", "labeler", "view", "uncertain", "max_train_samples", "image_size"),
+    *("seed", "dataset_config_name", "labeler", "view", "uncertain", "blank", "findings"),
+    *("evaluation_level", "max_train_samples", "image_size"),
     *("augmentation", "mask_ratio", "random_erasing_prob", "train_last_layer_only", "weight_decay"),
     *("num_train_epochs", "max_train_steps", "learning_rate", "base_learning_rate"),
     *(
@@ -130,13 +134,14 @@ def num_train_patients(run: Run) -> str:
 
 def images_of(run: Run, *, split: str) -> str:
     """Returns the number of images of a split; if the run has predictions, with patients and positives."""
+    level = run.results.evaluation_level
     if split == run.split:
-        return count_images(run.predictions)
+        return count_images(run.predictions, level)
     measured = getattr(run.results, split)
     path = run.folder / f"predictions_{split}.csv"
     if measured and path.is_file():
-        return count_images(read_predictions(path, measured.n))
-    return plural(measured.n, "image") if measured else "not measured"
+        return count_images(read_predictions(path, measured), level)
+    return plural(measured.n, level) if measured else "not measured"
 
 
 def data(run: Run) -> str:
@@ -145,8 +150,12 @@ def data(run: Run) -> str:
 
 def label_rule(run: Run) -> str:
     results = run.results
-    classes = " vs ".join(reversed(BINARY_TASKS.get(results.task, (results.task,))))
-    return f"{classes}, by {results.labeler}, uncertain counts as {results.uncertain}, {results.view} views"
+    task = task_in_words(results.task, labels_of(results.task, results.findings))
+    blank = f", blank counts as {results.blank}" * (results.blank != DATASET_DEFAULTS["blank"])
+    level = f", measured by {results.evaluation_level}"
+    level *= results.evaluation_level != EVALUATION_LEVELS[0]
+    uncertain = f"uncertain counts as {results.uncertain}"
+    return f"{task}, by {results.labeler}, {uncertain}{blank}, {results.view} views{level}"
 
 
 def commit(run: Run) -> str:

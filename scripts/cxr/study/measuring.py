@@ -6,20 +6,31 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from cxr.choices import VIEWS
+from cxr.choices import EVALUATION_LEVELS
 from cxr.evaluation import intervals
-from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
 from cxr.study import paper
 from cxr.study import results
+from cxr.study.by_finding import measure_findings
+from cxr.study.by_group import measure_by_group
+from cxr.study.names import DEFAULT_LABELS
+from cxr.study.names import RowName
+from cxr.study.names import TableName
+from cxr.study.predictions import arrays
+from cxr.study.predictions import read_predictions
+
+RADIOLOGIST_FILES = {
+    "image": "predictions_radiologist.csv",
+    "study": "predictions_radiologist_study.csv",
+}
 
 
 def measure_tables(
-    gathered: dict[results.TableName, results.RunsByRow], num_resamples: int
+    gathered: dict[TableName, results.RunsByRow], num_resamples: int
 ) -> list[results.ResultTable]:
     tables = []
     all_rows = {row for rows in gathered.values() for row in rows}
-    for name in sorted(gathered, key=results.TableName.order):
+    for name in sorted(gathered, key=TableName.order):
         rows = [
             results.Row(
                 name=row,
@@ -40,22 +51,27 @@ def measure_tables(
     return tables
 
 
-def published_row(table: results.TableName, row: results.RowName) -> dict[str, float]:
+def published_row(table: TableName, row: RowName) -> dict[str, float]:
     """Returns the paper's results for a row, {} if the paper has no such row."""
     is_papers = (table.task, table.view, table.training_mode) == ("finding", "frontal", "full")
-    if not is_papers or table.labels != results.DEFAULT_LABELS or not table.size.isdigit():
+    is_papers &= table.evaluation_level == EVALUATION_LEVELS[0]
+    if not is_papers or table.labels != DEFAULT_LABELS or not table.size.isdigit():
         return {}
     return paper.study_results(int(table.size), row.model, row.augmentation, row.masking)
 
 
 def measure_row(row: results.Row, num_resamples: int) -> None:
     """Computes a row's values and intervals from the predictions of its runs, and stores them in the row."""
-    weights = [weights_of(tuple(run.predictions["subject_id"]), num_resamples) for run in row.runs]
-    of_runs = [
-        intervals.weighted_metrics(*arrays(run.predictions), drawn, threshold=0.5)
-        for run, drawn in zip(row.runs, weights)
-    ]
-    for metric in intervals.METRICS:
+    predictions, names = [run.predictions for run in row.runs], row.runs[0].findings
+    weights = weights_of_all(predictions, num_resamples)
+    if names:
+        of_runs, row.by_finding = measure_findings(predictions, names, weights)
+    else:
+        of_runs = [
+            intervals.weighted_metrics(*arrays(one), drawn, threshold=0.5)
+            for one, drawn in zip(predictions, weights)
+        ]
+    for metric in of_runs[0]:
         values = np.array([found[metric] for found in of_runs])  # (runs, 1 + R)
         mean, defined = values.mean(axis=0), np.isfinite(values[:, 0]).all()
         around = mean[0] if metric == "ece" else None
@@ -65,7 +81,13 @@ def measure_row(row: results.Row, num_resamples: int) -> None:
         row.over_patients[metric] = over_patients
     if row.values["auroc"] is not None:
         row.aurocs = {run.results.seed: found["auroc"] for run, found in zip(row.runs, of_runs)}
-    row.by_view = auroc_by_view(row.runs, weights)
+    row.by_group = measure_by_group(predictions, names, weights[0])
+    if all(run.results.radiologist for run in row.runs):
+        row.against_radiologist = measure_against_radiologist(row.runs, num_resamples)
+
+
+def weights_of_all(predictions: list[pd.DataFrame], num_resamples: int) -> list[np.ndarray]:
+    return [weights_of(tuple(one["subject_id"]), num_resamples) for one in predictions]
 
 
 @functools.lru_cache(maxsize=4)
@@ -75,25 +97,30 @@ def weights_of(patients: tuple, num_resamples: int) -> np.ndarray:
     return np.concatenate([np.ones_like(drawn[:1]), drawn])
 
 
-def arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    return predictions["label"].to_numpy(), predictions["probability"].to_numpy(dtype=float)
-
-
-def auroc_by_view(
-    runs: list[results.Run], weights: list[np.ndarray]
-) -> dict[str, tuple[float, Interval | None, int]]:
-    """Returns, for each frontal view with both classes, AUROC, its interval and the number of images."""
-    found = {}
-    for view in VIEWS["frontal"]:
-        of_runs = []
-        for run, drawn in zip(runs, weights):
-            in_view = (run.predictions["view_position"] == view).to_numpy()
-            labels, probabilities = arrays(run.predictions[in_view])
-            if len(np.unique(labels)) == 2:
-                of_runs.append(intervals.weighted_auroc(labels, probabilities, drawn[:, in_view]))
-        if len(of_runs) == len(runs):
-            mean = np.mean(of_runs, axis=0)
-            found[view] = float(mean[0]), intervals.percentile_interval(mean[1:]), len(labels)
+def measure_against_radiologist(
+    runs: list[results.Run], num_resamples: int
+) -> dict[str, results.Measurement]:
+    """Returns the AUROC against the radiologist's labels by image and by study."""
+    found, names = {}, runs[0].findings
+    for level, file in RADIOLOGIST_FILES.items():
+        predictions = [
+            read_predictions(run.folder / file, getattr(run.results.radiologist, level)) for run in runs
+        ]
+        weights = weights_of_all(predictions, num_resamples)
+        if names:
+            of_runs, _ = measure_findings(predictions, names, weights)
+            aurocs = [means["auroc"] for means in of_runs]
+        else:
+            aurocs = [
+                intervals.weighted_auroc(*arrays(one), drawn) for one, drawn in zip(predictions, weights)
+            ]
+        mean = np.mean(aurocs, axis=0)  # (1 + R,)
+        is_defined = bool(np.isfinite(mean[0]))
+        found[level] = results.Measurement(
+            n=len(predictions[0]),
+            auroc=float(mean[0]) if is_defined else None,
+            interval=intervals.percentile_interval(mean[1:]) if is_defined else None,
+        )
     return found
 
 

@@ -87,7 +87,9 @@ def settings_in_words(settings: grid.Settings) -> Iterator[str]:
     """Yields each flag of a grid as it is written after --set."""
     for scope, changes in settings:
         for flag, value in changes.items():
-            yield f"{scope}.{flag}={value}".removeprefix(".")
+            separator = "," if flag == "findings" else " "
+            text = separator.join(map(str, value)) if isinstance(value, list) else value
+            yield f"{scope}.{flag}={text}".removeprefix(".")
 
 
 def preset_rows() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Draws the figures of a study: losses, learning curves, ROC curves and calibration."""
+"""Draws the figures of a study: losses, learning curves, ROC curves, calibration, findings."""
 
 import itertools
 import textwrap
@@ -16,6 +16,9 @@ from cxr.evaluation.intervals import reliability
 from cxr.evaluation.plots import as_label
 from cxr.evaluation.plots import new_figure
 from cxr.evaluation.plots import save_figure
+from cxr.study.by_finding import NOT_COUNTED
+from cxr.study.by_finding import FindingResult
+from cxr.study.by_finding import in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -214,6 +217,36 @@ def plot_calibration(rows: dict[str, list[Predictions]], path: Path, *, title: s
     axes.set(xlabel="probability", ylabel="share of positives (dot area: images)", aspect="equal")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
+    finish(figure, axes, path, title=title)
+
+
+def plot_findings(rows: dict[str, dict[str, FindingResult]], path: Path, *, title: str) -> None:
+    """Draws the AUROC of each finding as a dot per row with its interval over patients, the best on top."""
+    names = [name for name in in_order(list(rows.values())) if any(row[name].auroc for row in rows.values())]
+    figure = new_figure(8, 1.6 + len(names) * max(0.34, 0.11 * len(rows)))
+    axes = figure.subplots()
+    axes.axvline(0.5, color="gray", lw=0.8, ls=":")
+    step = 0.7 / len(rows)
+    for number, (row, results) in enumerate(rows.items()):
+        color, marker = style(number)["color"], MARKERS[number % len(MARKERS)]
+        shift = step * (number - (len(rows) - 1) / 2)
+        shown = [(height + shift, results[name]) for height, name in enumerate(names) if results[name].auroc]
+        heights, found = zip(*shown)
+        aurocs = np.array([one.auroc for one in found])
+        ends = np.array([(one.interval.low, one.interval.high) for one in found]).T  # (2, findings)
+        errors = np.maximum([aurocs - ends[0], ends[1] - aurocs], 0)
+        dots = {"fmt": marker, "color": color, "ms": 4.5, "elinewidth": 1.2}
+        axes.errorbar(aurocs, heights, xerr=errors, label=as_label(row), **dots)
+    counted = next(iter(rows.values()))
+    labels = [name + (NOT_COUNTED if not counted[name].is_counted else "") for name in names]
+    axes.set_yticks(range(len(names)), labels)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("AUROC, 95 % interval over patients")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", alpha=0.3)
+    for height in range(1, len(names)):
+        axes.axhline(height - 0.5, color="0.9", lw=0.8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     finish(figure, axes, path, title=title)
 
 

@@ -1,41 +1,61 @@
 """Writes a study's report: the answer, figures, an HTML page, Markdown and CSV."""
 
 import base64
-import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cxr.evaluation.findings import MIN_POSITIVES
 from cxr.evaluation.intervals import MIN_SEEDS
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
+from cxr.evaluation.subgroups import MIN_LABELS
+from cxr.evaluation.subgroups import MIN_PATIENTS
 from cxr.run_folder.files import write_text
-from cxr.run_folder.record import RunRecord
-from cxr.study import plots
+from cxr.run_folder.measured import Gap
 from cxr.study.answer import Answer
 from cxr.study.answer import format_p
 from cxr.study.answer import sentence
 from cxr.study.answer import training_images
+from cxr.study.by_finding import NOT_COUNTED
+from cxr.study.by_finding import best
+from cxr.study.by_finding import in_order
+from cxr.study.by_finding import why_not_counted
+from cxr.study.by_group import gap_lines
+from cxr.study.by_group import group_lines
+from cxr.study.by_group import group_notes
+from cxr.study.figures import measured_on
 from cxr.study.how_trained import how_trained
-from cxr.study.measuring import arrays
+from cxr.study.names import format_number
+from cxr.study.names import plural
 from cxr.study.results import OUR_METRICS
-from cxr.study.results import PAPER_METRICS
 from cxr.study.results import ResultTable
-from cxr.study.results import TableName
-from cxr.study.results import format_number
-from cxr.study.results import plural
+from cxr.study.results import Run
+from cxr.study.spreadsheets import csv_text
+from cxr.study.spreadsheets import findings_csv_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAPERS_WORD = (
     "The column AUC, named as in the paper, is AUROC; the column augmentation is the paper's “transformer”."
 )
 UNDERTRAINED = "†"
+THRESHOLD_WORD = f"Accuracy, precision, F1 and recall are at a threshold of 0.5. {PAPERS_WORD}"
+MACRO_WORD = (
+    "Macro AUROC and macro AP (average precision) are means over the findings, CheXpert-5 AUROC over the "
+    f"five of its competition; a finding counts with at least {MIN_POSITIVES} positive labels and a negative "
+    "one."
+)
+GROUPS_WORD = (
+    "AUROC is the mean over seeds, with its 95 % interval over patients. A gap is the largest difference "
+    f"between two groups with at least {MIN_PATIENTS} patients and {MIN_LABELS} labels of each class; p is "
+    "corrected by Holm's method for all pairs of groups of all attributes of a model. A gap need not come "
+    "from the group itself: its images may be harder, or the labels of its reports worse."
+)
 
 
 def why_not_compared(table: ResultTable) -> str:
@@ -70,6 +90,9 @@ def notes(table: ResultTable) -> list[str]:
     """Returns notes that a reader needs to interpret the table."""
     said = [why_not_compared(table)] * bool(why_not_compared(table))
     said += [f"{UNDERTRAINED} {row.label} is undertrained: {row.undertrained}." for row in table.undertrained]
+    if table.projection_auroc is not None:
+        view = f"The view alone (AP or PA) reaches an AUROC{table.mean} of {table.projection_auroc:.2f}."
+        said.append(view)
     if any(row.published for row in table.rows):
         said.append(
             "The paper's numbers are from its own validation images, which are not known, and have no "
@@ -78,90 +101,53 @@ def notes(table: ResultTable) -> list[str]:
     return said
 
 
-def draw_figures(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
-    """Draws the figures of each table; returns the figures over several tables: caption -> file."""
-    folder.mkdir(exist_ok=True)
-    for table in tables:
-        title, slug = plots.as_label(table.title), table.name.slug
-        epochs = {
-            row.label: [RunRecord(run.folder, enabled=False).epochs() for run in row.runs]
-            for row in table.measured
-        }
-        epochs = {label: runs for label, runs in epochs.items() if all(runs)}
-        of_both_classes = [row for row in table.measured if row.values["auroc"] is not None]
-        predictions = {row.label: [arrays(run.predictions) for run in row.runs] for row in of_both_classes}
-        of_seeds = ", the mean over seeds" if any(len(row.runs) > 1 for row in table.measured) else ""
-        spread = "; the band is the range over seeds" if of_seeds else ""
-        for kind, plot, rows, caption in (
-            ("loss", plots.plot_mean_losses, epochs, f"Mean loss by epoch{spread}"),
-            ("roc", plots.plot_roc, predictions, f"ROC curves{of_seeds}, {table.n}"),
-            ("calibration", plots.plot_calibration, predictions, f"Reliability diagram, {table.n}"),
-        ):
-            if rows:
-                table.figures[caption] = folder / f"{kind}-{slug}.png"
-                plot(rows, table.figures[caption], title=title)
-    return draw_learning_curves(tables, folder)
-
-
-def draw_learning_curves(tables: list[ResultTable], folder: Path) -> dict[str, Path]:
-    """Draws a figure for each group of tables that differ only in the training size; caption -> file."""
-    groups: dict[TableName, list[ResultTable]] = defaultdict(list)
-    for table in tables:
-        groups[table.name.of_any_size].append(table)
-    figures = {}
-    for group, of_group in groups.items():
-        rows = [row for table in of_group for row in table.measured if row.values["auroc"] is not None]
-        over_seeds = all(row.over_seeds["auroc"] for row in rows)  # the same kind of bar for all
-        curves: dict[str, plots.Curve] = {}
-        for row in rows:
-            label = dataclasses.replace(row.name, model="").label(one.name for one in rows).removeprefix(", ")
-            curve = plots.Curve(panel=row.name.model, label=label or row.architecture, full_label=row.label)
-            size = row.runs[0].results.num_train_images
-            interval = (row.over_seeds if over_seeds else row.over_patients)["auroc"]
-            curves.setdefault(row.label, curve).points.append((size, row.values["auroc"], interval))
-        if len({size for curve in curves.values() for size in curve.sizes}) > 1:
-            path = folder / f"auroc-by-size-{group.slug}.png"
-            title = f"{group.title} ({measured_on(of_group)})"
-            plots.plot_learning_curves(list(curves.values()), path, title=plots.as_label(title))
-            bars = "seeds" if over_seeds else "patients"
-            figures[f"AUROC against training images: {title}. The bars are 95 % intervals over {bars}"] = path
-    return figures
-
-
-def measured_on(tables: list[ResultTable]) -> str:
-    return " or ".join(dict.fromkeys(table.n for table in tables if table.measured))
-
-
 def signed(difference: Difference) -> str:
     return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
-def span(interval: Interval | None) -> str:
-    return f"[{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
+def span(interval: Interval | list[float] | None) -> str:
+    """Returns an interval as text; in a record it is a pair."""
+    if not interval:
+        return ""
+    low, high = (interval.low, interval.high) if isinstance(interval, Interval) else interval
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def gap_in_words(gap: Gap) -> str:
+    return f"{gap.difference:.3f} [{gap.interval[0]:+.3f}, {gap.interval[1]:+.3f}]"
+
+
+def of_run(run: Run, metric: str) -> str:
+    """Returns a metric of one run as text, "" if a run of its task has no such metric."""
+    return format_number(getattr(run.measured, metric)) if hasattr(run.measured, metric) else ""
+
+
+def metrics_word(tables: list[ResultTable]) -> str:
+    kinds = {table.name.is_multi_label for table in tables}
+    return " ".join([THRESHOLD_WORD] * (False in kinds) + [MACRO_WORD] * (True in kinds))
+
+
+def radiologist_headings(table: ResultTable) -> list[str]:
+    """Returns the headings of AUROC by the table's own labels, and by the radiologist's on both levels."""
+    measured = next(row.against_radiologist for row in table.measured if row.against_radiologist)
+    labeler = table.measured[0].runs[0].results.labeler
+    counts = {level: plural(one.n, level) for level, one in measured.items()}
+    return [f"{labeler}, whole split", *(f"radiologist, {count}" for count in counts.values())]
+
+
+def radiologist_word(table: ResultTable) -> str:
+    reference = table.radiologist
+    changed = plural(reference.num_changed_by_devices, "study")
+    return (
+        f"One radiologist read the reports of these {plural(reference.num_studies, 'study')}, not the "
+        f"images. In {changed}, a device is all that was found: No Finding to the radiologist, a finding by the "
+        "paper's rule."
+    )
 
 
 def embed(path: Path) -> str:
     """Returns a PNG as a data URL, to embed it in the page."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def csv_text(tables: list[ResultTable]) -> str:
-    """Returns the CSV, a line per row: its place in the grid, metrics, intervals and the paper's results."""
-    lines = []
-    for name, row in [(table.name, row) for table in tables for row in table.rows]:
-        line = dataclasses.asdict(name) | dataclasses.asdict(row.name)
-        line |= {"seeds": len(row.runs), "seeds_planned": row.num_planned}
-        line["n"] = len(row.runs[0].predictions) if row.runs else None
-        for metric in (*PAPER_METRICS, *OUR_METRICS):
-            line[metric] = row.values.get(metric)
-            for over, intervals in (("seeds", row.over_seeds), ("patients", row.over_patients)):
-                for end in ("low", "high"):
-                    line[f"{metric}_{over}_{end}"] = getattr(intervals.get(metric), end, None)
-            line[f"{metric}_published"] = row.published.get(metric)
-        lines.append(line)
-    # dtype=object, because missing values would turn a column of whole numbers into floats.
-    table = pd.DataFrame(lines, dtype=object).rename(columns={"size": "train_size"})
-    return table.to_csv(index=False, lineterminator="\n")
 
 
 def write_report(
@@ -175,13 +161,13 @@ def write_report(
 ) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: name.startswith("report.html"),
+        autoescape=lambda name: name.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": format_number, "signed": signed, "span": span, "embed": embed}
-    environment.filters |= {"p": format_p, "plural": plural}
+    environment.filters |= {"p": format_p, "plural": plural, "gap": gap_in_words}
     # Escapes a name in a Markdown table.
     environment.filters["cell"] = lambda text: str(text).replace("|", "/").replace("<", "&lt;")
     environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
@@ -197,13 +183,24 @@ def write_report(
         "differing": differing,
         "tables": tables,
         "figures": figures,
-        "paper_metrics": PAPER_METRICS,
         "our_metrics": OUR_METRICS,
         "notes": notes,
         "general_notes": general_notes(tables),
-        "papers_word": PAPERS_WORD,
+        "metrics_word": metrics_word(tables),
+        "has_several": any(table.name.is_multi_label for table in tables),
+        "in_order": in_order,
+        "best": best,
+        "why_not_counted": why_not_counted,
+        "not_counted": NOT_COUNTED,
+        "group_lines": group_lines,
+        "gap_lines": gap_lines,
+        "group_notes": group_notes,
+        "groups_word": GROUPS_WORD,
+        "level_of": lambda table: plural(2, table.name.evaluation_level).removeprefix("2 "),
+        "radiologist_headings": radiologist_headings,
+        "radiologist_word": radiologist_word,
+        "of_run": of_run,
         "undertrained": UNDERTRAINED,
-        "view_headings": lambda table: [f"AUROC, {view}" for view in table.views],
         "num_resamples": num_resamples,
         "runs": [run for table in tables for row in table.rows for run in row.runs],
         "missing": sum(row.num_planned - len(row.runs) for table in tables for row in table.rows),
@@ -211,6 +208,8 @@ def write_report(
     for name in ("report.html", "report.md"):
         write_text(output_dir / name, environment.get_template(f"{name}.j2").render(content))
     write_text(output_dir / "report.csv", csv_text(tables))
+    if content["has_several"]:
+        write_text(output_dir / "report-findings.csv", findings_csv_text(tables))
 
 
 def grouped(answers: list[Answer]) -> dict[str, list[Answer]]:
@@ -220,7 +219,8 @@ def grouped(answers: list[Answer]) -> dict[str, list[Answer]]:
     for one in answers:
         name = one.table.name.of_any_size
         context = name.title if len(names) > 1 else f"{name.split} split"
-        groups[f"{one.question} ({context}, {one.table.n})"].append(one)
+        mean = ", mean AUROC over findings" * name.is_multi_label
+        groups[f"{one.question} ({context}{mean}, {one.table.n})"].append(one)
     return groups
 
 
@@ -245,7 +245,7 @@ def print_table(table: ResultTable, console: Console) -> None:
     is_wide = console.width >= 100
     shown = Table(title=escape(table.title))
     shown.add_column("", overflow="fold", min_width=20)
-    metrics = PAPER_METRICS if is_wide else {"auroc": "AUROC"}
+    metrics = table.metrics if is_wide else {"auroc": "AUROC"}
     intervals = {"patients": "over_patients"} | ({"seeds": "over_seeds"} if is_wide else {})
     intervals = {
         over: name

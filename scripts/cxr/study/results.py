@@ -1,9 +1,7 @@
 """Reads finished runs and gathers them into the tables and rows of a report."""
 
 import dataclasses
-import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -11,17 +9,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxr.choices import BINARY_TASKS
+from cxr.choices import CHEXPERT5
+from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LABEL_OPTIONS
-from cxr.choices import VIEWS
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
 from cxr.run_folder import record
-from cxr.run_folder.measured import Measured
+from cxr.run_folder.measured import AgainstRadiologist
+from cxr.run_folder.measured import Groups
+from cxr.run_folder.measured import MeasuredFindings
+from cxr.run_folder.measured import MeasuredSplit
 from cxr.study import grid
+from cxr.study.by_finding import FindingResult
+from cxr.study.names import RowName
+from cxr.study.names import TableName
+from cxr.study.names import labels_in_words
+from cxr.study.names import labels_of
+from cxr.study.predictions import count_images
+from cxr.study.predictions import read_predictions
 
 # The columns of the paper's tables under its headings, and our own columns.
 PAPER_METRICS = {
@@ -32,80 +39,12 @@ PAPER_METRICS = {
     "auroc": "AUC",
 }
 OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece": "ECE"}
+MACRO_METRICS = {"auroc": "Macro AUROC", "average_precision": "Macro AP"}  # of a task with several labels
+CHEXPERT5_METRICS = {"chexpert5_auroc": "CheXpert-5 AUROC"}
 LOWER_IS_BETTER = ("brier", "ece")
-PREDICTION_COLUMNS = ("dicom_id", "subject_id", "view_position", "label", "probability")
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
-DEFAULT_LABELS = f"{LABEL_OPTIONS['labeler']}, uncertain {LABEL_OPTIONS['uncertain']}"
-
-
-@dataclass(frozen=True, order=True)
-class TableName:
-    """What the rows of a table have in common."""
-
-    task: str
-    view: str
-    training_mode: str
-    labels: str  # the labeler, and how uncertain labels count
-    split: str
-    size: str  # "all" or a number
-
-    def order(self) -> tuple:
-        """Returns the sort key of tables, small training sizes first."""
-        return self.task, self.view, self.training_mode, float("inf" if self.size == "all" else self.size)
-
-    @property
-    def title(self) -> str:
-        sizes = {"": [], "all": ["all training images"]}
-        parts = [" vs ".join(reversed(BINARY_TASKS.get(self.task, (self.task,))))]
-        parts += sizes[self.size] if self.size in sizes else [plural(int(self.size), "training image")]
-        return ", ".join([*parts, f"{self.view} views", *self.unusual(), f"{self.split} split"])
-
-    @property
-    def of_any_size(self) -> "TableName":
-        return dataclasses.replace(self, size="")
-
-    @property
-    def slug(self) -> str:
-        split = [self.split] * (self.split != "test")
-        parts = [self.task, *[self.view] * (self.view != "frontal"), *self.unusual(), *split, self.size]
-        return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()) for part in parts if part)
-
-    def unusual(self) -> list[str]:
-        mode = ["last layer only"] * (self.training_mode == "last_layer")
-        return mode + [self.labels] * (self.labels != DEFAULT_LABELS)
-
-
-@dataclass(frozen=True, order=True)
-class RowName:
-    """The first three columns of a row, as in the paper."""
-
-    model: str
-    augmentation: str
-    masking: float
-    masking_kind: str
-    setup: str = ""  # flags that distinguish it from a row that is otherwise equal
-
-    @property
-    def augmented(self) -> str:
-        return "not augmented" if self.augmentation == "none" else f"augmented ({self.augmentation})"
-
-    @property
-    def masked(self) -> str:
-        erased = " erased" * (self.masking_kind == "erasing")
-        return f"{self.masking:.2f}{erased}" if self.masking else ""
-
-    @property
-    def share_masked(self) -> str:
-        """Returns the masking as a phrase for a sentence."""
-        verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
-        return f"{self.masking:.0%} {verb}" if self.masking else "nothing masked"
-
-    def label(self, others: Iterable["RowName"]) -> str:
-        """Returns the name for sentences and legends, without an augmentation that all `others` share."""
-        parts = [self.model]
-        parts += [self.augmented] * any(other.augmentation != self.augmentation for other in others)
-        parts += [self.share_masked] * bool(self.masking)
-        return ", ".join([*parts, *[self.setup] * bool(self.setup)])
+# Flags that the table's name has, so that no row's name repeats them.
+IN_TABLE_NAMES = ("findings", "blank", "evaluation_level")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +68,22 @@ class Run:
     predictions: pd.DataFrame
 
     @property
-    def measured(self) -> Measured:
+    def measured(self) -> MeasuredSplit | MeasuredFindings:
         return getattr(self.results, self.split)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Returns the labels of a model with several of them, () if it has one."""
+        return tuple(self.measured.findings) if isinstance(self.measured, MeasuredFindings) else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The mean AUROC of a row's runs on other labels than the table's, with its interval over patients."""
+
+    n: int  # images or studies
+    auroc: float | None
+    interval: Interval | None
 
 
 RunsByRow = dict[RowName, tuple[list[Run], int]]  # the finished runs, and the number of planned ones
@@ -147,7 +100,9 @@ class Row:
     values: dict[str, float | None] = field(default_factory=dict)  # means over seeds
     over_seeds: dict[str, Interval | None] = field(default_factory=dict)
     over_patients: dict[str, Interval | None] = field(default_factory=dict)
-    by_view: dict[str, tuple[float, Interval | None, int]] = field(default_factory=dict)  # AUROC, n
+    by_finding: dict[str, FindingResult] = field(default_factory=dict)
+    by_group: Groups | None = None
+    against_radiologist: dict[str, Measurement] = field(default_factory=dict)  # by image and by study
     aurocs: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> (1 + R,): measured, then resampled
     published: dict[str, float] = field(default_factory=dict)
 
@@ -206,7 +161,8 @@ class ResultTable:
     @property
     def n(self) -> str:
         """Returns in words the images that the rows were measured on."""
-        counts = list(dict.fromkeys(count_images(row.runs[0].predictions) for row in self.measured))
+        level = self.name.evaluation_level
+        counts = list(dict.fromkeys(count_images(row.runs[0].predictions, level) for row in self.measured))
         return " or ".join(f"n = {count}" for count in counts) or "nothing measured yet"
 
     @property
@@ -214,9 +170,35 @@ class ResultTable:
         return f"{self.name.title} ({self.n})"
 
     @property
-    def views(self) -> list[str]:
-        """Returns the views with an AUROC in at least one row."""
-        return [view for view in VIEWS["frontal"] if any(view in row.by_view for row in self.measured)]
+    def metrics(self) -> dict[str, str]:
+        """Returns the metrics of the main table, with their headings."""
+        if not self.name.is_multi_label:
+            return PAPER_METRICS
+        has_more = set(CHEXPERT5) < set(self.name.findings)
+        return MACRO_METRICS | (CHEXPERT5_METRICS if has_more else {})
+
+    @property
+    def radiologist(self) -> AgainstRadiologist | None:
+        """Returns how well the labelers agree with the radiologist, which is the same for all runs."""
+        runs = [run for row in self.measured if row.against_radiologist for run in row.runs]
+        return runs[0].results.radiologist if runs else None
+
+    @property
+    def projection_auroc(self) -> float | None:
+        """Returns the AUROC of the view alone, the mean over the runs; None if a run has not measured it."""
+        found = [run.measured.projection_auroc for row in self.measured for run in row.runs]
+        return None if not found or None in found else sum(found) / len(found)
+
+    def projection_of(self, finding: str) -> float | None:
+        """Returns the same of one of several labels."""
+        runs = [run for row in self.measured for run in row.runs]
+        found = [run.measured.findings[finding].projection_auroc for run in runs]
+        return None if None in found else sum(found) / len(found)
+
+    @property
+    def mean(self) -> str:
+        """Returns what the AUROC of a row is the mean over, as a remark in parentheses; "" for one label."""
+        return " (mean over findings)" * self.name.is_multi_label
 
     def is_best(self, row: Row, metric: str) -> bool:
         """Returns whether a row has the best value of a column, which is underlined as in the paper."""
@@ -254,7 +236,7 @@ def read_run(folder: Path, cell: grid.ClassificationCell | None) -> Run:
         results=results,
         pretraining=find_pretraining(folder, results, needs=cell.needs if cell else None),
         split=split,
-        predictions=read_predictions(folder / f"predictions_{split}.csv", getattr(results, split).n),
+        predictions=read_predictions(folder / f"predictions_{split}.csv", getattr(results, split)),
     )
 
 
@@ -269,23 +251,6 @@ def find_pretraining(
         if isinstance(its_results := record.read_results(found), record.PretrainingResults):
             return Pretraining(args=record.Arguments.read(found / "args.json"), results=its_results)
     return None
-
-
-def read_predictions(path: Path, num_images: int) -> pd.DataFrame:
-    """Returns the predictions that a run wrote, a row per image. Raises UserError if they are not valid."""
-    types = {"dicom_id": str, "view_position": str, "label": float, "probability": float}
-    try:
-        # "" means an unknown view, not a missing value.
-        predictions = pd.read_csv(path, dtype=types, usecols=PREDICTION_COLUMNS, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not what a run writes: {one_line(error)}; run it again") from error
-    in_range = predictions["label"].isin((0, 1)) & predictions["probability"].between(0, 1)
-    if not in_range.all() or len(predictions) != num_images:
-        raise UserError(
-            f"{path}: not what a run writes: expected labels 0 or 1 and probabilities from 0 to 1 for the "
-            f"{num_images} images of results.json; run it again"
-        )
-    return predictions.astype({"label": int})
 
 
 def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
@@ -322,14 +287,16 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
         cell = plan.get(folder)
         run = read_run(folder, cell) if folder in finished else None
         point = run.point if run else cell.point
-        labels = run.results.as_json() if run else LABEL_OPTIONS | cell.flags
+        options = run.results.as_json() if run else LABEL_OPTIONS | cell.flags
         table = TableName(
             task=point.task,
             view=point.view,
             training_mode=point.training_mode,
-            labels=f"{labels['labeler']}, uncertain {labels['uncertain']}",
+            labels=labels_in_words(options),
             split=run.split if run else "test",
             size=grid.size_name(point.train_size),
+            findings=labels_of(point.task, options.get("findings")),
+            evaluation_level=options.get("evaluation_level", EVALUATION_LEVELS[0]),
         )
         row = row_name(point)
         known, num_planned = tables[table].get(row, ([], 0))
@@ -343,7 +310,7 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
 def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow:
     """Splits a row whose runs differ in flags into rows that have those flags in their names."""
     # The model of a study's own pretraining has the seed in its path; any other is in the row's name.
-    free = {*record.FREE_TO_CHANGE, "seed", "model_name_or_path"}
+    free = {*record.FREE_TO_CHANGE, *IN_TABLE_NAMES, "seed", "model_name_or_path"}
     setups = [
         {name: value for name, value in run.args.flags.items() if name not in free}
         | {"images_per_step": run.results.images_per_step}
@@ -388,17 +355,3 @@ def check_samples(rows: list[Row], table: TableName) -> None:
                 f"{run.folder} and {first} would be in one table ({table.title}), but "
                 "were trained on different images; expected the same sample; report them separately"
             )
-
-
-def count_images(predictions: pd.DataFrame) -> str:
-    """Returns the numbers of images, patients and positive images as text."""
-    patients = plural(predictions["subject_id"].nunique(), "patient")
-    return f"{plural(len(predictions), 'image')} of {patients}, {predictions['label'].sum():,} positive"
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def format_number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
