@@ -39,6 +39,7 @@ import torch
 from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LEARNING_RATES
+from cxr.choices import RANDAUGMENT
 from cxr.cli import arguments
 from cxr.data import transforms
 from cxr.data.images import RADIOLOGIST
@@ -112,6 +113,8 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
 def warn_of_flags_without_effect(args: argparse.Namespace, config: PretrainedConfig) -> None:
     if args.crop_scale != classification.DEFAULT_CROP_SCALE and args.augmentation != "mae":
         logger.warning("--crop_scale has no effect without --augmentation mae")
+    if args.randaugment != RANDAUGMENT and args.augmentation != "mae":
+        logger.warning("--randaugment has no effect without --augmentation mae")
     if args.sync_batchnorm and config.model_type != "resnet":
         logger.warning("--sync_batchnorm has no effect: a ViT has no batch normalisation")
     arguments.warn_of_flags_without_effect(args)
@@ -174,6 +177,7 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
         image_size,
         crop_scale=args.crop_scale,
         random_erasing_prob=args.random_erasing_prob,
+        randaugment=args.randaugment,
     )
     mixing = Mixing(mixup=args.mixup, cutmix=args.cutmix) if args.mixup or args.cutmix else None
     options = {"seed": args.seed, "num_patches": num_patches, "mixing": mixing}

@@ -26,6 +26,9 @@ LABEL_OPTIONS = {"dataset_config_name": DATASET_DEFAULTS["task"]} | {
 AUGMENTATIONS = ("none", "classic", "mae")
 CLASS_WEIGHTS = ("balanced",)
 EVALUATION_LEVELS = ("image", "study")
+# RandAugment by timm's names: magnitude m, number of operations n, standard deviation of the magnitude mstd.
+RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+RANDAUGMENT_NAMES = r"rand-m(\d+(?:\.\d+)?)(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?-inc1"
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "all")
 

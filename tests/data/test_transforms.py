@@ -124,6 +124,24 @@ def test_each_of_timms_15_operations_is_applied_half_of_the_time_at_about_magnit
     assert (signs == 1).mean() == pytest.approx(0.5, abs=0.03) and set(signs) == {-1, 1}
 
 
+def test_a_name_of_timm_decides_the_number_of_operations_and_their_magnitude(monkeypatch):
+    strengths, numbers = [], []
+    monkeypatch.setattr(
+        transforms,
+        "apply_operation",
+        lambda operation, image, strength, sign: strengths.append(strength) or image,
+    )
+    torch.manual_seed(0)
+    for _ in range(1000):
+        before = len(strengths)
+        transforms.RandAugment("rand-m6-n3-mstd0.5-inc1")(torch.zeros(1, 4, 4, dtype=torch.uint8))
+        numbers.append(len(strengths) - before)
+    assert max(numbers) == 3 and np.mean(numbers) == pytest.approx(1.5, abs=0.1)
+    assert (np.mean(strengths), np.std(strengths)) == pytest.approx((0.6, 0.05), abs=0.01)
+    exact = transforms.RandAugment("rand-m7-inc1")
+    assert (exact.magnitude, exact.magnitude_std, exact.num_operations) == (7.0, 0.0, 2)
+
+
 def every_gray() -> torch.Tensor:
     return torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
 

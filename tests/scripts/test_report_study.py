@@ -22,10 +22,10 @@ from cxr.study import grid
 from cxr.study.measuring import arrays
 from cxr.study.measuring import measure_tables
 from cxr.study.measuring import published_row
+from cxr.study.names import DEFAULT_LABELS
 from cxr.study.paper import study_results
 from cxr.study.report import general_notes
 from cxr.study.report import notes
-from cxr.study.names import DEFAULT_LABELS
 from cxr.study.results import ResultTable
 from cxr.study.results import RowName
 from cxr.study.results import TableName

@@ -2,17 +2,29 @@
 
 import argparse
 import functools
+import re
 
 from cxr.choices import AUGMENTATIONS
 from cxr.choices import CLASS_WEIGHTS
 from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LEARNING_RATES
+from cxr.choices import RANDAUGMENT
+from cxr.choices import RANDAUGMENT_NAMES
 from cxr.cli import arguments
 from cxr.cli import command_line
 from cxr.cli.command_line import ArgumentParser
 from cxr.models.architectures import CONFIGS
 
 DEFAULT_CROP_SCALE = (0.08, 1.0)  # He et al. 2022
+
+
+def randaugment_name(text: str) -> str:
+    found = re.fullmatch(RANDAUGMENT_NAMES, text)
+    if not found or float(found[1]) > 10:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a name such as {RANDAUGMENT}, with m up to 10"
+        )
+    return text
 
 
 def parse_args(
@@ -30,6 +42,14 @@ def parse_args(
         "--augmentation", choices=AUGMENTATIONS, default="none", help="augmentation of the training images"
     )
     arguments.add_crop_scale(study, "the random crop of --augmentation mae", default=DEFAULT_CROP_SCALE)
+    study.add_argument(
+        "--randaugment",
+        type=randaugment_name,
+        metavar="NAME",
+        default=RANDAUGMENT,
+        help="RandAugment of --augmentation mae, by timm's names: magnitude m from 0 to 10, its standard "
+        "deviation mstd, number of operations n (default of n: 2)",
+    )
     erased = "probability that a rectangle of a training image is replaced by noise"
     command_line.add_number(study, "--random_erasing_prob", command_line.probability, erased, default=0.0)
     hidden = "share of the patches hidden from a ViT in training; in an evaluation it sees all"

@@ -5,12 +5,15 @@ image.
 """
 
 import math
+import re
 
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cxr.choices import AUGMENTATIONS
+from cxr.choices import RANDAUGMENT
+from cxr.choices import RANDAUGMENT_NAMES
 
 # The gray of areas that a rotation or a shift uncovers: the mean of MIMIC-CXR-JPG (0.4978 * 255).
 FILL = 127
@@ -75,23 +78,27 @@ def pretraining_transform(
 
 
 class RandAugment(v2.Transform):
-    """Applies RandAugment to gray images, as timm's `rand-m9-mstd0.5-inc1`, which MAE's fine-tuning uses.
+    """Applies RandAugment to gray images as timm does, by timm's names: `rand-m9-mstd0.5-inc1` in MAE's code.
 
-    Two operations are drawn with replacement. Each is applied with probability 0.5 and a magnitude from
-    N(9, 0.5), clipped to [0, 10]; "inc1" means that a higher magnitude makes every operation stronger.
+    Operations are drawn with replacement, 2 of them or, with n3 in the name, 3. Each is applied with
+    probability 0.5 and a magnitude from a normal distribution, with mean 9 (m9) and standard deviation 0.5
+    (mstd0.5), clipped to [0, 10]; "inc1" means that a higher magnitude makes every operation stronger.
     torchvision's RandAugment(2, 9) is a different, much weaker transform: its magnitude is 9 out of 30, and
     it always applies both operations.
     """
 
-    NUM_OPERATIONS = 2
     PROBABILITY = 0.5
-    MAGNITUDE_MEAN = 9.0
-    MAGNITUDE_STD = 0.5
+
+    def __init__(self, name: str = RANDAUGMENT):
+        super().__init__()
+        magnitude, number, std = re.fullmatch(RANDAUGMENT_NAMES, name).groups()
+        self.magnitude, self.magnitude_std = float(magnitude), float(std or 0)
+        self.num_operations = int(number or 2)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        for _ in range(self.NUM_OPERATIONS):
+        for _ in range(self.num_operations):
             choice, apply = int(torch.randint(len(OPERATIONS), ())), bool(torch.rand(()) < self.PROBABILITY)
-            magnitude = float(torch.randn(())) * self.MAGNITUDE_STD + self.MAGNITUDE_MEAN
+            magnitude = float(torch.randn(())) * self.magnitude_std + self.magnitude
             sign = -1 if torch.rand(()) < 0.5 else 1
             if apply:
                 strength = min(max(magnitude, 0.0), 10.0) / 10.0
@@ -186,11 +193,11 @@ class RandomErasing(v2.Transform):
         return image
 
 
-def _none(image_size, crop_scale):
+def _none(image_size, crop_scale, randaugment):
     return [evaluation_transform(image_size)]
 
 
-def _classic(image_size, crop_scale):
+def _classic(image_size, crop_scale, randaugment):
     bilinear = v2.InterpolationMode.BILINEAR
     return [
         evaluation_transform(image_size),
@@ -200,8 +207,8 @@ def _classic(image_size, crop_scale):
     ]
 
 
-def _mae(image_size, crop_scale):
-    return [RandomResizedCrop(image_size, crop_scale), RandomHorizontalFlip(), RandAugment()]
+def _mae(image_size, crop_scale, randaugment):
+    return [RandomResizedCrop(image_size, crop_scale), RandomHorizontalFlip(), RandAugment(randaugment)]
 
 
 STEPS = {"none": _none, "classic": _classic, "mae": _mae}
@@ -209,10 +216,15 @@ assert tuple(STEPS) == AUGMENTATIONS
 
 
 def training_transform(
-    augmentation: str, image_size: int, *, crop_scale: tuple[float, float], random_erasing_prob: float
+    augmentation: str,
+    image_size: int,
+    *,
+    crop_scale: tuple[float, float],
+    random_erasing_prob: float,
+    randaugment: str = RANDAUGMENT,
 ) -> v2.Transform:
-    """Returns the training transform of a classification run; `crop_scale` is for "mae" only."""
-    steps = STEPS[augmentation](image_size, crop_scale)
+    """Returns a classifier's training transform; `crop_scale` and `randaugment` are for "mae" only."""
+    steps = STEPS[augmentation](image_size, crop_scale, randaugment)
     return v2.Compose([*steps, RandomErasing(random_erasing_prob)] if random_erasing_prob else steps)
 
 

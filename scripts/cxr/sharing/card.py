@@ -65,6 +65,7 @@ HYPERPARAMETERS = (
     "crop_scale",
     "horizontal_flip",
     "augmentation",
+    "randaugment",
     "random_erasing_prob",
     "train_last_layer_only",
     "num_train_epochs",
