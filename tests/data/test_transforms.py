@@ -126,11 +126,12 @@ def test_each_of_timms_15_operations_is_applied_half_of_the_time_at_about_magnit
 
 def test_a_name_of_timm_decides_the_number_of_operations_and_their_magnitude(monkeypatch):
     strengths, numbers = [], []
-    monkeypatch.setattr(
-        transforms,
-        "apply_operation",
-        lambda operation, image, strength, sign: strengths.append(strength) or image,
-    )
+
+    def note(operation, image, strength, sign):
+        strengths.append(strength)
+        return image
+
+    monkeypatch.setattr(transforms, "apply_operation", note)
     torch.manual_seed(0)
     for _ in range(1000):
         before = len(strengths)
