@@ -272,7 +272,7 @@ def train(run: Run, patch_dropout: PatchDropout) -> None:
 
 def validate(run: Run) -> dict:
     """Returns the loss and the metrics of the validation split, at thresholds chosen on it."""
-    logits, labels, loss = evaluate(run, run.model, run.eval_loader, split="validation")
+    logits, labels, loss = evaluate(run, run.evaluated, run.eval_loader, split="validation")
     images, level = run.eval_loader.dataset.images, run.args.evaluation_level
     scores = make_scores(logits, labels, images, level=level, split="validation")
     return {"eval_loss": loss, **scores.measure(scores.choose_thresholds())}
@@ -424,6 +424,7 @@ def main(argv: list[str] | None = None) -> None:
     one_step = functools.partial(synthetic_loss, image_size=image_size)
     run.plan(model, image_processor, one_step, num_images=len(sets["train"]), betas=(0.9, 0.999))
     default = classification.describe_default_learning_rate(args)
+    patch_dropout.noise = None
     run.log_plan(
         {"model": arguments.describe_model(args), **describe_sets(sets), "default learning rate": default}
     )

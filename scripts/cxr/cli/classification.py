@@ -101,6 +101,12 @@ def parse_args(
         default=0.0,
     )
     number(
+        "--ema_decay",
+        command_line.share_below_one,
+        "evaluate and save a moving average of the weights; X is the share that it keeps per step, such as "
+        "0.999 (default: no average)",
+    )
+    number(
         "--early_stopping_patience",
         command_line.positive_int,
         "stop when N epochs in a row were not better than the best one (default: train all epochs)",

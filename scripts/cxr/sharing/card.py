@@ -79,6 +79,7 @@ HYPERPARAMETERS = (
     "layer_decay",
     "drop_path",
     "label_smoothing",
+    "ema_decay",
     "mixup",
     "cutmix",
     "class_weights",

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate import DistributedType
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -29,6 +30,7 @@ from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_training_loader
 from cxr.data.sources import is_synthetic
 from cxr.data.transforms import Normalizer
+from cxr.errors import UserError
 from cxr.errors import undo_nothing
 from cxr.errors import undo_on_user_error
 from cxr.models.acceleration import speed_up
@@ -46,6 +48,7 @@ from cxr.training import checkpoints
 from cxr.training import nonfinite
 from cxr.training import optimization
 from cxr.training import runtime
+from cxr.training.average import WeightAverage
 from cxr.training.batch_size import resolve_batch_size
 from cxr.training.history import count_seen
 from cxr.training.history import read_base
@@ -82,6 +85,7 @@ class Run:
     normalize: Normalizer = field(init=False)
     preemption: Preemption = field(init=False)
     bar: tqdm = field(init=False)  # set by `steps`
+    average: WeightAverage | None = field(init=False)  # set by `prepare`
     # Set by `end_step`, for the step that has just ended.
     ends_epoch: bool = field(init=False)
     saves: bool = field(init=False)
@@ -191,11 +195,13 @@ class Run:
     def prepare(self, train_set: ChestXrays, eval_set: ChestXrays) -> None:
         """Moves everything to its device and restores the checkpoint of a resumed run. The order matters:
 
-        1. the model is sped up before Accelerate wraps it, because the wrapper keeps its forward;
-        2. a checkpoint is loaded after Accelerate has prepared everything: each process gets its share;
-        3. the loader starts at the step after the checkpoint.
+        1. the moving average copies the model before it is compiled;
+        2. the model is sped up before Accelerate wraps it, because the wrapper keeps its forward;
+        3. a checkpoint is loaded after Accelerate has prepared everything: each process gets its share;
+        4. the loader starts at the step after the checkpoint.
         """
         args = self.args
+        self.average = self._make_average()
         speed_up(self.model, torch_compile=args.torch_compile)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.progress = checkpoints.resume(
@@ -219,6 +225,26 @@ class Run:
         )
         self.preemption = Preemption(self.accelerator)
 
+    def _make_average(self) -> WeightAverage | None:
+        """Returns the moving average that --ema_decay asks for. Raises UserError under FSDP."""
+        decay = getattr(self.args, "ema_decay", None)
+        if decay is None:
+            return None
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError(
+                "--ema_decay: found FSDP, which divides the weights; leave the flag out, or use DDP"
+            )
+        average = WeightAverage(self.model, decay=decay)
+        speed_up(average.model, torch_compile=False)
+        average.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(average)
+        return average
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """Returns the model that is evaluated and saved: the moving average, if there is one."""
+        return self.average.model if self.average else self.model
+
     def evaluation_loader(self, eval_set: ChestXrays) -> DataLoader:
         return make_evaluation_loader(
             self.accelerator,
@@ -238,7 +264,7 @@ class Run:
 
     def update_weights(self, loss: torch.Tensor, *, buffers: Sequence[tuple] = ()) -> torch.Tensor:
         """Takes an optimizer step, or skips it if it is not finite; see `optimization.update_weights`."""
-        return optimization.update_weights(
+        loss = optimization.update_weights(
             self.accelerator,
             self.model,
             self.optimizer,
@@ -246,6 +272,9 @@ class Run:
             max_grad_norm=self.args.max_grad_norm,
             buffers=buffers,
         )
+        if self.average:
+            self.average.update(self.accelerator.unwrap_model(self.model), loss)
+        return loss
 
     def end_step(self, loss: torch.Tensor) -> bool:
         """Keeps a step's loss; returns whether logging, saving or evaluating is due.
@@ -306,10 +335,10 @@ class Run:
         """Writes `model/`, which `from_pretrained` can load."""
         model_dir = self.record.output_dir / "model"
         if self.accelerator.is_main_process:
-            config = self.accelerator.unwrap_model(self.model).config
+            config = self.accelerator.unwrap_model(self.evaluated).config
             history = [*self.history, self._stage(config.model_type)]
             config.training_history = [stage.as_json() for stage in history]
-        checkpoints.save_model(self.accelerator, self.model, self.image_processor, model_dir)
+        checkpoints.save_model(self.accelerator, self.evaluated, self.image_processor, model_dir)
 
     def _stage(self, model_type: str) -> Stage:
         """Returns the entry of this training in the model's `training_history`."""
