@@ -136,12 +136,11 @@ def radiologist_headings(table: ResultTable) -> list[str]:
 
 
 def radiologist_word(table: ResultTable) -> str:
-    reference = table.radiologist
-    changed = plural(reference.num_changed_by_devices, "study")
+    studies = plural(table.radiologist.num_studies, "study")
+    changed = plural(table.radiologist.num_changed_by_devices, "study")
     return (
-        f"One radiologist read the reports of these {plural(reference.num_studies, 'study')}, not the "
-        f"images. In {changed}, a device is all that was found: No Finding to the radiologist, a finding by the "
-        "paper's rule."
+        f"One radiologist read the reports of these {studies}, not the images. In {changed}, a device is all "
+        "that was found: No Finding to the radiologist, a finding by the paper's rule."
     )
 
 
