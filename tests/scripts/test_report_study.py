@@ -24,12 +24,12 @@ from cxr.study.measuring import arrays
 from cxr.study.measuring import measure_tables
 from cxr.study.measuring import published_row
 from cxr.study.names import DEFAULT_LABELS
+from cxr.study.names import RowName
+from cxr.study.names import TableName
 from cxr.study.paper import study_results
 from cxr.study.report import general_notes
 from cxr.study.report import notes
 from cxr.study.results import ResultTable
-from cxr.study.results import RowName
-from cxr.study.results import TableName
 from cxr.study.results import gather_rows
 from cxr.study.results import point_of
 from finished_runs import classification_results
