@@ -8,8 +8,8 @@ has a plan.json, also the planned runs that have not finished. The answer comes 
 the runs can answer, the difference of AUROC with its interval and p-value, and the verdict in words. Writes
 report.html (one file, for any browser), report.md, report.csv, report-findings.csv (of tasks with several
 labels) and figures/, each figure as PNG and SVG. Runs that differ only in their seed form a row; rows that
-differ only in model, augmentation or masking form a table. Does not need torch. The report contains no images and no ids of patients. Exit status: 0 done, 2 wrong
-flags, or a run folder that is not valid.
+differ only in model, augmentation or masking form a table. Does not need torch. The report contains no images
+and no ids of patients. Exit status: 0 done, 2 wrong flags, or a run folder that is not valid.
 """
 
 import argparse

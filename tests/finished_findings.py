@@ -38,7 +38,7 @@ def draw(num_images: int, names: tuple[str, ...], *, quality: float, seed: int, 
             "view_position": np.where(images % 4 < 2, "AP", "PA"),
             "scanner": np.where(images % 4 < 1, "portable", "fixed"),
             "sex": np.where(patients % 2, "F", "M"),
-            "age": np.array(["18–39", "40–59", "60–79", "80+"])[patients % 4],
+            "age": np.array(["18-39", "40-59", "60-79", "80+"])[patients % 4],
             "race": np.where(patients < 4, "Asian", np.where(patients % 3, "White", "Black")),
         }
     )

@@ -199,7 +199,8 @@ def sentence(answers: list[Answer], tables: list[ResultTable]) -> str:
         return no_answer(tables)
     clear = [one for one in answers if one.is_clear]
     total, others = len(answers), len(answers) - len(clear)
-    smallest, area = equals_p(min(one.p for one in answers)), area_in_words(answers)
+    smallest, task = equals_p(min(one.p for one in answers)), task_of(answers)
+    area = "mean AUROC" if task else "AUROC"
     if clear:
         said = said_of(clear)
         if others:
@@ -216,15 +217,13 @@ def sentence(answers: list[Answer], tables: list[ResultTable]) -> str:
             f"; in {undertrained} of {plural(total, 'comparison')} a model is undertrained, so more epochs "
         )
         said += "may change the result"
-    return said + "."
+    return f"{task}{said}."
 
 
-def area_in_words(answers: list[Answer]) -> str:
-    """Returns what the differences are of; of several labels, AUROC is the mean over these."""
-    names = [one.table.name for one in answers]
-    questions = {name.question for name in names}
-    is_mean = all(name.is_multi_label for name in names) and len(questions) == 1
-    return f"mean AUROC ({questions.pop()})" if is_mean else "AUROC"
+def task_of(answers: list[Answer]) -> str:
+    """Returns the start of a sentence: in words, the task with several labels of all answers, else ""."""
+    first, *others = {one.table.name.of_any_size for one in answers}
+    return "" if others or not first.is_multi_label else f"{first.question}: "
 
 
 def said_of(clear: list[Answer]) -> str:
@@ -237,7 +236,7 @@ def said_of(clear: list[Answer]) -> str:
     said = []
     for (of, better, worse, differs_too, name), group in groups.items():
         sizes = [f"{abs(one.difference.value):.3f} with {training_images(one.table)}" for one in group]
-        where = f"{name.title}: " * several or f"{name.question}: " * name.is_multi_label
+        where = f"{name.title}: " * several
         where += f"{of}: " * bool(of)
         too = f" ({differ_too(differs_too)})" * bool(differs_too)
         said.append(f"{where}{better} is better than {worse} by {join(sizes)} training images{too}")

@@ -121,10 +121,12 @@ def group_notes(table: ResultTable) -> list[str]:
     said = []
     if table.name.is_multi_label:
         counts = {one.attribute: one.num_findings for one in groups.values()}
-        shown = ", ".join(f"{attribute} {number}" for attribute, number in counts.items())
+        numbers = {str(number) for number in counts.values()}
+        if len(numbers) > 1:
+            numbers = [", ".join(f"{attribute} {number}" for attribute, number in counts.items())]
         said.append(
-            "AUROC is the mean over the findings that have enough labels in all groups of an attribute: "
-            f"{shown} of {len(table.name.findings)}."
+            "A mean is over the findings that have enough labels in all groups of an attribute: "
+            f"{', '.join(numbers)} of {len(table.name.findings)}."
         )
     if small := sum(one.num_patients < MIN_PATIENTS for one in groups.values()):
         said.append(f"Not shown: {plural(small, 'group')} of fewer than {MIN_PATIENTS} patients.")

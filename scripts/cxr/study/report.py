@@ -17,6 +17,7 @@ from cxr.evaluation.intervals import Interval
 from cxr.evaluation.subgroups import MIN_LABELS
 from cxr.evaluation.subgroups import MIN_PATIENTS
 from cxr.run_folder.files import write_text
+from cxr.run_folder.measured import AgainstRadiologist
 from cxr.run_folder.measured import Gap
 from cxr.study.answer import Answer
 from cxr.study.answer import format_p
@@ -135,13 +136,17 @@ def radiologist_headings(table: ResultTable) -> list[str]:
     return [f"{labeler}, whole split", *(f"radiologist, {count}" for count in counts.values())]
 
 
+def agreement_headings(reference: AgainstRadiologist) -> list[str]:
+    measured = ("positive", "kappa", "F1")
+    return [f"{labeler}: {heading}" for labeler in reference.agreement for heading in measured]
+
+
 def radiologist_word(table: ResultTable) -> str:
-    reference = table.radiologist
-    changed = plural(reference.num_changed_by_devices, "study")
+    studies = plural(table.radiologist.num_studies, "study")
+    changed = plural(table.radiologist.num_changed_by_devices, "study")
     return (
-        f"One radiologist read the reports of these {plural(reference.num_studies, 'study')}, not the "
-        f"images. In {changed}, a device is all that was found: No Finding to the radiologist, a finding by the "
-        "paper's rule."
+        f"One radiologist read the reports of these {studies}, not the images. In {changed}, a device is all "
+        "that was found: No Finding to the radiologist, a finding by the paper's rule."
     )
 
 
@@ -199,6 +204,7 @@ def write_report(
         "level_of": lambda table: plural(2, table.name.evaluation_level).removeprefix("2 "),
         "radiologist_headings": radiologist_headings,
         "radiologist_word": radiologist_word,
+        "agreement_headings": agreement_headings,
         "of_run": of_run,
         "undertrained": UNDERTRAINED,
         "num_resamples": num_resamples,

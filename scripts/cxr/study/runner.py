@@ -26,7 +26,7 @@ from cxr.run_folder.privacy import mask_ids
 from cxr.study import grid
 from cxr.study.costs import duration
 from cxr.study.machine import Launch
-from cxr.study.results import format_number
+from cxr.study.names import format_number
 from cxr.training.progress import has_checkpoint
 
 LOG_TAIL = 12  # lines
