@@ -200,8 +200,8 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         metrics=METRICS,
         summary=SUMMARY,
         groups=groups,
-        fairness=groups is not None and any(one.attribute in ATTRIBUTES_OF_PATIENTS for one in groups.groups),
-        radiologist=getattr(training, "radiologist", None),
+        fairness=groups is not None and any(gap.attribute in ATTRIBUTES_OF_PATIENTS for gap in groups.gaps),
+        radiologist=None if origin.is_synthetic else getattr(training, "radiologist", None),
         at_threshold=("accuracy", "precision", "recall", "f1"),
         with_interval=with_interval,
         splits=splits,
@@ -244,10 +244,10 @@ def describe_uncertain(rule: LabelRule) -> str:
         findings_of.setdefault(rule.policies[name], []).append(name)
     if len(findings_of) == 1:
         return POLICIES[next(iter(findings_of))][is_multi_label]
-    return "; ".join(
-        f"{', '.join(findings)}: {POLICIES[policy][is_multi_label]}"
-        for policy, findings in findings_of.items()
-    )
+    most = max(findings_of, key=lambda policy: len(findings_of[policy]))
+    named = {policy: ", ".join(findings) for policy, findings in findings_of.items() if policy != most}
+    parts = [*named.items(), (most, "the others")]
+    return "; ".join(f"{findings}: {POLICIES[policy][is_multi_label]}" for policy, findings in parts)
 
 
 def groups_to_share(groups: Groups | None) -> Groups | None:
@@ -337,6 +337,6 @@ def evaluations(splits: dict[str, Measured], task: str, data: str) -> Iterator[E
                     dataset_config=task,
                     dataset_split=split,
                     metric_type=metric,
-                    metric_name=f"Macro {name}" if task == MULTI_LABEL else name,
+                    metric_name=f"{name}, mean over labels" if task == MULTI_LABEL else name,
                     metric_value=round(value, 4),
                 )
