@@ -21,7 +21,7 @@ IDS = re.compile(
 SHARED_FILES = re.compile(
     r"README\.md|(?:config|preprocessor_config|model\.safetensors\.index)\.json"
     r"|model(?:-\d{5}-of-\d{5})?\.safetensors|[\w.-]+\.onnx"
-    r"|(?:loss|roc_pr_\w+|confusion_matrix_\w+)\.png"
+    r"|(?:loss|(?:roc|auroc|confusion_matrix)_\w+)\.png"
 )
 
 

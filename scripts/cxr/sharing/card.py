@@ -15,12 +15,19 @@ from huggingface_hub import ModelCard
 from huggingface_hub import ModelCardData
 
 from cxr.choices import BINARY_TASKS
+from cxr.choices import MULTI_LABEL
+from cxr.choices import SMOOTH_TARGETS
 from cxr.data.sources import is_synthetic
 from cxr.data.sources import label_tables_differ
 from cxr.data.sources import source_address
 from cxr.data.sources import source_revision
+from cxr.errors import UserError
+from cxr.evaluation.subgroups import MACRO
+from cxr.evaluation.subgroups import MIN_PATIENTS
+from cxr.run_folder.fields import Record
 from cxr.run_folder.files import write_text
-from cxr.run_folder.measured import MeasuredSplit
+from cxr.run_folder.measured import Groups
+from cxr.run_folder.measured import Measured
 from cxr.run_folder.model_fields import ModelFields
 from cxr.run_folder.model_fields import Stage
 from cxr.run_folder.privacy import mask_ids
@@ -32,6 +39,8 @@ from cxr.run_folder.record import Training
 from cxr.sharing.local_hub import MODEL_ID
 from cxr.sharing.local_hub import read_refs
 from cxr.version import VERSION
+from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.label_rule import LabelRule
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 # Figures that may be shared, because they show no image and no patient.
@@ -41,6 +50,22 @@ FIGURES = {
     "roc_pr_test.png": "ROC and precision-recall curves on test",
     "confusion_matrix_validation.png": "Confusion matrices on validation",
     "confusion_matrix_test.png": "Confusion matrices on test",
+    "roc_validation.png": "ROC curve of each finding on validation",
+    "roc_test.png": "ROC curve of each finding on test",
+    "auroc_validation.png": "AUROC of each finding on validation, with its interval",
+    "auroc_test.png": "AUROC of each finding on test, with its interval",
+}
+ATTRIBUTES_OF_PATIENTS = ("sex", "age", "race")
+# How an uncertain label counts: in a task with one label, and in one with several.
+POLICIES = {
+    "negative": ("count as negative", "count as negative"),
+    "positive": ("count as positive", "count as positive"),
+    "exclude": ("their studies are left out", "are not used"),
+    "smooth": (
+        "",
+        f"count as a number from {SMOOTH_TARGETS[0]} to {SMOOTH_TARGETS[1]} in training, and as positive in "
+        "an evaluation",
+    ),
 }
 METRICS = {  # our name -> the Hub's id and the name to show
     "auroc": ("roc_auc", "AUROC"),
@@ -50,6 +75,7 @@ METRICS = {  # our name -> the Hub's id and the name to show
     "recall": ("recall", "Recall"),
     "f1": ("f1", "F1"),
 }
+SUMMARY = ("auroc", "average_precision")  # those that need no threshold
 # How published base models were trained, by the beginning of their name.
 PUBLISHED = {
     "facebook/vit-mae-": "a masked autoencoder trained on the photographs of ImageNet-1k (He et al. 2022)",
@@ -139,6 +165,9 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     measured = ((split, getattr(training, split, None)) for split in ("validation", "test"))
     splits = {split: metrics for split, metrics in measured if metrics}
     fields = ModelFields.read(model_dir / "config.json")
+    rule, is_multi_label = read_label_rule(args), args.dataset_config_name == MULTI_LABEL
+    metric_names = SUMMARY if is_multi_label else METRICS
+    groups = groups_to_share(list(splits.values())[-1].subgroups) if splits else None
     is_mimic = any("mimic" in one.dataset for one in (origin, *fields.training_history))
     metadata = ModelCardData(
         **(LICENSE if is_mimic else {"license": "mit" if origin.is_synthetic else "other"}),
@@ -147,7 +176,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
         base_model=origin.base_model if origin.base_model_revision else None,
         datasets=[origin.dataset],
-        metrics=None if is_pretraining else [metric for metric, _ in METRICS.values()],
+        metrics=None if is_pretraining else [METRICS[metric][0] for metric in metric_names],
         model_name=name.rpartition("/")[2],
         eval_results=list(evaluations(splits, training.task, origin.dataset)) or None,
         language=None,
@@ -160,7 +189,11 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         history=describe_history(fields.training_history, origin, sample),
         fields=fields,
         is_pretraining=is_pretraining,
-        positive=BINARY_TASKS.get(args.dataset_config_name, (args.dataset_config_name,))[-1],
+        is_multi_label=is_multi_label,
+        label_names=rule.label_names,
+        label_rule=describe_labels(rule),
+        uncertain=describe_uncertain(rule),
+        unit="studies" if args.evaluation_level == "study" else "images",
         is_finished=isinstance(training, Results),
         origin=origin,
         is_mimic=is_mimic,
@@ -169,16 +202,72 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         sample=sample,
         figures={name: caption for name, caption in FIGURES.items() if (model_dir / name).is_file()},
         metrics=METRICS,
+        summary=SUMMARY,
+        groups=groups,
+        fairness=groups is not None and any(gap.attribute in ATTRIBUTES_OF_PATIENTS for gap in groups.gaps),
+        radiologist=None if origin.is_synthetic else getattr(training, "radiologist", None),
         at_threshold=("accuracy", "precision", "recall", "f1"),
         with_interval=with_interval,
         splits=splits,
-        decision=splits["validation"].at_chosen_threshold if "validation" in splits else None,
+        decision=getattr(splits.get("validation"), "at_chosen_threshold", None),
         hyperparameters=HYPERPARAMETERS,
     )
     return str(ModelCard(body))
 
 
-def with_interval(measured: MeasuredSplit, metric: str) -> str:
+def read_label_rule(args: Arguments) -> LabelRule:
+    """Returns the label rule of a run. Raises UserError if this version does not know it."""
+    try:
+        return LabelRule(
+            task=args.dataset_config_name,
+            uncertain=args.uncertain,
+            blank=args.blank,
+            findings=args.findings and tuple(args.findings),
+        )
+    except DatasetError as error:
+        raise UserError(f"args.json: {error}") from error
+
+
+def describe_labels(rule: LabelRule) -> str:
+    """Returns in words when a label is 1 and when it is 0."""
+    if rule.task == "finding":
+        return "1 if any of the 13 findings is positive, else 0"
+    if rule.task in BINARY_TASKS:
+        return f"1 if {rule.label_names[1]} is positive, 0 if No Finding is; others are left out"
+    blank = "counts as negative" if rule.blank == "negative" else "is not used unless No Finding decides it"
+    names = ", ".join(rule.label_names)
+    return f"one label each for {names}: 1 if it is positive, 0 if it is negative; one that is blank {blank}"
+
+
+def describe_uncertain(rule: LabelRule) -> str:
+    """Returns in words how uncertain labels count, for all findings or for each."""
+    is_multi_label = rule.task == MULTI_LABEL
+    names = rule.label_names if is_multi_label else rule.columns
+    findings_of = {}
+    for name in names:
+        findings_of.setdefault(rule.policies[name], []).append(name)
+    if len(findings_of) == 1:
+        return POLICIES[next(iter(findings_of))][is_multi_label]
+    most = max(findings_of, key=lambda policy: len(findings_of[policy]))
+    named = {policy: ", ".join(findings) for policy, findings in findings_of.items() if policy != most}
+    parts = [*named.items(), (most, "the others")]
+    return "; ".join(f"{findings}: {POLICIES[policy][is_multi_label]}" for policy, findings in parts)
+
+
+def groups_to_share(groups: Groups | None) -> Groups | None:
+    """Returns the groups that are large enough for a card; with several findings, their means alone."""
+    if groups is None:
+        return None
+    findings = {one.finding for one in groups.groups}
+    shown = {MACRO} if MACRO in findings else findings
+    return Groups(
+        groups=[one for one in groups.groups if one.finding in shown and one.num_patients >= MIN_PATIENTS],
+        gaps=[gap for gap in groups.gaps if gap.finding in shown],
+        num_patients_unknown=groups.num_patients_unknown,
+    )
+
+
+def with_interval(measured: Record, metric: str) -> str:
     """Returns a metric with its interval as the text of a table cell."""
     value, interval = getattr(measured, metric), measured.intervals.get(metric)
     if value is None:
@@ -240,11 +329,11 @@ def dataset_name(data_dir: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
 
 
-def evaluations(splits: dict[str, MeasuredSplit], task: str, data: str) -> Iterator[EvalResult]:
+def evaluations(splits: dict[str, Measured], task: str, data: str) -> Iterator[EvalResult]:
     """Yields the metrics of the test split, or else of validation, in the form of the Hub's model-index."""
     for split, measured in list(splits.items())[-1:]:
         for ours, (metric, name) in METRICS.items():
-            if (value := getattr(measured, ours)) is not None:
+            if (value := getattr(measured, ours, None)) is not None:
                 yield EvalResult(
                     task_type="image-classification",
                     dataset_type=data,
@@ -252,6 +341,6 @@ def evaluations(splits: dict[str, MeasuredSplit], task: str, data: str) -> Itera
                     dataset_config=task,
                     dataset_split=split,
                     metric_type=metric,
-                    metric_name=name,
+                    metric_name=f"{name}, mean over labels" if task == MULTI_LABEL else name,
                     metric_value=round(value, 4),
                 )
