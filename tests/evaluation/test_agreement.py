@@ -6,7 +6,7 @@ from cxr.choices import MASKED
 from cxr.evaluation import intervals
 from cxr.evaluation.agreement import agreement
 from cxr.evaluation.agreement import weighted_kappa
-from cxr.run_folder.record import Agreement
+from cxr.run_folder.measured import Agreement
 from sklearn import metrics
 
 
