@@ -117,8 +117,9 @@ def _place(checkpoint: Checkpoint, plan: _Plan) -> tuple[dict[str, torch.Tensor]
                 f"{where}: {source[:80]}: found a tensor that a {_describe(plan)} does not have, expected "
                 "none; this kind of model cannot be converted"
             )
-        needed = shapes[targets[0]]
-        needed = torch.Size([needed[0] * len(targets), *needed[1:]]) if len(targets) > 1 else needed
+        num_parts, needed = len(targets), shapes[targets[0]]
+        if num_parts > 1:
+            needed = torch.Size([num_parts * needed[0], *needed[1:]])
         if tensor.shape != needed:
             raise UserError(
                 f"{where}: {source}: found shape {tuple(tensor.shape)}, expected {tuple(needed)} in a "
@@ -129,7 +130,7 @@ def _place(checkpoint: Checkpoint, plan: _Plan) -> tuple[dict[str, torch.Tensor]
                 f"{where}: {source}: found NaN or infinite weights, expected those of a training that did "
                 "not diverge; use another checkpoint"
             )
-        weights |= zip(targets, tensor.chunk(len(targets)))
+        weights |= zip(targets, tensor.chunk(num_parts) if num_parts > 1 else [tensor])
         rows.append(Row(source=source, target=_join(targets), shape=tuple(tensor.shape)))
     missing = [name for name in shapes if name not in weights and not name.endswith(NUM_BATCHES)]
     if plan.has_new_decoder:
@@ -169,6 +170,12 @@ def _plan_vit(checkpoint: Checkpoint, num_heads: int | None, num_decoder_heads: 
         names = {"names": tensor_names.timm_names}
         return _Plan(model_class=TimmWrapperForImageClassification, config=config, **common | names)
     if "head.weight" in checkpoint.tensors and not has_decoder:
+        pooling = checkpoint.of_timm.get("global_pool", "token")
+        if pooling != "token":
+            raise UserError(
+                f"{checkpoint.path}: found global_pool {str(pooling)[:20]!r} in timm's config.json beside "
+                "it, expected 'token', or fc_norm in the file; this kind of model cannot be converted"
+            )
         num_labels, _ = checkpoint.shape("head.weight", 2)
         values = configs.check_fields({"model_type": "vit", **fields}, where=str(checkpoint.path))
         config = ViTConfig(**values, encoder_stride=values["patch_size"], num_labels=num_labels)

@@ -31,6 +31,7 @@ class Checkpoint:
     path: Path
     tensors: dict[str, torch.Tensor]
     settings: dict[str, Any]  # the flags of the training that wrote it, if it says them
+    of_timm: dict[str, Any]  # the config.json beside the file, if it is one of timm
     unused: dict[str, str]  # the file's other entries, and why they are not used
 
     def shape(self, name: str, num_dims: int) -> tuple[int, ...]:
@@ -73,6 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path=path,
         tensors=_without_prefix(weights, "module."),  # of torch's DistributedDataParallel
         settings=dict(vars(settings)) if isinstance(settings, argparse.Namespace) else {},
+        of_timm=_read_timm_config(path),
         unused={str(name): _why_unused(name) for name in others},
     )
 
@@ -116,6 +118,13 @@ def _without_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[st
     return {name.removeprefix(prefix) if has_prefix else name: tensor for name, tensor in tensors.items()}
 
 
+def _read_timm_config(path: Path) -> dict[str, Any]:
+    """Returns the config.json that timm keeps beside its weights, {} if there is none."""
+    content = read_json(path.with_name("config.json"))
+    statistics = content.get("pretrained_cfg")
+    return content if isinstance(statistics, dict) and {"mean", "std"} <= statistics.keys() else {}
+
+
 def _why_unused(name: Any) -> str:
     if name == "args":
         return "flags of the training; read for the statistics, the decoder's heads and the loss"
@@ -129,7 +138,7 @@ def find_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[fl
         return *MEDICAL_MAE, "medical_mae's for chest X-rays"
     if settings.get("dataset") in MEDICAL_MAE_DATASETS and settings.get("norm_stats") is None:
         return *MEDICAL_MAE, "medical_mae's for chest X-rays"
-    of_timm = read_json(checkpoint.path.with_name("config.json")).get("pretrained_cfg")
-    if isinstance(of_timm, dict) and {"mean", "std"} <= of_timm.keys():
+    if checkpoint.of_timm:
+        of_timm = checkpoint.of_timm["pretrained_cfg"]
         return of_timm["mean"], of_timm["std"], "those in timm's config.json beside the file"
     return *IMAGENET, "ImageNet's, the default"
