@@ -10,11 +10,11 @@ import run_classification
 import run_mae_pretrain
 import torch
 import torchvision
+from cxr.data.transforms import Normalizer
 from cxr.errors import UserError
 from cxr.models.configs import classifier_config
 from cxr.models.pretrained import load_config
 from cxr.models.pretrained import load_pretrained
-from cxr.training.run import Run
 from published_files import HEADS_FLAGS
 from refused import refused
 from safetensors.torch import save_file
@@ -73,13 +73,13 @@ def test_training_starts_from_the_folder_with_its_statistics(
     script, mae_folder, sample_root, tmp_path, monkeypatch
 ):
     seen = []
-    normalize = Run.normalize
+    normalize = Normalizer.__call__
 
-    def watch(run, images):
-        seen.append((images, normalize(run, images)))
+    def watch(self, images):
+        seen.append((images, normalize(self, images)))
         return seen[-1][1]
 
-    monkeypatch.setattr(Run, "normalize", watch)
+    monkeypatch.setattr(Normalizer, "__call__", watch)
     run_main(script, tmp_path / "run", *flags_of_run(sample_root, mae_folder))
     images, normalized = seen[0]
     expected = (images.float() / 255 - 0.5056) / 0.252
@@ -169,7 +169,7 @@ WRONG = {
     "a deviation of 0": (["--image_std", "0", "1", "1"], r"found 0, expected a number from 0.001 to 1"),
     "heads that do not divide": (
         ["--num_attention_heads=5"],
-        "expected a multiple of 1 and of num_attention",
+        "and of num_attention_heads=5",
     ),
     "no number of heads": ([], "add --num_attention_heads N"),
 }
