@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def _load(path: Path) -> Mapping:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about old formats before it reads or refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any error: a damaged file can cause all kinds
         if code := re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)):
