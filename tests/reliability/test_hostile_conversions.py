@@ -78,9 +78,6 @@ STRANGE = {
     "a sparse tensor": {"model": TENSORS | {"norm.bias": torch.ones(24).to_sparse()}},
     "a tensor without values": {"model": TENSORS | {"norm.bias": torch.ones(24, device="meta")}},
     "a complex tensor": {"model": TENSORS | {"norm.bias": torch.ones(24, dtype=torch.complex64)}},
-    "a quantized tensor": {
-        "model": TENSORS | {"norm.bias": torch.quantize_per_tensor(torch.ones(24), 0.1, 0, torch.qint8)}
-    },
     "weights of weights": {"model": {"model": TENSORS}},
     "a huge view of one number": {"model": TENSORS | {"norm.bias": torch.ones(1).expand(2**40)}},
     "a width of a huge view": {
