@@ -39,6 +39,7 @@ DEFAULT_IMAGE_SIZE = 224
 LEARNING_RATES = {"pretrained": 1e-6, "scratch": 1e-4}
 
 PREDICTION_FORMATS = (".csv", ".jsonl")  # of predict.py --output
+CHECKPOINT_FORMATS = (".pth", ".pt", ".bin", ".tar", ".safetensors")  # that convert_checkpoint.py reads
 
 # The study.
 PRESETS = ("paper", "compare", "future", "smoke")

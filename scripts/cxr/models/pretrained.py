@@ -22,6 +22,7 @@ from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ViTImageProcessor
 
+from cxr.choices import CHECKPOINT_FORMATS
 from cxr.data.transforms import GRAY_MEAN
 from cxr.data.transforms import GRAY_STD
 from cxr.errors import UserError
@@ -57,7 +58,7 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
     if Path(name).is_file():
         raise UserError(
             f"model {name}: found a file; expected a folder with config.json and model.safetensors, or "
-            "ORG/NAME"
+            f"ORG/NAME{how_to_convert(name)}"
         )
     if not is_folder and not local_hub.MODEL_ID.fullmatch(name):
         scratch = did_you_mean(name, configs.CONFIGS).replace("mean ", "mean --config_name ")
@@ -80,6 +81,14 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
         if not isinstance(fields.get("model_type"), str):
             raise UserError("found no config.json with a model_type")
     return fields
+
+
+def how_to_convert(name: str) -> str:
+    """Returns what to do with a file that is named in place of a model, "" if it is no checkpoint."""
+    path = Path(name)
+    if path.suffix not in CHECKPOINT_FORMATS:
+        return ""
+    return f": make one of this file with scripts/convert_checkpoint.py {name} {path.with_suffix('')}"
 
 
 def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
@@ -279,7 +288,17 @@ def load_image_processor(
             if find_file(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision):
                 raise  # damaged: the model would get images normalised with other statistics
             logger.warning("%s has no image processor; it gets the statistics of MIMIC-CXR-JPG.", name)
-        _check_statistics(mean, std, where=f"model {name}: preprocessor_config.json")
+    return new_image_processor(
+        mean=mean, std=std, image_size=image_size, where=f"model {name}: preprocessor_config.json"
+    )
+
+
+def new_image_processor(*, mean: Any, std: Any, image_size: int, where: str) -> ViTImageProcessor:
+    """Returns an image processor with these statistics of pixels in [0, 1], one number per channel.
+
+    Raises UserError, beginning with `where`, for statistics that no images have.
+    """
+    _check_statistics(mean, std, where=where)
     return ViTImageProcessor(
         size={"height": image_size, "width": image_size},
         image_mean=list(mean),
