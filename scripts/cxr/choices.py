@@ -26,6 +26,7 @@ LABEL_OPTIONS = {"dataset_config_name": DATASET_DEFAULTS["task"]} | {
 AUGMENTATIONS = ("none", "classic", "mae")
 CLASS_WEIGHTS = ("balanced",)
 EVALUATION_LEVELS = ("image", "study")
+POOLINGS = ("mean", "class")  # of a ViT's tokens to the features of an image: patches, or the class token
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "all")
 

@@ -36,7 +36,6 @@ NETWORKS = {
     "resnet": ResNetForImageClassification,
 }
 HEAD = ["negative", "positive"]  # the labels of a head that is not used
-WHOLE_MAP = "mean"  # the only pooling of a ResNet: the mean over its last feature map
 NUM_READ = 1000  # images that are hashed at once
 VERSION = 1  # of what this file computes: raise it when the same model and images give other features
 
@@ -49,7 +48,7 @@ class Encoder:
     image_size: int  # side of the square input, in pixels
     shortest_side: int  # pixels; original images are first shrunk to this
     normalize: Normalizer
-    pooling: str  # "class" or "mean"
+    pooling: str  # one of POOLINGS
     digest: str  # hash of the weights and of all that decides about the features
 
     @torch.no_grad()
@@ -81,12 +80,13 @@ def load_encoder(
 ) -> Encoder:
     """Loads the encoder of a masked autoencoder or a classifier, by its folder or name.
 
-    The name of a configuration gives random weights, always the same, changed by `overrides`. `image_size`
+    The name of a configuration gives random weights, always the same; `overrides` change a ViT's. `image_size`
     is for these and for a ResNet; a pretrained ViT has its own. By default, the `pooling` of a masked
     autoencoder is "mean": nothing in its training asks the class token to describe the image. A classifier's
     is "class", from which its head reads. Raises UserError.
     """
     if name in CONFIGS:
+        overrides = overrides if CONFIGS[name].family == "vit" else None
         config = configs.make_config(name, overrides=overrides, image_size=image_size)
         size, shortest_side = image_size or DEFAULT_IMAGE_SIZE, None
         with torch.random.fork_rng(devices=[]):
@@ -109,7 +109,7 @@ def load_encoder(
             **source,
         )
     if config.model_type == "resnet":
-        pooling = WHOLE_MAP
+        pooling = "mean"  # over the last feature map
     pooling = pooling or ("mean" if config.model_type == "vit_mae" else "class")
     network = model.base_model.to(device).eval()
     return Encoder(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import ViTMAEForPreTraining
 
 from cxr.data import transforms
@@ -23,8 +24,13 @@ from cxr.training import runtime
 from cxr.training.run import Run
 
 MOST_IMAGES = 2000  # of each split
-COLLAPSED_RANK = 2.0  # RankMe of features that are nearly the same for all images
-NOTHING_LEARNED = 0.99  # share of the loss of predicting the same for every pixel
+# Measured with a ViT of width 96 on 600 synthetic radiographs: RankMe is 7.2 for random weights, falls to 2.3
+# while the model learns, then rises; at a learning rate 100 times too high it is 1.1. So a share of the width
+# would warn about healthy runs.
+COLLAPSED_RANK = 1.5
+# The same runs: of the loss of predicting the same for every pixel, 1.02 times in the first epoch and 0.98
+# times after ten epochs; 1.2 times at the learning rate that is too high.
+NOTHING_LEARNED = 0.99
 logger = logging.getLogger(__name__)
 
 
@@ -63,8 +69,9 @@ class PretrainingProbe:
             return {"probe_auroc": auroc, "rankme": probes.rankme(train.features)}
 
         measured = runtime.on_main_process(self.run.accelerator, fit)
-        for warning in doubts(measured["rankme"], eval_loss=eval_loss, constant_loss=constant_loss):
-            logger.warning("%s", warning)
+        with logging_redirect_tqdm():  # prints above the progress bar
+            for warning in doubts(measured["rankme"], eval_loss=eval_loss, constant_loss=constant_loss):
+                logger.warning("%s", warning)
         return measured
 
     @torch.no_grad()
@@ -128,6 +135,6 @@ def doubts(rankme: float, *, eval_loss: float, constant_loss: float) -> Iterator
         )
     if eval_loss > NOTHING_LEARNED * constant_loss:
         yield (
-            f"the validation loss {eval_loss:.4f} is no better than predicting one gray everywhere "
-            f"({constant_loss:.4f}): train longer, change the learning rate, or check the images"
+            f"the validation loss {eval_loss:.4f} is not better, so far, than that of one prediction for "
+            f"every pixel ({constant_loss:.4f}): train longer, change the learning rate, or check the images"
         )
