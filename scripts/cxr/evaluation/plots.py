@@ -56,7 +56,7 @@ def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
         panels[0].plot(numbers, [record[key] for record in epochs], marker=".", label=name)
     panels[0].set(ylabel="mean loss")
     panels[0].legend()
-    names = {"probe_auroc": "validation AUROC of a linear probe", "rankme": "RankMe (effective rank)"}
+    names = {"probe_auroc": "validation AUROC, linear probe", "rankme": "RankMe (effective rank)"}
     for axes, (key, name) in zip(panels[1:], names.items()):
         values = [np.nan if record[key] is None else record[key] for record in probed]
         axes.plot([record["epoch"] for record in probed], values, marker=".", color=BLUE)
@@ -65,6 +65,7 @@ def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
         axes.set(xlabel="epoch", xlim=panels[0].get_xlim())
         axes.grid(alpha=0.3)
     figure.suptitle(title)
+    figure.tight_layout()
     save_figure(figure, path)
 
 

@@ -16,7 +16,7 @@ from cxr.choices import SMOOTH
 from cxr.evaluation import findings
 from cxr.evaluation import intervals
 
-STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # C of the logistic regression, the inverse penalty
+STRENGTHS = tuple(10.0**power for power in range(-4, 4))  # C of the logistic regression, the inverse penalty
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)  # k
 MOST_FOR_RANK = 25_600  # Garrido et al. 2023 use as many images
 BLOCK = 2**24  # similarities that are in memory at once

@@ -80,10 +80,10 @@ def load_encoder(
 ) -> Encoder:
     """Loads the encoder of a masked autoencoder or a classifier, by its folder or name.
 
-    The name of a configuration gives random weights, always the same; `overrides` change a ViT's. `image_size`
-    is for these and for a ResNet; a pretrained ViT has its own. By default, the `pooling` of a masked
-    autoencoder is "mean": nothing in its training asks the class token to describe the image. A classifier's
-    is "class", from which its head reads. Raises UserError.
+    The name of a configuration gives random weights, always the same; `overrides` change a ViT's.
+    `image_size` is for these and for a ResNet; a pretrained ViT has its own. By default, the `pooling` of a
+    masked autoencoder is "mean": nothing in its training asks the class token to describe the image. A
+    classifier's is "class", from which its head reads. Raises UserError.
     """
     if name in CONFIGS:
         overrides = overrides if CONFIGS[name].family == "vit" else None

@@ -14,7 +14,7 @@ from cxr.study.plots import Curve
 from cxr.study.plots import finish
 
 METHODS = {"linear": ("linear probe", "-"), "knn": ("kNN", "--")}  # name and dash
-SHIFT = 0.025  # between the curves, in decades, so that no interval hides another
+SHIFT = 0.02  # between the curves, in decades, so that no interval hides another
 
 
 def plot_probes(models: list[ProbedModel], path: Path, *, title: str) -> None:
