@@ -71,25 +71,45 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tests:
-    """What all models are measured on: the labels of the test images, and resamples of their patients.
+class Plan:
+    """What is the same for all models: training samples, test labels, and resamples of the test patients.
 
     The first row of `weights` (1 + R, N) is no resample, but all images once.
     """
 
+    sizes: list[int]
+    seeds: list[int]
     labels: np.ndarray
     names: tuple[str, ...]
     weights: np.ndarray
 
     @classmethod
-    def of(cls, images: LabelledImages) -> "Tests":
-        drawn = intervals.patient_weights(images["subject_id"], num_resamples=intervals.NUM_RESAMPLES, seed=0)
-        weights = np.vstack([np.ones_like(drawn[:1]), drawn])
-        return cls(labels=probes.hard_labels(images.labels), names=images.label_names, weights=weights)
+    def of(cls, splits: Splits, *, sizes: list[int | str | None], seeds: list[int]) -> "Plan":
+        """Raises UserError without test images, and if there is no training size of `sizes`."""
+        if "test" not in splits:
+            raise UserError("found no test images; expected some in the split CSV: name another --data_dir")
+        test = splits["test"]
+        drawn = intervals.patient_weights(test["subject_id"], num_resamples=intervals.NUM_RESAMPLES, seed=0)
+        return cls(
+            sizes=choose_sizes(sizes, len(splits["train"])),
+            seeds=seeds,
+            labels=probes.hard_labels(test.labels),
+            names=test.label_names,
+            weights=np.vstack([np.ones_like(drawn[:1]), drawn]),
+        )
 
     def areas(self, scores: np.ndarray) -> np.ndarray:
         """Returns the AUROC of scores, and of each resample: (1 + R,)."""
         return probes.resampled_areas(self.labels, scores, self.names, self.weights)
+
+    def left_out(self) -> list[str]:
+        """Returns the findings that are not in the mean, and says why."""
+        if self.labels.ndim == 1:
+            return []
+        thresholds, anything = [0.5] * len(self.names), np.zeros(self.labels.shape)
+        measured = findings.finding_metrics(self.labels, anything, self.names, thresholds=thresholds)
+        findings.warn_left_out(measured, split="test")
+        return measured["left_out"]
 
 
 def choose_sizes(asked: list[int | str | None], num_images: int) -> list[int]:
@@ -104,7 +124,7 @@ def choose_sizes(asked: list[int | str | None], num_images: int) -> list[int]:
 
 
 def probe_model(
-    encoder: Encoder, splits: Splits, tests: Tests, args: argparse.Namespace, *, name: str
+    encoder: Encoder, splits: Splits, plan: Plan, args: argparse.Namespace, *, name: str
 ) -> ProbedModel:
     """Computes the features of a model and probes them with each method, size and seed."""
     of_splits = {
@@ -120,8 +140,7 @@ def probe_model(
         )
         for split, images in splits.items()
     }
-    sizes = choose_sizes(args.train_sizes, len(splits["train"]))
-    jobs = [(method, size) for method in probes.PROBES for size in sizes]
+    jobs = [(method, size) for method in probes.PROBES for size in plan.sizes]
     config = encoder.network.config
     return ProbedModel(
         model=name,
@@ -132,7 +151,7 @@ def probe_model(
         width=of_splits["train"].features.shape[1],
         rankme=max(1.0, probes.rankme(of_splits["train"].features)),
         points=[
-            probe_point(method, of_splits, splits["train"], tests, size=size, seeds=args.seeds)
+            probe_point(method, of_splits, splits["train"], plan, size=size)
             for method, size in tqdm(jobs, desc=f"{name}, probes", leave=False)
         ],
     )
@@ -142,26 +161,25 @@ def probe_point(
     method: str,
     of_splits: dict[str, probes.Split],
     train_images: LabelledImages,
-    tests: Tests,
+    plan: Plan,
     *,
     size: int,
-    seeds: list[int],
 ) -> ProbePoint:
     """Probes samples of one size; of all images there is one sample only."""
     resampled, by_seed = [], []
     validation = of_splits["validation"]
-    for seed in seeds if size < len(train_images) else seeds[:1]:
+    for seed in plan.seeds if size < len(train_images) else plan.seeds[:1]:
         chosen = draw_sample(train_images["subject_id"], train_images["label"], num_samples=size, seed=seed)
         train = of_splits["train"].select(chosen)
         found = probes.probe(
             method, train=train, validation=validation, test_features=of_splits["test"].features
         )
-        resampled.append(tests.areas(found.test))
+        resampled.append(plan.areas(found.test))
         by_seed.append(
             SeedProbe(
                 seed=seed,
                 settings=found.settings,
-                validation_auroc=probes.whole_area(validation.labels, found.validation, tests.names),
+                validation_auroc=probes.whole_area(validation.labels, found.validation, plan.names),
                 **with_interval(resampled[-1]),
             )
         )
@@ -170,21 +188,9 @@ def probe_point(
 
 
 def with_interval(areas: np.ndarray) -> dict[str, float | list[float] | None]:
-    """Returns the AUROC and its interval of `Tests.areas`."""
+    """Returns the AUROC and its interval of `Plan.areas`."""
     value = None if np.isnan(areas[0]) else float(areas[0])
     return {"test_auroc": value, "interval": findings.interval_of(areas)}
-
-
-def left_out(tests: Tests) -> list[str]:
-    """Returns the findings that are not in the mean, and says why."""
-    if tests.labels.ndim == 1:
-        return []
-    anything = np.zeros(tests.labels.shape)
-    measured = findings.finding_metrics(
-        tests.labels, anything, tests.names, thresholds=[0.5] * len(tests.names)
-    )
-    findings.warn_left_out(measured, split="test")
-    return measured["left_out"]
 
 
 # Showing ----------------------------------------------------------------------------------------------------
@@ -259,12 +265,8 @@ def load_encoders(args: argparse.Namespace) -> dict[str, Encoder]:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    of_transformers.set_verbosity_error()
-    of_transformers.disable_progress_bar()
-    encoders = load_encoders(args)
+def measure(args: argparse.Namespace, encoders: dict[str, Encoder]) -> ProbeResults:
+    """Loads the images, once for each size that a model needs, and probes all models."""
 
     @functools.cache
     def load(shortest_side: int) -> Splits:
@@ -272,23 +274,29 @@ def main(argv: list[str] | None = None) -> None:
         return load_images(args.data_dir, shortest_side=shortest_side, shows_progress=True, **options)
 
     splits = load(next(iter(encoders.values())).shortest_side)
-    if "test" not in splits:
-        raise UserError("found no test images; expected some in the split CSV: name another --data_dir")
-    tests = Tests.of(splits["test"])
-    results = ProbeResults(
+    plan = Plan.of(splits, sizes=args.train_sizes, seeds=args.seeds)
+    return ProbeResults(
         task=args.dataset_config_name,
         **{name: getattr(args, name) for name in ("labeler", "view", "uncertain", "blank")},
-        label_names=list(tests.names),
-        left_out=left_out(tests),
+        label_names=list(plan.names),
+        left_out=plan.left_out(),
         is_synthetic=is_synthetic(args.data_dir),
         num_images={split: len(images) for split, images in splits.items()},
         num_test_patients=len(set(splits["test"]["subject_id"])),
         models=[
-            probe_model(encoder, load(encoder.shortest_side), tests, args, name=name)
+            probe_model(encoder, load(encoder.shortest_side), plan, args, name=name)
             for name, encoder in encoders.items()
         ],
         versions=installed_versions(),
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    results = measure(args, load_encoders(args))
     output_dir = args.output_dir or REPOSITORY / "runs" / f"probe-{time.strftime('%Y%m%d-%H%M%S')}"
     write_results(results, output_dir)
     Console().print(make_table(results))

@@ -7,6 +7,7 @@ import numpy as np
 import probe
 import pytest
 from cxr.data.subsets import draw_sample
+from cxr.evaluation import findings
 from cxr.evaluation import probes
 from cxr.evaluation.intervals import NUM_RESAMPLES
 from cxr.evaluation.intervals import patient_weights
@@ -39,7 +40,7 @@ def probed(sample_root, tmp_path_factory):
 
         patch.setattr(probe, "cached_features", remembered)
         flags = [f"--data_dir={sample_root}", f"--cache_dir={folder / 'cache'}", "--device=cpu"]
-        probe.main([*TINY, "resnet-18", *SIZES, *flags, f"--output_dir={folder / 'out'}"])
+        probe.main(["vit-mae-tiny", "resnet-18", *TINY[1:], *SIZES, *flags, f"--output_dir={folder / 'out'}"])
     return folder, seen
 
 
@@ -109,17 +110,26 @@ def test_second_call_computes_no_features_and_gives_the_same_numbers(probed, sam
     assert again.points == [one for one in before.points if one.num_train_images == 20]
 
 
-def test_findings_have_a_probe_each_and_a_mean(probed, sample_root):
+@pytest.mark.parametrize("min_positives", [1, 10])
+def test_findings_have_a_probe_each_and_a_mean_over_those_that_count(
+    min_positives, probed, sample_root, monkeypatch
+):
+    monkeypatch.setattr(findings, "MIN_POSITIVES", min_positives)
     folder, _ = probed
+    output_dir = folder / f"findings {min_positives}"
     flags = [f"--data_dir={sample_root}", f"--cache_dir={folder / 'cache'}", "--device=cpu"]
     flags += ["--dataset_config_name=findings", "--uncertain=exclude", "--train_sizes=all"]
-    probe.main([*TINY, *flags, f"--output_dir={folder / 'findings'}"])
-    content = json.loads((folder / "findings" / "probe.json").read_text(encoding="utf-8"))
+    probe.main([*TINY, *flags, f"--output_dir={output_dir}"])
+    content = json.loads((output_dir / "probe.json").read_text(encoding="utf-8"))
     assert len(content["label_names"]) == 14
     for point in content["models"][0]["points"]:
         (one,) = point["seeds"]
         assert len(one["settings"]) == 14
-        assert len(content["left_out"]) == 14 or 0 <= point["test_auroc"] <= 1
+        if min_positives == 1:
+            low, high = point["interval"]
+            assert len(content["left_out"]) < 14 and low < point["test_auroc"] < high
+        else:  # the sample is small: no finding counts
+            assert len(content["left_out"]) == 14 and point["test_auroc"] is None
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,13 @@ def plot_probes(models: list[ProbedModel], path: Path, *, title: str) -> None:
     """Draws a colour per model, solid for the linear probe and dashed for kNN, as PNG and SVG."""
     figure = new_figure(8, 5)
     axes = figure.subplots()
-    curves = [(model, method) for model in models for method in METHODS]
-    for number, (model, method) in enumerate(curves):
-        curve = curve_of(model, method)
-        color = models.index(model)
+    curves = [
+        (color, method, curve)
+        for color, model in enumerate(models)
+        for method in METHODS
+        if (curve := curve_of(model, method)).points  # none where every AUROC is undefined
+    ]
+    for number, (color, method, curve) in enumerate(curves):
         axes.errorbar(
             np.log10(curve.sizes) + SHIFT * (number - (len(curves) - 1) / 2),
             curve.values,
