@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # for 
 
 from cxr.run_folder import record
 from cxr.run_folder.model_fields import ModelFields
+from cxr.run_folder.probe_record import ProbeResults
 from cxr.study.grid import Plan
 from cxr.training.progress import Progress
 
@@ -20,7 +21,7 @@ PAGE = Path(__file__).with_name("run-folder.md")
 MARK = "<!-- What follows is made by docs/make_run_folder_page.py from the declarations in the code. -->\n"
 LINES = (record.Sample, record.Epoch, record.BadStep)
 RESULTS = (record.PretrainingResults, record.ClassificationResults)
-RECORDS = (record.Arguments, *LINES, *RESULTS, Progress, ModelFields, Plan)
+RECORDS = (record.Arguments, *LINES, *RESULTS, Progress, ModelFields, Plan, ProbeResults)
 
 
 def tables() -> dict[str, dict[str, Any]]:

@@ -46,6 +46,8 @@ from cxr.run_folder.record import PretrainingResults
 from cxr.sharing import push
 from cxr.training import nonfinite
 from cxr.training import runtime
+from cxr.training.pretraining_probe import PretrainingProbe
+from cxr.training.pretraining_probe import reconstruction_target
 from cxr.training.run import Run
 from transformers import ViTImageProcessor
 from transformers import ViTMAEConfig
@@ -120,9 +122,7 @@ def reconstruction_loss(
 
     The one value equals the loss that the model itself returns, bit for bit. `model` is not wrapped.
     """
-    target = model.patchify(pixel_values)  # (B, L, patch_size² * 3)
-    if model.config.norm_pix_loss:
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    target = reconstruction_target(model, pixel_values)
     by_patch = ((outputs.logits - target) ** 2).mean(-1) * outputs.mask
     dims = 1 if by_image else (0, 1)
     return by_patch.sum(dims) / outputs.mask.sum(dims)
@@ -146,8 +146,8 @@ def train_step(run: Run, batches: Iterator[dict]) -> torch.Tensor:
     return run.update_weights(total)
 
 
-def train(run: Run) -> None:
-    """Trains from `run.progress` to the end and evaluates after each epoch."""
+def train(run: Run, probe: PretrainingProbe) -> None:
+    """Trains from `run.progress` to the end, evaluates after each epoch, and probes when it is due."""
     batches = iter(run.train_loader)
     run.model.train()
     for _ in run.steps():
@@ -156,7 +156,10 @@ def train(run: Run) -> None:
             continue
         reading = run.read_losses()
         if run.ends_epoch:
-            run.end_epoch(reading, {"eval_loss": evaluate(run, run.model)})
+            measured = {"eval_loss": evaluate(run, run.model)}
+            if probe.is_due():
+                measured |= probe.measure(**measured)
+            run.end_epoch(reading, measured)
             run.model.train()
         if run.saves:
             run.save_checkpoint()
@@ -250,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.warn_of_flags_without_effect(args)
     run.prepare(train_set, eval_set)
     with run.preemption:
-        train(run)
+        train(run, PretrainingProbe(run, train_set.images, eval_set.images))
         run.end_training()
         finish(run)
     run.end()

@@ -29,6 +29,7 @@ EVALUATION_LEVELS = ("image", "study")
 # RandAugment by timm's names: magnitude m, number of operations n, standard deviation of the magnitude mstd.
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 RANDAUGMENT_NAMES = r"rand-m(\d+(?:\.\d+)?)(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?-inc1"
+POOLINGS = ("mean", "class")  # of a ViT's tokens to the features of an image: patches, or the class token
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "all")
 

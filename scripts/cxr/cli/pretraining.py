@@ -44,6 +44,13 @@ def parse_args(
         lr_scheduler_type="cosine",
         warmup_ratio=0.05,
     )
+    command_line.add_number(
+        training,
+        "--probe_epochs",
+        command_line.positive_int,
+        "after every N epochs, learn the labels from the frozen features of at most 2,000 images, and "
+        "measure the AUROC on as many validation images (default: never)",
+    )
     arguments.add_learning_rate_arguments(training, default="--base_learning_rate 1.5e-4")
     arguments.add_output_arguments(parser, default_output_dir="runs/mae_pretrain")
     return arguments.parse_with_defaults(

@@ -44,15 +44,28 @@ def save_figure(figure: "Figure", path: Path, *, private: bool = False) -> None:
 
 
 def plot_losses(epochs: list[dict], path: Path, *, title: str) -> None:
-    """Plots the mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`."""
-    figure = new_figure(6, 4)
-    axes = figure.subplots()
+    """Plots the mean training and validation loss by epoch; `epochs` are the lines of `metrics.jsonl`.
+
+    Where features were probed during the training, their AUROC and effective rank are beside the loss.
+    """
+    probed = [record for record in epochs if "rankme" in record]
+    figure = new_figure(15 if probed else 6, 4)
+    panels = figure.subplots(1, 3 if probed else 1, squeeze=False)[0]
     numbers = [record["epoch"] for record in epochs]
     for key, name in (("train_loss", "training"), ("eval_loss", "validation")):
-        axes.plot(numbers, [record[key] for record in epochs], marker=".", label=name)
-    axes.set(xlabel="epoch", ylabel="mean loss", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+        panels[0].plot(numbers, [record[key] for record in epochs], marker=".", label=name)
+    panels[0].set(ylabel="mean loss")
+    panels[0].legend()
+    names = {"probe_auroc": "validation AUROC, linear probe", "rankme": "RankMe (effective rank)"}
+    for axes, (key, name) in zip(panels[1:], names.items()):
+        values = [np.nan if record[key] is None else record[key] for record in probed]
+        axes.plot([record["epoch"] for record in probed], values, marker=".", color=BLUE)
+        axes.set(ylabel=name)
+    for axes in panels:
+        axes.set(xlabel="epoch", xlim=panels[0].get_xlim())
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.tight_layout()
     save_figure(figure, path)
 
 

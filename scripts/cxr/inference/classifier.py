@@ -23,20 +23,18 @@ from cxr.data.transforms import evaluation_transform
 from cxr.errors import UserError
 from cxr.inference.radiographs import Radiograph
 from cxr.models import heads
-from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.configs import classifier_config
 from cxr.models.configs import config_from_json
 from cxr.models.pretrained import download
 from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
 from cxr.models.pretrained import read_config
-from cxr.models.pretrained import read_object
+from cxr.models.pretrained import stored_input_size
 from cxr.run_folder.model_fields import ModelFields
 from mimic_cxr_dataset.gray_levels import looks_equalized
 from mimic_cxr_dataset.radiographs import Reading
 
 CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
-MAX_SIDE = 2**14  # pixels
 DEFAULT_THRESHOLD = ModelFields().decision_threshold
 MAX_LABELS = 100  # of a model with several labels
 EQUALIZED_UNKNOWN = (
@@ -143,7 +141,7 @@ def load_classifier(
     config = config_from_json(fields, where=f"model {name}: config.json")
     labels = list(config.id2label.values())
     source = {"hub_dir": download(name, hub_dir=hub_dir, revision=revision), "revision": revision}
-    image_size = config.image_size if config.model_type == "vit" else _stored_input_size(name, **source)
+    image_size = config.image_size if config.model_type == "vit" else stored_input_size(name, **source)
     ours = ModelFields.of(fields, where=f"model {name}: config.json")
     processor = load_image_processor(name, image_size=image_size, **source)
     network, multi_label = CLASSIFIERS[config.model_type], _is_multi_label(fields)
@@ -217,12 +215,3 @@ def _check_is_classifier(fields: dict[str, Any], name: str) -> None:
             f"model {name}: found the label {repeated[0]!r:.50} twice in id2label of its config.json, "
             "expected a name for each: correct it"
         )
-
-
-def _stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int:
-    """Returns the image processor's output size; a ResNet's config has none, as it takes any size."""
-    stored = read_object(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision)
-    size = stored.get("size", {})
-    sides = size.values() if isinstance(size, dict) else [size]
-    found = {side for side in sides if type(side) is int and 0 < side <= MAX_SIDE}
-    return found.pop() if len(found) == 1 else DEFAULT_IMAGE_SIZE

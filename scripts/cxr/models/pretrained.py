@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers import ViTImageProcessor
 
 from cxr.choices import CHECKPOINT_FORMATS
+from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.data.transforms import GRAY_MEAN
 from cxr.data.transforms import GRAY_STD
 from cxr.errors import UserError
@@ -35,6 +36,7 @@ from cxr.run_folder.files import sha256_of
 from cxr.sharing import local_hub
 
 logger = logging.getLogger(__name__)
+MAX_SIDE = 2**14  # pixels
 HUB_SECONDS = 5  # time for the Hub to answer
 MODEL_FILES = ["*.json", "*.md", "*.png", "*.safetensors"]  # those that are downloaded from the Hub
 
@@ -178,6 +180,15 @@ def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str
     path = find_file(name, filename, hub_dir=hub_dir, revision=revision)
     with _loading(name, revision):
         return read_json(path) if path else {}
+
+
+def stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int:
+    """Returns the image processor's output size; a ResNet's config has none, as it takes any size."""
+    stored = read_object(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision)
+    size = stored.get("size", {})
+    sides = size.values() if isinstance(size, dict) else [size]
+    found = {side for side in sides if type(side) is int and 0 < side <= MAX_SIDE}
+    return found.pop() if len(found) == 1 else DEFAULT_IMAGE_SIZE
 
 
 def _weight_files(name: str, hub_dir: Path | None, revision: str) -> list[Path]:

@@ -149,6 +149,13 @@ class Epoch(Record):
     train_loss: float = Field(description="mean loss over the steps of the epoch")
     eval_loss: float = Field(description="mean loss over the validation images")
     auroc: Share | None = None
+    probe_auroc: Share | None = Field(
+        default=None,
+        description="of a linear probe of the frozen features, by --probe_epochs; so is the next",
+    )
+    rankme: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="effective rank of the features of training images"
+    )
 
 
 class BadStep(Record):
