@@ -43,15 +43,16 @@ class ChestXrayMetrics(evaluate.Metric):
         labels, probabilities = np.asarray(references), np.asarray(predictions)
         calls = (probabilities >= threshold).astype(int)
         both_classes = len(np.unique(labels)) == 2
+        average_precision = None
+        if both_classes:  # at most 1, which the sum of rounded numbers may exceed
+            average_precision = min(float(metrics.average_precision_score(labels, probabilities)), 1.0)
         return {
             "accuracy": float(metrics.accuracy_score(labels, calls)),
             "precision": float(metrics.precision_score(labels, calls, zero_division=0)),
             "recall": float(metrics.recall_score(labels, calls, zero_division=0)),
             "f1": float(metrics.f1_score(labels, calls, zero_division=0)),
             "auroc": float(metrics.roc_auc_score(labels, probabilities)) if both_classes else None,
-            "average_precision": (
-                float(metrics.average_precision_score(labels, probabilities)) if both_classes else None
-            ),
+            "average_precision": average_precision,
             "threshold": float(threshold),
             "n": len(labels),
         }

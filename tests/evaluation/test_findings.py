@@ -15,7 +15,7 @@ from cxr.choices import MASKED
 from cxr.evaluation import findings
 from cxr.evaluation import intervals
 from cxr.evaluation.metrics import choose_threshold
-from cxr.run_folder.record import MeasuredFindings
+from cxr.run_folder.measured import MeasuredFindings
 from sklearn import metrics
 
 NAMES = ("Cardiomegaly", "Edema", "Fracture", "No Finding", "Pneumonia")

@@ -43,7 +43,7 @@ def several(num_findings: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def measured(num_findings: int, labels: np.ndarray | None = None) -> dict:
     drawn, probabilities, names = several(num_findings)
     labels = drawn if labels is None else labels
-    options = {"thresholds": [0.5] * num_findings, "split": "test"}
+    options = {"thresholds": [0.5] * num_findings}
     found = findings.finding_metrics(labels, probabilities, names, **options)
     findings.add_intervals(found, labels, probabilities, range(60), num_resamples=10)
     return found

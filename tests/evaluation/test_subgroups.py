@@ -9,7 +9,7 @@ from cxr.evaluation import intervals
 from cxr.evaluation import subgroups
 from cxr.evaluation.subgroups import MACRO
 from cxr.evaluation.subgroups import UNKNOWN
-from cxr.run_folder.record import Groups
+from cxr.run_folder.measured import Groups
 from sklearn import metrics
 
 THRESHOLD = 0.5

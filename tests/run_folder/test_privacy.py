@@ -25,6 +25,7 @@ from tiny_runs import run_main
 
 REPOSITORY = Path(__file__).parents[2]
 PRIVATE = {"samples.json", "predictions_validation.csv", "predictions_test.csv", "bad_steps.jsonl"}
+PRIVATE |= {"predictions_radiologist.csv", "predictions_radiologist_study.csv"}
 PUSHED = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 PUSHED |= {f"{name}.png" for name in ("loss", "roc_pr_validation", "roc_pr_test")}
 PUSHED |= {"confusion_matrix_validation.png", "confusion_matrix_test.png"}

@@ -126,7 +126,7 @@ def test_call_that_differs_is_refused_in_one_line_and_the_earlier_one_goes_on(
         config = json.loads((mine / "config.json").read_text(encoding="utf-8"))
         text = json.dumps(config | {"decision_threshold": 0.3})
         (mine / "config.json").write_text(text, encoding="utf-8")
-        said = "threshold 0.5, now 0.3"
+        said = "thresholds [0.5], now [0.3]"
     argv = [mine, images, *(one.format(**names) for one in changed), f"--output={output}"]
     status, message = call(capsys, *argv)
     message = message.splitlines()[-1]

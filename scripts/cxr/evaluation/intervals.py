@@ -145,6 +145,7 @@ def _areas(
     with np.errstate(invalid="ignore", divide="ignore"):
         auroc = (drawn * (below + equal_or_below)).sum(axis=1) / (2 * positives * negatives)
         average_precision = (drawn * hits / np.maximum(called, 1)).sum(axis=1) / positives
+        average_precision = np.minimum(average_precision, 1)  # rounded numbers may exceed it
     one_class = (positives == 0) | (negatives == 0)
     return np.where(one_class, np.nan, auroc), np.where(one_class, np.nan, average_precision)
 

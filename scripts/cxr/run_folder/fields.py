@@ -22,6 +22,7 @@ def _printable(text: str) -> str:
     return text
 
 
+TAGS = ("one label", "several labels")  # of records that are one or the other
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,7 +35,7 @@ Name = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_prin
 def first_problem(error: ValidationError) -> str:
     """Returns what was found and what was expected for the first field that is not valid."""
     first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(map(str, first["loc"]))
+    field = ".".join(str(part) for part in first["loc"] if part not in TAGS)
     if first["type"] == "missing":
         return f"found no {field}"
     if first["type"] == "value_error":  # from one of our validators, whose message is complete

@@ -1,9 +1,13 @@
 """Declares what `results.json` says about the images of a split: metrics, intervals and groups."""
 
 from typing import Annotated
+from typing import Any
 
+from pydantic import Discriminator
 from pydantic import Field
+from pydantic import Tag
 
+from cxr.run_folder.fields import TAGS
 from cxr.run_folder.fields import Count
 from cxr.run_folder.fields import Interval
 from cxr.run_folder.fields import Name
@@ -121,6 +125,17 @@ class MeasuredFindings(Measured):
     chexpert5_average_precision: Share | None = None
 
 
+def _tag(value: Any) -> str:
+    findings = value.get("findings") if isinstance(value, dict) else getattr(value, "findings", None)
+    return TAGS[findings is not None]
+
+
+# A split that is measured with one label or with several.
+EitherMeasured = Annotated[
+    Annotated[MeasuredSplit, Tag(TAGS[0])] | Annotated[MeasuredFindings, Tag(TAGS[1])], Discriminator(_tag)
+]
+
+
 class Agreement(Record):
     """How well a labeler agrees with the radiologist on one finding, on the studies that both labelled."""
 
@@ -143,6 +158,6 @@ class AgainstRadiologist(Record):
         description="studies that are No Finding to the radiologist but Finding by the paper's rule, as "
         "Support Devices are their only finding"
     )
-    image: MeasuredFindings | MeasuredSplit = Field(description="each image has the labels of its study")
-    study: MeasuredFindings | MeasuredSplit = Field(description="a study has the mean logits of its images")
+    image: EitherMeasured = Field(description="each image has the labels of its study")
+    study: EitherMeasured = Field(description="a study has the mean logits of its images")
     agreement: dict[Word, dict[Name, Agreement]] = Field(description="by labeler and label")

@@ -27,8 +27,7 @@ from cxr.run_folder.fields import Word
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
 from cxr.run_folder.measured import AgainstRadiologist
-from cxr.run_folder.measured import MeasuredFindings
-from cxr.run_folder.measured import MeasuredSplit
+from cxr.run_folder.measured import EitherMeasured
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,8 +224,8 @@ class ClassificationResults(Results):
         default=None, description="in words, why the training has not converged; null: no sign of it"
     )
     num_train_positive: Count
-    validation: MeasuredFindings | MeasuredSplit
-    test: MeasuredFindings | MeasuredSplit | None = None
+    validation: EitherMeasured
+    test: EitherMeasured | None = None
     radiologist: AgainstRadiologist | None = Field(
         default=None, description="null without --evaluate_test or the radiologist's table"
     )
