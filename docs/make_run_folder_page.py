@@ -43,8 +43,8 @@ def describe(name: str, schema: dict[str, Any]) -> Iterator[str]:
 
 
 def type_name(value: dict[str, Any]) -> str:
-    if "anyOf" in value:
-        return " or ".join(map(type_name, value["anyOf"]))
+    if kinds := value.get("anyOf", value.get("oneOf")):
+        return " or ".join(map(type_name, kinds))
     if "$ref" in value:
         return value["$ref"].rpartition("/")[2]
     if "items" in value:
