@@ -246,9 +246,10 @@ def find_images(names: list[str], heatmap_dir: Path | None) -> tuple[list[Path],
 
 
 def load_model(args: argparse.Namespace) -> Classifier:
-    """Loads the classifier and prints which of its properties are unknown."""
+    """Loads the classifier and prints which of its properties are unknown. Raises UserError."""
     source = {"hub_dir": args.hub_dir, "revision": args.model_revision}
     classifier = load_classifier(args.model, device=args.device, **source)
+    check_findings(classifier.findings if classifier.is_multi_label else (), model=args.model)
     if not classifier.has_threshold:
         field = "decision_thresholds for every finding" if classifier.is_multi_label else "decision_threshold"
         say(f"{args.model} has no {field} in its config.json: using {DEFAULT_THRESHOLD}")
@@ -275,7 +276,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     paths, missing = find_images(args.images, args.heatmap)
     classifier = load_model(args)
-    check_findings(classifier.findings if classifier.is_multi_label else (), model=args.model)
     finding = choose_finding(classifier, args.heatmap_finding) if args.heatmap else 0
     if args.heatmap:
         say(f"--heatmap: {heatmaps.describe(classifier, heatmaps.grid_of(classifier))}")
