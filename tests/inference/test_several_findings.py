@@ -223,6 +223,7 @@ def test_finding_without_heat_maps_is_refused(model_dir, paths, capsys):
 # Without torch, and by transformers alone -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_onnx_file_has_the_probabilities_and_says_whose_they_are(
     model_dir, classifier, images, paths, tmp_path
 ):
@@ -238,6 +239,7 @@ def test_onnx_file_has_the_probabilities_and_says_whose_they_are(
     assert not {"negative", "positive", "threshold"} & about.keys()
 
 
+@pytest.mark.slow
 def test_documented_code_prints_each_finding(model_dir, classifier, paths, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "using-a-model.md").read_text(encoding="utf-8")
     snippet = page.partition("```python\n")[2].partition("```")[0]

@@ -149,6 +149,7 @@ def test_thresholds_are_chosen_on_validation_and_stored_with_the_model(run_dir):
         assert chosen == config["decision_thresholds"]
 
 
+@pytest.mark.slow
 def test_a_study_has_the_mean_logits_of_its_images(run_dir, sample_root, tmp_path):
     flags = [*TINY_VIT, *QUICK, *SEVERAL, "--evaluate_test", "--class_weights=balanced"]
     run_main(run_classification, tmp_path / "run", *flags, f"--data_dir={sample_root}")
@@ -197,6 +198,7 @@ def test_groups_of_view_scanner_sex_age_and_race_are_measured(run_dir):
     assert found["num_patients_unknown"] == table.loc[table["sex"] == "unknown", "subject_id"].nunique()
 
 
+@pytest.mark.slow
 def test_a_few_findings_make_a_small_head(sample_root, tmp_path):
     flags = [
         "--dataset_config_name=findings",
@@ -217,6 +219,7 @@ def test_findings_that_are_left_out_of_the_means_are_named_once_at_the_end(run_d
         assert log.count(f"The means over findings of the {split} split leave out") == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_several_findings_equals_an_uninterrupted_one(sample_root, tmp_path):
     flags = [*TINY_VIT, *QUICK, *SEVERAL, f"--data_dir={sample_root}", "--checkpointing_steps=1"]
     whole = run_main(run_classification, tmp_path / "whole", *flags)

@@ -111,6 +111,7 @@ def test_card_of_an_evaluation_by_study_counts_studies(tmp_path):
     assert "| `class_weights` | balanced |" in text
 
 
+@pytest.mark.slow
 def test_code_on_the_card_prints_the_probability_of_each_finding(tmp_path):
     make_model(tmp_path / "model")
     text = make_card(tmp_path / "model")

@@ -60,6 +60,7 @@ def test_statistics_of_batch_normalisation_are_averaged_and_its_counter_is_copie
     assert (average.model.running_mean > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [TINY_VIT, TINY_RESNET])
 def test_a_resumed_run_with_an_average_equals_an_uninterrupted_one(model, sample_root, tmp_path):
     flags = [*model, *QUICK, "--ema_decay=0.9", "--checkpointing_steps=3", f"--data_dir={sample_root}"]

@@ -33,6 +33,7 @@ def runs(sample_root, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_run_with_probes_equals_the_run_without_bit_for_bit(runs):
     plain, probed = read_epochs(runs / "plain"), read_epochs(runs / "probed")
     assert [{name: epoch[name] for name in epoch if name not in PROBED} for epoch in probed] == plain
