@@ -91,7 +91,9 @@ def check_files(folder: Path) -> None:
             assert all(json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines())
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
-                assert {len(row) for row in csv.reader(file)} == {5}
+                header, *rows = csv.reader(file)
+            assert header[-2:] == ["label", "probability"]
+            assert {len(row) for row in rows} == {len(header)}
         elif path.suffix == ".png":
             with Image.open(path) as image:
                 image.load()
