@@ -421,3 +421,15 @@ def test_runs_of_one_table_that_were_trained_on_other_images_are_refused(tmp_pat
     sample = json.loads((other / "samples.json").read_text(encoding="utf-8"))
     write_json(other / "samples.json", sample | {"sha256": "another"})
     assert "trained on different images" in refused(report_study.main, [tmp_path], capsys)
+
+
+def test_an_ensemble_is_the_mean_probability_of_a_rows_seeds(study, tables):
+    row = tables[0].rows[2]
+    labels, _ = arrays(row.runs[0].predictions)
+    mean = np.mean([arrays(run.predictions)[1] for run in row.runs], axis=0)
+    assert row.ensemble.values["auroc"] == pytest.approx(roc_auc_score(labels, mean), abs=1e-12)
+    assert row.ensemble.values["accuracy"] == pytest.approx(np.mean((mean >= 0.5) == labels), abs=1e-12)
+    names = {line["model"]: line for line in read_table(study) if line["train_size"] == tables[0].name.size}
+    line = names[f"{row.name.model}, ensemble of {len(row.runs)}"]
+    assert float(line["auroc"]) == row.ensemble.values["auroc"]
+    assert "Ensembles: the mean of the probabilities" in (study / "report.md").read_text(encoding="utf-8")

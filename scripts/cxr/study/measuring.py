@@ -64,26 +64,56 @@ def measure_row(row: results.Row, num_resamples: int) -> None:
     """Computes a row's values and intervals from the predictions of its runs, and stores them in the row."""
     predictions, names = [run.predictions for run in row.runs], row.runs[0].findings
     weights = weights_of_all(predictions, num_resamples)
-    if names:
-        of_runs, row.by_finding = measure_findings(predictions, names, weights)
-    else:
-        of_runs = [
-            intervals.weighted_metrics(*arrays(one), drawn, threshold=0.5)
-            for one, drawn in zip(predictions, weights)
-        ]
-    for metric in of_runs[0]:
-        values = np.array([found[metric] for found in of_runs])  # (runs, 1 + R)
-        mean, defined = values.mean(axis=0), np.isfinite(values[:, 0]).all()
-        around = mean[0] if metric == "ece" else None
-        row.values[metric] = float(mean[0]) if defined else None
-        row.over_seeds[metric] = intervals.seed_interval(values[:, 0]) if defined else None
-        over_patients = intervals.percentile_interval(mean[1:], around=around) if defined else None
-        row.over_patients[metric] = over_patients
+    of_runs, row.by_finding = measure(predictions, names, weights)
+    row.values, row.over_patients = summarize(of_runs)
+    row.over_seeds = {
+        metric: intervals.seed_interval([found[metric][0] for found in of_runs]) if is_defined else None
+        for metric, is_defined in ((metric, value is not None) for metric, value in row.values.items())
+    }
     if row.values["auroc"] is not None:
         row.aurocs = {run.results.seed: found["auroc"] for run, found in zip(row.runs, of_runs)}
     row.by_group = measure_by_group(predictions, names, weights[0])
+    if len(predictions) > 1:
+        of_ensemble, _ = measure([average(predictions, names)], names, weights[:1])
+        values, over_patients = summarize(of_ensemble)
+        row.ensemble = results.Ensemble(
+            num_models=len(predictions), values=values, over_patients=over_patients
+        )
     if all(run.results.radiologist for run in row.runs):
         row.against_radiologist = measure_against_radiologist(row.runs, num_resamples)
+
+
+def measure(
+    predictions: list[pd.DataFrame], names: tuple[str, ...], weights: list[np.ndarray]
+) -> tuple[list[dict[str, np.ndarray]], dict[str, results.FindingResult]]:
+    """Returns the metrics (1 + R,) of each run: measured, then resampled; and the results by finding."""
+    if names:
+        return measure_findings(predictions, names, weights)
+    return [
+        intervals.weighted_metrics(*arrays(one), drawn, threshold=0.5)
+        for one, drawn in zip(predictions, weights)
+    ], {}
+
+
+def summarize(
+    of_runs: list[dict[str, np.ndarray]],
+) -> tuple[dict[str, float | None], dict[str, intervals.Interval | None]]:
+    """Returns the mean of each metric over the runs, and its interval over patients."""
+    values, over_patients = {}, {}
+    for metric in of_runs[0]:
+        of_metric = np.array([found[metric] for found in of_runs])  # (runs, 1 + R)
+        mean, is_defined = of_metric.mean(axis=0), np.isfinite(of_metric[:, 0]).all()
+        around = mean[0] if metric == "ece" else None
+        values[metric] = float(mean[0]) if is_defined else None
+        over_patients[metric] = intervals.percentile_interval(mean[1:], around=around) if is_defined else None
+    return values, over_patients
+
+
+def average(predictions: list[pd.DataFrame], names: tuple[str, ...]) -> pd.DataFrame:
+    """Returns the predictions of an ensemble: the mean of the probabilities."""
+    columns = list(names) or ["probability"]
+    means = np.mean([one[columns].to_numpy(dtype=float) for one in predictions], axis=0)
+    return predictions[0].assign(**dict(zip(columns, means.T)))
 
 
 def weights_of_all(predictions: list[pd.DataFrame], num_resamples: int) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from cxr.evaluation.subgroups import MIN_PATIENTS
 from cxr.run_folder.files import write_text
 from cxr.run_folder.measured import AgainstRadiologist
 from cxr.run_folder.measured import Gap
+from cxr.study import worth
 from cxr.study.answer import Answer
 from cxr.study.answer import format_p
 from cxr.study.answer import sentence
@@ -39,6 +40,7 @@ from cxr.study.results import ResultTable
 from cxr.study.results import Run
 from cxr.study.spreadsheets import csv_text
 from cxr.study.spreadsheets import findings_csv_text
+from cxr.study.worth import worths
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAPERS_WORD = (
@@ -56,6 +58,15 @@ GROUPS_WORD = (
     f"between two groups with at least {MIN_PATIENTS} patients and {MIN_LABELS} labels of each class; p is "
     "corrected by Holm's method for all pairs of groups of all attributes of a model. A gap need not come "
     "from the group itself: its images may be harder, or the labels of its reports worse."
+)
+
+ENSEMBLES_WORD = "Ensembles: the mean of the probabilities that a row's seeds predict"
+WORTH_WORD = (
+    "A model from scratch reaches the AUROC of a pretrained one with so many times its training images, read "
+    "from its learning curve on a logarithmic scale between the measured sizes; “more than” where the curve "
+    "ends below that AUROC, “less than” where it begins above it. Both were trained in the same way and "
+    "measured on the same images; the interval is over the patients of the split, and does not include the "
+    "variation between seeds."
 )
 
 
@@ -182,6 +193,10 @@ def write_report(
         "answers": grouped(answers),
         "num_answers": len(answers),
         "sentence": sentence(answers, tables),
+        "worths": worths(tables),
+        "worth_sentence": worth.sentence(worths(tables)),
+        "worth_word": WORTH_WORD,
+        "ensembles_word": ENSEMBLES_WORD,
         "training_images": training_images,
         "measured_on": measured_on(tables),
         "common": common,
@@ -232,7 +247,10 @@ def grouped(answers: list[Answer]) -> dict[str, list[Answer]]:
 
 def print_answer(answers: list[Answer], tables: list[ResultTable], console: Console) -> None:
     """Prints the answer in one sentence, then a row per difference."""
-    console.print(f"The answer: {sentence(answers, tables)}", highlight=False, markup=False, style="bold")
+    bold = {"highlight": False, "markup": False, "style": "bold"}
+    console.print(f"The answer: {sentence(answers, tables)}", **bold)
+    if said := worth.sentence(worths(tables)):
+        console.print(said, **bold)
     for heading, of_question in grouped(answers).items():
         shown = Table(title=escape(heading), title_justify="left")
         for name in ("training images", "compared", "difference of AUROC, 95 %", "p, corrected", "verdict"):

@@ -105,6 +105,7 @@ class Row:
     against_radiologist: dict[str, Measurement] = field(default_factory=dict)  # by image and by study
     aurocs: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> (1 + R,): measured, then resampled
     published: dict[str, float] = field(default_factory=dict)
+    ensemble: "Ensemble | None" = None  # of two or more seeds
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -129,6 +130,15 @@ class Row:
         reasons = [run.results.undertrained for run in self.runs if run.results.undertrained]
         of = f"{len(reasons)} of {len(self.runs)} seeds: " if 0 < len(reasons) < len(self.runs) else ""
         return of + "; ".join(dict.fromkeys(reasons))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """The metrics of the mean probability of a row's models, which differ in their seed."""
+
+    num_models: int
+    values: dict[str, float | None]
+    over_patients: dict[str, Interval | None]
 
 
 @dataclass
@@ -157,6 +167,10 @@ class ResultTable:
     @property
     def undertrained(self) -> list[Row]:
         return [row for row in self.measured if row.undertrained]
+
+    @property
+    def with_ensembles(self) -> list[Row]:
+        return [row for row in self.measured if row.ensemble]
 
     @property
     def n(self) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from cxr.evaluation.intervals import Interval
 from cxr.study.names import RowName
 from cxr.study.names import TableName
 from cxr.study.results import CHEXPERT5_METRICS
@@ -14,26 +15,38 @@ from cxr.study.results import ResultTable
 
 
 def csv_text(tables: list[ResultTable]) -> str:
-    """Returns the CSV, a line per row: its place in the grid, metrics, intervals and the paper's results."""
+    """Returns the CSV, a line per row and one per ensemble: place in the grid, metrics, intervals, paper."""
     lines = []
     metrics = [*PAPER_METRICS, *OUR_METRICS]
     metrics += [metric for metric in CHEXPERT5_METRICS if any(metric in table.metrics for table in tables)]
     for name, row in [(table.name, row) for table in tables for row in table.rows]:
-        line = place(name, row.name)
-        line |= {"seeds": len(row.runs), "seeds_planned": row.num_planned}
-        line["n"] = len(row.runs[0].predictions) if row.runs else None
+        common = place(name, row.name) | {"seeds": len(row.runs), "seeds_planned": row.num_planned}
+        common["n"] = len(row.runs[0].predictions) if row.runs else None
+        line = dict(common)
         for metric in metrics:
-            line[metric] = row.values.get(metric)
-            for over, intervals in (("seeds", row.over_seeds), ("patients", row.over_patients)):
-                for end in ("low", "high"):
-                    line[f"{metric}_{over}_{end}"] = getattr(intervals.get(metric), end, None)
+            line |= with_ends(metric, row.values, seeds=row.over_seeds, patients=row.over_patients)
             line[f"{metric}_published"] = row.published.get(metric)
         for level, found in row.against_radiologist.items():
             line[f"auroc_radiologist_{level}"] = found.auroc
             for end in ("low", "high"):
                 line[f"auroc_radiologist_{level}_patients_{end}"] = getattr(found.interval, end, None)
         lines.append(line)
+        if row.ensemble:
+            line = common | {"model": f"{row.name.model}, ensemble of {row.ensemble.num_models}"}
+            for metric in metrics:
+                line |= with_ends(metric, row.ensemble.values, patients=row.ensemble.over_patients)
+            lines.append(line)
     return as_text(lines)
+
+
+def with_ends(
+    metric: str, values: dict[str, float | None], **intervals: dict[str, Interval | None]
+) -> dict[str, float | None]:
+    """Returns a metric and the ends of its intervals, by column."""
+    line = {metric: values.get(metric)}
+    for over, found in intervals.items():
+        line |= {f"{metric}_{over}_{end}": getattr(found.get(metric), end, None) for end in ("low", "high")}
+    return line
 
 
 def findings_csv_text(tables: list[ResultTable]) -> str:

@@ -1,0 +1,147 @@
+"""Tells how many times the labels a pretraining is worth, from the learning curves of a study.
+
+A model that is pretrained reaches an AUROC with n training images. Another one, from scratch, needs m images
+for it, read from its learning curve on a logarithmic scale. The pretraining is worth m / n times the labels.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxr.study.answer import AXES
+from cxr.study.answer import RECIPE
+from cxr.study.names import TableName
+from cxr.study.names import plural
+from cxr.study.results import ResultTable
+from cxr.study.results import Row
+
+LEVEL = (0.025, 0.975)
+FROM_SCRATCH = 2  # of `Row.start`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The mean AUROC of a row's seeds by training size."""
+
+    row: Row
+    sizes: np.ndarray  # (S,), ascending
+    aurocs: np.ndarray  # (S, 1 + R): measured, then resampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """How many times the labels of `pretrained` the model `other` needs for the same AUROC.
+
+    A number of times is 0 or infinite where the learning curve of `other` begins or ends before it.
+    """
+
+    pretrained: str
+    other: str
+    num_images: int
+    auroc: float
+    times: float
+    low: float
+    high: float
+    least: float  # times at the ends of the other's curve
+    most: float
+
+    def in_words(self, times: float) -> str:
+        if times == 0:
+            return f"less than {self.least:.2g}"
+        return f"more than {self.most:.2g}" if math.isinf(times) else f"{times:.2g}"
+
+    @property
+    def interval(self) -> str:
+        return f"[{self.in_words(self.low)}, {self.in_words(self.high)}]"
+
+
+def worths(tables: list[ResultTable]) -> list[Worth]:
+    """Returns the comparisons of pretrained models with equally trained ones from scratch, by size."""
+    groups: dict[TableName, list[ResultTable]] = defaultdict(list)
+    for table in tables:
+        groups[table.name.of_any_size].append(table)
+    found = []
+    for of_group in groups.values():
+        curves = learning_curves(of_group)
+        for pretrained in [curve for curve in curves if curve.row.start != FROM_SCRATCH]:
+            for other in [curve for curve in curves if curve.row.start == FROM_SCRATCH]:
+                if are_comparable(pretrained, other):
+                    found += compare(pretrained, other)
+    return found
+
+
+def learning_curves(tables: list[ResultTable]) -> list[Curve]:
+    """Returns the learning curve of each row of tables that differ only in the training size."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in [row for table in tables for row in table.measured if row.aurocs]:
+        rows[row.label].append(row)
+    curves = []
+    for of_label in rows.values():
+        of_label.sort(key=lambda row: row.runs[0].results.num_train_images)
+        sizes = np.array([row.runs[0].results.num_train_images for row in of_label])
+        aurocs = np.array([np.mean(list(row.aurocs.values()), axis=0) for row in of_label])
+        curves.append(Curve(row=of_label[0], sizes=sizes, aurocs=aurocs))
+    return curves
+
+
+def are_comparable(pretrained: Curve, other: Curve) -> bool:
+    """Returns whether the rows are trained in the same way and measured on the same images."""
+    same = all(AXES[axis](pretrained.row) == AXES[axis](other.row) for axis in RECIPE)
+    return same and len(other.sizes) > 1 and pretrained.row.images == other.row.images
+
+
+def compare(pretrained: Curve, other: Curve) -> Iterator[Worth]:
+    for size, aurocs in zip(pretrained.sizes, pretrained.aurocs):
+        times = images_needed(other, aurocs) / size  # (1 + R,)
+        yield Worth(
+            pretrained=pretrained.row.label,
+            other=other.row.label,
+            num_images=int(size),
+            auroc=float(aurocs[0]),
+            times=float(times[0]),
+            # A percentile between a number and infinity has no value: take the next one outwards.
+            low=float(np.quantile(times[1:], LEVEL[0], method="lower")),
+            high=float(np.quantile(times[1:], LEVEL[1], method="higher")),
+            least=float(other.sizes[0] / size),
+            most=float(other.sizes[-1] / size),
+        )
+
+
+def images_needed(curve: Curve, aurocs: np.ndarray) -> np.ndarray:
+    """Returns the training images, (R,), with which the curve first reaches `aurocs` (R,).
+
+    0 where its first point is above them already, infinite where no point reaches them.
+    """
+    reached = curve.aurocs >= aurocs  # (S, R)
+    first = reached.argmax(axis=0)  # (R,): the first size that reaches it
+    column = np.arange(len(aurocs))
+    above, below = curve.aurocs[first, column], curve.aurocs[first - 1, column]
+    logs = np.log(curve.sizes)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of columns that are replaced below
+        share = (aurocs - below) / (above - below)
+        needed = np.exp(logs[first - 1] + share * (logs[first] - logs[first - 1]))
+    at_start = np.where(aurocs == curve.aurocs[0], curve.sizes[0], 0)
+    return np.where(reached.any(axis=0), np.where(first == 0, at_start, needed), np.inf)
+
+
+def sentence(found: list[Worth]) -> str:
+    """Returns what pretraining is worth in one sentence, for the fewest labels; "" without a comparison."""
+    if not found:
+        return ""
+    fewest = min(one.num_images for one in found)
+    shown = [one for one in found if one.num_images == fewest]
+    if len(shown) == 1:
+        (one,) = shown
+        return (
+            f"With {plural(fewest, 'label')}, pretraining is worth {one.in_words(one.times)} times the "
+            f"labels, 95 % interval {one.interval} ({one.pretrained} against {one.other})."
+        )
+    least, most = (choose(shown, key=lambda one: one.times) for choose in (min, max))
+    return (
+        f"With {plural(fewest, 'label')}, pretraining is worth {least.in_words(least.times)} to "
+        f"{most.in_words(most.times)} times the labels, depending on what it is compared with "
+        f"({plural(len(shown), 'comparison')})."
+    )

@@ -1,0 +1,98 @@
+"""What pretraining is worth in labels: read from learning curves, with intervals, and in words."""
+
+import math
+
+import numpy as np
+import pytest
+import report_study
+from cxr.study import worth
+from cxr.study.measuring import measure_tables
+from cxr.study.results import gather_rows
+from cxr.study.worth import Curve
+from cxr.study.worth import images_needed
+from finished_runs import write_run
+
+SIZES = np.array([100, 1000, 10_000])
+
+
+def curve(*aurocs: float) -> Curve:
+    return Curve(row=None, sizes=SIZES, aurocs=np.array(aurocs)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("auroc", "images"),
+    [
+        (0.5, 0),  # the curve begins above it
+        (0.6, 100),
+        (0.65, 100 * math.sqrt(10)),  # half of the way on a logarithmic scale
+        (0.7, 1000),
+        (0.775, 1000 * 10**0.75),
+        (0.9, math.inf),
+    ],
+)
+def test_images_needed_are_interpolated_on_a_logarithmic_scale(auroc, images):
+    assert images_needed(curve(0.6, 0.7, 0.8), np.array([auroc]))[0] == pytest.approx(images)
+
+
+def test_of_a_curve_that_falls_the_first_crossing_counts():
+    assert images_needed(curve(0.6, 0.8, 0.7), np.array([0.7]))[0] == pytest.approx(100 * math.sqrt(10))
+
+
+def test_each_resample_has_its_own_curve():
+    two = Curve(row=None, sizes=SIZES, aurocs=np.array([[0.6, 0.7], [0.7, 0.8], [0.8, 0.9]]))
+    assert images_needed(two, np.array([0.7, 0.7])).tolist() == pytest.approx([1000, 100])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A pretrained model with 100 images is as good as from scratch with 1,000."""
+    folder = tmp_path_factory.mktemp("runs")
+    scratch = {"model": "vit-mae-tiny", "pretrained": False, "augmentation": "mae"}
+    pretrained = {"model": "vit-mae-tiny", "pretrained": True, "augmentation": "mae"}
+    other = {"model": "resnet-18", "pretrained": False, "augmentation": "classic"}
+    for size, quality in ((100, 0.4), (1000, 1.2), (10_000, 2.4)):
+        for seed in (0, 1, 2):
+            write_run(
+                folder / f"s{size}-{seed}", quality=quality, seed=seed, num_train_images=size, **scratch
+            )
+            write_run(folder / f"o{size}-{seed}", quality=quality, seed=seed, num_train_images=size, **other)
+    for size, quality in ((100, 1.2), (1000, 3.2)):
+        for seed in (0, 1, 2):
+            run = folder / f"p{size}-{seed}"
+            write_run(run, quality=quality, seed=seed, num_train_images=size, **pretrained)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(runs):
+    return worth.worths(measure_tables(gather_rows([runs]), 200))
+
+
+def test_a_pretrained_model_is_compared_with_those_that_are_trained_in_the_same_way(found):
+    assert [(one.pretrained, one.other, one.num_images) for one in found] == [
+        ("vit-mae-tiny, augmented (mae)", "vit-mae-tiny, from scratch, augmented (mae)", size)
+        for size in (100, 1000)
+    ]
+
+
+def test_times_are_images_needed_per_image(found):
+    few, many = found
+    assert few.times == pytest.approx(10)  # the same predictions as from scratch with 1,000
+    assert few.low == few.high == few.times  # the same resamples
+    assert (many.times, many.in_words(many.times)) == (math.inf, "more than 10")
+
+
+def test_sentence_tells_of_the_fewest_labels(found):
+    assert worth.sentence(found).startswith(
+        "With 100 labels, pretraining is worth 10 times the labels, 95 % interval [10, 10] (vit-mae-tiny, "
+    )
+    assert worth.sentence([]) == ""
+
+
+def test_report_shows_what_pretraining_is_worth(runs, tmp_path, capsys):
+    report_study.main([str(runs), f"--output_dir={tmp_path}", "--num_resamples=50"])
+    assert "worth 10 times the labels" in " ".join(capsys.readouterr().out.split())
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "worth 10 times the labels" in text
+        assert "more than 10" in text
