@@ -1,4 +1,4 @@
-"""Gives a pretrained ViT another image size: the patch size stays, and position embeddings are interpolated."""
+"""Gives a pretrained ViT another image size: the patch size stays, position embeddings are interpolated."""
 
 import copy
 import logging
