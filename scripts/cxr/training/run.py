@@ -5,6 +5,7 @@ The loop itself, its order and everything specific to an experiment are in the s
 
 import argparse
 import logging
+import math
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -264,6 +265,9 @@ class Run:
 
     def update_weights(self, loss: torch.Tensor, *, buffers: Sequence[tuple] = ()) -> torch.Tensor:
         """Takes an optimizer step, or skips it if it is not finite; see `optimization.update_weights`."""
+        # With fp16, a step whose gradients overflow is skipped, too, although its loss is finite.
+        scales = self.average is not None and self.accelerator.scaler is not None
+        largest = optimization.gradient_norm(self.model, order=math.inf) if scales else 0.0
         loss = optimization.update_weights(
             self.accelerator,
             self.model,
@@ -273,7 +277,9 @@ class Run:
             buffers=buffers,
         )
         if self.average:
-            self.average.update(self.accelerator.unwrap_model(self.model), loss)
+            self.average.update(
+                self.accelerator.unwrap_model(self.model), loss + 0 * largest
+            )  # NaN if infinite
         return loss
 
     def end_step(self, loss: torch.Tensor) -> bool:
