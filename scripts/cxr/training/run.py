@@ -277,9 +277,8 @@ class Run:
             buffers=buffers,
         )
         if self.average:
-            self.average.update(
-                self.accelerator.unwrap_model(self.model), loss + 0 * largest
-            )  # NaN if infinite
+            loss_if_taken = loss + 0 * largest  # NaN or infinite if the step was skipped
+            self.average.update(self.accelerator.unwrap_model(self.model), loss_if_taken)
         return loss
 
     def end_step(self, loss: torch.Tensor) -> bool:
