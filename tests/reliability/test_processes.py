@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from cxr.training.progress import has_checkpoint
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -161,6 +162,12 @@ def test_two_processes_train_on_the_same_sample_and_write_one_record(two_runs):
     assert one == two
     one, two = (load_file(folder / "model" / "model.safetensors").keys() for folder in folders)
     assert one == two
+
+
+def test_two_processes_draw_other_numbers_for_drop_path(two_runs):
+    (last,) = (two_runs / "2" / "checkpoints").glob(f"step_{NUM_STEPS}")
+    states = [torch.load(last / f"random_states_{rank}.pkl", weights_only=False) for rank in (0, 1)]
+    assert not torch.equal(*(state["torch_manual_seed"] for state in states))
 
 
 # Signals and deaths -----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from cxr.data.images import load_images
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_training_loader
+from cxr.data.seeding import derive_seed
 from cxr.data.sources import is_synthetic
 from cxr.data.transforms import Normalizer
 from cxr.errors import UserError
@@ -201,7 +202,9 @@ class Run:
         3. a checkpoint is loaded after Accelerate has prepared everything: each process gets its share;
         4. the loader starts at the step after the checkpoint.
         """
-        args = self.args
+        args, process = self.args, self.accelerator.process_index
+        if process:  # for drop path, which would skip the same places on all processes
+            torch.manual_seed(derive_seed(args.seed, "process", process))
         self.average = self._make_average()
         speed_up(self.model, torch_compile=args.torch_compile)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
