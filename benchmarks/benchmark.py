@@ -103,6 +103,7 @@ def print_table(command: str, measured: dict) -> None:
             ("MAE example's transforms, originals", shrink["example_images_per_second"], ours),
             ("loader: ours", other, other),
             ("loader: ours with RandAugment", loader["rand_augment_images_per_second"], other),
+            ("loader: ours with mixup and CutMix", loader["mixing_images_per_second"], other),
             ("loader: decoding only", loader["decoder_floor_images_per_second"], other),
             ("MAE example's transforms, originals", loader["example_originals_images_per_second"], other),
             ("MAE example's transforms, shrunk", loader["example_cached_images_per_second"], other),

@@ -20,6 +20,7 @@ from cxr.data import transforms
 from cxr.data.images import images_in_memory
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import make_training_loader
+from cxr.data.mixing import Mixing
 from cxr.errors import UserError
 from mae_example import example_transform
 from originals import BATCH_SIZE
@@ -52,6 +53,7 @@ def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
             "ours: shrink": paths,
             "ours: loader": cached,
             "ours: loader, RandAugment": cached,
+            "ours: loader, mixing": cached,
             "example: originals": paths,
             "example: cached": cached,
             "decoder: whole, Lanczos": paths,
@@ -79,6 +81,8 @@ def measure_data(args: argparse.Namespace, work_dir: Path) -> dict:
         "loader": {
             "images_per_second": rates["ours: loader"],
             "rand_augment_images_per_second": rates["ours: loader, RandAugment"],
+            "mixing_images_per_second": rates["ours: loader, mixing"],
+            "ratio_of_mixing": rates["ours: loader, mixing"] / rates["ours: loader"],
             "decoder_floor_images_per_second": rates["decoder: cached"],
             "example_originals_images_per_second": rates["example: originals"],
             "example_cached_images_per_second": rates["example: cached"],
@@ -144,9 +148,9 @@ def each(function: Callable, images: list) -> Callable[[], None]:
     return read
 
 
-def load_cropped(contents: list[bytes]) -> Callable[[], None]:
+def load_cropped(contents: list[bytes], *, mixing: Mixing | None = None) -> Callable[[], None]:
     transform = transforms.pretraining_transform(IMAGE_SIZE, crop_scale=(0.2, 1.0), horizontal_flip=True)
-    return iterate(contents, transform)
+    return iterate(contents, transform, mixing=mixing)
 
 
 def load_augmented(contents: list[bytes]) -> Callable[[], None]:
@@ -189,11 +193,13 @@ def compare(shrunk: bytes, path: Path) -> float:
     return float(10 * np.log10(255**2 / np.square(difference).mean()))
 
 
-def iterate(contents: list[bytes], transform: torch.nn.Module) -> Callable[[], None]:
+def iterate(
+    contents: list[bytes], transform: torch.nn.Module, *, mixing: Mixing | None = None
+) -> Callable[[], None]:
     """Returns a function that reads one epoch from the training loader of the scripts."""
     dicom_ids = [f"{number:08x}" for number in range(len(contents))]
     images = images_in_memory(contents, label=[0] * len(contents), dicom_id=dicom_ids)
-    images = ChestXrays(images, transform, seed=0, num_patches=196)
+    images = ChestXrays(images, transform, seed=0, num_patches=196, mixing=mixing)
 
     def epoch() -> None:
         loader = make_training_loader(
@@ -215,6 +221,7 @@ SIDES = {
     "ours: shrink": functools.partial(each, functools.partial(shrink_radiograph, shortest_side=CACHED_SIZE)),
     "ours: loader": load_cropped,
     "ours: loader, RandAugment": load_augmented,
+    "ours: loader, mixing": functools.partial(load_cropped, mixing=Mixing(mixup=0.8, cutmix=1.0)),
     "example: originals": transform_as_example,
     "example: cached": transform_as_example,
     "decoder: whole, Lanczos": functools.partial(each, shrink_fully),

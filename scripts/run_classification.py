@@ -107,7 +107,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
             )
         return config, args.image_size or DEFAULT_IMAGE_SIZE
     pretrained.check_image_size(config, args.image_size)
-    return config, config.image_size
+    return config, args.image_size or config.image_size
 
 
 def warn_of_flags_without_effect(args: argparse.Namespace, config: PretrainedConfig) -> None:
@@ -139,6 +139,7 @@ def load_model(
             args.model_name_or_path,
             config=configs.classifier_config(config, labels, multi_label=multi_label),
             new_head="classifier.",
+            image_size=args.image_size,
             **arguments.source_of(args),
         )
         if config.architectures == [type(model).__name__] and list(config.id2label.values()) != labels:

@@ -73,8 +73,13 @@ def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImage
         config = pretrained.load_config(args.model_name_or_path, expected=("vit_mae",), **source)
         pretrained.check_image_size(config, args.image_size)
         model = pretrained.load_pretrained(
-            ViTMAEForPreTraining, args.model_name_or_path, config=config, **source
+            ViTMAEForPreTraining,
+            args.model_name_or_path,
+            config=config,
+            image_size=args.image_size,
+            **source,
         )
+        config = model.config
     num_patches = (config.image_size // config.patch_size) ** 2
     num_visible = int(num_patches * (1 - args.mask_ratio))  # as the model computes it
     if not 0 < num_visible < num_patches:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_mae_pretrain
 import torch
 from cxr.errors import INFERENCE_ADVICE
 from cxr.errors import TRAINING_ADVICE
@@ -125,14 +126,15 @@ def test_compiling_without_a_compiler_says_what_to_do(sample_root, tmp_path):
 
 
 @pytest.mark.parametrize("was_there", [False, True])
-def test_start_that_a_user_can_mend_leaves_no_folder_behind(was_there, sample_root, tmp_path):
+def test_start_that_a_user_can_mend_leaves_no_folder_behind(was_there, sample_root, tmp_path, capsys):
     output_dir = tmp_path / "run"
     if was_there:
         output_dir.mkdir()
     flags = [*TINY_VIT, *QUICK, "--mask_ratio=0", f"--data_dir={sample_root}", f"--output_dir={output_dir}"]
-    command = [sys.executable, str(SCRIPTS / "run_mae_pretrain.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "error: --mask_ratio 0.0 hides 0 of 16 patches" in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: run_mae_pretrain.main(flags), advice=TRAINING_ADVICE)
+    assert ended.value.code == 2
+    assert "error: --mask_ratio 0.0 hides 0 of 16 patches" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run"] * was_there
     assert not was_there or not list(output_dir.iterdir())
 

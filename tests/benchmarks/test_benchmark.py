@@ -55,6 +55,7 @@ def test_figures_are_those_of_the_sides_that_they_name(originals, monkeypatch, t
         "ours: shrink": 60.0,
         "ours: loader": 2000.0,
         "ours: loader, RandAugment": 1500.0,
+        "ours: loader, mixing": 1100.0,
         "example: originals": 15.0,
         "example: cached": 400.0,
         "decoder: whole, Lanczos": 20.0,
@@ -68,6 +69,7 @@ def test_figures_are_those_of_the_sides_that_they_name(originals, monkeypatch, t
     assert (loader["ratio_to_example_originals"], loader["ratio_to_example_cached"]) == (2000 / 15, 5.0)
     assert shrink["decoder_floor_images_per_second"] == 64.0
     assert loader["rand_augment_images_per_second"] == 1500
+    assert (loader["mixing_images_per_second"], loader["ratio_of_mixing"]) == (1100, 0.55)
     assert loader["decoder_floor_images_per_second"] == 6000
     assert shrink["lowest_psnr_db"] > 30
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cxr.models import acceleration
 from cxr.models import configs
+from cxr.models.layers import add_drop_path
 from cxr.models.scratch import new_classifier
 from cxr.models.scratch import new_mae
 from safetensors.torch import load_file
@@ -79,6 +80,15 @@ def test_resnet_weights_are_channels_last():
     acceleration.speed_up(model, torch_compile=False)
     kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_drop_path_is_compiled_in_one_piece_with_the_model(kind):
+    model = make_model(kind).train()
+    add_drop_path(model, 0.5)
+    acceleration.speed_up(model, torch_compile=False)
+    explained = torch._dynamo.explain(model)(pixel_values=torch.zeros(2, 3, 64, 64))
+    assert explained.graph_count == 1 and not explained.break_reasons
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from cxr.errors import UserError
 from cxr.models import configs
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import describe_architecture
-from cxr.models.pretrained import check_image_size
 from cxr.models.pretrained import load_config
 from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
@@ -180,13 +179,6 @@ def test_head_with_other_labels_is_made_anew_and_the_body_kept(tmp_path):
 
 
 # Refusals
-
-
-def test_pretrained_vit_at_another_image_size_is_refused():
-    check_image_size(small_config(), None)
-    check_image_size(small_config(), 32)
-    with pytest.raises(ValueError, match=r"--image_size 64: found a model pretrained for 32 pixels"):
-        check_image_size(small_config(), 64)
 
 
 @pytest.mark.parametrize(

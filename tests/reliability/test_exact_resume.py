@@ -21,6 +21,10 @@ WHOLE = ["--per_device_train_batch_size=8"]
 # Dropout draws from the running generator, which is in the checkpoint.
 DROPOUT = [TINY_VIT[0], TINY_VIT[1] + ",hidden_dropout_prob=0.1", TINY_VIT[2]]
 AUGMENTED = ["--augmentation=mae", "--random_erasing_prob=0.5"]
+# The parts of today's fine-tuning. Drop path draws from the running generator, too.
+MIXED = ["--mixup=0.8", "--cutmix=1", "--label_smoothing=0.1", "--layer_decay=0.75", "--ema_decay=0.9"]
+MIXED += ["--augmentation=mae", "--randaugment=rand-m6-mstd0.5-inc1", "--min_learning_rate=1e-5"]
+PARTS = [*MIXED, "--drop_path=0.3", "--warmup_epochs=0.6", "--early_stopping_patience=9"]
 MASKED, WORKERS = ["--mask_ratio=0.5", "--max_grad_norm=1"], ["--dataloader_num_workers=2"]
 
 RUNS = {
@@ -29,6 +33,8 @@ RUNS = {
     "ViT": (run_classification, [*DROPOUT, *ACCUMULATED, *AUGMENTED, "--mask_ratio=0.25"]),
     "ViT with workers": (run_classification, [*TINY_VIT, *WHOLE, *AUGMENTED, *MASKED, *WORKERS]),
     "ResNet": (run_classification, [*TINY_RESNET, *WHOLE, "--augmentation=classic"]),
+    "ViT with all parts": (run_classification, [*TINY_VIT, *ACCUMULATED, *PARTS]),
+    "ResNet with all parts": (run_classification, [*TINY_RESNET, *WHOLE, *PARTS]),
 }
 
 
@@ -75,6 +81,38 @@ def test_run_stopped_twice_and_resumed_equals_the_uninterrupted_one(name, sample
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", [TINY_VIT, TINY_RESNET], ids=["ViT", "ResNet"])
+def test_run_with_all_parts_in_bf16_is_near_float32_and_resumes(model, sample_root, tmp_path, monkeypatch):
+    flags = [*model, *WHOLE, *PARTS, *SHORT, f"--data_dir={sample_root}"]
+    run_main(run_classification, tmp_path / "exact", *flags)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    whole = run_main(run_classification, tmp_path / "whole", *flags)
+    assert whole["mixed_precision"] == "bf16"
+    exact, rounded = (read_epochs(tmp_path / name)[0]["train_loss"] for name in ("exact", "whole"))
+    assert rounded == pytest.approx(exact, rel=0.03)  # later, batch normalisation of few images differs more
+    stop_after(run_classification, tmp_path / "resumed", 3, *flags)
+    run_main(run_classification, tmp_path / "resumed", *flags, "--resume_from_checkpoint=latest")
+    assert_equal(tmp_path / "resumed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_run_that_stopped_early_stops_there_again_when_resumed(sample_root, tmp_path):
+    flags = [*TINY_VIT, *WHOLE, *MIXED, *SHORT, "--num_train_epochs=30", "--early_stopping_patience=2"]
+    flags += [f"--data_dir={sample_root}"]
+    whole = run_main(run_classification, tmp_path / "whole", *flags)
+    assert whole["steps"] == 5 * (whole["best_epoch"] + 2) < 150
+    for step in (3, whole["steps"] - 4):  # in the first epoch, and in the last one
+        flags_of_this = flags if step == 3 else [*flags, "--resume_from_checkpoint=latest"]
+        stop_after(run_classification, tmp_path / "resumed", step, *flags_of_this)
+    for _ in range(2):  # a finished run ends again in the same way
+        resumed = run_main(
+            run_classification, tmp_path / "resumed", *flags, "--resume_from_checkpoint=latest"
+        )
+        assert without_times(resumed) == without_times(whole)
+    assert read_epochs(tmp_path / "resumed") == read_epochs(tmp_path / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_run_stopped_after_any_step_equals_the_uninterrupted_one(name, sample_root, tmp_path):
     script, flags = RUNS[name]
@@ -105,6 +143,21 @@ def test_accumulation_does_not_change_the_losses_of_a_run(sample_root, tmp_path)
     whole, accumulated = (read_epochs(tmp_path / name) for name in ("whole", "accumulated"))
     for before, after in zip(whole, accumulated, strict=True):
         assert after == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_accumulation_does_not_change_a_run_with_all_parts_but_drop_path(sample_root, tmp_path):
+    flags = [*TINY_VIT, *MIXED, "--warmup_epochs=0.6", "--num_train_epochs=5", "--learning_rate=1e-3"]
+    flags += [f"--data_dir={sample_root}"]
+    for accumulated, batch_size in ((1, 32), (4, 8)):
+        batch = [
+            f"--gradient_accumulation_steps={accumulated}",
+            f"--per_device_train_batch_size={batch_size}",
+        ]
+        run_main(run_classification, tmp_path / str(accumulated), *flags, *batch)
+    whole, accumulated = (read_epochs(tmp_path / name) for name in ("1", "4"))
+    for before, after in zip(whole, accumulated, strict=True):
+        assert after == pytest.approx(before, rel=1e-4)
 
 
 def test_stopped_run_that_had_no_checkpoint_yet_starts_again_in_its_folder(sample_root, tmp_path):

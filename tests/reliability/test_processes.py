@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from cxr.training.progress import has_checkpoint
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,15 +107,26 @@ def losses_by_step(output_dir: Path) -> list[float]:
 # One process against two ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["run_mae_pretrain.py", "run_classification.py"])
+# Without drop path, whose draws belong to a process.
+PARTS = ["--mixup=0.8", "--cutmix=1", "--label_smoothing=0.1", "--layer_decay=0.75", "--ema_decay=0.9"]
+PARTS += ["--augmentation=mae", "--randaugment=rand-m6-mstd0.5-inc1", "--min_learning_rate=1e-5"]
+PARTS += ["--warmup_epochs=2.5", "--early_stopping_patience=8", "--evaluate_test"]
+AUGMENTED = ["--augmentation=mae", "--random_erasing_prob=0.5", "--mask_ratio=0.25", "--evaluate_test"]
+OF_TWO_RUNS = {
+    "pretraining": ("run_mae_pretrain.py", []),
+    "classification": ("run_classification.py", AUGMENTED),
+    "classification with all parts": ("run_classification.py", PARTS),
+}
+
+
+@pytest.fixture(scope="module", params=OF_TWO_RUNS)
 def two_runs(request, sample_root, tmp_path_factory):
+    script, others = OF_TWO_RUNS[request.param]
     folder = tmp_path_factory.mktemp("processes")
     flags = [*TINY_VIT, f"--max_train_steps={NUM_STEPS}", "--learning_rate=1e-3", f"--data_dir={sample_root}"]
-    flags += ["--with_tracking", "--logging_steps=1"]
-    if request.param == "run_classification.py":
-        flags += ["--augmentation=mae", "--random_erasing_prob=0.5", "--mask_ratio=0.25", "--evaluate_test"]
+    flags += ["--with_tracking", "--logging_steps=1", *others]
     for number in (1, 2):
-        command = torchrun(request.param, folder / str(number), *flags, num_processes=number)
+        command = torchrun(script, folder / str(number), *flags, num_processes=number)
         run(command, folder / f"{number}.log")
     return folder
 
@@ -150,6 +162,12 @@ def test_two_processes_train_on_the_same_sample_and_write_one_record(two_runs):
     assert one == two
     one, two = (load_file(folder / "model" / "model.safetensors").keys() for folder in folders)
     assert one == two
+
+
+def test_two_processes_draw_other_numbers_for_drop_path(two_runs):
+    (last,) = (two_runs / "2" / "checkpoints").glob(f"step_{NUM_STEPS}")
+    states = [torch.load(last / f"random_states_{rank}.pkl", weights_only=False) for rank in (0, 1)]
+    assert not torch.equal(*(state["torch_manual_seed"] for state in states))
 
 
 # Signals and deaths -----------------------------------------------------------------------------------------

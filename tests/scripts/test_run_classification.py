@@ -300,9 +300,13 @@ def test_figures_are_pictures_of_a_readable_size(vit_run):
         assert min(Image.open(path).size) > 300
 
 
+PARTS = ["--mixup=0.8", "--cutmix=1", "--label_smoothing=0.1", "--layer_decay=0.75", "--ema_decay=0.9"]
+
+
 @pytest.mark.slow
-def test_compiled_training_loses_what_plain_training_does(sample_root, tmp_path):
-    flags = [*TINY_VIT, *QUICK, "--mask_ratio=0.5", f"--data_dir={sample_root}"]
+@pytest.mark.parametrize("others", [["--mask_ratio=0.5"], PARTS], ids=["masked", "with parts"])
+def test_compiled_training_loses_what_plain_training_does(others, sample_root, tmp_path):
+    flags = [*TINY_VIT, *QUICK, *others, f"--data_dir={sample_root}"]
     run_main(run_classification, tmp_path / "plain", *flags)
     run_main(run_classification, tmp_path / "compiled", *flags, "--torch_compile")
     plain, compiled = (read_epochs(tmp_path / name) for name in ("plain", "compiled"))

@@ -536,7 +536,7 @@ def test_folder_that_is_no_study_is_refused_and_kept(study, cells, folder, capsy
         (["--set", "learning_rate=fast"], "--set: --learning_rate: found 'fast', expected a number above 0"),
         (["--set", "vit.config_overrides=patch_sizes=8"], "found no such key; expected one of hidden_size"),
         (["--set", "image_size=30"], "found image_size=30, expected a multiple of patch_size=4"),
-        (["--set", "pretraining.image_size=64"], "image_size=32: found a model for images of 64 pixels"),
+        (["--set", "classification.image_size=30"], "expected a multiple of patch_size=4, such as 28 or 32"),
         (["--set", "per_device_train_batch_size=auto"], "found cpu, expected an NVIDIA or AMD GPU; leave it"),
         (["--set", "per_device_train_batch_size=17"], "found 16 training images, expected at least the 17"),
         (["--models", "vit-mae-tini"], "of this name (did you mean vit-mae-tiny?)"),

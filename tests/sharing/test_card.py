@@ -115,14 +115,25 @@ def test_card_of_a_checkpoint_says_that_the_training_is_not_finished(runs):
     assert local_hub.read_refs(runs / "hub", "my-lab/mae") == {"main": log[0].commit, "v1": log[0].commit}
 
 
-def run_code(text: str, cwd: Path) -> str:
-    """What the block of Python on a card prints, run as it stands, with no variable of ours about the Hub."""
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+def run_codes(cards: dict[Path, str]) -> list[str]:
+    """What the block of Python on each card prints, run as it stands in its folder, all in one process.
+
+    The process has no variable of ours about the Hub.
+    """
+    codes = [re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for text in cards.values()]
+    steps = [[str(folder), code] for folder, (code,) in zip(cards, codes)]
+    runner = (
+        "import json, os, sys\n"
+        "for folder, code in json.loads(sys.argv[1]):\n"
+        "    os.chdir(folder)\n"
+        "    exec(code, {})\n"
+        "    print('next card')\n"
+    )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB")}
-    options = {"env": environment, "cwd": cwd, "capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, "-c", code], **options)
+    command = [sys.executable, "-c", runner, json.dumps(steps)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return done.stdout.split("next card\n")[:-1]
 
 
 PRINTED = {
@@ -131,22 +142,22 @@ PRINTED = {
 }
 
 
-@pytest.mark.parametrize("name", PRINTED)
-def test_code_on_the_card_works_as_printed_beside_nothing_but_the_directory_of_models(name, runs, tmp_path):
-    (tmp_path / "hub").symlink_to(runs / "hub")
-    text = read_card(runs / name).text
-    assert re.match(PRINTED[name], run_code(text, tmp_path))
-    assert "Run this code in the folder that contains the hub directory, or give" in text
-
-
-@pytest.mark.parametrize("name", PRINTED)
-def test_code_on_the_card_of_a_run_works_as_printed_beside_nothing_but_its_model(name, runs, tmp_path):
-    args = Arguments.read(runs / name / "args.json").model_copy(update={"hub_model_id": None})
-    sample = Sample.read(runs / name / "samples.json")
-    text = card.make_card(runs / name / "model", args, results_of_run(runs / name), sample)
-    (tmp_path / "model").symlink_to(runs / name / "model")
-    assert re.match(PRINTED[name], run_code(text, tmp_path))
-    assert "Run this code in the run folder, or give" in text
+def test_code_on_a_card_works_as_printed_beside_nothing_but_the_hub_directory_or_the_model(runs, tmp_path):
+    cards, expected = {}, []
+    for name, printed in PRINTED.items():
+        of_hub, of_run = tmp_path / f"hub of {name}", tmp_path / f"run of {name}"
+        for folder, target in ((of_hub / "hub", runs / "hub"), (of_run / "model", runs / name / "model")):
+            folder.parent.mkdir()
+            folder.symlink_to(target)
+        cards[of_hub] = read_card(runs / name).text
+        args = Arguments.read(runs / name / "args.json").model_copy(update={"hub_model_id": None})
+        sample = Sample.read(runs / name / "samples.json")
+        cards[of_run] = card.make_card(runs / name / "model", args, results_of_run(runs / name), sample)
+        assert "Run this code in the folder that contains the hub directory, or give" in cards[of_hub]
+        assert "Run this code in the run folder, or give" in cards[of_run]
+        expected += [printed] * 2
+    for pattern, printed in zip(expected, run_codes(cards), strict=True):
+        assert re.match(pattern, printed)
 
 
 def test_run_that_was_not_pushed_gets_the_card_of_its_name_when_it_is(runs, sample_root, tmp_path):

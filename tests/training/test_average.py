@@ -1,11 +1,18 @@
 """The moving average of the weights: its numbers, skipped steps, resumed runs."""
 
 import shutil
+from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import run_classification
 import torch
+from accelerate import Accelerator
+from accelerate import DistributedType
+from cxr.errors import UserError
+from cxr.training import optimization
 from cxr.training.average import WeightAverage
+from cxr.training.run import Run
 from safetensors.torch import load_file
 from tiny_runs import QUICK
 from tiny_runs import TINY_RESNET
@@ -47,6 +54,37 @@ def test_a_skipped_step_changes_neither_the_average_nor_its_warmup():
                 model.weight.add_(step)
             average.update(model, FINITE)
     torch.testing.assert_close(averages[0].model.weight, averages[1].model.weight)
+
+
+def test_a_step_whose_gradients_overflow_in_fp16_changes_neither_the_average_nor_its_warmup():
+    accelerator = Accelerator()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    model = nn.Linear(3, 2)
+    optimizer = optimization.make_adamw(model, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    average, num_updates = WeightAverage(model, decay=0.5), []
+    run = SimpleNamespace(
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        average=average,
+        args=Namespace(max_grad_norm=None),
+    )
+    for size in (100.0, 1e-9):
+        before = model.weight.detach().clone()
+        loss = model(torch.full((4, 3), size)).square().mean()
+        accelerator.backward(loss)
+        assert Run.update_weights(run, loss.detach()).isfinite()
+        assert torch.equal(model.weight, before) == (not average.num_updates)
+        num_updates.append(average.num_updates.item())
+    assert num_updates == [0, 1]
+
+
+def test_an_average_is_refused_under_fsdp():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    run = SimpleNamespace(args=Namespace(ema_decay=0.9), accelerator=accelerator)
+    with pytest.raises(UserError, match="--ema_decay: found FSDP, which divides the weights; leave the flag"):
+        Run._make_average(run)
 
 
 def test_statistics_of_batch_normalisation_are_averaged_and_its_counter_is_copied():

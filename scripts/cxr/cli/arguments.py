@@ -75,7 +75,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
     number(
         "--image_size",
         positive_int,
-        "side of the model's square input, in pixels (default: the pretrained model's, or 224)",
+        "side of the model's square input, in pixels; position embeddings of a pretrained ViT are "
+        "interpolated (default: the pretrained model's, or 224)",
     )
 
 

@@ -71,8 +71,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         group,
         "--image_size",
         positive_int,
-        "side of the input, in pixels, of random weights and of ResNets; a pretrained ViT has its own "
-        "(default: the pretrained model's, or 224)",
+        "side of the models' input, in pixels; position embeddings of a pretrained ViT are interpolated "
+        "(default: each model's own, or 224)",
     )
     group.add_argument(
         "--config_overrides",

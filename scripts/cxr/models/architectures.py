@@ -61,8 +61,10 @@ class VitFields(Fields):
     @model_validator(mode="after")
     def _check_patches_and_heads(self) -> Self:
         if self.image_size % self.patch_size:
+            below = self.image_size - self.image_size % self.patch_size
             raise ValueError(
-                f"found image_size={self.image_size}, expected a multiple of patch_size={self.patch_size}"
+                f"found image_size={self.image_size}, expected a multiple of patch_size={self.patch_size}, "
+                f"such as {f'{below} or ' if below else ''}{below + self.patch_size}"
             )
         for side, multiple in self.widths.items():
             width, num_heads = (getattr(self, side + name) for name in ("hidden_size", "num_attention_heads"))

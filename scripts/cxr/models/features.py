@@ -81,9 +81,9 @@ def load_encoder(
     """Loads the encoder of a masked autoencoder or a classifier, by its folder or name.
 
     The name of a configuration gives random weights, always the same; `overrides` change a ViT's.
-    `image_size` is for these and for a ResNet; a pretrained ViT has its own. By default, the `pooling` of a
-    masked autoencoder is "mean": nothing in its training asks the class token to describe the image. A
-    classifier's is "class", from which its head reads. Raises UserError.
+    `image_size` is by default the model's own. By default, the `pooling` of a masked autoencoder is "mean":
+    nothing in its training asks the class token to describe the image. A classifier's is "class", from which
+    its head reads. Raises UserError.
     """
     if name in CONFIGS:
         overrides = overrides if CONFIGS[name].family == "vit" else None
@@ -97,15 +97,19 @@ def load_encoder(
         source = {"hub_dir": pretrained.download(name, hub_dir=hub_dir, revision=revision)}
         source["revision"] = revision
         config = pretrained.load_config(name, expected=tuple(NETWORKS), **source)
-        size = _input_size(name, config, image_size, source)
-        fields = pretrained.read_config(name, **source)
+        own_size = _input_size(name, config, source)
+        size, fields = image_size or own_size, pretrained.read_config(name, **source)
+        if config.model_type != "resnet":
+            pretrained.check_image_size(config, image_size)
         shortest_side = ModelFields.of(fields, where=f"model {name}: config.json").cache_image_size
+        shortest_side = shortest_side if size == own_size else None
         processor = pretrained.load_image_processor(name, image_size=size, **source)
         model = pretrained.load_pretrained(
             NETWORKS[config.model_type],
             name,
             config=configs.classifier_config(config, HEAD),
             new_head="classifier.",
+            image_size=image_size,
             **source,
         )
     if config.model_type == "resnet":
@@ -122,11 +126,11 @@ def load_encoder(
     )
 
 
-def _input_size(name: str, config: PretrainedConfig, image_size: int | None, source: dict) -> int:
+def _input_size(name: str, config: PretrainedConfig, source: dict) -> int:
     """Returns the side of a pretrained model's input; a ResNet's is stored with its image processor."""
     if config.model_type != "resnet":
         return config.image_size
-    return image_size or pretrained.stored_input_size(name, **source)
+    return pretrained.stored_input_size(name, **source)
 
 
 def _digest(network: PreTrainedModel, *others: object) -> str:

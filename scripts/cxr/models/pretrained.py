@@ -30,6 +30,7 @@ from cxr.errors import UserError
 from cxr.errors import did_you_mean
 from cxr.errors import one_line
 from cxr.models import configs
+from cxr.models.positions import at_image_size
 from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import sha256_of
@@ -108,12 +109,9 @@ def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
 
 
 def check_image_size(config: PretrainedConfig, image_size: int | None) -> None:
-    """Raises UserError if `image_size` is not the one of a pretrained ViT's position embeddings."""
-    if image_size not in (None, config.image_size):
-        raise UserError(
-            f"--image_size {image_size}: found a model pretrained for {config.image_size} pixels; leave the "
-            "flag out, or pretrain a model of that size with run_mae_pretrain.py --config_name"
-        )
+    """Raises UserError if a pretrained ViT cannot have `image_size`: its patch size stays."""
+    if image_size is not None:
+        configs.check_fields({**config.to_dict(), "image_size": image_size}, where="--image_size")
 
 
 @contextlib.contextmanager
@@ -238,10 +236,12 @@ def load_pretrained(
     hub_dir: Path | None,
     revision: str,
     new_head: str | None = None,
+    image_size: int | None = None,
 ) -> PreTrainedModel:
     """Loads `name` into `model_class`; only parameters of `new_head` may be missing or of another shape.
 
-    Raises UserError if others are: part of the model would silently start from random weights.
+    A ViT becomes one for `image_size`, if that is given and differs from its own. Raises UserError if others
+    are missing: part of the model would silently start from random weights.
     """
     files = _weight_files(name, hub_dir, revision)
     configs.check_memory(model_class, config, where=f"model {name}: config.json")
@@ -276,6 +276,8 @@ def load_pretrained(
                 f"model {name}: found NaN or infinite weights, first {key}; "
                 "expected those of a training that did not diverge: name another checkpoint"
             )
+    if image_size not in (None, getattr(config, "image_size", None)) and config.model_type != "resnet":
+        model = at_image_size(model, image_size)
     return sharded_by_layer(model)
 
 

@@ -82,16 +82,11 @@ def check_cell(cell: Cell, pretrained: CellFacts | None = None) -> CellFacts:
         )
     args = PARSERS[cell.script](list(to_words(cell.flags)), parser_class=SettingsParser)
     architecture = pretrained.architecture if pretrained else architecture_of(cell)
-    own_size = getattr(architecture, "image_size", None) if pretrained or not args.config_name else None
-    if own_size and args.image_size not in (None, own_size):
-        raise UserError(
-            f"--set image_size={args.image_size}: found a model for images of {own_size} pixels, "
-            f"{cell.point.model}; leave image_size out for this model, or use a model from scratch"
-        )
+    architecture = override(architecture, None, image_size=args.image_size)
     if cell.script == PRETRAINING and not isinstance(architecture, VitMaeFields):
         raise UserError(f"--pretrain: found {cell.point.model}, expected a ViT-MAE; leave that model out")
     start = "pretrained here" if pretrained else "from scratch" if args.config_name else "pretrained"
-    image_size = own_size or args.image_size or getattr(architecture, "image_size", DEFAULT_IMAGE_SIZE)
+    image_size = getattr(architecture, "image_size", args.image_size or DEFAULT_IMAGE_SIZE)
     return CellFacts(args=args, architecture=architecture, image_size=image_size, start=start)
 
 

@@ -168,7 +168,7 @@ def update_weights(
     if max_grad_norm:
         norm = _whole(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
     elif accelerator.scaler is None:
-        norm = total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        norm = gradient_norm(model)
     if accelerator.scaler is None:
         is_finite = (loss + norm).isfinite()
         optimizer.optimizer.found_inf = (~is_finite).float()  # fused AdamW then skips its step
@@ -180,9 +180,15 @@ def update_weights(
     return loss
 
 
-def total_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+def gradient_norm(model: nn.Module, *, order: float = 2.0) -> torch.Tensor:
+    """Returns the norm of all gradients, (); order inf is the largest one, which cannot overflow itself."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return total_norm(gradients, order=order)
+
+
+def total_norm(tensors: list[torch.Tensor], *, order: float = 2.0) -> torch.Tensor:
     """Returns the norm over all tensors, (); a NaN or infinite element makes it NaN or infinite."""
-    return _whole(nn.utils.get_total_norm(tensors))
+    return _whole(nn.utils.get_total_norm(tensors, order))
 
 
 def _whole(norm: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ The loop itself, its order and everything specific to an experiment are in the s
 
 import argparse
 import logging
+import math
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from cxr.data.images import load_images
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_training_loader
+from cxr.data.seeding import derive_seed
 from cxr.data.sources import is_synthetic
 from cxr.data.transforms import Normalizer
 from cxr.errors import UserError
@@ -200,7 +202,9 @@ class Run:
         3. a checkpoint is loaded after Accelerate has prepared everything: each process gets its share;
         4. the loader starts at the step after the checkpoint.
         """
-        args = self.args
+        args, process = self.args, self.accelerator.process_index
+        if process:  # for drop path, which would skip the same places on all processes
+            torch.manual_seed(derive_seed(args.seed, "process", process))
         self.average = self._make_average()
         speed_up(self.model, torch_compile=args.torch_compile)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -264,6 +268,9 @@ class Run:
 
     def update_weights(self, loss: torch.Tensor, *, buffers: Sequence[tuple] = ()) -> torch.Tensor:
         """Takes an optimizer step, or skips it if it is not finite; see `optimization.update_weights`."""
+        # With fp16, a step whose gradients overflow is skipped, too, although its loss is finite.
+        scales = self.average is not None and self.accelerator.scaler is not None
+        largest = optimization.gradient_norm(self.model, order=math.inf) if scales else 0.0
         loss = optimization.update_weights(
             self.accelerator,
             self.model,
@@ -273,7 +280,8 @@ class Run:
             buffers=buffers,
         )
         if self.average:
-            self.average.update(self.accelerator.unwrap_model(self.model), loss)
+            loss_if_taken = loss + 0 * largest  # NaN or infinite if the step was skipped
+            self.average.update(self.accelerator.unwrap_model(self.model), loss_if_taken)
         return loss
 
     def end_step(self, loss: torch.Tensor) -> bool:
