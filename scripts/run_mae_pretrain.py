@@ -29,6 +29,7 @@ from collections.abc import Iterator
 
 import torch
 from cxr.cli import arguments
+from cxr.cli import recipes
 from cxr.data import transforms
 from cxr.data.images import are_equalized
 from cxr.data.images import first_images
@@ -130,7 +131,7 @@ def reconstruction_loss(
 
 def train_step(run: Run, batches: Iterator[dict]) -> torch.Tensor:
     """Does one optimizer step over all its micro-batches; returns the loss, NaN if the step was skipped."""
-    accelerator, num_micro_batches = run.accelerator, run.args.gradient_accumulation_steps
+    accelerator, num_micro_batches = run.accelerator, run.step_size.num_passes
     model = accelerator.unwrap_model(run.model)
     total = torch.zeros((), device=accelerator.device)
     for micro_batch in range(1, num_micro_batches + 1):
@@ -239,6 +240,7 @@ def finish(run: Run) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run.start(args, default_output_dir="mae_pretrain")
+    recipes.log_recipe(args, "pretraining")
     model, image_processor = load_model(args)
     train_set, eval_set = load_datasets(run, model.config)
     model.config.equalized = are_equalized(train_set.images, args.data_dir)

@@ -11,13 +11,16 @@ from cxr.choices import DEFAULT_MODEL
 from cxr.choices import LABELERS
 from cxr.choices import LABELS
 from cxr.choices import ON_BAD_IMAGE
+from cxr.choices import RECIPES
 from cxr.choices import SCHEDULES
 from cxr.choices import TASKS
 from cxr.choices import TRACKERS
 from cxr.choices import VIEWS
+from cxr.cli import recipes
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
+from cxr.cli.command_line import given_flags
 from cxr.cli.command_line import model_name
 from cxr.cli.command_line import non_negative_float
 from cxr.cli.command_line import non_negative_int
@@ -38,6 +41,8 @@ SAMPLE_MODEL = {
     "image_size": 64,
 }
 
+PEAK_RATES = ("learning_rate", "base_learning_rate")
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +55,7 @@ def epoch_or_steps(text: str) -> str | int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[str]) -> None:
+    recipes.add_recipe_argument(parser)
     group = parser.add_argument_group("model")
     number = partial(add_number, group)
     which = group.add_mutually_exclusive_group()
@@ -231,6 +237,12 @@ def _add_batch_arguments(
         "forward and backward passes per optimizer step",
         default=1,
     )
+    number(
+        "--images_per_step",
+        positive_int,
+        "images per optimizer step, of all processes, in place of --gradient_accumulation_steps: in as many "
+        "passes as needed; at most the training images (default: as the other two flags give)",
+    )
 
 
 def _add_optimizer_arguments(
@@ -334,6 +346,7 @@ def parse_with_defaults(
     parser: ArgumentParser,
     argv: list[str] | None,
     *,
+    script: str,
     default_learning_rates: dict[str, dict[str, float]],
     sample_defaults: dict[str, object],
 ) -> argparse.Namespace:
@@ -341,18 +354,21 @@ def parse_with_defaults(
 
     Without data and model, the defaults are `sample_defaults`: a model so small that a CPU trains it in
     minutes. With data but without a model, it is DEFAULT_MODEL. The learning rate is the one of
-    `default_learning_rates` for "pretrained" or "scratch", unless `sample_defaults` has one.
+    `default_learning_rates` for "pretrained" or "scratch", unless `sample_defaults` has one. Those of the
+    recipe for `script`, pretraining or classification, count more than all of these.
     """
-    named = parser.parse_args(argv)
-    defaults = {}
-    if not named.model_name_or_path and not named.config_name:
-        defaults = {"model_name_or_path": DEFAULT_MODEL} if named.data_dir else dict(sample_defaults)
-    if not named.learning_rate and not named.base_learning_rate:
-        start = "scratch" if named.config_name else "pretrained"
-        defaults = {**default_learning_rates[start], **defaults}
-    else:
-        defaults = {name: value for name, value in defaults.items() if not name.endswith("learning_rate")}
-    parser.set_defaults(**defaults)
+    given = given_flags(parser, argv)
+    defaults: dict[str, object] = {}
+    if not given.keys() & {"model_name_or_path", "config_name"}:
+        defaults = {"model_name_or_path": DEFAULT_MODEL} if "data_dir" in given else dict(sample_defaults)
+    defaults = default_learning_rates["scratch" if "config_name" in given else "pretrained"] | defaults
+    named = [of.get(name) for of in (given, defaults) for name in ("config_name", "model_name_or_path")]
+    recipe = recipes.defaults_of(
+        given.get("recipe", RECIPES[0]), script, given, model=next(filter(None, named))
+    )
+    if (given.keys() | recipe.keys()) & set(PEAK_RATES):
+        defaults = {name: value for name, value in defaults.items() if name not in PEAK_RATES}
+    parser.set_defaults(**defaults | recipe)
     args = parser.parse_args(argv)
     _check_shared_arguments(parser, args)
     return args
@@ -406,6 +422,8 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
         parser.error(
             f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"
         )
+    if args.images_per_step and args.gradient_accumulation_steps != 1:
+        parser.error("--images_per_step decides --gradient_accumulation_steps: leave one of them out")
     if args.config_overrides and not args.config_name:
         parser.error("--config_overrides changes the model of --config_name: add that flag")
     if args.config_overrides and not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", args.config_overrides):

@@ -137,6 +137,7 @@ def parse_args(
     return arguments.parse_with_defaults(
         parser,
         argv,
+        script="classification",
         default_learning_rates={start: {"learning_rate": rate} for start, rate in LEARNING_RATES.items()},
         sample_defaults={
             **arguments.SAMPLE_MODEL,

@@ -55,6 +55,14 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
+def given_flags(parser: ArgumentParser, argv: list[str] | None) -> dict[str, object]:
+    """Returns the flags that `argv` has, without defaults."""
+    missing = object()
+    none = dict.fromkeys(vars(parser.parse_args([])), missing)
+    parsed = parser.parse_args(argv, argparse.Namespace(**none))
+    return {name: value for name, value in vars(parsed).items() if value is not missing}
+
+
 def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and the flags for where it is looked up, for scripts that use a classifier."""
     model = "a classifier: a model folder, a run folder, or ORG/NAME in --hub_dir or on the Hub"

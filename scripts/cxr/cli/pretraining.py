@@ -56,6 +56,7 @@ def parse_args(
     return arguments.parse_with_defaults(
         parser,
         argv,
+        script="pretraining",
         default_learning_rates={start: {"base_learning_rate": 1.5e-4} for start in LEARNING_RATES},
         sample_defaults={
             **arguments.SAMPLE_MODEL,

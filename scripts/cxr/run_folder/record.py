@@ -17,6 +17,7 @@ from typing_extensions import Self
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LABEL_OPTIONS
+from cxr.choices import RECIPES
 from cxr.errors import UserError
 from cxr.run_folder.fields import Count
 from cxr.run_folder.fields import Name
@@ -189,6 +190,7 @@ class Results(Training):
     mixed_precision: Word | None = Field(default=None, description="precision of training; `no`: float32")
     hardware: Name | None = Field(default=None, description="number and name of the devices")
     seed: Seed
+    recipe: Word = Field(default=RECIPES[0], description="the named set of flags, `--recipe`")
     hub_commit: str | None = Field(default=None, description="commit of the pushed revision")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import ViTImageProcessor
 
+from cxr.choices import RECIPES
 from cxr.data.images import LabelledImages
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import draw_training_images
@@ -49,11 +51,13 @@ from cxr.training import nonfinite
 from cxr.training import optimization
 from cxr.training import runtime
 from cxr.training.average import WeightAverage
-from cxr.training.batch_size import resolve_batch_size
+from cxr.training.batch_size import find_batch_size
 from cxr.training.history import count_seen
 from cxr.training.history import read_base
 from cxr.training.preemption import Preemption
 from cxr.training.progress import Progress
+from cxr.training.step_size import StepFlags
+from cxr.training.step_size import StepSize
 from cxr.training.throughput import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -76,6 +80,7 @@ class Run:
     network: dict[str, Any] = field(init=False)  # its description, for the records
     image_processor: ViTImageProcessor = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    step_size: StepSize = field(init=False)
     schedule: optimization.Schedule = field(init=False)
     stopwatch: Stopwatch = field(init=False)
     # Set by `prepare`.
@@ -131,24 +136,26 @@ class Run:
         num_images: int,
         betas: tuple[float, float],
     ) -> None:
-        """Decides the batch size and the schedule, and makes the optimizer.
+        """Decides the images of a step and the schedule, and makes the optimizer.
 
         `synthetic_loss` takes a model and a number of images and returns a loss on empty images, to measure
         the cost of a step. `num_images` is the size of the training set, `betas` are AdamW's.
         """
         args, output_dir = self.args, self.record.output_dir
-        batch_size = resolve_batch_size(
-            args.per_device_train_batch_size,
-            self.accelerator,
-            model,
-            synthetic_loss,
+        flags = StepFlags(
+            per_device=args.per_device_train_batch_size,
+            num_passes=args.gradient_accumulation_steps,
+            images_per_step=args.images_per_step,
+        )
+        self.step_size = flags.resolve(
             num_images=num_images,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            num_processes=self.accelerator.num_processes,
             resumed_images_per_step=checkpoints.resumed_images_per_step(
                 output_dir, args.resume_from_checkpoint
             ),
+            find_largest=partial(find_batch_size, self.accelerator, model, synthetic_loss),
         )
-        images_per_step = batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        images_per_step = self.step_size.images_per_step
         self.schedule = optimization.make_schedule(
             num_images,
             images_per_step=images_per_step,
@@ -159,6 +166,7 @@ class Run:
             peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
             kind=args.lr_scheduler_type,
         )
+        self._log_step_size(num_images)
         self.model, self.image_processor = model, image_processor
         fields = FIELDS[model.config.model_type].model_validate(model.config.to_dict())
         self.network = {
@@ -174,6 +182,15 @@ class Run:
             layer_decay=getattr(args, "layer_decay", None) or 1.0,
         )
         self.stopwatch = Stopwatch(self.accelerator, model, synthetic_loss, images_per_step=images_per_step)
+
+    def _log_step_size(self, num_images: int) -> None:
+        """Logs how the images of a step were divided, if a recipe or --images_per_step asked for them."""
+        asked, rate = self.args.images_per_step, self.schedule.peak_learning_rate
+        if asked is None:
+            return
+        who = f"Recipe {self.args.recipe}" if self.args.recipe != RECIPES[0] else "--images_per_step"
+        fewer = f" (the {asked:,} asked for are more than the {num_images:,} training images)"
+        logger.info("%s: %s%s; learning rate %.3g", who, self.step_size, fewer * (asked > num_images), rate)
 
     def log_plan(self, plan: dict[str, object]) -> None:
         """Logs `plan` and the numbers derived from flags and data, before the first step."""
@@ -215,7 +232,7 @@ class Run:
             self.accelerator,
             train_set,
             images_per_step=self.schedule.images_per_step,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            gradient_accumulation_steps=self.step_size.num_passes,
             steps=range(self.progress.step, self.schedule.num_steps),
             num_workers=args.dataloader_num_workers,
         )
@@ -413,6 +430,7 @@ class Run:
             "hardware": runtime.describe_hardware(self.accelerator),
             "num_epochs": self.schedule.epoch(progress.step),
             "seed": args.seed,
+            "recipe": args.recipe,
             "versions": installed_versions(),
             **self.network,
         }
