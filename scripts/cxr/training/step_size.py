@@ -53,13 +53,14 @@ class StepFlags:
         *,
         num_images: int,
         num_processes: int,
-        resumed_images_per_step: int | None,
-        find_largest: Callable[[int], int],
+        resumed_images_per_step: int | None = None,
+        find_largest: Callable[[int], int] | None = None,
     ) -> StepSize:
         """Returns the step for this many training images: an epoch has at least one step.
 
-        `find_largest` returns the largest batch of a process that fits, up to a limit. A resumed run keeps
-        the images per step of its checkpoint (`resumed_images_per_step`), unless the flags say others.
+        `find_largest`, needed for "auto", returns the largest batch of a process that fits, up to a limit. A
+        resumed run keeps the images per step of its checkpoint (`resumed_images_per_step`), unless the flags
+        say others.
         """
         resumed = resumed_images_per_step
         if self.images_per_step:
