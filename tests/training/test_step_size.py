@@ -78,7 +78,11 @@ def test_auto_is_measured_up_to_the_images_asked_for():
 
 
 def test_a_step_is_said_in_words():
-    assert str(divide_step(128, most_per_device=32, num_processes=1)) == (
-        "32 images x 4 accumulations = 128 images per step"
+    step = divide_step(128, most_per_device=32, num_processes=1)
+    said = "32 images x 4 accumulations = 128 images per step"
+    assert step.describe(128, num_images=500) == said
+    assert step.describe(1024, num_images=128) == (
+        f"{said} (the 1,024 asked for are more than the 128 training images)"
     )
-    assert "16 images x 2 processes = 32 images" in str(divide_step(32, most_per_device=32, num_processes=2))
+    several = divide_step(32, most_per_device=32, num_processes=2).describe(32, num_images=32)
+    assert several == "16 images x 2 processes = 32 images per step"

@@ -11,16 +11,14 @@ from cxr.choices import DEFAULT_MODEL
 from cxr.choices import LABELERS
 from cxr.choices import LABELS
 from cxr.choices import ON_BAD_IMAGE
-from cxr.choices import RECIPES
 from cxr.choices import SCHEDULES
 from cxr.choices import TASKS
 from cxr.choices import TRACKERS
 from cxr.choices import VIEWS
 from cxr.cli import recipes
-from cxr.cli.command_line import ArgumentParser
+from cxr.cli.command_line import DataDirs
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
-from cxr.cli.command_line import given_flags
 from cxr.cli.command_line import model_name
 from cxr.cli.command_line import non_negative_float
 from cxr.cli.command_line import non_negative_int
@@ -33,15 +31,6 @@ from cxr.sharing.local_hub import parse_model_id
 from cxr.sharing.local_hub import parse_tag
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.label_rule import LabelRule
-
-# The default if neither data nor a model is given: a CPU trains it on the synthetic sample in minutes.
-SAMPLE_MODEL = {
-    "config_name": "vit-mae-tiny",
-    "config_overrides": "hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8",
-    "image_size": 64,
-}
-
-PEAK_RATES = ("learning_rate", "base_learning_rate")
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +74,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
     )
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(
+    parser: argparse.ArgumentParser, *, data_dir: str = "the MIMIC-CXR-JPG folder"
+) -> None:
     group = parser.add_argument_group("data")
     number, folder = partial(add_number, group), partial(add_folder, group)
-    folder("--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)")
+    folder(
+        "--data_dir",
+        f"{data_dir} (default: a synthetic sample, made on first use)",
+        nargs="+",
+        action=DataDirs,
+    )
+    parser.set_defaults(other_data_dirs=[])
     add_label_arguments(group)
     group.add_argument(
         "--on_bad_image",
@@ -342,38 +339,6 @@ def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str)
     )
 
 
-def parse_with_defaults(
-    parser: ArgumentParser,
-    argv: list[str] | None,
-    *,
-    script: str,
-    default_learning_rates: dict[str, dict[str, float]],
-    sample_defaults: dict[str, object],
-) -> argparse.Namespace:
-    """Parses and checks `argv`; some defaults depend on other flags.
-
-    Without data and model, the defaults are `sample_defaults`: a model so small that a CPU trains it in
-    minutes. With data but without a model, it is DEFAULT_MODEL. The learning rate is the one of
-    `default_learning_rates` for "pretrained" or "scratch", unless `sample_defaults` has one. Those of the
-    recipe for `script`, pretraining or classification, count more than all of these.
-    """
-    given = given_flags(parser, argv)
-    defaults: dict[str, object] = {}
-    if not given.keys() & {"model_name_or_path", "config_name"}:
-        defaults = {"model_name_or_path": DEFAULT_MODEL} if "data_dir" in given else dict(sample_defaults)
-    defaults = default_learning_rates["scratch" if "config_name" in given else "pretrained"] | defaults
-    named = [of.get(name) for of in (given, defaults) for name in ("config_name", "model_name_or_path")]
-    recipe = recipes.defaults_of(
-        given.get("recipe", RECIPES[0]), script, given, model=next(filter(None, named))
-    )
-    if (given.keys() | recipe.keys()) & set(PEAK_RATES):
-        defaults = {name: value for name, value in defaults.items() if name not in PEAK_RATES}
-    parser.set_defaults(**defaults | recipe)
-    args = parser.parse_args(argv)
-    _check_shared_arguments(parser, args)
-    return args
-
-
 def describe_model(args: argparse.Namespace) -> str:
     if args.config_name:
         return f"{args.config_name} from scratch, {args.config_overrides or 'unchanged'}"
@@ -412,7 +377,7 @@ def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
         logger.warning("--report_to %s has no effect without --with_tracking", args.report_to)
 
 
-def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuses flags that contradict each other; each message says what to do."""
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORG/NAME, and --hub_dir DIR for a local directory")
@@ -429,9 +394,11 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
     if args.config_overrides and not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", args.config_overrides):
         parser.error(f"--config_overrides: found {args.config_overrides!r}, expected key=value,key=value")
     check_label_arguments(parser, args)
-    if args.data_dir and not args.data_dir.is_dir():
+    for data_dir in [args.data_dir, *args.other_data_dirs]:
+        if data_dir is None or data_dir.is_dir():
+            continue
         parser.error(
-            f"--data_dir {args.data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "
+            f"--data_dir {data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "
             "files/ and the CSVs; leave the flag out to try the synthetic sample"
         )
     if args.resume_from_checkpoint and not args.output_dir:

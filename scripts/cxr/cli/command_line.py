@@ -55,12 +55,11 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
-def given_flags(parser: ArgumentParser, argv: list[str] | None) -> dict[str, object]:
-    """Returns the flags that `argv` has, without defaults."""
-    missing = object()
-    none = dict.fromkeys(vars(parser.parse_args([])), missing)
-    parsed = parser.parse_args(argv, argparse.Namespace(**none))
-    return {name: value for name, value in vars(parsed).items() if value is not missing}
+class DataDirs(argparse.Action):
+    """Stores the first folder as `data_dir` and all others as `other_data_dirs`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        namespace.data_dir, namespace.other_data_dirs = values[0], values[1:]
 
 
 def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:

@@ -47,12 +47,9 @@ class CellFacts:
 
     def images_per_step(self, num_processes: int, num_images: int) -> int | None:
         """Returns the images per optimizer step, None if they depend on the device's memory ("auto")."""
-        batch_size, asked = self.args.per_device_train_batch_size, self.args.images_per_step
-        if batch_size == "auto":
-            return asked and min(asked, num_images)
-        flags = StepFlags(
-            per_device=batch_size, num_passes=self.args.gradient_accumulation_steps, images_per_step=asked
-        )
+        flags = StepFlags.of(self.args)
+        if flags.per_device == "auto":
+            return flags.images_per_step and min(flags.images_per_step, num_images)
         return flags.resolve(num_images=num_images, num_processes=num_processes).images_per_step
 
 

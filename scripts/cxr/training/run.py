@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from cxr.data.images import load_images
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_training_loader
+from cxr.data.roots import count_by_root
+from cxr.data.roots import load_roots
 from cxr.data.sources import is_synthetic
 from cxr.data.transforms import Normalizer
 from cxr.errors import UserError
@@ -46,6 +49,7 @@ from cxr.run_folder.record import Sample
 from cxr.run_folder.record import Training
 from cxr.run_folder.record import installed_versions
 from cxr.sharing import push
+from cxr.sharing.card import name_roots
 from cxr.training import checkpoints
 from cxr.training import nonfinite
 from cxr.training import optimization
@@ -100,14 +104,20 @@ class Run:
     def start(cls, args: argparse.Namespace, *, default_output_dir: str) -> "Run":
         """Starts the processes and claims the run folder."""
         accelerator, record = runtime.start_run(args, default_output_dir=default_output_dir)
-        if is_synthetic(args.data_dir):
+        if all(map(is_synthetic, [args.data_dir, *args.other_data_dirs])):
             logger.info("Training on synthetic radiographs: the results say nothing about patients")
         return cls(args=args, accelerator=accelerator, record=record)
 
+    @property
+    def roots(self) -> dict[str, Path]:
+        """Returns the data folders by name if there are several, else {}."""
+        others = self.args.other_data_dirs
+        return name_roots([self.args.data_dir, *others]) if others else {}
+
     def load_images(self, *, image_size: int, **options: Any) -> dict[str, LabelledImages]:
         """Returns the images by split; on first use, one process per machine shrinks them."""
-        splits = load_images(
-            self.args.data_dir,
+        load = partial(load_roots, self.roots) if self.roots else partial(load_images, self.args.data_dir)
+        splits = load(
             shortest_side=self.args.cache_image_size or default_cache_image_size(image_size),
             shows_progress=self.accelerator.is_local_main_process,
             **options,
@@ -120,6 +130,8 @@ class Run:
         args, pool = self.args, images["dicom_id"]
         images, sample = draw_training_images(images, num_samples=args.max_train_samples, seed=args.seed)
         self.sample = Sample(**sample)
+        if self.roots:
+            self.sample.collections = count_by_root(images)
         self.history, self.base_commit = read_base(args)
         if self.history:
             seen = count_seen(self.sample, self.history[-1], pool=pool, model=args.model_name_or_path)
@@ -142,12 +154,7 @@ class Run:
         the cost of a step. `num_images` is the size of the training set, `betas` are AdamW's.
         """
         args, output_dir = self.args, self.record.output_dir
-        flags = StepFlags(
-            per_device=args.per_device_train_batch_size,
-            num_passes=args.gradient_accumulation_steps,
-            images_per_step=args.images_per_step,
-        )
-        self.step_size = flags.resolve(
+        self.step_size = StepFlags.of(args).resolve(
             num_images=num_images,
             num_processes=self.accelerator.num_processes,
             resumed_images_per_step=checkpoints.resumed_images_per_step(
@@ -166,7 +173,13 @@ class Run:
             peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
             kind=args.lr_scheduler_type,
         )
-        self._log_step_size(num_images)
+        if asked := args.images_per_step:
+            who = "--images_per_step" if args.recipe == RECIPES[0] else f"Recipe {args.recipe}"
+            said, rate = (
+                self.step_size.describe(asked, num_images=num_images),
+                self.schedule.peak_learning_rate,
+            )
+            logger.info("%s: %s; learning rate %.3g", who, said, rate)
         self.model, self.image_processor = model, image_processor
         fields = FIELDS[model.config.model_type].model_validate(model.config.to_dict())
         self.network = {
@@ -182,15 +195,6 @@ class Run:
             layer_decay=getattr(args, "layer_decay", None) or 1.0,
         )
         self.stopwatch = Stopwatch(self.accelerator, model, synthetic_loss, images_per_step=images_per_step)
-
-    def _log_step_size(self, num_images: int) -> None:
-        """Logs how the images of a step were divided, if a recipe or --images_per_step asked for them."""
-        asked, rate = self.args.images_per_step, self.schedule.peak_learning_rate
-        if asked is None:
-            return
-        who = f"Recipe {self.args.recipe}" if self.args.recipe != RECIPES[0] else "--images_per_step"
-        fewer = f" (the {asked:,} asked for are more than the {num_images:,} training images)"
-        logger.info("%s: %s%s; learning rate %.3g", who, self.step_size, fewer * (asked > num_images), rate)
 
     def log_plan(self, plan: dict[str, object]) -> None:
         """Logs `plan` and the numbers derived from flags and data, before the first step."""
@@ -411,7 +415,7 @@ class Run:
 
     def end(self) -> None:
         """Ends trackers and processes; reminds the user if the data is synthetic."""
-        if is_synthetic(self.args.data_dir):
+        if all(map(is_synthetic, [self.args.data_dir, *self.args.other_data_dirs])):
             logger.info("These results are from synthetic radiographs")
         self.accelerator.end_training()
 
@@ -431,6 +435,7 @@ class Run:
             "num_epochs": self.schedule.epoch(progress.step),
             "seed": args.seed,
             "recipe": args.recipe,
+            **({"collections": self.sample.collections} if self.roots else {}),
             "versions": installed_versions(),
             **self.network,
         }

@@ -1,5 +1,6 @@
 """Divides the images of an optimizer step among processes and passes; without torch."""
 
+import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ class StepSize:
     def images_per_step(self) -> int:
         return self.per_device * self.num_passes * self.num_processes
 
-    def __str__(self) -> str:
+    def describe(self, asked: int, *, num_images: int) -> str:
+        """Returns in words how the images were divided, and why there are fewer than those `asked` for."""
         processes = f" x {self.num_processes} processes" * (self.num_processes > 1)
         passes = f" x {self.num_passes} accumulations" * (self.num_passes > 1)
-        return f"{self.per_device} images{processes}{passes} = {self.images_per_step} images per step"
+        said = f"{self.per_device:,} images{processes}{passes} = {self.images_per_step:,} images per step"
+        fewer = f" (the {asked:,} asked for are more than the {num_images:,} training images)"
+        return said + fewer * (asked > num_images)
 
 
 def divide_step(
@@ -47,6 +51,14 @@ class StepFlags:
     per_device: int | str  # "auto": as many as fit into memory
     num_passes: int
     images_per_step: int | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "StepFlags":
+        return cls(
+            per_device=args.per_device_train_batch_size,
+            num_passes=args.gradient_accumulation_steps,
+            images_per_step=args.images_per_step,
+        )
 
     def resolve(
         self,
