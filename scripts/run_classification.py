@@ -41,6 +41,7 @@ from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LEARNING_RATES
 from cxr.choices import RANDAUGMENT
 from cxr.cli import arguments
+from cxr.cli import recipes
 from cxr.data import transforms
 from cxr.data.images import RADIOLOGIST
 from cxr.data.images import LabelledImages
@@ -225,7 +226,7 @@ def train_step(
     run: Run, batches: Iterator[dict], patch_dropout: PatchDropout, class_weights: torch.Tensor | None
 ) -> torch.Tensor:
     """Does one optimizer step over all its micro-batches; returns the loss, NaN if the step was skipped."""
-    accelerator, num_micro_batches = run.accelerator, run.args.gradient_accumulation_steps
+    accelerator, num_micro_batches = run.accelerator, run.step_size.num_passes
     total = torch.zeros((), device=accelerator.device)
     buffers = optimization.keep_buffers(run.model)
     for micro_batch in range(1, num_micro_batches + 1):
@@ -406,6 +407,7 @@ def describe_sets(sets: dict[str, ChestXrays]) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run.start(args, default_output_dir="classification")
+    recipes.log_recipe(args, "classification")
     config, image_size = load_config(args)
     warn_of_flags_without_effect(args, config)
     sets = load_datasets(run, config, image_size)

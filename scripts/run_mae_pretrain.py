@@ -8,10 +8,9 @@
         scripts/run_mae_pretrain.py --data_dir /data/mimic-cxr-jpg \\
         --model_name_or_path facebook/vit-mae-base --output_dir runs/mae
 
-    # From scratch, with the masking and crops of Medical MAE (Xiao et al. 2023).
+    # From scratch, as Medical MAE (Xiao et al. 2023).
     accelerate launch --quiet scripts/run_mae_pretrain.py --data_dir /data/mimic-cxr-jpg \\
-        --config_name vit-mae-base --mask_ratio 0.9 --crop_scale 0.5 1.0 --no-norm_pix_loss \\
-        --output_dir runs/mae-scratch
+        --config_name vit-mae-base --recipe medical_mae --output_dir runs/mae-scratch
 
 The run folder gets model/ (for `from_pretrained`), metrics.jsonl, loss.png, reconstructions.png and, last,
 results.json. Fine-tune the model with run_classification.py --model_name_or_path OUTPUT_DIR/model.
@@ -29,12 +28,14 @@ from collections.abc import Iterator
 
 import torch
 from cxr.cli import arguments
+from cxr.cli import recipes
 from cxr.data import transforms
 from cxr.data.images import are_equalized
 from cxr.data.images import first_images
 from cxr.data.loading import EVALUATION_SEED
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import gather_in_order
+from cxr.data.roots import are_all_equalized
 from cxr.errors import TRAINING_ADVICE
 from cxr.errors import UserError
 from cxr.errors import run_script
@@ -135,7 +136,7 @@ def reconstruction_loss(
 
 def train_step(run: Run, batches: Iterator[dict]) -> torch.Tensor:
     """Does one optimizer step over all its micro-batches; returns the loss, NaN if the step was skipped."""
-    accelerator, num_micro_batches = run.accelerator, run.args.gradient_accumulation_steps
+    accelerator, num_micro_batches = run.accelerator, run.step_size.num_passes
     model = accelerator.unwrap_model(run.model)
     total = torch.zeros((), device=accelerator.device)
     for micro_batch in range(1, num_micro_batches + 1):
@@ -244,9 +245,13 @@ def finish(run: Run) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run.start(args, default_output_dir="mae_pretrain")
+    recipes.log_recipe(args, "pretraining")
     model, image_processor = load_model(args)
     train_set, eval_set = load_datasets(run, model.config)
-    model.config.equalized = are_equalized(train_set.images, args.data_dir)
+    if run.roots:
+        model.config.equalized = are_all_equalized(train_set.images, run.roots)
+    else:
+        model.config.equalized = are_equalized(train_set.images, args.data_dir)
     run.plan(model, image_processor, synthetic_loss, num_images=len(train_set), betas=(0.9, 0.95))
     run.log_plan(
         {

@@ -15,11 +15,11 @@
     python scripts/run_study.py --data_dir /data/mimic-cxr-jpg --output_dir runs/paper \\
         --tasks finding --training_modes full --train_sizes 1000 10000 --pretrain
 
-A cell is one run: model x augmentation x masking x training size x task x training mode x view x seed. Each
-cell has a run folder in --output_dir. The same command again, or one with more cells, skips finished cells,
-continues stopped cells from their last checkpoint, and tries failed cells again. A finished cell keeps its
-model; its checkpoints are removed. At the end, report_study.py makes tables, plots and an HTML page. Exit
-status: 0 all done, 1 a cell or the report failed, 2 wrong flags, 130 or 143 stopped by a signal.
+A cell is one run: model x recipe x augmentation x masking x training size x task x training mode x view x
+seed. Each cell has a run folder in --output_dir. The same command again, or one with more cells, skips
+finished cells, continues stopped cells from their last checkpoint, and tries failed cells again. A finished
+cell keeps its model; its checkpoints are removed. At the end, report_study.py makes tables, plots and an HTML
+page. Exit status: 0 all done, 1 a cell or the report failed, 2 wrong flags, 130 or 143 stopped by a signal.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from cxr.choices import AUGMENTATIONS
 from cxr.choices import MASKINGS
 from cxr.choices import PRESETS
 from cxr.choices import PRETRAINING_STARTS
+from cxr.choices import RECIPES
 from cxr.choices import TASKS
 from cxr.choices import TRAINING_MODES
 from cxr.choices import VIEWS
@@ -167,6 +168,12 @@ def add_axes(axes: argparse._ArgumentGroup) -> None:
     add_list("--tasks", choices=TASKS, help="classification tasks")
     add_list("--training_modes", choices=TRAINING_MODES, help="train all layers, or only the last layer")
     add_list("--views", choices=VIEWS, help="views of the images")
+    add_list(
+        "--recipes",
+        choices=RECIPES,
+        help="how the classifiers are trained; paper: as the preset says; another one replaces the preset's "
+        "augmentation, masking and flags where it has its own",
+    )
     add_list("--seeds", type=seed_number, metavar="N", help="seeds of the sample, its order and the weights")
 
 
@@ -194,8 +201,8 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         metavar="[SCOPE.]FLAG=VALUE",
         help="set a flag of the training scripts in all cells or, with SCOPE, in some of them; SCOPE: "
         f"{', '.join(grid.SCOPES)}, or a training size; scratch and pretrained mean classifiers that start "
-        "from random or from pretrained weights. Findings are separated by commas: "
-        "classification.findings='Edema,Pleural Effusion'",
+        "from random or from pretrained weights, a recipe's name those that are trained so. Findings are "
+        "separated by commas: classification.findings='Edema,Pleural Effusion'",
     )
 
 
@@ -208,7 +215,7 @@ def default_preset(args: argparse.Namespace) -> str:
 
 def chosen_grid(args: argparse.Namespace, preset: grid.Grid) -> grid.Grid:
     names = ("models", "augmentations", "mask_ratios", "train_sizes", "tasks", "training_modes", "views")
-    names += ("seeds", "masking", "pretrain")
+    names += ("seeds", "recipes", "masking", "pretrain")
     return grid.change_grid(
         preset, settings=tuple(args.set or ()), **{name: getattr(args, name) for name in names}
     )
@@ -235,8 +242,8 @@ def check(
     seconds, basis = estimate_seconds(facts, images, output_dir, device)
     left = {name: facts[name] for name in facts if runner.state_on_disk(output_dir / name) != "finished"}
     if prints:
-        plan_tables.print_cells(cells, images, seconds, output_dir)
-        plan_tables.print_kinds(cells, facts, num_processes=launch.num_processes)
+        plan_tables.print_cells(cells, facts, images, seconds, output_dir)
+        plan_tables.print_kinds(cells, facts, images, num_processes=launch.num_processes)
         remaining = duration(sum(seconds[name] for name in left) / len(launch.gpus))
         print(f"{len(cells)} cells, {len(left)} left to run: about {remaining}, estimated {basis}.")
     checks.check_disk(left, output_dir, len(launch.gpus))
@@ -258,7 +265,10 @@ def main(argv: list[str] | None = None) -> None:
     cells = grid.plan_cells(chosen, data_dir=data_dir, output_dir=output_dir)
     launch = plan_launch(config_file, parallel=min(args.parallel, len(cells)))
     if args.dry_run:
-        print(f"Preset {preset}; flags of the cells:", *plan_tables.settings_in_words(chosen.settings))
+        print(
+            f"Preset {preset}; flags of the cells:",
+            *plan_tables.settings_in_words((*chosen.settings, *chosen.given)),
+        )
     seconds = check(cells, data_dir, output_dir, launch, prints=args.dry_run)
     if args.dry_run:
         print("Nothing was run. To start this study, use the same command without --dry_run.")

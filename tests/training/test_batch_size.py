@@ -32,20 +32,6 @@ def test_nothing_fits():
     assert batch_size.largest_fitting(lambda size: False, limit=100) == 0
 
 
-def resolve(requested: int | str, **changes) -> int:
-    options = {"num_images": 1000, "gradient_accumulation_steps": 2, "resumed_images_per_step": None}
-    model = torch.nn.Linear(1, 1)
-    return batch_size.resolve_batch_size(requested, Accelerator(cpu=True), model, None, **options | changes)
-
-
-def test_a_number_is_taken_as_it_is():
-    assert resolve(32) == 32
-
-
-def test_a_resumed_run_keeps_the_steps_that_it_began_with():
-    assert resolve("auto", resumed_images_per_step=96) == 48
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_twice_the_batch_that_was_found_does_not_fit(monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU")  # which the tests set for all others

@@ -15,7 +15,8 @@ from cxr.choices import SCHEDULES
 from cxr.choices import TASKS
 from cxr.choices import TRACKERS
 from cxr.choices import VIEWS
-from cxr.cli.command_line import ArgumentParser
+from cxr.cli import recipes
+from cxr.cli.command_line import DataDirs
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
 from cxr.cli.command_line import model_name
@@ -31,13 +32,6 @@ from cxr.sharing.local_hub import parse_tag
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.label_rule import LabelRule
 
-# The default if neither data nor a model is given: a CPU trains it on the synthetic sample in minutes.
-SAMPLE_MODEL = {
-    "config_name": "vit-mae-tiny",
-    "config_overrides": "hidden_size=96,intermediate_size=384,num_hidden_layers=4,patch_size=8",
-    "image_size": 64,
-}
-
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +44,7 @@ def epoch_or_steps(text: str) -> str | int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[str]) -> None:
+    recipes.add_recipe_argument(parser)
     group = parser.add_argument_group("model")
     number = partial(add_number, group)
     which = group.add_mutually_exclusive_group()
@@ -80,10 +75,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
     )
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(
+    parser: argparse.ArgumentParser, *, data_dir: str = "the MIMIC-CXR-JPG folder"
+) -> None:
     group = parser.add_argument_group("data")
     number, folder = partial(add_number, group), partial(add_folder, group)
-    folder("--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)")
+    folder(
+        "--data_dir",
+        f"{data_dir} (default: a synthetic sample, made on first use)",
+        nargs="+",
+        action=DataDirs,
+    )
+    parser.set_defaults(other_data_dirs=[])
     add_label_arguments(group)
     group.add_argument(
         "--on_bad_image",
@@ -232,6 +235,12 @@ def _add_batch_arguments(
         "forward and backward passes per optimizer step",
         default=1,
     )
+    number(
+        "--images_per_step",
+        positive_int,
+        "images per optimizer step, of all processes, in place of --gradient_accumulation_steps: in as many "
+        "passes as needed; at most the training images (default: as the other two flags give)",
+    )
 
 
 def _add_optimizer_arguments(
@@ -331,34 +340,6 @@ def add_learning_rate_arguments(group: argparse._ArgumentGroup, *, default: str)
     )
 
 
-def parse_with_defaults(
-    parser: ArgumentParser,
-    argv: list[str] | None,
-    *,
-    default_learning_rates: dict[str, dict[str, float]],
-    sample_defaults: dict[str, object],
-) -> argparse.Namespace:
-    """Parses and checks `argv`; some defaults depend on other flags.
-
-    Without data and model, the defaults are `sample_defaults`: a model so small that a CPU trains it in
-    minutes. With data but without a model, it is DEFAULT_MODEL. The learning rate is the one of
-    `default_learning_rates` for "pretrained" or "scratch", unless `sample_defaults` has one.
-    """
-    named = parser.parse_args(argv)
-    defaults = {}
-    if not named.model_name_or_path and not named.config_name:
-        defaults = {"model_name_or_path": DEFAULT_MODEL} if named.data_dir else dict(sample_defaults)
-    if not named.learning_rate and not named.base_learning_rate:
-        start = "scratch" if named.config_name else "pretrained"
-        defaults = {**default_learning_rates[start], **defaults}
-    else:
-        defaults = {name: value for name, value in defaults.items() if not name.endswith("learning_rate")}
-    parser.set_defaults(**defaults)
-    args = parser.parse_args(argv)
-    _check_shared_arguments(parser, args)
-    return args
-
-
 def describe_model(args: argparse.Namespace) -> str:
     if args.config_name:
         return f"{args.config_name} from scratch, {args.config_overrides or 'unchanged'}"
@@ -397,7 +378,7 @@ def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
         logger.warning("--report_to %s has no effect without --with_tracking", args.report_to)
 
 
-def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuses flags that contradict each other; each message says what to do."""
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORG/NAME, and --hub_dir DIR for a local directory")
@@ -407,14 +388,18 @@ def _check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Name
         parser.error(
             f"--crop_scale: found {args.crop_scale[0]} {args.crop_scale[1]}, expected MIN not above MAX"
         )
+    if args.images_per_step and args.gradient_accumulation_steps != 1:
+        parser.error("--images_per_step decides --gradient_accumulation_steps: leave one of them out")
     if args.config_overrides and not args.config_name:
         parser.error("--config_overrides changes the model of --config_name: add that flag")
     if args.config_overrides and not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", args.config_overrides):
         parser.error(f"--config_overrides: found {args.config_overrides!r}, expected key=value,key=value")
     check_label_arguments(parser, args)
-    if args.data_dir and not args.data_dir.is_dir():
+    for data_dir in [args.data_dir, *args.other_data_dirs]:
+        if data_dir is None or data_dir.is_dir():
+            continue
         parser.error(
-            f"--data_dir {args.data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "
+            f"--data_dir {data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "
             "files/ and the CSVs; leave the flag out to try the synthetic sample"
         )
     if args.resume_from_checkpoint and not args.output_dir:

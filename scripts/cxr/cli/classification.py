@@ -12,6 +12,7 @@ from cxr.choices import RANDAUGMENT
 from cxr.choices import RANDAUGMENT_NAMES
 from cxr.cli import arguments
 from cxr.cli import command_line
+from cxr.cli import defaults
 from cxr.cli.command_line import ArgumentParser
 from cxr.models.architectures import CONFIGS
 
@@ -134,18 +135,25 @@ def parse_args(
         "the folder hosp/ of MIMIC-IV: measure also by sex, age and race",
     )
     arguments.add_output_arguments(parser, default_output_dir="runs/classification")
-    return arguments.parse_with_defaults(
+    args = defaults.parse_with_defaults(
         parser,
         argv,
+        script="classification",
         default_learning_rates={start: {"learning_rate": rate} for start, rate in LEARNING_RATES.items()},
         sample_defaults={
-            **arguments.SAMPLE_MODEL,
+            **defaults.SAMPLE_MODEL,
             "num_train_epochs": 15,
             "learning_rate": 1e-3,
             "lr_scheduler_type": "cosine",
             "warmup_ratio": 0.1,
         },
     )
+    if args.other_data_dirs:
+        parser.error(
+            f"--data_dir: found {1 + len(args.other_data_dirs)} folders, expected one, because collections "
+            "differ in their labels; pretrain on all of them with run_mae_pretrain.py, then train here on one"
+        )
+    return args
 
 
 def describe_default_learning_rate(args: argparse.Namespace) -> str:

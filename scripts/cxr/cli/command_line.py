@@ -55,6 +55,13 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
+class DataDirs(argparse.Action):
+    """Stores the first folder as `data_dir` and all others as `other_data_dirs`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        namespace.data_dir, namespace.other_data_dirs = values[0], values[1:]
+
+
 def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and the flags for where it is looked up, for scripts that use a classifier."""
     model = "a classifier: a model folder, a run folder, or ORG/NAME in --hub_dir or on the Hub"

@@ -5,6 +5,7 @@ import argparse
 from cxr.choices import LEARNING_RATES
 from cxr.cli import arguments
 from cxr.cli import command_line
+from cxr.cli import defaults
 from cxr.cli.command_line import ArgumentParser
 from cxr.models.architectures import VIT_MAE_CONFIGS
 
@@ -35,7 +36,8 @@ def parse_args(
         help="mirror half of the training images",
     )
 
-    arguments.add_data_arguments(parser)
+    several = "the MIMIC-CXR-JPG folder, or several collections of this layout"
+    arguments.add_data_arguments(parser, data_dir=several)
     training = arguments.add_training_arguments(
         parser,
         num_train_epochs=100,
@@ -53,12 +55,13 @@ def parse_args(
     )
     arguments.add_learning_rate_arguments(training, default="--base_learning_rate 1.5e-4")
     arguments.add_output_arguments(parser, default_output_dir="runs/mae_pretrain")
-    return arguments.parse_with_defaults(
+    return defaults.parse_with_defaults(
         parser,
         argv,
+        script="pretraining",
         default_learning_rates={start: {"base_learning_rate": 1.5e-4} for start in LEARNING_RATES},
         sample_defaults={
-            **arguments.SAMPLE_MODEL,
+            **defaults.SAMPLE_MODEL,
             "num_train_epochs": 30,
             "per_device_train_batch_size": 32,
             "learning_rate": 1e-3,

@@ -136,10 +136,11 @@ def _vit_mae(
 
 
 # Base, Large and Huge are those of He et al. 2022 with their decoder of width 512 and depth 8; the smaller
-# ones are the usual ViT-Ti and ViT-S with smaller decoders.
+# ones are the usual ViT-Ti and ViT-S with smaller decoders, or with that of Medical MAE (Xiao et al. 2023).
 VIT_MAE_CONFIGS = {
     "vit-mae-tiny": _vit_mae(192, 12, 3, decoder=(128, 2, 4)),
     "vit-mae-small": _vit_mae(384, 12, 6, decoder=(256, 4, 8)),
+    "vit-mae-small-medical": _vit_mae(384, 12, 6, decoder=(512, 2, 16)),
     "vit-mae-base": _vit_mae(768, 12, 12, decoder=(512, 8, 16)),
     "vit-mae-large": _vit_mae(1024, 24, 16, decoder=(512, 8, 16)),
     "vit-mae-huge": _vit_mae(1280, 32, 16, decoder=(512, 8, 16), patch_size=14),
@@ -198,7 +199,7 @@ def describe_architecture(model: Fields) -> str:
         if all(getattr(known, field) == getattr(model, field) for field in size)
     ]
     text = (
-        f"{'-'.join(['ViT', *names])} of depth {model.num_hidden_layers} and width {model.hidden_size}, "
+        f"{'-'.join(['ViT', *names[:1]])} of depth {model.num_hidden_layers} and width {model.hidden_size}, "
         f"{model.num_attention_heads} heads, patches of {model.patch_size} by {model.patch_size} pixels"
     )
     if isinstance(model, VitMaeFields):

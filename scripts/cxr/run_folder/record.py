@@ -17,6 +17,7 @@ from typing_extensions import Self
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LABEL_OPTIONS
+from cxr.choices import RECIPES
 from cxr.errors import UserError
 from cxr.run_folder.fields import Count
 from cxr.run_folder.fields import Name
@@ -60,6 +61,7 @@ FREE_TO_CHANGE = {
     "preprocessing_num_workers",
     "cache_dir",
     "patients_dir",
+    "other_data_dirs",
     "data_dir",  # where it is mounted; `samples.json` says what is in it
     "logging_steps",
     "checkpointing_steps",
@@ -83,7 +85,7 @@ class Origin(Record):
 
     git_commit: Name = Field(description="commit of this code; ends in -dirty if files were changed")
     is_synthetic: bool = Field(description="whether the images were drawn by make_sample_data.py")
-    dataset: Name = Field(description="name of the data folder")
+    dataset: Name = Field(description="name of the data folder, or names of several")
     base_model: str | None = Field(description="the pretrained model that training started from")
     base_model_revision: str | None = Field(description="commit of that model, if it was named on a hub")
     repository: Name | None = Field(
@@ -134,6 +136,9 @@ class Sample(Record):
     seed: Seed
     sha256: str = Field(description="hash of the sorted ids: equal for runs with the same training images")
     dicom_ids: list[str]
+    collections: dict[Name, Count] | None = Field(
+        default=None, description="images by collection, of a pretraining on several"
+    )
     num_seen_before: Count | None = Field(
         default=None,
         description="how many of the images the model was already trained on before; null: unknown",
@@ -189,6 +194,10 @@ class Results(Training):
     mixed_precision: Word | None = Field(default=None, description="precision of training; `no`: float32")
     hardware: Name | None = Field(default=None, description="number and name of the devices")
     seed: Seed
+    recipe: Word = Field(default=RECIPES[0], description="the named set of flags, `--recipe`")
+    collections: dict[Name, Count] | None = Field(
+        default=None, description="training images by collection, of a pretraining on several"
+    )
     hub_commit: str | None = Field(default=None, description="commit of the pushed revision")
 
 

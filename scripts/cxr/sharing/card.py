@@ -129,9 +129,11 @@ def describe_origin(args: argparse.Namespace) -> Origin:
     is_by_name = base_model is not None and not Path(base_model).exists() and MODEL_ID.fullmatch(base_model)
     refs = read_refs(args.hub_dir, base_model) if is_by_name and args.hub_dir else {}
     dataset = "synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir)
+    if args.other_data_dirs:
+        dataset = ", ".join(name_roots([args.data_dir, *args.other_data_dirs]))
     return Origin(
         git_commit=source_revision(),
-        is_synthetic=is_synthetic(args.data_dir),
+        is_synthetic=all(map(is_synthetic, [args.data_dir, *args.other_data_dirs])),
         dataset=dataset,
         base_model=base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
         base_model_revision=refs.get(args.model_revision, args.model_revision) if is_by_name else None,
@@ -175,7 +177,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
         base_model=origin.base_model if origin.base_model_revision else None,
-        datasets=[origin.dataset],
+        datasets=origin.dataset.split(", "),
         metrics=None if is_pretraining else [METRICS[metric][0] for metric in metric_names],
         model_name=name.rpartition("/")[2],
         eval_results=list(evaluations(splits, training.task, origin.dataset)) or None,
@@ -327,6 +329,19 @@ def dataset_name(data_dir: Path) -> str:
     folder = Path(os.path.abspath(data_dir))  # noqa: PTH100 - a link keeps its name
     name = folder.parent.name if re.fullmatch(r"[\d.]+", folder.name) else folder.name
     return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
+
+
+def name_roots(data_dirs: list[Path]) -> dict[str, Path]:
+    """Returns several data folders by their names. Raises UserError if two have the same."""
+    roots: dict[str, Path] = {}
+    for data_dir in data_dirs:
+        first = roots.setdefault(dataset_name(data_dir), data_dir)
+        if first != data_dir:
+            raise UserError(
+                f"--data_dir: found {first} and {data_dir}, both called {dataset_name(data_dir)}, expected "
+                "collections of different names; rename a folder, or leave out one"
+            )
+    return roots
 
 
 def evaluations(splits: dict[str, Measured], task: str, data: str) -> Iterator[EvalResult]:

@@ -84,6 +84,7 @@ AXES: dict[str, Callable[[Row], str]] = {
     "augmentation": lambda row: row.name.augmented,
     "masking": lambda row: row.name.share_masked,
     "flags": lambda row: row.name.setup,
+    "recipe": lambda row: f"recipe {row.name.recipe}",
 }
 
 
@@ -110,34 +111,41 @@ def against_none(sides: Sides) -> Iterator[tuple[str, str]]:
     yield from ((name, none) for name in some)
 
 
-RECIPE = ("augmentation", "masking", "flags")
+OTHERS = ("recipe", "augmentation", "masking", "flags")
 QUESTIONS = (
     Question(
         name="Pretrained or from scratch",
         sides="start",
         equal=("architecture",),
-        others=RECIPE,
+        others=OTHERS,
         choose=each_pair,
     ),
-    Question(name="Model against model", sides="model", equal=(), others=RECIPE, choose=other_body),
+    Question(name="Model against model", sides="model", equal=(), others=OTHERS, choose=other_body),
+    Question(
+        name="Recipe against recipe",
+        sides="recipe",
+        equal=("model",),
+        others=("augmentation", "masking", "flags"),
+        choose=each_pair,
+    ),
     Question(
         name="More or less masking",
         sides="masking",
-        equal=("model", "augmentation", "flags"),
+        equal=("model", "recipe", "augmentation", "flags"),
         others=(),
         choose=against_none,
     ),
     Question(
         name="With or without augmentation",
         sides="augmentation",
-        equal=("model",),
+        equal=("model", "recipe"),
         others=("masking", "flags"),
         choose=against_none,
     ),
     Question(
         name="Other flags",
         sides="flags",
-        equal=("model", "augmentation", "masking"),
+        equal=("model", "recipe", "augmentation", "masking"),
         others=(),
         choose=each_pair,
     ),
@@ -170,7 +178,7 @@ def answers_of(question: Question, table: ResultTable) -> Iterator[Answer]:
                 yield Answer(
                     question=question.name,
                     table=table,
-                    of=", ".join(part for part in group if part),
+                    of=in_words(question.equal, group, table),
                     first=first,
                     second=second,
                     num_seeds=measured[1],
@@ -178,6 +186,13 @@ def answers_of(question: Question, table: ResultTable) -> Iterator[Answer]:
                     differs_too=differs_too,
                     undertrained=any(row.undertrained for side in rows for row in side),
                 )
+
+
+def in_words(axes: tuple[str, ...], values: tuple[str, ...], table: ResultTable) -> str:
+    """Returns what two sides have in common; the recipe is named if the table has several."""
+    several = len({row.name.recipe for row in table.rows}) > 1
+    named = (value for axis, value in zip(axes, values) if axis != "recipe" or several)
+    return ", ".join(filter(None, named))
 
 
 def match(

@@ -22,6 +22,7 @@ from cxr.study.grid import PRETRAINING
 from cxr.study.grid import Cell
 from cxr.study.grid import to_words
 from cxr.study.grid import where_to_look
+from cxr.training.step_size import StepFlags
 
 PARSERS = {PRETRAINING: pretraining.parse_args, CLASSIFICATION: classification.parse_args}
 
@@ -44,12 +45,12 @@ class CellFacts:
         num_labels = None if self.is_pretraining else len(label_rule(self.args).label_names)
         return count_parameters(self.architecture, num_labels=num_labels)
 
-    def images_per_step(self, num_processes: int) -> int | None:
+    def images_per_step(self, num_processes: int, num_images: int) -> int | None:
         """Returns the images per optimizer step, None if they depend on the device's memory ("auto")."""
-        batch_size = self.args.per_device_train_batch_size
-        if batch_size == "auto":
-            return None
-        return batch_size * self.args.gradient_accumulation_steps * num_processes
+        flags = StepFlags.of(self.args)
+        if flags.per_device == "auto":
+            return flags.images_per_step and min(flags.images_per_step, num_images)
+        return flags.resolve(num_images=num_images, num_processes=num_processes).images_per_step
 
 
 class SettingsParser(ArgumentParser):

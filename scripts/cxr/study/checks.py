@@ -16,7 +16,8 @@ COPIES_WHILE_TRAINING = 6  # the last checkpoint and the next one, each with wei
 def check_batches(facts: dict[str, CellFacts], images: dict[str, ImageCounts], num_processes: int) -> None:
     """Raises UserError for a cell whose images do not fill one optimizer step."""
     for name, of_cell in facts.items():
-        needed, found = of_cell.images_per_step(num_processes), images[name].train
+        found = images[name].train
+        needed = of_cell.images_per_step(num_processes, found)
         if needed and found < needed:
             scope = "pretraining" if of_cell.is_pretraining else "classification"
             raise UserError(

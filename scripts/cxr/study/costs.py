@@ -72,7 +72,7 @@ def num_epochs(facts: CellFacts, num_images: int) -> float:
     """Returns how many times a cell sees each training image."""
     if not facts.args.max_train_steps:
         return facts.args.num_train_epochs
-    return facts.args.max_train_steps * (facts.images_per_step(1) or USUAL_BATCH) / num_images
+    return facts.args.max_train_steps * (facts.images_per_step(1, num_images) or USUAL_BATCH) / num_images
 
 
 def estimate_seconds(

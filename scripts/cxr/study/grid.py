@@ -16,6 +16,8 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from cxr import choices
+from cxr.cli.recipes import RECIPES
+from cxr.cli.recipes import REPLACED_BY
 from cxr.errors import UserError
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import find_architecture
@@ -23,8 +25,8 @@ from cxr.run_folder import fields
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
 # The scopes of a setting: all runs of a script, classifiers from random or from pretrained weights, all runs
-# of a model family. Another scope is a training size.
-SCOPES = ("pretraining", "classification", "scratch", "pretrained", "vit", "resnet")
+# of a model family, classifiers of a recipe. Another scope is a training size.
+SCOPES = ("pretraining", "classification", "scratch", "pretrained", "vit", "resnet", *choices.RECIPES)
 Settings = tuple[tuple[str, dict[str, Any]], ...]  # (scope, flags of the scripts); later ones override
 
 
@@ -44,6 +46,11 @@ class Grid:
     config_file: str  # in accelerate_configs/
     masking: str = "patches"
     pretrain: str | None = None
+    recipes: tuple[str, ...] = choices.RECIPES[:1]  # of the classifiers
+    # What the user has given; a recipe other than the paper's has these, but not the preset's values.
+    augmentations: tuple[str, ...] = ()
+    mask_ratios: tuple[float, ...] = ()
+    given: Settings = ()
 
 
 PAPER = Grid(
@@ -141,6 +148,7 @@ class ClassificationPoint(Point):
     augmentation: fields.Word
     masking: fields.Share
     masking_kind: Literal[tuple(choices.MASKINGS)]
+    recipe: fields.Word = choices.RECIPES[0]
     train_size: Annotated[int, Field(gt=0, le=10**9)] | None  # None: all images
     task: fields.Word
     training_mode: Literal[choices.TRAINING_MODES]
@@ -187,7 +195,7 @@ def change_grid(
     settings: Settings,
     **axes: list | str | None,
 ) -> Grid:
-    """Returns the grid with every axis replaced that is not None, and with `settings` appended.
+    """Returns the grid with every axis replaced that is not None, and with `settings` as the given ones.
 
     The new arms combine each augmentation with each mask ratio; if one of the two is None, its values in the
     grid's arms are used. A ResNet has no patches, so it has no masking.
@@ -200,7 +208,33 @@ def change_grid(
             arms[name] = tuple(itertools.product(kept, shares))
     given = {name: value for name, value in axes.items() if value is not None}
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return dataclasses.replace(grid, arms=arms, settings=(*grid.settings, *settings), **changes)
+    return dataclasses.replace(
+        grid,
+        arms=arms,
+        augmentations=tuple(augmentations or ()),
+        mask_ratios=tuple(mask_ratios or ()),
+        given=settings,
+        **changes,
+    )
+
+
+def arms_of(grid: Grid, family: str, recipe: str) -> tuple[tuple[str, float], ...]:
+    """Returns the arms of a family; a recipe has its own augmentation, unless the user has named others."""
+    if recipe == choices.RECIPES[0]:
+        return grid.arms[family]
+    augmentations = grid.augmentations or (RECIPES[recipe]["classification"]["augmentation"],)
+    return tuple(itertools.product(augmentations, (grid.mask_ratios if family == "vit" else ()) or (0.0,)))
+
+
+def settings_of(grid: Grid, recipe: str, script: str) -> Settings:
+    """Returns the settings for cells of a recipe: those of the preset that it leaves open, and the given."""
+    flags = RECIPES.get(recipe, {}).get(script, {})  # an unknown one is refused when the cells are checked
+    decided = {*flags, *itertools.chain(*(REPLACED_BY.get(name, ()) for name in flags))}
+    kept = (
+        (scope, {name: value for name, value in changes.items() if name not in decided})
+        for scope, changes in grid.settings
+    )
+    return (*kept, *grid.given)
 
 
 def unique(values) -> list:
@@ -212,21 +246,24 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
 
     Raises UserError if two different cells would have the same name, or a model is not known.
     """
-    flags = {name: value for _, changes in grid.settings for name, value in changes.items()}
+    settings = (*grid.settings, *grid.given)
+    flags = {name: value for _, changes in settings for name, value in changes.items()}
     families = {model: find_architecture(model, **where_to_look(flags)).family for model in grid.models}
     arms = [
-        (model, own, *arm)
+        (model, own, recipe, *arm)
         for model in grid.models
         for own in choices.PRETRAINING_STARTS[grid.pretrain if families[model] == "vit" else None]
-        for arm in grid.arms[families[model]]
+        for recipe in grid.recipes
+        for arm in arms_of(grid, families[model], recipe)
     ]
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
-    for scope, _ in grid.settings:
+    for scope, _ in settings:
         if scope.isdecimal() and int(scope) not in sizes:
             raise UserError(f"--set {scope}.: found no such training size; use one of --train_sizes")
     axes = (sizes, grid.tasks, grid.training_modes, grid.views, grid.seeds, arms)
     cells: dict[str, Cell] = {}
-    for size, task, mode, view, seed, (model, own, augmentation, share) in itertools.product(*axes):
+    for size, task, mode, view, seed, arm in itertools.product(*axes):
+        model, own, recipe, augmentation, share = arm
         point = ClassificationPoint(
             model=model,
             from_scratch=model in CONFIGS,
@@ -236,6 +273,7 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             masking_kind=grid.masking
             if share
             else "patches",  # without masking, the kind makes no difference
+            recipe=recipe,
             train_size=size,
             task=task,
             training_mode=mode,
@@ -243,11 +281,14 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
             seed=seed,
         )
         start = "pretrained" if own or not point.from_scratch else "scratch"
-        scopes = ["classification", start, families[model], size_name(size)]
-        planned = [classification_cell(point, grid.settings, scopes, data_dir, output_dir)]
+        scopes = ["classification", start, families[model], size_name(size), recipe]
+        of_recipe = settings_of(grid, recipe, "classification")
+        planned = [classification_cell(point, of_recipe, scopes, data_dir, output_dir)]
         if own:
             scopes = ["pretraining", families[model]]
-            planned.insert(0, pretraining_cell(point, grid.settings, scopes, data_dir))
+            named = add_settings({}, grid.given, scopes).get("recipe", choices.RECIPES[0])
+            of_recipe = settings_of(grid, named, "pretraining")
+            planned.insert(0, pretraining_cell(point, of_recipe, scopes, data_dir))
         for cell in planned:
             if cells.setdefault(cell.run_id, cell) != cell:
                 raise UserError(
@@ -293,9 +334,12 @@ def classification_cell(
         choices.MASKINGS[point.masking_kind]: point.masking,
         "train_last_layer_only": point.training_mode == "last_layer",
         "evaluate_test": True,
+        "recipe": point.recipe,
         **start,
     }
     flags = add_settings(planned, settings, scopes)
+    if point.recipe == choices.RECIPES[0]:
+        del flags["recipe"]  # the default, which earlier plans do not name
     return ClassificationCell(
         run_id=run_id(point), script=CLASSIFICATION, point=point, flags=flags, needs=needs
     )
@@ -369,6 +413,7 @@ def run_id(point: ClassificationPoint) -> str:
 def arm_name(point: ClassificationPoint, *size: str) -> str:
     """Returns a run_id without the seed and, unless `size` is given, without the training size."""
     parts = [slug(point.model) + "-pre" * point.own_pretraining, point.augmentation]
+    parts += [f"recipe-{point.recipe.replace('_', '-')}"] * (point.recipe != choices.RECIPES[0])
     if point.masking:
         parts.append(f"{point.masking_kind[0]}{100 * point.masking:.3g}".replace(".", "-"))
     parts += [*size, point.task.removeprefix("pleural_")]

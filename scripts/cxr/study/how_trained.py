@@ -28,6 +28,10 @@ SAID_BY_FACTS = FREE_TO_CHANGE | {
     *(
         "lr_scheduler_type",
         "warmup_ratio",
+        "warmup_epochs",
+        "min_learning_rate",
+        "recipe",
+        "images_per_step",
         "config_name",
         "config_overrides",
         "model_name_or_path",
@@ -45,7 +49,7 @@ def how_trained(tables: list[ResultTable]) -> tuple[dict[str, str], list[Facts]]
     flags = {name for row in rows for run in row.runs for name in run.args.flags} - SAID_BY_FACTS
     others = {name: functools.partial(flag, name=name, unknown="none") for name in sorted(flags)}
     found = [{name: fact(row, one) for name, one in (FACTS | others).items()} for row in rows]
-    models = [", ".join([row.name.model, *[row.name.setup] * bool(row.name.setup)]) for row in rows]
+    models = [", ".join([row.name.model, *[row.name.remark] * bool(row.name.remark)]) for row in rows]
     by_model: list[str] = []
     by_row: list[str] = []
     for name in FACTS | others:
@@ -110,8 +114,13 @@ def length(run: Run | Pretraining) -> str:
 
 
 def schedule(run: Run) -> str:
-    warmup = run.args.flags.get("warmup_ratio")
-    return flag(run, "lr_scheduler_type") + (f", {warmup:.0%} of the steps warm-up" if warmup else "")
+    share, epochs, least = map(run.args.flags.get, ("warmup_ratio", "warmup_epochs", "min_learning_rate"))
+    said = [flag(run, "lr_scheduler_type") + (f" to {least:g}" if least else "")]
+    if epochs:
+        said.append(f"{epochs:g} epoch{'s' * (epochs != 1)} of warm-up")
+    elif share:
+        said.append(f"{share:.0%} of the steps warm-up")
+    return ", ".join(said)
 
 
 def masking(run: Run) -> str:
@@ -174,6 +183,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "training patients": num_train_patients,
     "positive training images": lambda run: f"{run.results.num_train_positive:,}",
     "pretraining": pretraining,
+    "recipe": lambda run: run.results.recipe,
     "parameters": parameters,
     "configuration": configuration,
     "augmentation": lambda run: run.results.augmentation,

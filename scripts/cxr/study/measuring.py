@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cxr.choices import EVALUATION_LEVELS
+from cxr.choices import RECIPES
 from cxr.evaluation import intervals
 from cxr.evaluation.intervals import SeedNoise
 from cxr.study import paper
@@ -54,7 +55,7 @@ def measure_tables(
 def published_row(table: TableName, row: RowName) -> dict[str, float]:
     """Returns the paper's results for a row, {} if the paper has no such row."""
     is_papers = (table.task, table.view, table.training_mode) == ("finding", "frontal", "full")
-    is_papers &= table.evaluation_level == EVALUATION_LEVELS[0]
+    is_papers &= table.evaluation_level == EVALUATION_LEVELS[0] and row.recipe == RECIPES[0]
     if not is_papers or table.labels != DEFAULT_LABELS or not table.size.isdigit():
         return {}
     return paper.study_results(int(table.size), row.model, row.augmentation, row.masking)

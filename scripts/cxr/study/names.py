@@ -15,6 +15,7 @@ from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LABEL_OPTIONS
 from cxr.choices import LABELS
 from cxr.choices import MULTI_LABEL
+from cxr.choices import RECIPES
 from mimic_cxr_dataset.label_rule import LabelRule
 
 LONGEST_SLUG = 100  # letters: a slug is a part of a file's name
@@ -113,6 +114,7 @@ class RowName:
     masking: float
     masking_kind: str
     setup: str = ""  # flags that distinguish it from a row that is otherwise equal
+    recipe: str = RECIPES[0]
 
     @property
     def augmented(self) -> str:
@@ -129,9 +131,17 @@ class RowName:
         verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
         return f"{self.masking:.0%} {verb}" if self.masking else "nothing masked"
 
+    @property
+    def remark(self) -> str:
+        """Returns what is said below the model's name in a table; the paper's recipe goes without saying."""
+        named = [f"recipe {self.recipe}"] * (self.recipe != RECIPES[0])
+        return ", ".join([*named, *[self.setup] * bool(self.setup)])
+
     def label(self, others: Iterable["RowName"]) -> str:
-        """Returns the name for sentences and legends, without an augmentation that all `others` share."""
+        """Returns the name for sentences and legends, without what all `others` share."""
+        others = list(others)
         parts = [self.model]
+        parts += [f"recipe {self.recipe}"] * any(other.recipe != self.recipe for other in others)
         parts += [self.augmented] * any(other.augmentation != self.augmentation for other in others)
         parts += [self.share_masked] * bool(self.masking)
         return ", ".join([*parts, *[self.setup] * bool(self.setup)])

@@ -17,6 +17,7 @@ from cxr.study.runner import state_on_disk
 
 KIND_COLUMNS = (
     "model",
+    "recipe",
     "start",
     "parameters",
     "weights",
@@ -29,7 +30,11 @@ KIND_COLUMNS = (
 
 
 def print_cells(
-    cells: list[grid.Cell], images: dict[str, ImageCounts], seconds: dict[str, float], output_dir: Path
+    cells: list[grid.Cell],
+    facts: dict[str, CellFacts],
+    images: dict[str, ImageCounts],
+    seconds: dict[str, float],
+    output_dir: Path,
 ) -> None:
     """Prints a row for each cell: its training images, epochs, estimated time and state."""
     table = Table()
@@ -37,17 +42,24 @@ def print_cells(
         table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name == "run")
     for cell in cells:
         name = cell.run_id
-        epochs = str(cell.flags.get("num_train_epochs", ""))
+        epochs = str(facts[name].args.num_train_epochs)
         state = state_on_disk(output_dir / name)
         table.add_row(name, f"{images[name].train:,}", epochs, duration(seconds[name]), state)
     console().print(table)
 
 
-def print_kinds(cells: list[grid.Cell], facts: dict[str, CellFacts], *, num_processes: int) -> None:
+def print_kinds(
+    cells: list[grid.Cell],
+    facts: dict[str, CellFacts],
+    images: dict[str, ImageCounts],
+    *,
+    num_processes: int,
+) -> None:
     """Prints a table for each script: the kinds of its cells, and the number of cells of each kind."""
     kinds: dict[str, dict[tuple[str, ...], int]] = defaultdict(lambda: defaultdict(int))
     for cell in cells:
-        kinds[cell.script][kind_of(cell, facts[cell.run_id], num_processes)] += 1
+        step = facts[cell.run_id].images_per_step(num_processes, images[cell.run_id].train)
+        kinds[cell.script][kind_of(cell, facts[cell.run_id], step)] += 1
     titles = {
         grid.PRETRAINING: "Pretraining, by kind of cell",
         grid.CLASSIFICATION: "Classification, by kind of cell",
@@ -55,17 +67,16 @@ def print_kinds(cells: list[grid.Cell], facts: dict[str, CellFacts], *, num_proc
     for script, rows in kinds.items():
         table = Table(title=titles[script], title_justify="left")
         for name in KIND_COLUMNS:
-            justify = "left" if name in KIND_COLUMNS[:2] else "right"
+            justify = "left" if name in KIND_COLUMNS[:3] else "right"
             table.add_column(name, justify=justify, no_wrap=name == "model")
         for row, count in rows.items():
             table.add_row(*map(escape, row), str(count))
         console().print(table)
 
 
-def kind_of(cell: grid.Cell, facts: CellFacts, num_processes: int) -> tuple[str, ...]:
+def kind_of(cell: grid.Cell, facts: CellFacts, images_per_step: int | None) -> tuple[str, ...]:
     """Returns the columns of a cell's row without the last, the number of cells."""
     args, num_parameters = facts.args, facts.num_parameters
-    images_per_step = facts.images_per_step(num_processes)
     rate = args.learning_rate
     if rate is None and images_per_step:
         rate = args.base_learning_rate * images_per_step / 256
@@ -73,6 +84,7 @@ def kind_of(cell: grid.Cell, facts: CellFacts, num_processes: int) -> tuple[str,
     head_only = getattr(args, "train_last_layer_only", False)
     return (
         cell.point.model,
+        args.recipe,
         facts.start + ", last layer only" * head_only,
         f"{num_parameters / 1e6:.1f} M",
         f"{4 * num_parameters / 1e6:,.0f} MB",
@@ -100,6 +112,7 @@ def preset_rows() -> list[list[str]]:
     rows += [[f"--{name}", *(spoken(getattr(one, name)) for one in grids)] for name in lists]
     for family, title in (("vit", "ViT: augmentation, share masked"), ("resnet", "ResNet: augmentation")):
         rows.append([title, *("; ".join(arm_in_words(arm) for arm in one.arms[family]) for one in grids)])
+    rows.append(["--recipes", *(spoken(one.recipes) for one in grids)])
     rows.append(["--masking", *(one.masking for one in grids)])
     rows.append(["--pretrain", *(one.pretrain or "no" for one in grids)])
     rows.append(["--config_file", *(one.config_file for one in grids)])

@@ -12,6 +12,7 @@ import pandas as pd
 from cxr.choices import CHEXPERT5
 from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LABEL_OPTIONS
+from cxr.choices import RECIPES
 from cxr.errors import UserError
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
@@ -269,7 +270,7 @@ def find_pretraining(
 
 def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
     """Returns the place in a grid of a run that no plan names."""
-    erasing = results.random_erasing_prob
+    erasing = results.random_erasing_prob * (results.recipe == RECIPES[0])  # else it is a part of the recipe
     return grid.ClassificationPoint(
         model=results.model,
         from_scratch=not results.pretrained,
@@ -277,6 +278,7 @@ def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
         augmentation=results.augmentation,
         masking=results.mask_ratio or erasing,
         masking_kind="patches" if results.mask_ratio or not erasing else "erasing",
+        recipe=results.recipe,
         train_size=results.num_train_images,
         task=results.task,
         training_mode="last_layer" if results.train_last_layer_only else "full",
@@ -288,7 +290,7 @@ def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
 def row_name(point: grid.ClassificationPoint) -> RowName:
     start = ", pretrained here" if point.own_pretraining else ", from scratch" * point.from_scratch
     model = PAPER_NAMES.get(point.model, point.model)
-    return RowName(model + start, point.augmentation, point.masking, point.masking_kind)
+    return RowName(model + start, point.augmentation, point.masking, point.masking_kind, recipe=point.recipe)
 
 
 def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:

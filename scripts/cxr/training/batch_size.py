@@ -34,34 +34,10 @@ def largest_fitting(fits: Callable[[int], bool], *, limit: int) -> int:
     return size - size % 8 if size >= 8 else size
 
 
-def resolve_batch_size(
-    requested: int | str,
-    accelerator: Accelerator,
-    model: nn.Module,
-    synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
-    *,
-    num_images: int,
-    gradient_accumulation_steps: int,
-    resumed_images_per_step: int | None,
-) -> int:
-    """Returns the requested batch size; "auto" becomes the largest that fits.
-
-    For a resumed run, "auto" keeps the images per step of its checkpoint (`resumed_images_per_step`).
-    """
-    if requested != "auto":
-        return requested
-    batches_per_step = gradient_accumulation_steps * accelerator.num_processes
-    if resumed_images_per_step is not None:
-        return max(1, resumed_images_per_step // batches_per_step)
-    limit = max(1, num_images // batches_per_step)  # an epoch has at least one step
-    return find_batch_size(accelerator, model, synthetic_loss, limit=limit)
-
-
 def find_batch_size(
     accelerator: Accelerator,
     model: nn.Module,
     synthetic_loss: Callable[[nn.Module, int], torch.Tensor],
-    *,
     limit: int,
 ) -> int:
     """Returns the largest batch size whose training step fits into the memory of every process's GPU.

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import ViTImageProcessor
 
+from cxr.choices import RECIPES
 from cxr.data.images import LabelledImages
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import draw_training_images
@@ -29,6 +32,8 @@ from cxr.data.images import load_images
 from cxr.data.loading import ChestXrays
 from cxr.data.loading import make_evaluation_loader
 from cxr.data.loading import make_training_loader
+from cxr.data.roots import count_by_root
+from cxr.data.roots import load_roots
 from cxr.data.seeding import derive_seed
 from cxr.data.sources import is_synthetic
 from cxr.data.transforms import Normalizer
@@ -46,16 +51,19 @@ from cxr.run_folder.record import Sample
 from cxr.run_folder.record import Training
 from cxr.run_folder.record import installed_versions
 from cxr.sharing import push
+from cxr.sharing.card import name_roots
 from cxr.training import checkpoints
 from cxr.training import nonfinite
 from cxr.training import optimization
 from cxr.training import runtime
 from cxr.training.average import WeightAverage
-from cxr.training.batch_size import resolve_batch_size
+from cxr.training.batch_size import find_batch_size
 from cxr.training.history import count_seen
 from cxr.training.history import read_base
 from cxr.training.preemption import Preemption
 from cxr.training.progress import Progress
+from cxr.training.step_size import StepFlags
+from cxr.training.step_size import StepSize
 from cxr.training.throughput import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -78,6 +86,7 @@ class Run:
     network: dict[str, Any] = field(init=False)  # its description, for the records
     image_processor: ViTImageProcessor = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    step_size: StepSize = field(init=False)
     schedule: optimization.Schedule = field(init=False)
     stopwatch: Stopwatch = field(init=False)
     # Set by `prepare`.
@@ -97,14 +106,20 @@ class Run:
     def start(cls, args: argparse.Namespace, *, default_output_dir: str) -> "Run":
         """Starts the processes and claims the run folder."""
         accelerator, record = runtime.start_run(args, default_output_dir=default_output_dir)
-        if is_synthetic(args.data_dir):
+        if all(map(is_synthetic, [args.data_dir, *args.other_data_dirs])):
             logger.info("Training on synthetic radiographs: the results say nothing about patients")
         return cls(args=args, accelerator=accelerator, record=record)
 
+    @property
+    def roots(self) -> dict[str, Path]:
+        """Returns the data folders by name if there are several, else {}."""
+        others = self.args.other_data_dirs
+        return name_roots([self.args.data_dir, *others]) if others else {}
+
     def load_images(self, *, image_size: int, **options: Any) -> dict[str, LabelledImages]:
         """Returns the images by split; on first use, one process per machine shrinks them."""
-        splits = load_images(
-            self.args.data_dir,
+        load = partial(load_roots, self.roots) if self.roots else partial(load_images, self.args.data_dir)
+        splits = load(
             shortest_side=self.args.cache_image_size or default_cache_image_size(image_size),
             shows_progress=self.accelerator.is_local_main_process,
             **options,
@@ -117,6 +132,8 @@ class Run:
         args, pool = self.args, images["dicom_id"]
         images, sample = draw_training_images(images, num_samples=args.max_train_samples, seed=args.seed)
         self.sample = Sample(**sample)
+        if self.roots:
+            self.sample.collections = count_by_root(images)
         self.history, self.base_commit = read_base(args)
         if self.history:
             seen = count_seen(self.sample, self.history[-1], pool=pool, model=args.model_name_or_path)
@@ -133,24 +150,21 @@ class Run:
         num_images: int,
         betas: tuple[float, float],
     ) -> None:
-        """Decides the batch size and the schedule, and makes the optimizer.
+        """Decides the images of a step and the schedule, and makes the optimizer.
 
         `synthetic_loss` takes a model and a number of images and returns a loss on empty images, to measure
         the cost of a step. `num_images` is the size of the training set, `betas` are AdamW's.
         """
         args, output_dir = self.args, self.record.output_dir
-        batch_size = resolve_batch_size(
-            args.per_device_train_batch_size,
-            self.accelerator,
-            model,
-            synthetic_loss,
+        self.step_size = StepFlags.of(args).resolve(
             num_images=num_images,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            num_processes=self.accelerator.num_processes,
             resumed_images_per_step=checkpoints.resumed_images_per_step(
                 output_dir, args.resume_from_checkpoint
             ),
+            find_largest=partial(find_batch_size, self.accelerator, model, synthetic_loss),
         )
-        images_per_step = batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        images_per_step = self.step_size.images_per_step
         self.schedule = optimization.make_schedule(
             num_images,
             images_per_step=images_per_step,
@@ -161,6 +175,13 @@ class Run:
             peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
             kind=args.lr_scheduler_type,
         )
+        if asked := args.images_per_step:
+            who = "--images_per_step" if args.recipe == RECIPES[0] else f"Recipe {args.recipe}"
+            said, rate = (
+                self.step_size.describe(asked, num_images=num_images),
+                self.schedule.peak_learning_rate,
+            )
+            logger.info("%s: %s; learning rate %.3g", who, said, rate)
         self.model, self.image_processor = model, image_processor
         fields = FIELDS[model.config.model_type].model_validate(model.config.to_dict())
         self.network = {
@@ -219,7 +240,7 @@ class Run:
             self.accelerator,
             train_set,
             images_per_step=self.schedule.images_per_step,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            gradient_accumulation_steps=self.step_size.num_passes,
             steps=range(self.progress.step, self.schedule.num_steps),
             num_workers=args.dataloader_num_workers,
         )
@@ -402,7 +423,7 @@ class Run:
 
     def end(self) -> None:
         """Ends trackers and processes; reminds the user if the data is synthetic."""
-        if is_synthetic(self.args.data_dir):
+        if all(map(is_synthetic, [self.args.data_dir, *self.args.other_data_dirs])):
             logger.info("These results are from synthetic radiographs")
         self.accelerator.end_training()
 
@@ -421,6 +442,8 @@ class Run:
             "hardware": runtime.describe_hardware(self.accelerator),
             "num_epochs": self.schedule.epoch(progress.step),
             "seed": args.seed,
+            "recipe": args.recipe,
+            **({"collections": self.sample.collections} if self.roots else {}),
             "versions": installed_versions(),
             **self.network,
         }

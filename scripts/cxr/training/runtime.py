@@ -92,7 +92,8 @@ def _check_machine(args: argparse.Namespace, accelerator: Accelerator) -> None:
             "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --mixed_precision bf16"
         )
     is_resumed = args.resume_from_checkpoint is not None and has_checkpoint(args.output_dir)
-    if args.per_device_train_batch_size == "auto" and not is_resumed and device != "cuda":
+    is_known = is_resumed and not args.images_per_step  # else it must be found again
+    if args.per_device_train_batch_size == "auto" and not is_known and device != "cuda":
         raise UserError(
             f"--per_device_train_batch_size auto needs an NVIDIA or AMD GPU, found {device}; give a number"
         )

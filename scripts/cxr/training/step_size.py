@@ -1,0 +1,91 @@
+"""Divides the images of an optimizer step among processes and passes; without torch."""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSize:
+    """The images of an optimizer step: a batch per pass and process, and the passes that are accumulated."""
+
+    per_device: int
+    num_passes: int
+    num_processes: int
+
+    @property
+    def images_per_step(self) -> int:
+        return self.per_device * self.num_passes * self.num_processes
+
+    def describe(self, asked: int, *, num_images: int) -> str:
+        """Returns in words how the images were divided, and why there are fewer than those `asked` for."""
+        processes = f" x {self.num_processes} processes" * (self.num_processes > 1)
+        passes = f" x {self.num_passes} accumulations" * (self.num_passes > 1)
+        said = f"{self.per_device:,} images{processes}{passes} = {self.images_per_step:,} images per step"
+        fewer = f" (the {asked:,} asked for are more than the {num_images:,} training images)"
+        return said + fewer * (asked > num_images)
+
+
+def divide_step(
+    images_per_step: int, *, most_per_device: int, num_processes: int, exactly: bool = False
+) -> StepSize:
+    """Returns a step of at most these images in as few passes as `most_per_device` images allow.
+
+    Where passes and processes do not divide the number, the step has a few images less. With `exactly`, for
+    a step that was divided before, more passes are tried until they do.
+    """
+    num_passes = math.ceil(images_per_step / (most_per_device * num_processes))
+    if exactly:
+        more = range(num_passes, images_per_step // num_processes + 1)
+        fitting = (number for number in more if images_per_step % (number * num_processes) == 0)
+        num_passes = next(fitting, num_passes)
+    per_device = max(1, images_per_step // (num_passes * num_processes))
+    return StepSize(per_device=per_device, num_passes=num_passes, num_processes=num_processes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlags:
+    """The flags that decide the images of a step; `images_per_step` is met by accumulation, if given."""
+
+    per_device: int | str  # "auto": as many as fit into memory
+    num_passes: int
+    images_per_step: int | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "StepFlags":
+        return cls(
+            per_device=args.per_device_train_batch_size,
+            num_passes=args.gradient_accumulation_steps,
+            images_per_step=args.images_per_step,
+        )
+
+    def resolve(
+        self,
+        *,
+        num_images: int,
+        num_processes: int,
+        resumed_images_per_step: int | None = None,
+        find_largest: Callable[[int], int] | None = None,
+    ) -> StepSize:
+        """Returns the step for this many training images: an epoch has at least one step.
+
+        `find_largest`, needed for "auto", returns the largest batch of a process that fits, up to a limit. A
+        resumed run keeps the images per step of its checkpoint (`resumed_images_per_step`), unless the flags
+        say others.
+        """
+        resumed = resumed_images_per_step
+        if self.images_per_step:
+            total = resumed or min(self.images_per_step, num_images)
+            most = (
+                find_largest(max(1, total // num_processes)) if self.per_device == "auto" else self.per_device
+            )
+            return divide_step(
+                total, most_per_device=most, num_processes=num_processes, exactly=resumed is not None
+            )
+        per_device, batches_per_step = self.per_device, self.num_passes * num_processes
+        if per_device == "auto" and resumed is not None:
+            per_device = max(1, resumed // batches_per_step)
+        elif per_device == "auto":
+            per_device = find_largest(max(1, num_images // batches_per_step))
+        return StepSize(per_device=per_device, num_passes=self.num_passes, num_processes=num_processes)

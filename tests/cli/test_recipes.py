@@ -1,0 +1,116 @@
+"""The recipes: which flags they set, and which flags of the user count more."""
+
+import json
+
+import pytest
+import run_classification
+import run_mae_pretrain
+from cxr.choices import RECIPES
+from cxr.cli import recipes
+
+VIT, RESNET = "--config_name=vit-mae-tiny", "--config_name=resnet-18"
+
+
+def classifier(*flags: str, recipe: str = "mae", model: str = VIT):
+    return run_classification.parse_args([f"--recipe={recipe}", model, *flags])
+
+
+@pytest.mark.parametrize("parse", [run_classification.parse_args, run_mae_pretrain.parse_args])
+def test_the_papers_recipe_changes_nothing(parse):
+    for flags in ([], [VIT], ["--data_dir=."]):
+        assert vars(parse([*flags, "--recipe=paper"])) == vars(parse(flags))
+
+
+def test_every_flag_of_a_recipe_is_set():
+    for recipe in RECIPES:
+        for parse, script in (
+            (run_classification.parse_args, "classification"),
+            (run_mae_pretrain.parse_args, "pretraining"),
+        ):
+            args = parse([f"--recipe={recipe}", VIT])
+            for name, value in recipes.RECIPES[recipe][script].items():
+                assert getattr(args, name) == value, name
+
+
+def test_recipes_are_those_of_the_publications():
+    mae, medical = classifier(), classifier(recipe="medical_mae")
+    assert (mae.base_learning_rate, mae.learning_rate, mae.layer_decay, mae.drop_path) == (
+        5e-4,
+        None,
+        0.65,
+        0.1,
+    )
+    assert (mae.mixup, mae.cutmix, mae.random_erasing_prob, mae.label_smoothing) == (0.8, 1.0, 0.25, 0.1)
+    assert (medical.base_learning_rate, medical.layer_decay, medical.drop_path) == (2.5e-4, 0.55, 0.2)
+    assert (medical.randaugment, medical.mixup, medical.min_learning_rate) == (
+        "rand-m6-mstd0.5-inc1",
+        0.0,
+        1e-5,
+    )
+    pretraining = run_mae_pretrain.parse_args(["--recipe=medical_mae", VIT])
+    assert (pretraining.mask_ratio, pretraining.norm_pix_loss, pretraining.crop_scale) == (
+        0.9,
+        False,
+        (0.5, 1.0),
+    )
+
+
+def test_a_flag_given_by_hand_wins_even_with_the_value_of_the_default():
+    args = classifier("--mixup=0", "--weight_decay=0.01", "--num_train_epochs=20")
+    assert (args.mixup, args.weight_decay, args.num_train_epochs) == (0.0, 0.01, 20)
+
+
+def test_a_flag_that_says_the_same_in_another_way_wins():
+    args = classifier("--learning_rate=1e-3", "--warmup_ratio=0.2", "--gradient_accumulation_steps=2")
+    assert (args.learning_rate, args.base_learning_rate) == (1e-3, None)
+    assert (args.warmup_epochs, args.warmup_ratio, args.images_per_step) == (None, 0.2, None)
+
+
+def test_a_batch_by_hand_counts_if_it_is_larger_than_the_recipes():
+    assert classifier("--per_device_train_batch_size=2048").images_per_step is None
+    for smaller in ("64", "auto"):
+        assert classifier(f"--per_device_train_batch_size={smaller}").images_per_step == 1024
+
+
+def test_a_shorter_training_has_a_shorter_warmup():
+    assert classifier("--num_train_epochs=200").warmup_epochs == 5
+    assert classifier("--num_train_epochs=10").warmup_epochs == pytest.approx(1)
+    assert classifier("--num_train_epochs=10", "--warmup_epochs=3").warmup_epochs == 3
+    args = classifier("--max_train_steps=40")
+    assert (args.warmup_epochs, args.warmup_ratio) == (None, pytest.approx(0.05))
+
+
+def test_a_resnet_has_the_recipe_without_what_it_cannot_do():
+    args = classifier(model=RESNET)
+    assert getattr(args, "pooling", None) != "mean"
+    assert (args.layer_decay, args.drop_path, args.mixup) == (0.65, 0.1, 0.8)
+    assert "pooling" in recipes.RECIPES["mae"]["classification"]
+
+
+def test_a_folder_is_known_by_its_configuration(tmp_path):
+    config = {"model_type": "resnet", "hidden_sizes": [64], "depths": [2], "layer_type": "basic"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    args = classifier(model=f"--model_name_or_path={tmp_path}")
+    assert getattr(args, "pooling", None) != "mean"
+    assert classifier(model="--model_name_or_path=not/downloaded").pooling == "mean"
+
+
+def test_the_sample_keeps_its_tiny_model_and_gets_the_recipes_training():
+    args = run_classification.parse_args(["--recipe=medical_mae"])
+    assert (args.config_name, args.image_size, args.num_train_epochs) == ("vit-mae-tiny", 64, 75)
+    assert (args.learning_rate, args.base_learning_rate) == (None, 2.5e-4)
+
+
+def test_the_block_says_what_was_changed_by_hand():
+    lines = list(recipes.describe(classifier("--mixup=0", "--learning_rate=1e-3"), "classification"))
+    assert lines[0] == "Recipe mae:"
+    assert "  mixup                  0 (the recipe: 0.8)" in lines
+    assert "  base_learning_rate     not used (the recipe: 0.0005)" in lines
+    assert "  cutmix                 1" in lines
+    assert not list(recipes.describe(classifier(recipe="paper"), "classification"))
+
+
+def test_both_ways_to_ask_for_a_batch_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        classifier("--images_per_step=64", "--gradient_accumulation_steps=2")
+    assert "leave one of them out" in capsys.readouterr().err
