@@ -52,7 +52,8 @@ def test_version_is_named_nowhere_else_in_the_code():
 
 
 def test_a_run_records_the_version():
-    args = argparse.Namespace(model_name_or_path=None, data_dir=None, hub_dir=None, model_revision="main")
+    flags = {"model_name_or_path": None, "hub_dir": None, "model_revision": "main"}
+    args = argparse.Namespace(data_dir=None, other_data_dirs=[], **flags)
     assert describe_origin(args).as_json()["version"] == VERSION
 
 

@@ -114,3 +114,19 @@ def test_both_ways_to_ask_for_a_batch_are_refused(capsys):
     with pytest.raises(SystemExit):
         classifier("--images_per_step=64", "--gradient_accumulation_steps=2")
     assert "leave one of them out" in capsys.readouterr().err
+
+
+def test_several_data_folders_are_for_pretraining(tmp_path, capsys):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    flags = ["--data_dir", *map(str, folders)]
+    args = run_mae_pretrain.parse_args(flags)
+    assert [args.data_dir, *args.other_data_dirs] == folders
+    with pytest.raises(SystemExit) as ended:
+        run_classification.parse_args(flags)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "found 2 folders, expected one" in said and "run_mae_pretrain.py" in said
+    with pytest.raises(SystemExit):
+        run_mae_pretrain.parse_args([*flags, str(tmp_path / "c")])
+    assert f"{tmp_path / 'c'}: found no such folder" in capsys.readouterr().err

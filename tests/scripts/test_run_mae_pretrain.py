@@ -1,12 +1,17 @@
 """MAE pretraining, end to end on a small synthetic sample."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import run_mae_pretrain
 import torch
 from cxr.data import transforms
+from cxr.models.architectures import VIT_MAE_CONFIGS
+from cxr.models.architectures import describe_architecture
+from cxr.models.configs import make_config
+from cxr.models.scratch import new_mae
 from PIL import Image
 from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
@@ -153,3 +158,36 @@ def test_reconstructions_are_what_the_model_predicts_and_say_where_they_use_the_
     assert torch.equal(drawn[~hidden], original[1][~hidden]) and torch.equal(seen[1][~hidden], drawn[~hidden])
     predicted = normalize.invert(model.unpatchify(outputs.logits))
     assert torch.allclose(drawn[hidden], predicted[hidden], atol=1e-6) == (not norm_pix_loss)
+
+
+@pytest.mark.slow
+def test_several_collections_are_named_in_every_record_and_a_resumed_run_is_the_same(sample_root, tmp_path):
+    roots = [shutil.copytree(sample_root, tmp_path / name) for name in ("nih-cxr", "padchest")]
+    flags = [*TINY_VIT, *QUICK, "--mask_ratio=0.9", "--data_dir", *map(str, roots)]
+    results = run_main(run_mae_pretrain, tmp_path / "whole", *flags)
+    assert list(results["collections"]) == ["nih-cxr", "padchest"]
+    assert sum(results["collections"].values()) == results["num_train_images"]
+    sample = json.loads((tmp_path / "whole" / "samples.json").read_text(encoding="utf-8"))
+    assert sample["collections"] == results["collections"]
+    assert {name.partition("/")[0] for name in sample["dicom_ids"]} == {"nih-cxr", "padchest"}
+    config = json.loads((tmp_path / "whole" / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["training_history"][0]["dataset"] == "nih-cxr, padchest" and config["mask_ratio"] == 0.9
+    card = (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
+    assert "`nih-cxr, padchest`" in card and "- padchest" in card
+
+    run_main(run_mae_pretrain, tmp_path / "whole", *flags, "--resume_from_checkpoint=latest")
+    again = json.loads((tmp_path / "whole" / "results.json").read_text(encoding="utf-8"))
+    assert again["eval_loss"] == results["eval_loss"] and again["collections"] == results["collections"]
+
+
+def test_decoder_of_medical_mae_has_two_layers_of_512():
+    model = new_mae(make_config("vit-mae-small-medical", overrides=None, image_size=32))
+    assert (model.config.hidden_size, model.config.num_attention_heads) == (384, 6)
+    layers = model.decoder.decoder_layers
+    assert (len(layers), model.config.decoder_hidden_size, model.config.decoder_num_attention_heads) == (
+        2,
+        512,
+        16,
+    )
+    said = describe_architecture(VIT_MAE_CONFIGS["vit-mae-small-medical"])
+    assert said.startswith("ViT-Small of depth 12") and said.endswith("decoder of depth 2 and width 512")

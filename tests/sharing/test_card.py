@@ -231,6 +231,7 @@ def make_card(*, task: str = "pleural_effusion", config: dict | None = None, **c
         "dataset_config_name": "pleural_effusion",
         "hub_dir": None,
         "data_dir": Path("/mnt/patients of 2020/MIMIC-CXR JPG"),
+        "other_data_dirs": [],
         "model_name_or_path": "facebook/vit-mae-base",
         "model_revision": "main",
         "labeler": "chexpert",

@@ -177,11 +177,8 @@ class Run:
         )
         if asked := args.images_per_step:
             who = "--images_per_step" if args.recipe == RECIPES[0] else f"Recipe {args.recipe}"
-            said, rate = (
-                self.step_size.describe(asked, num_images=num_images),
-                self.schedule.peak_learning_rate,
-            )
-            logger.info("%s: %s; learning rate %.3g", who, said, rate)
+            said = self.step_size.describe(asked, num_images=num_images)
+            logger.info("%s: %s; learning rate %.3g", who, said, self.schedule.peak_learning_rate)
         self.model, self.image_processor = model, image_processor
         fields = FIELDS[model.config.model_type].model_validate(model.config.to_dict())
         self.network = {
