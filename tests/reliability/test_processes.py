@@ -133,13 +133,13 @@ def two_runs(request, sample_root, tmp_path_factory):
 
 def test_two_processes_have_the_loss_of_one_at_every_step(two_runs):
     one, two = (losses_by_step(two_runs / name) for name in ("1", "2"))
-    assert len(one) == NUM_STEPS
+    assert len(one) == read_epochs(two_runs / "1")[-1]["step"]
     assert two == pytest.approx(one, abs=1e-4)
 
 
 def test_two_processes_have_the_losses_and_metrics_of_one(two_runs):
     one, two = (read_epochs(two_runs / name) for name in ("1", "2"))
-    assert one[-1]["step"] == NUM_STEPS
+    assert one[-1]["step"] > NUM_STEPS / 3  # early stopping ends one of the runs
     for before, after in zip(one, two, strict=True):
         for name, value in before.items():
             assert after[name] == pytest.approx(value, abs=1e-4), name
@@ -165,8 +165,9 @@ def test_two_processes_train_on_the_same_sample_and_write_one_record(two_runs):
 
 
 def test_two_processes_draw_other_numbers_for_drop_path(two_runs):
-    (last,) = (two_runs / "2" / "checkpoints").glob(f"step_{NUM_STEPS}")
-    states = [torch.load(last / f"random_states_{rank}.pkl", weights_only=False) for rank in (0, 1)]
+    last = read_epochs(two_runs / "2")[-1]["step"]
+    folder = two_runs / "2" / "checkpoints" / f"step_{last}"
+    states = [torch.load(folder / f"random_states_{rank}.pkl", weights_only=False) for rank in (0, 1)]
     assert not torch.equal(*(state["torch_manual_seed"] for state in states))
 
 
