@@ -59,7 +59,11 @@ from cxr.evaluation import plots
 from cxr.models import configs
 from cxr.models import heads
 from cxr.models import pretrained
+from cxr.models.families import FAMILIES
+from cxr.models.families import family_of
 from cxr.models.layers import add_drop_path
+from cxr.models.masking import PatchDropout
+from cxr.models.masking import hide_patches
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.record import ClassificationResults
 from cxr.run_folder.record import Epoch
@@ -74,14 +78,6 @@ from cxr.training.scores import make_scores
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
-from transformers import ResNetForImageClassification
-from transformers import ViTForImageClassification
-
-CLASSIFIERS = {
-    "vit_mae": ViTForImageClassification,
-    "vit": ViTForImageClassification,
-    "resnet": ResNetForImageClassification,
-}
 
 logger = logging.getLogger("cxr.classification")
 
@@ -98,7 +94,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
         )
     else:
         config = pretrained.load_config(
-            args.model_name_or_path, expected=tuple(CLASSIFIERS), **arguments.source_of(args)
+            args.model_name_or_path, expected=tuple(FAMILIES), **arguments.source_of(args)
         )
     if config.model_type == "resnet":
         if args.mask_ratio:
@@ -135,7 +131,7 @@ def load_model(
             )
     else:
         model = pretrained.load_pretrained(
-            CLASSIFIERS[config.model_type],
+            family_of(config).classifier,
             args.model_name_or_path,
             config=configs.classifier_config(config, labels, multi_label=multi_label),
             new_head="classifier.",
@@ -153,7 +149,8 @@ def load_model(
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.train_last_layer_only:
         model.requires_grad_(False)
-        model.classifier.requires_grad_(True)
+        for head in family_of(config).heads(model):
+            head.requires_grad_(True)
     return model
 
 
@@ -190,28 +187,6 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
         images = first_images(splits[split], args.max_eval_samples)
         sets[split] = ChestXrays(images, transforms.evaluation_transform(image_size), seed=EVALUATION_SEED)
     return sets
-
-
-class PatchDropout:
-    """A forward hook on a ViT's embeddings that keeps the class token and a random share of the patches.
-
-    It applies MAE's masking in fine-tuning. `noise` (B, L) selects the patches to keep, those with the lowest
-    noise; (1, L) selects the same ones for all images; None keeps all, as in evaluation. With a hook, the
-    model stays a plain transformers model that can be saved and loaded.
-    """
-
-    def __init__(self, mask_ratio: float):
-        self.mask_ratio = mask_ratio
-        self.noise: torch.Tensor | None = None
-
-    def __call__(self, module: torch.nn.Module, inputs: tuple, tokens: torch.Tensor) -> torch.Tensor:
-        if self.noise is None:
-            return tokens
-        class_token, patches = tokens[:, :1], tokens[:, 1:]  # (B, 1, D), (B, L, D)
-        num_kept = max(1, int(patches.shape[1] * (1 - self.mask_ratio)))
-        kept = self.noise.to(tokens.device, non_blocking=True).argsort(dim=1)[:, :num_kept, None]
-        kept = kept.expand(len(patches), -1, patches.shape[2])
-        return torch.cat([class_token, patches.gather(1, kept)], dim=1)
 
 
 def synthetic_loss(model: PreTrainedModel, num_images: int, *, image_size: int) -> torch.Tensor:
@@ -416,9 +391,8 @@ def main(argv: list[str] | None = None) -> None:
     image_processor = pretrained.load_image_processor(
         args.model_name_or_path, image_size=image_size, **arguments.source_of(args)
     )
-    patch_dropout = PatchDropout(args.mask_ratio)
+    patch_dropout = hide_patches(model, args.mask_ratio)
     if args.mask_ratio:
-        model.vit.embeddings.register_forward_hook(patch_dropout)
         # For the plan, which computes the cost of a step: only the patches that a step sees must count.
         patch_dropout.noise = torch.zeros(1, sets["train"].num_patches)
     one_step = functools.partial(synthetic_loss, image_size=image_size)
@@ -432,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
     with run.preemption:
         train(run, patch_dropout)
         run.end_training()
-        measured = measure_best(run, run.load_saved(CLASSIFIERS[config.model_type]), sets)
+        measured = measure_best(run, run.load_saved(family_of(config).classifier), sets)
         if run.accelerator.is_main_process:
             finish(run, sets, measured)
     run.end()

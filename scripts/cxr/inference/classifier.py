@@ -13,8 +13,6 @@ import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedModel
-from transformers import ResNetForImageClassification
-from transformers import ViTForImageClassification
 
 from cxr.choices import VIEWS
 from cxr.data.images import default_cache_image_size
@@ -25,6 +23,7 @@ from cxr.inference.radiographs import Radiograph
 from cxr.models import heads
 from cxr.models.configs import classifier_config
 from cxr.models.configs import config_from_json
+from cxr.models.families import FAMILIES
 from cxr.models.pretrained import download
 from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
@@ -34,7 +33,7 @@ from cxr.run_folder.model_fields import ModelFields
 from mimic_cxr_dataset.gray_levels import looks_equalized
 from mimic_cxr_dataset.radiographs import Reading
 
-CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
+CLASSIFIERS = {kind: one.classifier for kind, one in FAMILIES.items() if kind != "vit_mae"}
 DEFAULT_THRESHOLD = ModelFields().decision_threshold
 MAX_LABELS = 100  # of a model with several labels
 EQUALIZED_UNKNOWN = (

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
-from transformers import ResNetForImageClassification
-from transformers import ViTForImageClassification
 
 from cxr.data.images import LabelledImages
 from cxr.data.images import default_cache_image_size
@@ -27,14 +25,11 @@ from cxr.models import pretrained
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.architectures import FIELDS
+from cxr.models.families import FAMILIES
+from cxr.models.families import family_of
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.model_fields import ModelFields
 
-NETWORKS = {
-    "vit_mae": ViTForImageClassification,
-    "vit": ViTForImageClassification,
-    "resnet": ResNetForImageClassification,
-}
 HEAD = ["negative", "positive"]  # the labels of a head that is not used
 NUM_READ = 1000  # images that are hashed at once
 VERSION = 1  # of what this file computes: raise it when the same model and images give other features
@@ -96,13 +91,13 @@ def load_encoder(
     else:
         source = {"hub_dir": pretrained.download(name, hub_dir=hub_dir, revision=revision)}
         source["revision"] = revision
-        config = pretrained.load_config(name, expected=tuple(NETWORKS), **source)
+        config = pretrained.load_config(name, expected=tuple(FAMILIES), **source)
         size = _input_size(name, config, image_size, source)
         fields = pretrained.read_config(name, **source)
         shortest_side = ModelFields.of(fields, where=f"model {name}: config.json").cache_image_size
         processor = pretrained.load_image_processor(name, image_size=size, **source)
         model = pretrained.load_pretrained(
-            NETWORKS[config.model_type],
+            family_of(config).classifier,
             name,
             config=configs.classifier_config(config, HEAD),
             new_head="classifier.",
