@@ -57,11 +57,12 @@ from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.evaluation import plots
 from cxr.models import configs
+from cxr.models import families
 from cxr.models import heads
 from cxr.models import pretrained
-from cxr.models.families import FAMILIES
-from cxr.models.families import family_of
 from cxr.models.layers import add_drop_path
+from cxr.models.layers import has_batchnorm
+from cxr.models.layers import synchronize_batchnorm
 from cxr.models.masking import PatchDropout
 from cxr.models.masking import hide_patches
 from cxr.models.scratch import new_classifier
@@ -94,30 +95,29 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
         )
     else:
         config = pretrained.load_config(
-            args.model_name_or_path, expected=tuple(FAMILIES), **arguments.source_of(args)
+            args.model_name_or_path, expected=tuple(families.FAMILIES), **arguments.source_of(args)
         )
-    if config.model_type == "resnet":
-        if args.mask_ratio:
-            raise UserError(
-                f"--mask_ratio {args.mask_ratio}: found a ResNet, which has no patches; leave the flag out"
-            )
-        return config, args.image_size or DEFAULT_IMAGE_SIZE
+    if args.mask_ratio and not families.has_patches(config):
+        raise UserError(
+            f"--mask_ratio {args.mask_ratio}: found a {families.describe_family(config)}, which has no "
+            "patches; leave the flag out"
+        )
+    if config.model_type in ("resnet", "timm_wrapper"):
+        return config, args.image_size or families.own_size(config) or DEFAULT_IMAGE_SIZE
     pretrained.check_image_size(config, args.image_size)
     return config, config.image_size
 
 
-def warn_of_flags_without_effect(args: argparse.Namespace, config: PretrainedConfig) -> None:
+def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
     if args.crop_scale != classification.DEFAULT_CROP_SCALE and args.augmentation != "mae":
         logger.warning("--crop_scale has no effect without --augmentation mae")
     if args.randaugment != RANDAUGMENT and args.augmentation != "mae":
         logger.warning("--randaugment has no effect without --augmentation mae")
-    if args.sync_batchnorm and config.model_type != "resnet":
-        logger.warning("--sync_batchnorm has no effect: a ViT has no batch normalisation")
     arguments.warn_of_flags_without_effect(args)
 
 
 def load_model(
-    args: argparse.Namespace, config: PretrainedConfig, train_images: LabelledImages
+    args: argparse.Namespace, config: PretrainedConfig, image_size: int, train_images: LabelledImages
 ) -> PreTrainedModel:
     """Returns the classifier, from scratch or pretrained; the head is new unless a stored one fits."""
     labels, multi_label = list(train_images.label_names), train_images.is_multi_label
@@ -131,12 +131,13 @@ def load_model(
             )
     else:
         model = pretrained.load_pretrained(
-            family_of(config).classifier,
+            families.family_of(config).classifier,
             args.model_name_or_path,
             config=configs.classifier_config(config, labels, multi_label=multi_label),
-            new_head="classifier.",
+            new_head=families.new_parameters(config),
             **arguments.source_of(args),
         )
+        families.set_input_size(model, image_size)
         if config.architectures == [type(model).__name__] and list(config.id2label.values()) != labels:
             logger.warning(
                 "The model's head was trained for %s; it is now trained for %s",
@@ -146,10 +147,12 @@ def load_model(
     if args.drop_path:
         add_drop_path(model, args.drop_path)
     if args.sync_batchnorm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if not has_batchnorm(model):
+            logger.warning("--sync_batchnorm has no effect: the model has no batch normalisation")
+        model = synchronize_batchnorm(model)
     if args.train_last_layer_only:
         model.requires_grad_(False)
-        for head in family_of(config).heads(model):
+        for head in families.family_of(config).heads(model):
             head.requires_grad_(True)
     return model
 
@@ -168,7 +171,7 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
         logger.warning(
             "All %d training images have the same label: there is nothing to learn", len(train_images)
         )
-    num_patches = (image_size // config.patch_size) ** 2 if args.mask_ratio else None
+    num_patches = families.num_patches(config, image_size) if args.mask_ratio else None
     train_transform = transforms.training_transform(
         args.augmentation,
         image_size,
@@ -381,9 +384,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run.start(args, default_output_dir="classification")
     config, image_size = load_config(args)
-    warn_of_flags_without_effect(args, config)
+    warn_of_flags_without_effect(args)
     sets = load_datasets(run, config, image_size)
-    model = load_model(args, config, sets["train"].images)
+    model = load_model(args, config, image_size, sets["train"].images)
     # Stored in config.json, so that users of the model prepare images as this run does.
     model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view
@@ -406,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
     with run.preemption:
         train(run, patch_dropout)
         run.end_training()
-        measured = measure_best(run, run.load_saved(family_of(config).classifier), sets)
+        measured = measure_best(run, run.load_saved(families.family_of(config).classifier), sets)
         if run.accelerator.is_main_process:
             finish(run, sets, measured)
     run.end()

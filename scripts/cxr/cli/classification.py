@@ -34,8 +34,8 @@ def parse_args(
     parser_class: type[ArgumentParser] = ArgumentParser,
 ) -> argparse.Namespace:
     parser = parser_class(description)
-    config_names = list(CONFIGS)
-    arguments.add_model_arguments(parser, config_names=config_names)
+    known = f"{{{','.join(CONFIGS)},timm/NAME}}"
+    arguments.add_model_arguments(parser, type=arguments.config_name, metavar=known)
 
     study = parser.add_argument_group("options that the study compares")
     study.add_argument(
@@ -80,7 +80,7 @@ def parse_args(
     training.add_argument(
         "--sync_batchnorm",
         action="store_true",
-        help="compute the batch statistics of a ResNet over all GPUs, not on each",
+        help="compute the statistics of batch normalisation over all GPUs, not on each",
     )
     number = functools.partial(command_line.add_number, training)
     number(

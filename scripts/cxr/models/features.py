@@ -22,11 +22,16 @@ from cxr.data.transforms import Normalizer
 from cxr.data.transforms import evaluation_transform
 from cxr.models import configs
 from cxr.models import pretrained
-from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.architectures import FIELDS
+from cxr.models.architectures import VitFields
+from cxr.models.architectures import find_architecture
+from cxr.models.architectures import is_untrained
 from cxr.models.families import FAMILIES
 from cxr.models.families import family_of
+from cxr.models.families import has_patches
+from cxr.models.families import new_parameters
+from cxr.models.families import own_size
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.model_fields import ModelFields
 
@@ -49,8 +54,10 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the features (B, D) of prepared uint8 images (B, 1, image_size, image_size)."""
-        hidden = self.network(pixel_values=self.normalize(images)).last_hidden_state
-        return pool(hidden, self.pooling).float().cpu()
+        outputs = self.network(pixel_values=self.normalize(images))
+        if "logits" in outputs:  # of a network of timm without its head: what the head would read
+            return outputs.logits.float().cpu()
+        return pool(outputs.last_hidden_state, self.pooling).float().cpu()
 
 
 def pool(hidden: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -80,10 +87,10 @@ def load_encoder(
     masked autoencoder is "mean": nothing in its training asks the class token to describe the image. A
     classifier's is "class", from which its head reads. Raises UserError.
     """
-    if name in CONFIGS:
-        overrides = overrides if CONFIGS[name].family == "vit" else None
+    if is_untrained(name):
+        overrides = overrides if isinstance(find_architecture(name), VitFields) else None
         config = configs.make_config(name, overrides=overrides, image_size=image_size)
-        size, shortest_side = image_size or DEFAULT_IMAGE_SIZE, None
+        size, shortest_side = own_size(config) or image_size or DEFAULT_IMAGE_SIZE, None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = new_classifier(config, HEAD)
@@ -100,13 +107,11 @@ def load_encoder(
             family_of(config).classifier,
             name,
             config=configs.classifier_config(config, HEAD),
-            new_head="classifier.",
+            new_head=new_parameters(config),
             **source,
         )
-    if config.model_type == "resnet":
-        pooling = "mean"  # over the last feature map
-    pooling = pooling or ("mean" if config.model_type == "vit_mae" else "class")
-    network = model.base_model.to(device).eval()
+    network, pooling = _without_head(model, config, pooling)
+    network = network.to(device).eval()
     return Encoder(
         network=network,
         image_size=size,
@@ -117,11 +122,25 @@ def load_encoder(
     )
 
 
+def _without_head(
+    model: PreTrainedModel, config: PretrainedConfig, pooling: str | None
+) -> tuple[PreTrainedModel, str]:
+    """Returns the network that computes features, and their pooling.
+
+    Those of timm are what the model's own head reads. A ResNet's are the mean of its last feature map.
+    """
+    if config.model_type == "timm_wrapper":
+        model.timm_model.reset_classifier(0)
+        reads_class_token = has_patches(config) and config.model_args.get("global_pool", "token") == "token"
+        return model, "class" if reads_class_token else "mean"
+    if config.model_type == "resnet":
+        return model.base_model, "mean"
+    return model.base_model, pooling or ("mean" if config.model_type == "vit_mae" else "class")
+
+
 def _input_size(name: str, config: PretrainedConfig, image_size: int | None, source: dict) -> int:
-    """Returns the side of a pretrained model's input; a ResNet's is stored with its image processor."""
-    if config.model_type != "resnet":
-        return config.image_size
-    return image_size or pretrained.stored_input_size(name, **source)
+    """Returns the side of a pretrained model's input; a CNN's is stored with its image processor."""
+    return own_size(config) or image_size or pretrained.stored_input_size(name, **source)
 
 
 def _digest(network: PreTrainedModel, *others: object) -> str:

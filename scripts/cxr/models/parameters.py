@@ -2,6 +2,7 @@
 
 from cxr.models.architectures import Fields
 from cxr.models.architectures import ResnetFields
+from cxr.models.architectures import TimmFields
 from cxr.models.architectures import VitFields
 from cxr.models.architectures import VitMaeFields
 
@@ -11,6 +12,8 @@ def count_parameters(architecture: Fields, *, num_labels: int | None) -> int:
 
     The model is a classifier with an output per label or, if `num_labels` is None, the masked autoencoder.
     """
+    if isinstance(architecture, TimmFields):
+        return architecture.count(num_labels=num_labels)[0]
     if isinstance(architecture, ResnetFields):
         return _resnet(architecture) + num_labels * (architecture.hidden_sizes[-1] + 1)
     head = num_labels * (architecture.hidden_size + 1) if num_labels else _decoder(architecture)

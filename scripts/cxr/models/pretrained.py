@@ -288,7 +288,10 @@ def load_image_processor(
     (`name` is None) or without a processor gets those of MIMIC-CXR-JPG, the same for all channels.
     """
     mean, std = [GRAY_MEAN] * 3, [GRAY_STD] * 3
-    if name is not None:
+    of_timm = None if name is None else _timm_statistics(name, hub_dir=hub_dir, revision=revision)
+    if of_timm is not None:
+        mean, std = of_timm
+    elif name is not None:
         try:
             with _loading(name, revision):
                 pretrained = AutoImageProcessor.from_pretrained(
@@ -302,6 +305,15 @@ def load_image_processor(
     return new_image_processor(
         mean=mean, std=std, image_size=image_size, where=f"model {name}: preprocessor_config.json"
     )
+
+
+def _timm_statistics(name: str, *, hub_dir: Path | None, revision: str) -> tuple[Any, Any] | None:
+    """Returns mean and standard deviation from a config.json of timm, if no image processor is beside it."""
+    source = {"hub_dir": hub_dir, "revision": revision}
+    of_timm = read_config(name, **source).get("pretrained_cfg")
+    if not isinstance(of_timm, dict) or find_file(name, "preprocessor_config.json", **source):
+        return None
+    return of_timm.get("mean"), of_timm.get("std")
 
 
 def new_image_processor(*, mean: Any, std: Any, image_size: int, where: str) -> ViTImageProcessor:
