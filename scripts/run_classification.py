@@ -59,6 +59,7 @@ from cxr.evaluation import plots
 from cxr.models import configs
 from cxr.models import families
 from cxr.models import heads
+from cxr.models import pooling
 from cxr.models import pretrained
 from cxr.models.layers import add_drop_path
 from cxr.models.layers import has_batchnorm
@@ -97,6 +98,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
         config = pretrained.load_config(
             args.model_name_or_path, expected=tuple(families.FAMILIES), **arguments.source_of(args)
         )
+    pooling.choose_pooling(config, args.pooling)
     if args.mask_ratio and not families.has_patches(config):
         raise UserError(
             f"--mask_ratio {args.mask_ratio}: found a {families.describe_family(config)}, which has no "
@@ -144,6 +146,8 @@ def load_model(
                 list(config.id2label.values())[:3],
                 labels,
             )
+    if args.pooling == "mean" and config.model_type in pooling.OWN_VITS:
+        model = pooling.with_mean_pooling(model)
     if args.drop_path:
         add_drop_path(model, args.drop_path)
     if args.sync_batchnorm:
@@ -152,7 +156,7 @@ def load_model(
         model = synchronize_batchnorm(model)
     if args.train_last_layer_only:
         model.requires_grad_(False)
-        for head in families.family_of(config).heads(model):
+        for head in families.family_of(model.config).heads(model):
             head.requires_grad_(True)
     return model
 
@@ -409,7 +413,7 @@ def main(argv: list[str] | None = None) -> None:
     with run.preemption:
         train(run, patch_dropout)
         run.end_training()
-        measured = measure_best(run, run.load_saved(families.family_of(config).classifier), sets)
+        measured = measure_best(run, run.load_saved(families.family_of(model.config).classifier), sets)
         if run.accelerator.is_main_process:
             finish(run, sets, measured)
     run.end()

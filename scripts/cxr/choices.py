@@ -30,6 +30,7 @@ EVALUATION_LEVELS = ("image", "study")
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 RANDAUGMENT_NAMES = r"rand-m(\d+(?:\.\d+)?)(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?-inc1"
 POOLINGS = ("mean", "class")  # of a ViT's tokens to the features of an image: patches, or the class token
+HEAD_POOLINGS = ("token", "mean")  # what the head of a ViT reads
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "all")
 

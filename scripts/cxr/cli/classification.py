@@ -7,6 +7,7 @@ import re
 from cxr.choices import AUGMENTATIONS
 from cxr.choices import CLASS_WEIGHTS
 from cxr.choices import EVALUATION_LEVELS
+from cxr.choices import HEAD_POOLINGS
 from cxr.choices import LEARNING_RATES
 from cxr.choices import RANDAUGMENT
 from cxr.choices import RANDAUGMENT_NAMES
@@ -54,6 +55,12 @@ def parse_args(
     command_line.add_number(study, "--random_erasing_prob", command_line.probability, erased, default=0.0)
     hidden = "share of the patches hidden from a ViT in training; in an evaluation it sees all"
     command_line.add_number(study, "--mask_ratio", command_line.share_below_one, hidden, default=0.0)
+    study.add_argument(
+        "--pooling",
+        choices=HEAD_POOLINGS,
+        help="what the head of a ViT reads: its class token, or the mean of its patches (default: the "
+        "pretrained classifier's, else token)",
+    )
     study.add_argument(
         "--train_last_layer_only",
         action="store_true",
