@@ -100,7 +100,7 @@ def test_a_model_in_timms_own_form_keeps_its_weights_and_statistics_and_gets_a_n
     torch.testing.assert_close(found, expected.eval().forward_features(pixel_values))
     assert model.config.num_labels == 2
     processor = load_image_processor(str(folder), image_size=64, **LOCAL)
-    assert (processor.image_mean, processor.image_std) == (STATISTICS["mean"], STATISTICS["std"])
+    assert list(processor.image_mean) == STATISTICS["mean"] and list(processor.image_std) == STATISTICS["std"]
 
 
 def load_weights(folder: Path) -> dict:
@@ -128,7 +128,7 @@ def test_a_pretrained_vit_takes_images_of_another_size_as_timm_interpolates_it(t
         ({"act_layer": "os.system"}, "found act_layer in model_args, expected some of img_size"),
         ({"pretrained": True}, "found pretrained in model_args"),
         ({"depth": 10**9}, "model_args.depth"),
-        ({"embed_dim": 10**6, "depth": 1000}, "GiB"),
+        ({"embed_dim": 10**6, "depth": 10}, "GiB"),
         ({"embed_dim": 100, "num_heads": 3}, "expected arguments that timm's test_vit takes"),
         ({"in_chans": 1}, "in_chans"),
     ],
@@ -149,8 +149,8 @@ def test_a_config_names_a_network_and_nothing_to_download(name, tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_a_similar_one():
-    with pytest.raises(UserError, match=r"found no densenet112 in timm .*did you mean densenet121"):
-        make("densenet112")
+    with pytest.raises(UserError, match=r"found no densenet12 in timm .*did you mean densenet121"):
+        make("densenet12")
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,13 @@ def test_drop_path_is_timms_and_the_saved_model_knows_nothing_of_it():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_drop_path_of_a_network_without_such_branches_is_refused():
     with pytest.raises(UserError, match=r"--drop_path 0\.1: found densenet121 of timm"):
         add_drop_path(make("densenet121"), 0.1)
 
 
+@pytest.mark.slow
 def test_synchronised_batch_normalisation_keeps_timms_activations():
     model = make("densenet121")
     activations = [type(one.act) for one in model.modules() if isinstance(one, timm.layers.BatchNormAct2d)]
@@ -243,6 +245,7 @@ def test_a_name_alone_tells_family_parameters_and_cost(name, family):
     )
 
 
+@pytest.mark.slow
 def test_densenet121_costs_what_its_authors_count():
     assert estimate_gflop(find_architecture("timm/densenet121"), image_size=224, share_seen=1.0) == (
         pytest.approx(2 * 2.88, rel=0.03)

@@ -45,13 +45,14 @@ class Fields(Record):
     family: ClassVar[str] = "vit"
 
 
-class VitFields(Fields):
+class EncoderFields(Fields):
+    """The fields that all ViTs have."""
+
     widths: ClassVar[dict[str, int]] = {"": 1}  # prefix of the fields -> a divisor of the width
 
     hidden_size: Whole = 768
     num_hidden_layers: Depth = 12
     num_attention_heads: Whole = 12
-    intermediate_size: Whole = 3072
     hidden_act: str = "gelu"
     hidden_dropout_prob: BelowOne = 0.0
     attention_probs_dropout_prob: BelowOne = 0.0
@@ -76,6 +77,24 @@ class VitFields(Fields):
                     f"{side}num_attention_heads={num_heads}"
                 )
         return self
+
+
+class VitFields(EncoderFields):
+    intermediate_size: Whole = 3072
+
+
+class Dinov2Fields(EncoderFields):
+    """The encoder of DINOv2 (Oquab et al. 2023), to which RAD-DINO also belongs."""
+
+    mlp_ratio: Annotated[int, Field(gt=0, le=100)] = 4
+    layer_norm_eps: Small = 1e-6
+    patch_size: Whole = 14
+    layerscale_value: Annotated[float, Field(ge=0, le=1)] = 1.0
+    use_swiglu_ffn: bool = False
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.mlp_ratio * self.hidden_size
 
 
 class VitMaeFields(VitFields):
@@ -120,7 +139,7 @@ class TimmArguments(Record):
     patch_size: Side | None = None
     in_chans: Channels | None = None
     embed_dim: Whole | None = None
-    depth: Depth | None = None
+    depth: Annotated[int, Field(gt=0, le=100)] | None = None  # timm takes a second for a few blocks
     num_heads: Whole | None = None
     mlp_ratio: Annotated[float, Field(gt=0, le=100)] | None = None
     qkv_bias: bool | None = None
@@ -184,7 +203,13 @@ class TimmFields(Fields):
 # Not for --config_overrides: image_size has its own flag, num_channels is fixed, the others are lists.
 NOT_OVERRIDDEN = {"image_size", "num_channels", "hidden_sizes", "depths"}
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-FIELDS = {"vit": VitFields, "vit_mae": VitMaeFields, "resnet": ResnetFields, "timm_wrapper": TimmFields}
+FIELDS = {
+    "vit": VitFields,
+    "vit_mae": VitMaeFields,
+    "dinov2": Dinov2Fields,
+    "resnet": ResnetFields,
+    "timm_wrapper": TimmFields,
+}
 
 
 class ModelType(Fields):
@@ -302,8 +327,9 @@ def describe_architecture(model: Fields) -> str:
         for name, known in VIT_MAE_CONFIGS.items()
         if all(getattr(known, field) == getattr(model, field) for field in size)
     ]
+    kind = "DINOv2" if isinstance(model, Dinov2Fields) else "-".join(["ViT", *names])
     text = (
-        f"{'-'.join(['ViT', *names])} of depth {model.num_hidden_layers} and width {model.hidden_size}, "
+        f"{kind} of depth {model.num_hidden_layers} and width {model.hidden_size}, "
         f"{model.num_attention_heads} heads, patches of {model.patch_size} by {model.patch_size} pixels"
     )
     if isinstance(model, VitMaeFields):

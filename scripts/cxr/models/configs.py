@@ -5,6 +5,7 @@ from typing import Any
 import psutil
 import torch
 from pydantic import ValidationError
+from transformers import Dinov2Config
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ResNetConfig
@@ -19,6 +20,7 @@ from transformers.activations import ACT2FN
 from cxr.errors import UserError
 from cxr.models import timm_networks
 from cxr.models.architectures import FIELDS
+from cxr.models.architectures import Dinov2Fields
 from cxr.models.architectures import TimmFields
 from cxr.models.architectures import VitFields
 from cxr.models.architectures import VitMaeFields
@@ -29,6 +31,7 @@ from cxr.run_folder.fields import first_problem
 CONFIG_CLASSES = {
     "vit": ViTConfig,
     "vit_mae": ViTMAEConfig,
+    "dinov2": Dinov2Config,
     "resnet": ResNetConfig,
     "timm_wrapper": TimmWrapperConfig,
 }
@@ -96,6 +99,9 @@ def classifier_config(
         return ResNetConfig(**{**config.to_dict(), **names})
     if config.model_type == "timm_wrapper":
         return TimmWrapperConfig(architecture=config.architecture, model_args=config.model_args, **names)
+    if config.model_type == "dinov2":  # its mask token is for pretraining only
+        same = {name: value for name, value in config.to_dict().items() if name in Dinov2Fields.model_fields}
+        return Dinov2Config(**same, use_mask_token=False, **names)
     same = {name: value for name, value in config.to_dict().items() if name in VitFields.model_fields}
     return ViTConfig(**same, encoder_stride=config.patch_size, **names)
 

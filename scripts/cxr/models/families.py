@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import Dinov2ForImageClassification
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ResNetForImageClassification
@@ -37,6 +38,11 @@ _VIT = Family(
 FAMILIES = {
     "vit_mae": _VIT,
     "vit": _VIT,
+    "dinov2": Family(
+        classifier=Dinov2ForImageClassification,
+        heads=_own_head,
+        tokens=lambda model: (model.dinov2.embeddings, 1),
+    ),
     "resnet": Family(classifier=ResNetForImageClassification, heads=_own_head),
     "timm_wrapper": Family(
         classifier=TimmWrapperForImageClassification,
@@ -54,7 +60,7 @@ def describe_family(config: PretrainedConfig) -> str:
     """Returns the kind of a model in a word or two, for messages."""
     if config.model_type == "timm_wrapper":
         return f"{config.architecture} of timm"
-    return "ResNet" if config.model_type == "resnet" else "ViT"
+    return {"resnet": "ResNet", "dinov2": "DINOv2"}.get(config.model_type, "ViT")
 
 
 def has_patches(config: PretrainedConfig) -> bool:

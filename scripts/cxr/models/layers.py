@@ -11,7 +11,7 @@ from transformers import TimmWrapperForImageClassification
 from cxr.errors import UserError
 from cxr.models import timm_networks
 
-BLOCK = re.compile(r"\.(?:stages\.(\d+)\.)?layers\.(\d+)\.")
+BLOCK = re.compile(r"\.(?:stages\.(\d+)\.)?layers?\.(\d+)\.")
 
 
 def layer_ids(model: nn.Module) -> dict[str, int]:
@@ -52,12 +52,16 @@ def add_drop_path(model: PreTrainedModel, rate: float) -> None:
         return
     if model.config.model_type == "resnet":
         blocks = [block for stage in model.resnet.encoder.stages for block in stage.layers]
+    elif model.config.model_type == "dinov2":
+        blocks = list(model.dinov2.encoder.layer)
     else:
         blocks = list(model.vit.layers)
     for number, block in enumerate(blocks):
         drop = StochasticDepth(rate * number / max(1, len(blocks) - 1), mode="row")
         if model.config.model_type == "resnet":
             block.layer.append(drop)
+        elif model.config.model_type == "dinov2":
+            block.drop_path = drop
         else:
             block.dropout = drop if block.dropout.p == 0 else nn.Sequential(block.dropout, drop)
 

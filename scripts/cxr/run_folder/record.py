@@ -36,6 +36,7 @@ LIBRARIES = (
     "torch",
     "torchvision",
     "transformers",
+    "timm",
     "accelerate",
     "datasets",
     "evaluate",
