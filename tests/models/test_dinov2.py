@@ -82,7 +82,7 @@ def test_drop_path_and_hidden_patches_change_training_and_not_evaluation(encoder
     whole = model(pixel_values).logits
     add_drop_path(model, 0.9)
     hook = hide_patches(model, 0.5)
-    torch.testing.assert_close(model(pixel_values).logits, whole)
+    torch.testing.assert_close(model.eval()(pixel_values).logits, whole)
     assert not torch.allclose(model.train()(pixel_values).logits, whole)
     hook.noise = torch.rand(4, families.num_patches(model.config, 28))
     assert not torch.allclose(model.eval()(pixel_values).logits, whole)

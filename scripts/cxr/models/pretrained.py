@@ -30,6 +30,7 @@ from cxr.errors import UserError
 from cxr.errors import did_you_mean
 from cxr.errors import one_line
 from cxr.models import configs
+from cxr.models.architectures import CONFIGS
 from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import sha256_of
@@ -63,7 +64,7 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
             f"ORG/NAME{how_to_convert(name)}"
         )
     if not is_folder and not local_hub.MODEL_ID.fullmatch(name):
-        scratch = did_you_mean(name, configs.CONFIGS).replace("mean ", "mean --config_name ")
+        scratch = did_you_mean(name, CONFIGS).replace("mean ", "mean --config_name ")
         raise UserError(
             f"model {name}: found no such folder{scratch}; expected one with a model in it, or ORG/NAME"
         )
