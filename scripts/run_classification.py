@@ -58,9 +58,15 @@ from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.evaluation import plots
 from cxr.models import configs
+from cxr.models import families
 from cxr.models import heads
+from cxr.models import pooling
 from cxr.models import pretrained
 from cxr.models.layers import add_drop_path
+from cxr.models.layers import has_batchnorm
+from cxr.models.layers import synchronize_batchnorm
+from cxr.models.masking import PatchDropout
+from cxr.models.masking import hide_patches
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.record import ClassificationResults
 from cxr.run_folder.record import Epoch
@@ -75,14 +81,6 @@ from cxr.training.scores import make_scores
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
-from transformers import ResNetForImageClassification
-from transformers import ViTForImageClassification
-
-CLASSIFIERS = {
-    "vit_mae": ViTForImageClassification,
-    "vit": ViTForImageClassification,
-    "resnet": ResNetForImageClassification,
-}
 
 logger = logging.getLogger("cxr.classification")
 
@@ -99,30 +97,30 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
         )
     else:
         config = pretrained.load_config(
-            args.model_name_or_path, expected=tuple(CLASSIFIERS), **arguments.source_of(args)
+            args.model_name_or_path, expected=tuple(families.FAMILIES), **arguments.source_of(args)
         )
-    if config.model_type == "resnet":
-        if args.mask_ratio:
-            raise UserError(
-                f"--mask_ratio {args.mask_ratio}: found a ResNet, which has no patches; leave the flag out"
-            )
-        return config, args.image_size or DEFAULT_IMAGE_SIZE
+    pooling.choose_pooling(config, args.pooling)
+    if args.mask_ratio and not families.has_patches(config):
+        raise UserError(
+            f"--mask_ratio {args.mask_ratio}: found a {families.describe_family(config)}, which has no "
+            "patches; leave the flag out"
+        )
+    if config.model_type in ("resnet", "timm_wrapper"):
+        return config, args.image_size or families.own_size(config) or DEFAULT_IMAGE_SIZE
     pretrained.check_image_size(config, args.image_size)
     return config, args.image_size or config.image_size
 
 
-def warn_of_flags_without_effect(args: argparse.Namespace, config: PretrainedConfig) -> None:
+def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
     if args.crop_scale != classification.DEFAULT_CROP_SCALE and args.augmentation != "mae":
         logger.warning("--crop_scale has no effect without --augmentation mae")
     if args.randaugment != RANDAUGMENT and args.augmentation != "mae":
         logger.warning("--randaugment has no effect without --augmentation mae")
-    if args.sync_batchnorm and config.model_type != "resnet":
-        logger.warning("--sync_batchnorm has no effect: a ViT has no batch normalisation")
     arguments.warn_of_flags_without_effect(args)
 
 
 def load_model(
-    args: argparse.Namespace, config: PretrainedConfig, train_images: LabelledImages
+    args: argparse.Namespace, config: PretrainedConfig, image_size: int, train_images: LabelledImages
 ) -> PreTrainedModel:
     """Returns the classifier, from scratch or pretrained; the head is new unless a stored one fits."""
     labels, multi_label = list(train_images.label_names), train_images.is_multi_label
@@ -136,26 +134,32 @@ def load_model(
             )
     else:
         model = pretrained.load_pretrained(
-            CLASSIFIERS[config.model_type],
+            families.family_of(config).classifier,
             args.model_name_or_path,
             config=configs.classifier_config(config, labels, multi_label=multi_label),
-            new_head="classifier.",
+            new_head=families.new_parameters(config),
             image_size=args.image_size,
             **arguments.source_of(args),
         )
+        families.set_input_size(model, image_size)
         if config.architectures == [type(model).__name__] and list(config.id2label.values()) != labels:
             logger.warning(
                 "The model's head was trained for %s; it is now trained for %s",
                 list(config.id2label.values())[:3],
                 labels,
             )
+    if args.pooling == "mean" and config.model_type in pooling.OWN_VITS:
+        model = pooling.with_mean_pooling(model)
     if args.drop_path:
         add_drop_path(model, args.drop_path)
     if args.sync_batchnorm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if not has_batchnorm(model):
+            logger.warning("--sync_batchnorm has no effect: the model has no batch normalisation")
+        model = synchronize_batchnorm(model)
     if args.train_last_layer_only:
         model.requires_grad_(False)
-        model.classifier.requires_grad_(True)
+        for head in families.family_of(model.config).heads(model):
+            head.requires_grad_(True)
     return model
 
 
@@ -173,7 +177,7 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
         logger.warning(
             "All %d training images have the same label: there is nothing to learn", len(train_images)
         )
-    num_patches = (image_size // config.patch_size) ** 2 if args.mask_ratio else None
+    num_patches = families.num_patches(config, image_size) if args.mask_ratio else None
     train_transform = transforms.training_transform(
         args.augmentation,
         image_size,
@@ -192,28 +196,6 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
         images = first_images(splits[split], args.max_eval_samples)
         sets[split] = ChestXrays(images, transforms.evaluation_transform(image_size), seed=EVALUATION_SEED)
     return sets
-
-
-class PatchDropout:
-    """A forward hook on a ViT's embeddings that keeps the class token and a random share of the patches.
-
-    It applies MAE's masking in fine-tuning. `noise` (B, L) selects the patches to keep, those with the lowest
-    noise; (1, L) selects the same ones for all images; None keeps all, as in evaluation. With a hook, the
-    model stays a plain transformers model that can be saved and loaded.
-    """
-
-    def __init__(self, mask_ratio: float):
-        self.mask_ratio = mask_ratio
-        self.noise: torch.Tensor | None = None
-
-    def __call__(self, module: torch.nn.Module, inputs: tuple, tokens: torch.Tensor) -> torch.Tensor:
-        if self.noise is None:
-            return tokens
-        class_token, patches = tokens[:, :1], tokens[:, 1:]  # (B, 1, D), (B, L, D)
-        num_kept = max(1, int(patches.shape[1] * (1 - self.mask_ratio)))
-        kept = self.noise.to(tokens.device, non_blocking=True).argsort(dim=1)[:, :num_kept, None]
-        kept = kept.expand(len(patches), -1, patches.shape[2])
-        return torch.cat([class_token, patches.gather(1, kept)], dim=1)
 
 
 def synthetic_loss(model: PreTrainedModel, num_images: int, *, image_size: int) -> torch.Tensor:
@@ -409,9 +391,9 @@ def main(argv: list[str] | None = None) -> None:
     run = Run.start(args, default_output_dir="classification")
     recipes.log_recipe(args, "classification")
     config, image_size = load_config(args)
-    warn_of_flags_without_effect(args, config)
+    warn_of_flags_without_effect(args)
     sets = load_datasets(run, config, image_size)
-    model = load_model(args, config, sets["train"].images)
+    model = load_model(args, config, image_size, sets["train"].images)
     # Stored in config.json, so that users of the model prepare images as this run does.
     model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view
@@ -419,9 +401,8 @@ def main(argv: list[str] | None = None) -> None:
     image_processor = pretrained.load_image_processor(
         args.model_name_or_path, image_size=image_size, **arguments.source_of(args)
     )
-    patch_dropout = PatchDropout(args.mask_ratio)
+    patch_dropout = hide_patches(model, args.mask_ratio)
     if args.mask_ratio:
-        model.vit.embeddings.register_forward_hook(patch_dropout)
         # For the plan, which computes the cost of a step: only the patches that a step sees must count.
         patch_dropout.noise = torch.zeros(1, sets["train"].num_patches)
     one_step = functools.partial(synthetic_loss, image_size=image_size)
@@ -435,7 +416,7 @@ def main(argv: list[str] | None = None) -> None:
     with run.preemption:
         train(run, patch_dropout)
         run.end_training()
-        measured = measure_best(run, run.load_saved(CLASSIFIERS[config.model_type]), sets)
+        measured = measure_best(run, run.load_saved(families.family_of(model.config).classifier), sets)
         if run.accelerator.is_main_process:
             finish(run, sets, measured)
     run.end()

@@ -51,6 +51,7 @@ from cxr.data.sources import make_sample_data_once
 from cxr.errors import did_you_mean
 from cxr.errors import run_script
 from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import is_untrained
 from cxr.run_folder.files import write_json
 from cxr.run_folder.lock import lock_folder
 from cxr.study import checks
@@ -76,7 +77,7 @@ class PrintPresets(argparse.Action):
 
 def study_model(text: str) -> str:
     """Returns a model's name or folder; a name that is trained from scratch is never taken for a folder."""
-    return text if text in CONFIGS else model_name(text)
+    return text if is_untrained(text) else model_name(text)
 
 
 def train_size(text: str) -> int | None:
@@ -154,7 +155,7 @@ def add_axes(axes: argparse._ArgumentGroup) -> None:
         type=study_model,
         metavar="NAME|FOLDER",
         help="a pretrained model: its folder or its run's, or a name in --set hub_dir=FOLDER or downloaded "
-        f"from the Hub; or a model to train from scratch: {', '.join(CONFIGS)}",
+        f"from the Hub; or a model to train from scratch: {', '.join(CONFIGS)}, timm/NAME",
     )
     add_list("--augmentations", choices=AUGMENTATIONS, help="augmentations of the training images")
     add_list(

@@ -119,7 +119,8 @@ def answer_html(classifier: Classifier, path: Path, reading: Reading) -> str:
     probabilities = classifier.probabilities(images)[0]
     # The findings by how far a bar passes its mark: those that are called come first.
     order = np.argsort(classifier.thresholds - probabilities, kind="stable")
-    heats = {number: heatmaps.heat_maps(classifier, images, number)[0] for number in order[:MOST_MAPS]}
+    shown_maps = order[:MOST_MAPS] if heatmaps.has_method(classifier) else ()
+    heats = {number: heatmaps.heat_maps(classifier, images, number)[0] for number in shown_maps}
     return render(
         "answer.html.j2",
         classifier=classifier,
@@ -127,7 +128,7 @@ def answer_html(classifier: Classifier, path: Path, reading: Reading) -> str:
         warnings=classifier.find_doubts(radiograph),
         decision=classifier.decide(probabilities),
         bars=[(classifier.findings[one], probabilities[one], classifier.thresholds[one]) for one in order],
-        method=heatmaps.describe(classifier, heats[order[0]]),
+        method=heatmaps.describe(classifier, heats[order[0]]) if heats else None,
         radiograph=as_jpeg(shown[0].numpy()),
         maps=[
             (classifier.findings[one], heat.any(), as_jpeg(heatmaps.overlay(shown, heat)))

@@ -31,6 +31,7 @@ RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 RANDAUGMENT_NAMES = r"rand-m(\d+(?:\.\d+)?)(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?-inc1"
 POOLINGS = ("mean", "class")  # of a ViT's tokens to the features of an image: patches, or the class token
 RECIPES = ("paper", "mae", "medical_mae")  # named sets of flags, in cxr/cli/recipes.py
+HEAD_POOLINGS = ("token", "mean")  # what the head of a ViT reads
 SCHEDULES = ("constant", "linear", "cosine")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "all")
 

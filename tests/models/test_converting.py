@@ -85,7 +85,6 @@ def test_logits_of_a_classifier_are_those_of_facebookresearch_mae(pooling, expec
     tensors["head.weight"] = torch.linspace(-1, 1, 96).view(2, 48)
     tensors["head.bias"] = torch.tensor([0.1, -0.2])
     if pooling == "mean_pooling":
-        pytest.importorskip("timm", reason="transformers computes mean pooling with timm only")
         del tensors["norm.weight"], tensors["norm.bias"]
         tensors["fc_norm.weight"] = torch.linspace(0.5, 1.5, 48)
         tensors["fc_norm.bias"] = torch.linspace(-0.1, 0.1, 48)
@@ -118,8 +117,6 @@ def test_masked_autoencoder_predicts_what_its_own_code_predicts(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("mean_pooling", [False, True])
 def test_classifier_has_the_logits_of_its_own_code(mean_pooling, tmp_path):
-    if mean_pooling:
-        pytest.importorskip("timm", reason="transformers computes mean pooling with timm only")
     tensors = files.classifier_tensors(5, mean_pooling=mean_pooling)
     model = converted(tmp_path, tensors).model.eval()
     found = model(pixel_values=files.images()).logits
@@ -302,12 +299,6 @@ def test_pooling_that_only_timms_config_tells_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match=r"found global_pool 'avg' in timm's config\.json"):
         converted(tmp_path, files.classifier_tensors())
-
-
-def test_mean_pooling_without_timm_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"mean pooling \(fc_norm\), which only timm .* pip install timm"):
-        converted(tmp_path, files.classifier_tensors(mean_pooling=True))
 
 
 def test_resnets_of_another_kind_are_refused(tmp_path):

@@ -128,7 +128,6 @@ def test_classifier_keeps_its_head_in_plain_transformers(tmp_path):
 
 
 def test_mean_pooling_is_kept_in_plain_transformers_with_timm(tmp_path):
-    pytest.importorskip("timm", reason="transformers computes mean pooling with timm only")
     tensors = files.classifier_tensors(5, mean_pooling=True)
     file = files.save_checkpoint(tmp_path / "x.pth", tensors, dataset="chestxray", norm_stats=None)
     folder = convert(file, tmp_path / "vit", *HEADS_FLAGS)

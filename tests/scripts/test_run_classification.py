@@ -13,6 +13,7 @@ import run_mae_pretrain
 import torch
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import load_images
+from cxr.models.masking import PatchDropout
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
@@ -181,7 +182,7 @@ def test_masked_vit_sees_a_share_of_the_patches_in_training_and_all_at_evaluatio
     model = ViTForImageClassification.from_pretrained(vit_run / "model")
     lengths = []
     model.vit.layers[0].register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
-    hook = run_classification.PatchDropout(mask_ratio=0.5)
+    hook = PatchDropout(mask_ratio=0.5)
     model.vit.embeddings.register_forward_hook(hook)
     pixel_values = torch.randn(2, 3, 32, 32)
     hook.noise = torch.rand(2, 16)
@@ -192,7 +193,7 @@ def test_masked_vit_sees_a_share_of_the_patches_in_training_and_all_at_evaluatio
 
 
 def test_patch_dropout_keeps_the_class_token_and_the_patches_of_lowest_noise():
-    hook = run_classification.PatchDropout(mask_ratio=0.5)
+    hook = PatchDropout(mask_ratio=0.5)
     hook.noise = torch.tensor([[0.9, 0.1, 0.8, 0.2]])
     tokens = torch.arange(5.0).view(1, 5, 1)
     assert hook(None, (), tokens).flatten().tolist() == [0.0, 2.0, 4.0]

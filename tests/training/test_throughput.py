@@ -6,6 +6,7 @@ import run_mae_pretrain
 import torch
 from accelerate import Accelerator
 from cxr.models import configs
+from cxr.models.masking import PatchDropout
 from cxr.models.scratch import new_classifier
 from cxr.models.scratch import new_mae
 from cxr.training import throughput
@@ -50,7 +51,7 @@ def test_hidden_patches_cost_nothing():
         return run_classification.synthetic_loss(model, num_images, image_size=64)
 
     full = throughput.count_training_flops(model, loss)
-    dropout = run_classification.PatchDropout(0.75)
+    dropout = PatchDropout(0.75)
     model.vit.embeddings.register_forward_hook(dropout)
     dropout.noise = torch.zeros(1, 16)
     assert 0.2 < throughput.count_training_flops(model, loss) / full < 0.45

@@ -27,6 +27,10 @@ from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_above_zero
 from cxr.cli.command_line import share_below_one
+from cxr.errors import did_you_mean
+from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import TIMM_NAME
+from cxr.models.architectures import is_untrained
 from cxr.sharing.local_hub import parse_model_id
 from cxr.sharing.local_hub import parse_tag
 from mimic_cxr_dataset.errors import DatasetError
@@ -43,7 +47,20 @@ def epoch_or_steps(text: str) -> str | int:
     return text if text == "epoch" else positive_int(text)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[str]) -> None:
+def config_name(text: str) -> str:
+    """Returns the name of a model to train from scratch. Whether timm has it is known when it is made."""
+    if is_untrained(text):
+        return text
+    is_published = TIMM_NAME.fullmatch(text)
+    hint = "; a name with a tag has pretrained weights: use --model_name_or_path" if is_published else ""
+    raise argparse.ArgumentTypeError(
+        f"found {text!r}{did_you_mean(text, CONFIGS)}, expected one of {', '.join(CONFIGS)}, or "
+        f"timm/NAME, such as timm/densenet121{hint}"
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, **config_names: object) -> None:
+    """Adds the flags of a model; `config_names` say which values --config_name has."""
     recipes.add_recipe_argument(parser)
     group = parser.add_argument_group("model")
     number = partial(add_number, group)
@@ -55,7 +72,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, config_names: list[s
         help="start from this pretrained model: a model folder, a run folder, or a name in --hub_dir or on "
         f"the Hugging Face Hub (default: {DEFAULT_MODEL}; without --data_dir, a tiny model from scratch)",
     )
-    which.add_argument("--config_name", choices=config_names, help="train this model from scratch instead")
+    which.add_argument("--config_name", help="train this model from scratch instead", **config_names)
     group.add_argument(
         "--config_overrides",
         metavar="KEY=VALUE,...",

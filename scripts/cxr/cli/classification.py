@@ -7,6 +7,7 @@ import re
 from cxr.choices import AUGMENTATIONS
 from cxr.choices import CLASS_WEIGHTS
 from cxr.choices import EVALUATION_LEVELS
+from cxr.choices import HEAD_POOLINGS
 from cxr.choices import LEARNING_RATES
 from cxr.choices import RANDAUGMENT
 from cxr.choices import RANDAUGMENT_NAMES
@@ -35,8 +36,8 @@ def parse_args(
     parser_class: type[ArgumentParser] = ArgumentParser,
 ) -> argparse.Namespace:
     parser = parser_class(description)
-    config_names = list(CONFIGS)
-    arguments.add_model_arguments(parser, config_names=config_names)
+    known = f"{{{','.join(CONFIGS)},timm/NAME}}"
+    arguments.add_model_arguments(parser, type=arguments.config_name, metavar=known)
 
     study = parser.add_argument_group("options that the study compares")
     study.add_argument(
@@ -55,6 +56,12 @@ def parse_args(
     command_line.add_number(study, "--random_erasing_prob", command_line.probability, erased, default=0.0)
     hidden = "share of the patches hidden from a ViT in training; in an evaluation it sees all"
     command_line.add_number(study, "--mask_ratio", command_line.share_below_one, hidden, default=0.0)
+    study.add_argument(
+        "--pooling",
+        choices=HEAD_POOLINGS,
+        help="what the head of a ViT reads: its class token, or the mean of its patches (default: the "
+        "pretrained classifier's, else token)",
+    )
     study.add_argument(
         "--train_last_layer_only",
         action="store_true",
@@ -81,7 +88,7 @@ def parse_args(
     training.add_argument(
         "--sync_batchnorm",
         action="store_true",
-        help="compute the batch statistics of a ResNet over all GPUs, not on each",
+        help="compute the statistics of batch normalisation over all GPUs, not on each",
     )
     number = functools.partial(command_line.add_number, training)
     number(

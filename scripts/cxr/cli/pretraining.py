@@ -17,7 +17,7 @@ def parse_args(
     parser_class: type[ArgumentParser] = ArgumentParser,
 ) -> argparse.Namespace:
     parser = parser_class(description)
-    arguments.add_model_arguments(parser, config_names=list(VIT_MAE_CONFIGS))
+    arguments.add_model_arguments(parser, choices=list(VIT_MAE_CONFIGS))
 
     mae = parser.add_argument_group("masked autoencoder")
     hidden = "share of the patches hidden from the encoder"

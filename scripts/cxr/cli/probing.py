@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None, *, description: str | None = None) -> arg
         type=command_line.model_name,
         metavar="MODEL",
         help="a masked autoencoder or a classifier: a model folder, a run folder, or ORG/NAME in --hub_dir "
-        f"or on the Hub; or, with random weights, one of {', '.join(CONFIGS)}",
+        f"or on the Hub; or, with random weights, one of {', '.join(CONFIGS)}, or timm/NAME",
     )
     _add_model_arguments(parser)
     _add_data_arguments(parser)
@@ -65,7 +65,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--pooling",
         choices=POOLINGS,
         help="features of a ViT: the mean of its patch tokens, or its class token (default: mean for a "
-        "masked autoencoder, class for a classifier); of a ResNet always the mean of the last feature map",
+        "masked autoencoder, class for a classifier); of a ResNet always the mean of the last feature map, "
+        "of timm's networks what their own head reads",
     )
     add_number(
         group,

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedModel
-from transformers import ResNetForImageClassification
-from transformers import ViTForImageClassification
 
 from cxr.choices import VIEWS
 from cxr.data.images import default_cache_image_size
@@ -25,6 +23,9 @@ from cxr.inference.radiographs import Radiograph
 from cxr.models import heads
 from cxr.models.configs import classifier_config
 from cxr.models.configs import config_from_json
+from cxr.models.configs import stored_labels
+from cxr.models.families import FAMILIES
+from cxr.models.families import own_size
 from cxr.models.pretrained import download
 from cxr.models.pretrained import load_image_processor
 from cxr.models.pretrained import load_pretrained
@@ -34,7 +35,7 @@ from cxr.run_folder.model_fields import ModelFields
 from mimic_cxr_dataset.gray_levels import looks_equalized
 from mimic_cxr_dataset.radiographs import Reading
 
-CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
+CLASSIFIERS = {kind: one.classifier for kind, one in FAMILIES.items() if kind != "vit_mae"}
 DEFAULT_THRESHOLD = ModelFields().decision_threshold
 MAX_LABELS = 100  # of a model with several labels
 EQUALIZED_UNKNOWN = (
@@ -141,7 +142,7 @@ def load_classifier(
     config = config_from_json(fields, where=f"model {name}: config.json")
     labels = list(config.id2label.values())
     source = {"hub_dir": download(name, hub_dir=hub_dir, revision=revision), "revision": revision}
-    image_size = config.image_size if config.model_type == "vit" else stored_input_size(name, **source)
+    image_size = own_size(config) or stored_input_size(name, **source)
     ours = ModelFields.of(fields, where=f"model {name}: config.json")
     processor = load_image_processor(name, image_size=image_size, **source)
     network, multi_label = CLASSIFIERS[config.model_type], _is_multi_label(fields)
@@ -202,14 +203,13 @@ def _check_is_classifier(fields: dict[str, Any], name: str) -> None:
             f"model {name}: found {model_type[:50]} with architectures {str(found)[:100]}, expected "
             f"{expected}: name another model"
         )
-    labels = fields.get("id2label")  # transformers does not store its default, two labels without names
-    num_labels = len(labels) if isinstance(labels, dict) else 2
+    names = stored_labels(fields)  # transformers does not store its default, two labels without names
+    num_labels = len(names) or 2
     if not (1 <= num_labels <= MAX_LABELS if _is_multi_label(fields) else num_labels == 2):
         raise UserError(
             f"model {name}: found a head for {num_labels} labels, expected 2 (negative and positive), or "
             f"1 to {MAX_LABELS} with the problem_type {heads.MULTI_LABEL_HEAD}: name another model"
         )
-    names = list(map(str, labels.values())) if isinstance(labels, dict) else []
     if repeated := [one for one in names if names.count(one) > 1]:
         raise UserError(
             f"model {name}: found the label {repeated[0]!r:.50} twice in id2label of its config.json, "

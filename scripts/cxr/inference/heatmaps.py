@@ -1,7 +1,8 @@
 """Computes and draws heat maps: which parts of a radiograph raise a classifier's probability.
 
 ResNet: Grad-CAM of the last stage (Selvaraju et al. 2017, arXiv:1610.02391) by captum: the sum of its
-channels, each weighted by the mean gradient of the finding's log-odds.
+channels, each weighted by the mean gradient of the finding's log-odds. Networks of timm whose last features
+are a map of channels, such as DenseNet-121: the same, of these features.
 
 ViT: gradient-weighted attention rollout (Chefer et al. 2021, arXiv:2103.15679): how much each patch
 contributes to the class token through all layers, along attention that raises the log-odds. Captum lacks
@@ -13,6 +14,7 @@ A heat map shows what the model used, not where a disease is. Its resolution is 
 
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,13 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from cxr.errors import UserError
 from cxr.evaluation.plots import new_figure
 from cxr.evaluation.plots import save_figure
 from cxr.inference.classifier import Classifier
 from cxr.models import heads
+from cxr.models import timm_networks
+from cxr.models.families import describe_family
 
 SHOWN_SIDE = 768  # pixels: the shortest side of the radiograph as shown; models get it smaller
 COLORS = "inferno"
@@ -38,7 +43,7 @@ def heat_maps(classifier: Classifier, images: torch.Tensor, finding: int = 0) ->
     A map is high where the image raises the probability of the classifier's finding of that number, with a
     maximum of 1; it is all 0 if nothing in the image does.
     """
-    _, method = METHODS[classifier.model.config.model_type]
+    _, method = _method_of(classifier)
     parts = [method(classifier.model, classifier.normalize(part), finding) for part in images.split(AT_ONCE)]
     heat = torch.cat(parts).cpu()
     highest = heat.amax((1, 2), keepdim=True)
@@ -53,7 +58,7 @@ def grid_of(classifier: Classifier) -> np.ndarray:
 
 def describe(classifier: Classifier, heat: np.ndarray) -> str:
     """Describes in words the method and the grid of a heat map (h, w)."""
-    name, _ = METHODS[classifier.model.config.model_type]
+    name, _ = _method_of(classifier)
     rows, columns = heat.shape
     grid = f"{name} on a grid of {rows} x {columns} cells"
     return f"{grid}: too coarse to locate anything" if min(rows, columns) < FINE_GRID else grid
@@ -68,6 +73,15 @@ def grad_cam(model: PreTrainedModel, pixel_values: torch.Tensor, finding: int = 
 
     method = LayerGradCam(log_odds, model.resnet.encoder.stages[-1])
     return method.attribute(pixel_values, relu_attributions=True).detach()[:, 0]
+
+
+def grad_cam_of_timm(model: PreTrainedModel, pixel_values: torch.Tensor, finding: int = 0) -> torch.Tensor:
+    """Returns the heat maps (B, h, w) of a network with a last feature map, for its input (B, 3, S, S)."""
+    features = model.timm_model.forward_features(pixel_values)  # (B, C, h, w)
+    log_odds = _log_odds(model, model.timm_model.forward_head(features), finding)
+    (gradients,) = torch.autograd.grad(log_odds.sum(), features)
+    weights = gradients.mean((2, 3), keepdim=True)  # of each channel
+    return (weights * features).sum(1).relu().detach()
 
 
 def attention_rollout(model: PreTrainedModel, pixel_values: torch.Tensor, finding: int = 0) -> torch.Tensor:
@@ -94,7 +108,31 @@ def _log_odds(model: PreTrainedModel, logits: torch.Tensor, finding: int) -> tor
     return logits[:, finding] if heads.is_multi_label(model.config) else logits[:, 1] - logits[:, 0]
 
 
-METHODS = {"resnet": ("Grad-CAM", grad_cam), "vit": ("Attention rollout", attention_rollout)}
+METHODS = {
+    "resnet": ("Grad-CAM", grad_cam),
+    "timm_wrapper": ("Grad-CAM", grad_cam_of_timm),
+    "vit": ("Attention rollout", attention_rollout),
+}
+
+
+def has_method(classifier: Classifier) -> bool:
+    """Returns whether heat maps of this model can be computed; a ViT of timm returns no attention."""
+    config = classifier.model.config
+    if config.model_type == "timm_wrapper":
+        network = timm_networks.network_of(config.architecture, tuple(config.model_args.items()))
+        return timm_networks.has_feature_map(network, classifier.image_size)
+    return config.model_type in METHODS
+
+
+def _method_of(classifier: Classifier) -> tuple[str, Callable[..., torch.Tensor]]:
+    """Returns the name and the function. Raises UserError for a model without either."""
+    if not has_method(classifier):
+        found = describe_family(classifier.model.config)
+        raise UserError(
+            f"model {classifier.name}: found {found}, expected a ResNet, a ViT of transformers, or a "
+            "network of timm with a last feature map, such as a DenseNet; leave the heat maps out"
+        )
+    return METHODS[classifier.model.config.model_type]
 
 
 def stretch(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:

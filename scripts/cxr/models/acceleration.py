@@ -17,6 +17,8 @@ from transformers.models.vit.modeling_vit import ViTPatchEmbeddings
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEPatchEmbeddings
 
+from cxr.models.families import has_patches
+
 # On an H100 in bf16, the memory-efficient kernel takes half as long as cuDNN's for the encoder's 50 tokens,
 # and twice as long for the decoder's 197. The other kernels are for GPUs and dtypes that lack these.
 SHORT_SEQUENCE = 64  # tokens
@@ -27,8 +29,8 @@ ON_HOPPER = [SDPBackend.CUDNN_ATTENTION, *FOR_LONG_SEQUENCES]  # measured on Hop
 
 
 def speed_up(model: PreTrainedModel, *, torch_compile: bool) -> None:
-    """Changes a ViT, ViT-MAE or ResNet in place; `torch_compile` also compiles it, in the first call."""
-    if model.config.model_type == "resnet":
+    """Changes a model in place; `torch_compile` also compiles it, in the first call."""
+    if not has_patches(model.config):
         model.to(memory_format=torch.channels_last)  # a step takes half as long on a GPU
     for module in model.modules():
         if isinstance(module, ViTAttention | ViTMAEAttention):

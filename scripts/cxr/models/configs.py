@@ -5,35 +5,50 @@ from typing import Any
 import psutil
 import torch
 from pydantic import ValidationError
+from transformers import Dinov2Config
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ResNetConfig
 from transformers import ResNetForImageClassification
+from transformers import TimmWrapperConfig
+from transformers import TimmWrapperForImageClassification
 from transformers import ViTConfig
 from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
 
 from cxr.errors import UserError
-from cxr.models.architectures import CONFIGS
+from cxr.models import timm_networks
 from cxr.models.architectures import FIELDS
+from cxr.models.architectures import Dinov2Fields
+from cxr.models.architectures import TimmFields
 from cxr.models.architectures import VitFields
 from cxr.models.architectures import VitMaeFields
+from cxr.models.architectures import find_architecture
 from cxr.models.architectures import override
 from cxr.run_folder.fields import first_problem
 
-CONFIG_CLASSES = {"vit": ViTConfig, "vit_mae": ViTMAEConfig, "resnet": ResNetConfig}
+CONFIG_CLASSES = {
+    "vit": ViTConfig,
+    "vit_mae": ViTMAEConfig,
+    "dinov2": Dinov2Config,
+    "resnet": ResNetConfig,
+    "timm_wrapper": TimmWrapperConfig,
+}
 
 
 def make_config(config_name: str, *, overrides: str | None, image_size: int | None) -> PretrainedConfig:
     """Returns the configuration `config_name` with the image size and `overrides` ("key=value,...")."""
-    fields = override(CONFIGS[config_name], overrides, image_size=image_size)
+    where = f"--config_name {config_name}, --config_overrides, --image_size"
+    fields = override(find_architecture(config_name), overrides, image_size=image_size)
+    if isinstance(fields, TimmFields):
+        return _timm_config(fields, where=where)
     if isinstance(fields, VitMaeFields):
         config, model_class = ViTMAEConfig(**fields.model_dump()), ViTMAEForPreTraining
     else:
         config, model_class = ResNetConfig(**fields.model_dump()), ResNetForImageClassification
     check_fields(config.to_dict(), where="--config_overrides, --image_size")
-    check_memory(model_class, config, where=f"--config_name {config_name}, --config_overrides, --image_size")
+    check_memory(model_class, config, where=where)
     return config
 
 
@@ -42,11 +57,32 @@ def config_from_json(fields: dict[str, Any], *, where: str) -> PretrainedConfig:
 
     Raises UserError, beginning with `where`, for a value that no model can have.
     """
-    config = CONFIG_CLASSES[fields["model_type"]](**check_fields(fields, where=where))
+    checked = check_fields(fields, where=where)
+    if fields["model_type"] == "timm_wrapper":
+        config = _timm_config(TimmFields.model_validate(checked), where=where)
+    else:
+        config = CONFIG_CLASSES[fields["model_type"]](**checked)
     # What the stored head was trained for: run_classification.py warns if its labels are others.
-    if isinstance(fields.get("architectures"), list) and isinstance(fields.get("id2label"), dict):
+    if isinstance(fields.get("architectures"), list) and (labels := stored_labels(fields)):
         config.architectures = [str(one) for one in fields["architectures"]]
-        config.id2label = dict(enumerate(map(str, fields["id2label"].values())))
+        config.id2label = dict(enumerate(labels))
+    return config
+
+
+def stored_labels(fields: dict[str, Any]) -> list[str]:
+    """Returns the labels of a classifier that its config.json names, the wrapper of timm by another field."""
+    by_id, in_order = fields.get("id2label"), fields.get("label_names")
+    if isinstance(by_id, dict):
+        return list(map(str, by_id.values()))
+    return list(map(str, in_order)) if isinstance(in_order, list) else []
+
+
+def _timm_config(fields: TimmFields, *, where: str) -> TimmWrapperConfig:
+    """Returns the configuration of a network of timm. Raises UserError unless timm can make it here."""
+    config = TimmWrapperConfig(architecture=fields.architecture, model_args=dict(fields.arguments))
+    with torch.device("meta"):
+        timm_networks.make_network(fields.architecture, fields.arguments, num_labels=2, where=where)
+    check_memory(TimmWrapperForImageClassification, config, where=where)
     return config
 
 
@@ -61,6 +97,11 @@ def classifier_config(
     names |= {"problem_type": "multi_label_classification"} if multi_label else {}
     if config.model_type == "resnet":
         return ResNetConfig(**{**config.to_dict(), **names})
+    if config.model_type == "timm_wrapper":
+        return TimmWrapperConfig(architecture=config.architecture, model_args=config.model_args, **names)
+    if config.model_type == "dinov2":  # its mask token is for pretraining only
+        same = {name: value for name, value in config.to_dict().items() if name in Dinov2Fields.model_fields}
+        return Dinov2Config(**same, use_mask_token=False, **names)
     same = {name: value for name, value in config.to_dict().items() if name in VitFields.model_fields}
     return ViTConfig(**same, encoder_stride=config.patch_size, **names)
 
@@ -71,7 +112,7 @@ def check_fields(values: dict[str, Any], *, where: str) -> dict[str, Any]:
         fields = FIELDS[values["model_type"]].model_validate(values).model_dump()
     except ValidationError as error:
         raise UserError(f"{where}: {first_problem(error)}: change it") from error
-    if fields["hidden_act"] not in ACT2FN:
+    if fields.get("hidden_act", "gelu") not in ACT2FN:
         raise UserError(
             f"{where}: found hidden_act={fields['hidden_act']!r:.50}, expected one of {', '.join(ACT2FN)}: "
             "change it"

@@ -1,6 +1,5 @@
 """Makes models of transformers out of published checkpoints; every tensor has its place, or is refused."""
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from cxr.errors import UserError
 from cxr.models import configs
 from cxr.models import tensor_names
 from cxr.models.architectures import VIT_MAE_CONFIGS
+from cxr.models.pooling import timm_config
 from cxr.models.published import Checkpoint
 from cxr.models.scratch import new_mae
 
@@ -166,7 +166,7 @@ def _plan_vit(checkpoint: Checkpoint, num_heads: int | None, num_decoder_heads: 
     has_decoder = any(name.startswith("decoder_") for name in checkpoint.tensors)
     if "fc_norm.weight" in checkpoint.tensors and not has_decoder:
         config = _timm_config(checkpoint, fields)
-        notes.append("mean pooling: a timm ViT, which transformers loads if timm is installed")
+        notes.append("mean pooling: a timm ViT, which plain transformers loads if timm is installed")
         names = {"names": tensor_names.timm_names}
         return _Plan(model_class=TimmWrapperForImageClassification, config=config, **common | names)
     if "head.weight" in checkpoint.tensors and not has_decoder:
@@ -275,26 +275,9 @@ def _set_loss(config: ViTMAEConfig, settings: dict[str, Any]) -> None:
 
 def _timm_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> TimmWrapperConfig:
     """Returns the configuration of a timm ViT with mean pooling, which transformers' own ViT lacks."""
-    if importlib.util.find_spec("timm") is None:
-        raise UserError(
-            f"{checkpoint.path}: found a classifier with mean pooling (fc_norm), which only timm computes, "
-            "and no timm; expected it: pip install timm"
-        )
     values = configs.check_fields({"model_type": "vit", **fields}, where=str(checkpoint.path))
     num_labels, _ = checkpoint.shape("head.weight", 2)
-    model_args = {
-        "img_size": values["image_size"],
-        "patch_size": values["patch_size"],
-        "embed_dim": values["hidden_size"],
-        "depth": values["num_hidden_layers"],
-        "num_heads": values["num_attention_heads"],
-        "mlp_ratio": values["intermediate_size"] / values["hidden_size"],
-        "qkv_bias": values["qkv_bias"],
-        "global_pool": "avg",
-    }
-    return TimmWrapperConfig(
-        architecture="vit_base_patch16_224", num_labels=num_labels, model_args=model_args
-    )
+    return timm_config(ViTConfig(**values), where=str(checkpoint.path), num_labels=num_labels)
 
 
 def _plan_resnet(checkpoint: Checkpoint) -> _Plan:

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
-from transformers import ResNetForImageClassification
-from transformers import ViTForImageClassification
 
 from cxr.data.images import LabelledImages
 from cxr.data.images import default_cache_image_size
@@ -24,17 +22,20 @@ from cxr.data.transforms import Normalizer
 from cxr.data.transforms import evaluation_transform
 from cxr.models import configs
 from cxr.models import pretrained
-from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import DEFAULT_IMAGE_SIZE
 from cxr.models.architectures import FIELDS
+from cxr.models.architectures import VitFields
+from cxr.models.architectures import find_architecture
+from cxr.models.architectures import is_untrained
+from cxr.models.families import FAMILIES
+from cxr.models.families import family_of
+from cxr.models.families import has_patches
+from cxr.models.families import new_parameters
+from cxr.models.families import own_size
+from cxr.models.families import set_input_size
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.model_fields import ModelFields
 
-NETWORKS = {
-    "vit_mae": ViTForImageClassification,
-    "vit": ViTForImageClassification,
-    "resnet": ResNetForImageClassification,
-}
 HEAD = ["negative", "positive"]  # the labels of a head that is not used
 NUM_READ = 1000  # images that are hashed at once
 VERSION = 1  # of what this file computes: raise it when the same model and images give other features
@@ -54,8 +55,10 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the features (B, D) of prepared uint8 images (B, 1, image_size, image_size)."""
-        hidden = self.network(pixel_values=self.normalize(images)).last_hidden_state
-        return pool(hidden, self.pooling).float().cpu()
+        outputs = self.network(pixel_values=self.normalize(images))
+        if "logits" in outputs:  # of a network of timm without its head: what the head would read
+            return outputs.logits.float().cpu()
+        return pool(outputs.last_hidden_state, self.pooling).float().cpu()
 
 
 def pool(hidden: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -85,10 +88,10 @@ def load_encoder(
     nothing in its training asks the class token to describe the image. A classifier's is "class", from which
     its head reads. Raises UserError.
     """
-    if name in CONFIGS:
-        overrides = overrides if CONFIGS[name].family == "vit" else None
+    if is_untrained(name):
+        overrides = overrides if isinstance(find_architecture(name), VitFields) else None
         config = configs.make_config(name, overrides=overrides, image_size=image_size)
-        size, shortest_side = image_size or DEFAULT_IMAGE_SIZE, None
+        size, shortest_side = own_size(config) or image_size or DEFAULT_IMAGE_SIZE, None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = new_classifier(config, HEAD)
@@ -96,26 +99,25 @@ def load_encoder(
     else:
         source = {"hub_dir": pretrained.download(name, hub_dir=hub_dir, revision=revision)}
         source["revision"] = revision
-        config = pretrained.load_config(name, expected=tuple(NETWORKS), **source)
-        own_size = _input_size(name, config, source)
-        size, fields = image_size or own_size, pretrained.read_config(name, **source)
-        if config.model_type != "resnet":
+        config = pretrained.load_config(name, expected=tuple(FAMILIES), **source)
+        stored = own_size(config) or pretrained.stored_input_size(name, **source)
+        size, fields = image_size or stored, pretrained.read_config(name, **source)
+        if hasattr(config, "image_size"):
             pretrained.check_image_size(config, image_size)
         shortest_side = ModelFields.of(fields, where=f"model {name}: config.json").cache_image_size
-        shortest_side = shortest_side if size == own_size else None
+        shortest_side = shortest_side if size == stored else None
         processor = pretrained.load_image_processor(name, image_size=size, **source)
         model = pretrained.load_pretrained(
-            NETWORKS[config.model_type],
+            family_of(config).classifier,
             name,
             config=configs.classifier_config(config, HEAD),
-            new_head="classifier.",
+            new_head=new_parameters(config),
             image_size=image_size,
             **source,
         )
-    if config.model_type == "resnet":
-        pooling = "mean"  # over the last feature map
-    pooling = pooling or ("mean" if config.model_type == "vit_mae" else "class")
-    network = model.base_model.to(device).eval()
+        set_input_size(model, size)
+    network, pooling = _without_head(model, config, pooling)
+    network = network.to(device).eval()
     return Encoder(
         network=network,
         image_size=size,
@@ -126,11 +128,20 @@ def load_encoder(
     )
 
 
-def _input_size(name: str, config: PretrainedConfig, source: dict) -> int:
-    """Returns the side of a pretrained model's input; a ResNet's is stored with its image processor."""
-    if config.model_type != "resnet":
-        return config.image_size
-    return pretrained.stored_input_size(name, **source)
+def _without_head(
+    model: PreTrainedModel, config: PretrainedConfig, pooling: str | None
+) -> tuple[PreTrainedModel, str]:
+    """Returns the network that computes features, and their pooling.
+
+    Those of timm are what the model's own head reads. A ResNet's are the mean of its last feature map.
+    """
+    if config.model_type == "timm_wrapper":
+        model.timm_model.reset_classifier(0)
+        reads_class_token = has_patches(config) and config.model_args.get("global_pool", "token") == "token"
+        return model, "class" if reads_class_token else "mean"
+    if config.model_type == "resnet":
+        return model.base_model, "mean"
+    return model.base_model, pooling or ("mean" if config.model_type == "vit_mae" else "class")
 
 
 def _digest(network: PreTrainedModel, *others: object) -> str:

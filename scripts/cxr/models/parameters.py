@@ -1,8 +1,10 @@
 """Counts the parameters of a model from its architecture alone, without torch."""
 
+from cxr.models.architectures import Dinov2Fields
+from cxr.models.architectures import EncoderFields
 from cxr.models.architectures import Fields
 from cxr.models.architectures import ResnetFields
-from cxr.models.architectures import VitFields
+from cxr.models.architectures import TimmFields
 from cxr.models.architectures import VitMaeFields
 
 
@@ -11,16 +13,26 @@ def count_parameters(architecture: Fields, *, num_labels: int | None) -> int:
 
     The model is a classifier with an output per label or, if `num_labels` is None, the masked autoencoder.
     """
+    if isinstance(architecture, TimmFields):
+        return architecture.count(num_labels=num_labels)[0]
     if isinstance(architecture, ResnetFields):
         return _resnet(architecture) + num_labels * (architecture.hidden_sizes[-1] + 1)
+    if isinstance(architecture, Dinov2Fields):  # whose head reads the class token and the mean of the patches
+        return _encoder(architecture) + num_labels * (2 * architecture.hidden_size + 1)
     head = num_labels * (architecture.hidden_size + 1) if num_labels else _decoder(architecture)
     return _encoder(architecture) + head
 
 
-def _encoder(vit: VitFields) -> int:
+def _encoder(vit: EncoderFields) -> int:
     width, tokens = vit.hidden_size, 1 + (vit.image_size // vit.patch_size) ** 2
     patches = (vit.num_channels * vit.patch_size**2 + 1) * width
     layer = _layer(width, vit.intermediate_size, has_bias=vit.qkv_bias)
+    if isinstance(vit, Dinov2Fields):
+        layer += 2 * width  # a scale per channel and branch
+        if vit.use_swiglu_ffn:
+            inner = (vit.intermediate_size * 2 // 3 + 7) // 8 * 8
+            layer += (3 * inner + 1) * width + 2 * inner
+            layer -= (2 * vit.intermediate_size + 1) * width + vit.intermediate_size
     return patches + (1 + tokens) * width + vit.num_hidden_layers * layer + 2 * width
 
 

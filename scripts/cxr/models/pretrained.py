@@ -30,6 +30,7 @@ from cxr.errors import UserError
 from cxr.errors import did_you_mean
 from cxr.errors import one_line
 from cxr.models import configs
+from cxr.models.architectures import CONFIGS
 from cxr.models.positions import at_image_size
 from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
@@ -64,7 +65,7 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
             f"ORG/NAME{how_to_convert(name)}"
         )
     if not is_folder and not local_hub.MODEL_ID.fullmatch(name):
-        scratch = did_you_mean(name, configs.CONFIGS).replace("mean ", "mean --config_name ")
+        scratch = did_you_mean(name, CONFIGS).replace("mean ", "mean --config_name ")
         raise UserError(
             f"model {name}: found no such folder{scratch}; expected one with a model in it, or ORG/NAME"
         )
@@ -276,7 +277,7 @@ def load_pretrained(
                 f"model {name}: found NaN or infinite weights, first {key}; "
                 "expected those of a training that did not diverge: name another checkpoint"
             )
-    if image_size not in (None, getattr(config, "image_size", None)) and config.model_type != "resnet":
+    if hasattr(config, "image_size") and image_size not in (None, config.image_size):
         model = at_image_size(model, image_size)
     return sharded_by_layer(model)
 
@@ -290,7 +291,10 @@ def load_image_processor(
     (`name` is None) or without a processor gets those of MIMIC-CXR-JPG, the same for all channels.
     """
     mean, std = [GRAY_MEAN] * 3, [GRAY_STD] * 3
-    if name is not None:
+    of_timm = None if name is None else _timm_statistics(name, hub_dir=hub_dir, revision=revision)
+    if of_timm is not None:
+        mean, std = of_timm
+    elif name is not None:
         try:
             with _loading(name, revision):
                 pretrained = AutoImageProcessor.from_pretrained(
@@ -304,6 +308,15 @@ def load_image_processor(
     return new_image_processor(
         mean=mean, std=std, image_size=image_size, where=f"model {name}: preprocessor_config.json"
     )
+
+
+def _timm_statistics(name: str, *, hub_dir: Path | None, revision: str) -> tuple[Any, Any] | None:
+    """Returns mean and standard deviation from a config.json of timm, if no image processor is beside it."""
+    source = {"hub_dir": hub_dir, "revision": revision}
+    of_timm = read_config(name, **source).get("pretrained_cfg")
+    if not isinstance(of_timm, dict) or find_file(name, "preprocessor_config.json", **source):
+        return None
+    return of_timm.get("mean"), of_timm.get("std")
 
 
 def new_image_processor(*, mean: Any, std: Any, image_size: int, where: str) -> ViTImageProcessor:

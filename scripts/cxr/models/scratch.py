@@ -5,11 +5,13 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 from transformers import ResNetForImageClassification
+from transformers import TimmWrapperForImageClassification
 from transformers import ViTForImageClassification
 from transformers import ViTMAEConfig
 from transformers import ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 
+from cxr.models import timm_networks
 from cxr.models.configs import classifier_config
 
 
@@ -17,7 +19,13 @@ def sharded_by_layer(model: PreTrainedModel) -> PreTrainedModel:
     """Makes FSDP shard `model` layer by layer.
 
     Accelerate shards the patch embedding separately, which fails inside another unit that transformers names.
+    Of timm, the blocks of a ViT are layers.
     """
+    if isinstance(model, TimmWrapperForImageClassification):
+        model._no_split_modules = sorted(
+            {type(one).__name__ for one in timm_networks.blocks_of(model.timm_model)}
+        )
+        return model
     model._no_split_modules = [name for name in model._no_split_modules or [] if name.endswith("Layer")]
     return model
 
@@ -70,6 +78,14 @@ def new_classifier(
     of_classifier = classifier_config(config, labels, multi_label=multi_label)
     if config.model_type == "resnet":
         return sharded_by_layer(ResNetForImageClassification(of_classifier))
+    if config.model_type == "timm_wrapper":
+        model = TimmWrapperForImageClassification(of_classifier)  # which initialises all layers as a ViT's
+        arguments = tuple(config.model_args.items())
+        network = timm_networks.make_network(
+            config.architecture, arguments, num_labels=len(labels), where=f"timm/{config.architecture}"
+        )
+        model.timm_model.load_state_dict(network.state_dict())
+        return sharded_by_layer(model)
     model = sharded_by_layer(ViTForImageClassification(of_classifier))
     model.vit.load_state_dict(new_mae(config).vit.state_dict())
     return model

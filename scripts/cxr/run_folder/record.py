@@ -37,6 +37,7 @@ LIBRARIES = (
     "torch",
     "torchvision",
     "transformers",
+    "timm",
     "accelerate",
     "datasets",
     "evaluate",

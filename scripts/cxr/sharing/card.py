@@ -80,12 +80,16 @@ SUMMARY = ("auroc", "average_precision")  # those that need no threshold
 PUBLISHED = {
     "facebook/vit-mae-": "a masked autoencoder trained on the photographs of ImageNet-1k (He et al. 2022)",
     "microsoft/resnet-": "a classifier trained on the photographs of ImageNet-1k (He et al. 2015)",
+    "facebook/dinov2-": "an encoder trained on 142 million photographs without labels (Oquab et al. 2023)",
+    "microsoft/rad-dino": "an encoder trained on chest X-rays of several collections, MIMIC-CXR among them, "
+    "without labels (Pérez-García et al. 2024)",
 }
 # Flags that the card lists. The others change only how, where or how fast a run works.
 HYPERPARAMETERS = (
     "config_name",
     "config_overrides",
     "image_size",
+    "pooling",
     "mask_ratio",
     "norm_pix_loss",
     "crop_scale",

@@ -5,7 +5,6 @@ import functools
 from dataclasses import dataclass
 from typing import NoReturn
 
-from cxr.choices import DEFAULT_IMAGE_SIZE
 from cxr.cli import classification
 from cxr.cli import pretraining
 from cxr.cli.arguments import label_rule
@@ -14,6 +13,7 @@ from cxr.errors import UserError
 from cxr.errors import did_you_mean
 from cxr.models.architectures import Fields
 from cxr.models.architectures import VitMaeFields
+from cxr.models.architectures import default_image_size
 from cxr.models.architectures import find_architecture
 from cxr.models.architectures import override
 from cxr.models.parameters import count_parameters
@@ -87,7 +87,8 @@ def check_cell(cell: Cell, pretrained: CellFacts | None = None) -> CellFacts:
     if cell.script == PRETRAINING and not isinstance(architecture, VitMaeFields):
         raise UserError(f"--pretrain: found {cell.point.model}, expected a ViT-MAE; leave that model out")
     start = "pretrained here" if pretrained else "from scratch" if args.config_name else "pretrained"
-    image_size = getattr(architecture, "image_size", args.image_size or DEFAULT_IMAGE_SIZE)
+    own_size = getattr(architecture, "image_size", None)
+    image_size = own_size or args.image_size or default_image_size(architecture)
     return CellFacts(args=args, architecture=architecture, image_size=image_size, start=start)
 
 

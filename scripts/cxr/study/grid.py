@@ -19,8 +19,9 @@ from cxr import choices
 from cxr.cli.recipes import RECIPES
 from cxr.cli.recipes import REPLACED_BY
 from cxr.errors import UserError
-from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import TIMM_NAME
 from cxr.models.architectures import find_architecture
+from cxr.models.architectures import is_untrained
 from cxr.run_folder import fields
 
 PRETRAINING, CLASSIFICATION = "run_mae_pretrain.py", "run_classification.py"
@@ -198,7 +199,7 @@ def change_grid(
     """Returns the grid with every axis replaced that is not None, and with `settings` as the given ones.
 
     The new arms combine each augmentation with each mask ratio; if one of the two is None, its values in the
-    grid's arms are used. A ResNet has no patches, so it has no masking.
+    grid's arms are used. A model without patches, such as a ResNet, has no masking.
     """
     arms = dict(grid.arms)
     if augmentations or mask_ratios:
@@ -266,7 +267,7 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
         model, own, recipe, augmentation, share = arm
         point = ClassificationPoint(
             model=model,
-            from_scratch=model in CONFIGS,
+            from_scratch=is_untrained(model),
             own_pretraining=own,
             augmentation=augmentation,
             masking=share,
@@ -346,8 +347,8 @@ def classification_cell(
 
 
 def model_flags(model: str) -> dict[str, str]:
-    """Returns the flag that names a model: one of CONFIGS is trained from scratch, others are pretrained."""
-    if model in CONFIGS:
+    """Returns the flag that names a model: a name of an untrained one, or a pretrained one."""
+    if is_untrained(model):
         return {"config_name": model}
     return {"model_name_or_path": str(Path(model).absolute()) if Path(model).is_dir() else model}
 
@@ -368,8 +369,8 @@ def add_settings(planned: dict[str, Any], settings: Settings, scopes: list[str])
             if one in changes:
                 flags.pop(other, None)  # a script accepts only one of them
         flags |= changes
-    if "config_name" not in flags:
-        flags.pop("config_overrides", None)  # a pretrained model has its own configuration
+    if "config_name" not in flags or TIMM_NAME.fullmatch(flags["config_name"]):
+        flags.pop("config_overrides", None)  # a pretrained model and one of timm have their own configuration
     return flags
 
 
@@ -388,8 +389,8 @@ def to_words(flags: dict[str, Any]) -> Iterator[str]:
 
 def slug(model: str) -> str:
     """Returns a short name of a model that is valid in file names on any system."""
-    if model in CONFIGS:
-        return f"{model}-scratch"  # differs from the pretrained model of the same name
+    if is_untrained(model):  # the name differs from that of the pretrained model
+        return re.sub(r"[/_]", "-", f"{model}-scratch")
     path = Path(model)
     name = path.parent.name if path.name == "model" and path.parent.name else path.name
     return re.sub(r"[^a-z0-9]+", "-", name.lower())[:24].strip("-") or "model"

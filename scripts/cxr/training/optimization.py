@@ -126,13 +126,12 @@ def make_adamw(
     A layer's learning rate is `layer_decay` times that of the layer above it (Clark et al. 2020, He et al.
     2022); the head has the whole learning rate.
     """
-    ids = layer_ids(model)
+    ids = layer_ids(model) if layer_decay != 1 else {name: 0 for name, _ in model.named_parameters()}
     highest = max(ids.values())
     groups: dict[tuple[bool, int], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            layer = ids[name] if layer_decay != 1 else highest
-            groups[parameter.ndim not in (2, 4), layer].append(parameter)
+            groups[parameter.ndim not in (2, 4), ids[name]].append(parameter)
     return torch.optim.AdamW(
         [
             {
