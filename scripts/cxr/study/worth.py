@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxr.study.answer import AXES
-from cxr.study.answer import RECIPE
+from cxr.study.answer import OTHERS
 from cxr.study.names import TableName
 from cxr.study.names import plural
 from cxr.study.results import ResultTable
@@ -89,7 +89,7 @@ def learning_curves(tables: list[ResultTable]) -> list[Curve]:
 
 def are_comparable(pretrained: Curve, other: Curve) -> bool:
     """Returns whether the rows are trained in the same way and measured on the same images."""
-    same = all(AXES[axis](pretrained.row) == AXES[axis](other.row) for axis in RECIPE)
+    same = all(AXES[axis](pretrained.row) == AXES[axis](other.row) for axis in OTHERS)
     return same and len(other.sizes) > 1 and pretrained.row.images == other.row.images
 
 
