@@ -223,6 +223,11 @@ def test_the_head_that_is_trained_alone_is_timms_classifier():
         assert all(one in set(head.parameters()) for one in model.timm_model.get_classifier().parameters())
 
 
+def test_fsdp_shards_a_vit_block_by_block_and_a_cnn_as_one():
+    assert make("test_vit")._no_split_modules == ["Block"]
+    assert make("test_resnet")._no_split_modules == []
+
+
 def test_a_cnn_is_laid_out_as_channels_last():
     model = make("test_resnet")
     speed_up(model, torch_compile=False)

@@ -25,6 +25,7 @@ from cxr.errors import UserError
 from cxr.evaluation.subgroups import MACRO
 from cxr.evaluation.subgroups import MIN_PATIENTS
 from cxr.run_folder.fields import Record
+from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_text
 from cxr.run_folder.measured import Groups
 from cxr.run_folder.measured import Measured
@@ -195,6 +196,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         history=describe_history(fields.training_history, origin, sample),
         fields=fields,
         is_pretraining=is_pretraining,
+        needs_timm=read_json(model_dir / "config.json").get("model_type") == "timm_wrapper",
         is_multi_label=is_multi_label,
         label_names=rule.label_names,
         label_rule=describe_labels(rule),
