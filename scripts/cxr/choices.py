@@ -45,7 +45,7 @@ PREDICTION_FORMATS = (".csv", ".jsonl")  # of predict.py --output
 CHECKPOINT_FORMATS = (".pth", ".pt", ".bin", ".tar", ".safetensors")  # that convert_checkpoint.py reads
 
 # The study.
-PRESETS = ("paper", "compare", "future", "smoke")
+PRESETS = ("paper", "compare", "medmnist", "future", "smoke")
 TRAINING_MODES = ("full", "last_layer")
 # The flag that sets the share of masking: the paper's text hides patches, its code erases rectangles.
 MASKINGS = {"patches": "mask_ratio", "erasing": "random_erasing_prob"}

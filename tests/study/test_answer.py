@@ -198,3 +198,13 @@ def test_the_answer_comes_before_any_table(tmp_path, capsys):
             text.index(part) for part in ("difference of AUROC is", "How the models were trained", "Accuracy")
         ]
         assert places == sorted(places)
+
+
+def test_a_single_row_is_answered_with_its_ensemble(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / str(seed), seed=seed, model="resnet-18")
+    (table,) = measure_tables(gather_rows([tmp_path]), 20)
+    row = table.rows[0]
+    said = sentence([], [table])
+    assert said.startswith(f"resnet-18, from scratch: AUROC {row.values['auroc']:.3f} with one model")
+    assert f"{row.ensemble.values['auroc']:.3f} with the ensemble of the 3, accuracy 0." in said

@@ -209,7 +209,10 @@ def test_name_that_tells_no_family_is_refused_with_what_to_do(name):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"model_type": "bert"}', "model_type='bert', expected 'vit', 'vit_mae', 'dinov2', 'resnet' or 'timm_wrapper'"),
+        (
+            '{"model_type": "bert"}',
+            "model_type='bert', expected 'vit', 'vit_mae', 'dinov2', 'resnet' or 'timm_wrapper'",
+        ),
         ('{"model_type": "vit", "hidden_size": 0}', "hidden_size=0, expected greater than 0"),
         ("{}", "found no model_type"),
         ("[", "Invalid JSON"),

@@ -10,6 +10,7 @@ from dataclasses import field
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import holm
 from cxr.study.measuring import difference_of_means
+from cxr.study.names import format_number
 from cxr.study.names import plural
 from cxr.study.results import ResultTable
 from cxr.study.results import Row
@@ -260,10 +261,21 @@ def said_of(clear: list[Answer]) -> str:
 
 
 def no_answer(tables: list[ResultTable]) -> str:
-    measured = [len(table.measured) for table in tables]
-    if max(measured, default=0) < 2:
+    rows = [row for table in tables for row in table.measured]
+    if len(rows) == 1 and rows[0].ensemble:
+        return of_one_row(rows[0])
+    if max((len(table.measured) for table in tables), default=0) < 2:
         return "There is nothing to compare yet: no table has two rows with finished runs."
     return "Nothing is compared: no two rows that differ in one thing were measured on the same images."
+
+
+def of_one_row(row: Row) -> str:
+    """Returns what the only row of a report has measured."""
+    values, of_ensemble = row.values, row.ensemble.values
+    said = [f"AUROC {format_number(values['auroc'])} with one model (mean of {len(row.runs)} seeds)"]
+    said.append(f"{format_number(of_ensemble['auroc'])} with the ensemble of the {row.ensemble.num_models}")
+    accuracy = f", accuracy {format_number(of_ensemble['accuracy'])}" if "accuracy" in of_ensemble else ""
+    return f"{row.label}: {', '.join(said)}{accuracy}."
 
 
 def training_images(table: ResultTable) -> str:
