@@ -106,8 +106,8 @@ COMPARE = Grid(
     ),
     config_file="single_gpu_fp16.yaml",
 )
-# The best that was found on a validation split of PneumoniaMNIST for an hour on two cores;
-# docs/results.md says what was tried. Images of 28 pixels are enlarged, and the report has the ensemble of the three seeds.
+# The best that was found on the validation split of a small set for an hour on two cores; docs/results.md
+# says what was tried. Images of 28 pixels are enlarged, and the report has the ensemble of the three seeds.
 MEDMNIST = Grid(
     purpose="a MedMNIST chest set of 28 pixels, within an hour on a CPU",
     models=("resnet-18",),
