@@ -82,7 +82,7 @@ def test_resnet_weights_are_channels_last():
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("kind", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_drop_path_is_compiled_in_one_piece_with_the_model(kind):
     model = make_model(kind).train()
     add_drop_path(model, 0.5)
