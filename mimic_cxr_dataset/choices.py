@@ -29,7 +29,8 @@ BINARY_TASKS = {
 MULTI_LABEL = "findings"  # the task with a label for each of LABELS, or for those that are chosen
 TASKS = (*BINARY_TASKS, MULTI_LABEL)
 LABELERS = ("negbio", "chexpert")
-VIEWS = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL"), "all": None}  # None: any code, or no code
+# None: any code, or no code. FRONTAL is for collections that do not say whether an image is AP or PA.
+VIEWS = {"frontal": ("AP", "PA", "FRONTAL"), "lateral": ("LATERAL", "LL"), "all": None}
 UNCERTAIN = ("negative", "positive", "exclude", "smooth")
 BLANK = ("negative", "exclude")
 # Codes of a label of a multi-label task, beside 0 and 1: not used, and drawn anew from SMOOTH_TARGETS in each
@@ -37,6 +38,8 @@ BLANK = ("negative", "exclude")
 MASKED, SMOOTH = -1, 2
 SMOOTH_TARGETS = (0.55, 0.85)
 ON_BAD_IMAGE = ("error", "skip")
+
+MANIFEST_FILE = "manifest.csv"  # the table of any other collection than MIMIC-CXR-JPG
 
 # The options of the builder and the values of each; the first value is the default.
 CHOICES = {

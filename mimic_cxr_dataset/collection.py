@@ -1,8 +1,10 @@
 """Reads collection.json, the file in the root of a data folder that describes its images."""
 
 from pathlib import Path
+from typing import Annotated
 from typing import Any
 
+from pydantic import AfterValidator
 from pydantic import AliasChoices
 from pydantic import BaseModel
 from pydantic import ConfigDict
@@ -17,11 +19,26 @@ COLLECTION_FILE = "collection.json"
 SPELLINGS = ("equalized", "equalised")
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"found {text!r:.50}, expected printable text")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
+
+
 class Collection(BaseModel):
     """The content of collection.json. A missing field means unknown; fields not named here are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
+    name: Text | None = Field(default=None, description="name of the collection, for cards and reports")
+    labels: list[Text] | None = Field(
+        default=None, description="the columns of manifest.csv that are labels; null: those that look so"
+    )
+    license: Text | None = Field(default=None, description="of the images and labels")
+    citation: Text | None = Field(default=None, description="what to cite")
     equalized: bool | None = Field(
         default=None,
         validation_alias=AliasChoices(*SPELLINGS),
@@ -54,7 +71,9 @@ def read_collection(root: Path) -> Collection:
     except (OSError, ValidationError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
         problem = problem.removeprefix("Value error, ")
+        names = error.errors()[0]["loc"][:1] if isinstance(error, ValidationError) else ()
+        where = ", ".join([str(path), *map(str, names)])
         raise DatasetError(
-            f'{path}: {problem[:1].lower()}{problem[1:]}; expected JSON such as {{"equalized": false}}: '
+            f'{where}: {problem[:1].lower()}{problem[1:]}; expected JSON such as {{"equalized": false}}: '
             "correct it."
         ) from error

@@ -6,24 +6,26 @@ import numpy as np
 import pandas as pd
 
 from .choices import BINARY_TASKS
-from .choices import FINDINGS
 from .choices import LABELS
 from .choices import MASKED
 from .choices import MULTI_LABEL
 from .choices import SMOOTH
 from .choices import VIEWS
+from .csv_files import PATIENT_IDS
+from .csv_files import parse_ids
+from .csv_files import parse_values
+from .csv_files import read_csv
+from .csv_files import reject
 from .label_rule import LabelRule
-from .tables import PATIENT_IDS
+from .manifest import has_manifest
+from .manifest import read_label_names
+from .manifest import read_manifest_labels
 from .tables import SPLITS
 from .tables import find_csv
 from .tables import locate_csv
-from .tables import parse_ids
-from .tables import parse_numbers
-from .tables import published_paths
-from .tables import read_csv
 from .tables import read_images
 from .tables import read_study_splits
-from .tables import reject
+from .tables import resolve_root
 
 # Why an image is left out. If several reasons hold, the image counts under the first one.
 TABLE_REASONS = ("view", "no label row", "uncertain", "other labels")
@@ -40,8 +42,12 @@ def read_labels(
 ) -> pd.DataFrame:
     """Returns one row per study: subject_id, study_id, and `columns` as 1, 0, -1 or NaN (blank).
 
-    Raises DatasetError for other values, and for a study whose patient is not that of its `images`.
+    Of a manifest, one row per image, also with dicom_id; the labeler is not used. Raises DatasetError for
+    other values, and for a study whose patient is not that of its `images`.
     """
+    root = resolve_root(data_dir)
+    if has_manifest(root):
+        return read_manifest_labels(root, columns)
     path = find_csv(data_dir, labeler)
     table = parse_ids(path, read_csv(path, [*PATIENT_IDS, *columns]))
     reject(table["study_id"].duplicated(), path, table["study_id"], "one row per study")
@@ -49,6 +55,12 @@ def read_labels(
     is_other = patient.notna() & (patient != table["subject_id"])  # NaN: the study has no images
     reject(is_other, path, table["subject_id"], "the patient of the study's images")
     return parse_values(path, table, columns)
+
+
+def labels_of_collection(data_dir: str | Path) -> tuple[str, ...] | None:
+    """Returns the label columns of a manifest; None for MIMIC-CXR-JPG, which has LABELS."""
+    root = resolve_root(data_dir)
+    return read_label_names(root) if has_manifest(root) else None
 
 
 def read_radiologist(data_dir: str | Path, *, images: pd.DataFrame) -> pd.DataFrame | None:
@@ -68,17 +80,6 @@ def read_radiologist(data_dir: str | Path, *, images: pd.DataFrame) -> pd.DataFr
     reject(split != "test", path, table["study_id"], "a study of the test split of the split table")
     table["subject_id"] = table["study_id"].map(studies["subject_id"])
     return parse_values(path, table, columns).rename(columns=RENAMED)
-
-
-def parse_values(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Returns the table with labels as 1, 0, -1 or NaN, float32. Raises DatasetError for other values."""
-    for column in columns:
-        codes, texts = pd.factorize(table[column])  # a few distinct texts: parsing each once saves seconds
-        numbers = parse_numbers(pd.Series(texts))
-        bad = ~np.isin(numbers, (1, 0, -1)) & (pd.Series(texts).str.strip() != "").to_numpy()
-        reject(bad[codes], path, table[column], "1.0, 0.0, -1.0 or blank")
-        table[column] = numbers[codes].astype("float32")
-    return table
 
 
 def decide_outcomes(labels: pd.DataFrame, rule: LabelRule) -> np.ndarray:
@@ -104,7 +105,7 @@ def decide_codes(labels: pd.DataFrame, rule: LabelRule) -> pd.DataFrame:
     """
     blank = 0 if rule.blank == "negative" else MASKED
     codes_of = {"negative": 0, "positive": 1, "exclude": MASKED, "smooth": SMOOTH}
-    nothing, something = labels["No Finding"] == 1, (labels[list(FINDINGS)] == 1).any(axis=1)
+    nothing, something = labels["No Finding"] == 1, (labels[list(rule.all_findings)] == 1).any(axis=1)
     codes = {}
     for name in rule.label_names:
         values, uncertain = labels[name], codes_of[rule.policies[name]]
@@ -115,40 +116,47 @@ def decide_codes(labels: pd.DataFrame, rule: LabelRule) -> pd.DataFrame:
 
 
 def label_studies(labels: pd.DataFrame, rule: LabelRule) -> pd.DataFrame:
-    """Returns the study's ids and its `outcome` and, with several labels, a column of codes for each.
+    """Returns the ids of each row and its `outcome` and, with several labels, a column of codes for each.
 
-    With several labels, the outcome is 1 if any finding is positive; samples are stratified by it.
+    A row is a study or, in a manifest, an image. With several labels, the outcome is 1 if any finding is
+    positive; samples are stratified by it.
     """
+    ids = labels[ids_of(labels)]
     if rule.task in BINARY_TASKS:
-        return labels[[*PATIENT_IDS]].assign(outcome=decide_outcomes(labels[rule.columns], rule))
+        return ids.assign(outcome=decide_outcomes(labels[rule.columns], rule))
     codes = decide_codes(labels, rule)
     findings = [name for name in codes if name != "No Finding"] or list(codes)
     outcome = codes[findings].isin((1, SMOOTH)).any(axis=1).astype("int64")
     unused = (codes == MASKED).all(axis=1)
     unsure = (labels[list(codes)] == -1).any(axis=1)
     outcome = np.select([unused & unsure, unused], [UNCERTAIN, OTHER_LABELS], default=outcome)
-    return labels[[*PATIENT_IDS]].assign(outcome=outcome, **codes)
+    return ids.assign(outcome=outcome, **codes)
+
+
+def ids_of(labels: pd.DataFrame) -> list[str]:
+    """Returns the columns that say whose labels a row has: a study's or, in a manifest, an image's."""
+    return [name for name in ("dicom_id", *PATIENT_IDS) if name in labels]
 
 
 def index_images(data_dir: str | Path, **options: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Labels every image from the tables alone, without looking at image files.
 
     `options` are those of LabelRule. Returns the kept images in the order of the metadata table (dicom_id,
-    subject_id, study_id, view_position, split, label, path, and the labels of a task with several), and the
+    subject_id, study_id, view_position, split, path, label, and the labels of a task with several), and the
     exclusion table: one row per split, columns "images", REASONS and "kept".
     """
-    rule = LabelRule(**options)
+    rule = LabelRule(**{**options, "collection": labels_of_collection(data_dir)})
     images = read_images(data_dir)
     labels = read_labels(data_dir, rule.labeler, rule.columns, images=images)
     kept, exclusions = label_images(images, labels, rule)
-    return kept.assign(path=published_paths(kept, data_dir)), exclusions
+    return kept, exclusions
 
 
 def label_images(
     images: pd.DataFrame, labels: pd.DataFrame, rule: LabelRule
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Labels the images of `read_images` by the `labels` of their studies, as `index_images` does."""
-    images = images.merge(label_studies(labels, rule), how="left", on=list(PATIENT_IDS))
+    """Labels the images of `read_images` by the `labels` of `read_labels`, as `index_images` does."""
+    images = images.merge(label_studies(labels, rule), how="left", on=ids_of(labels))
     outcome = images.pop("outcome").fillna(NO_LABEL_ROW).to_numpy(dtype="int64")
     in_view = np.full(len(images), True)
     if VIEWS[rule.view] is not None:

@@ -1,6 +1,7 @@
 """MIMIC-CXR-JPG as a `datasets` loading script: chest X-rays and their labels, shrunk once into the cache.
 
-ROOT is the PhysioNet folder as downloaded: `files/` and the metadata, split and label tables.
+ROOT is the PhysioNet folder as downloaded: `files/` and the metadata, split and label tables; or a folder
+with `manifest.csv`, which lists the images and labels of any other collection.
 
     load_dataset("mimic_cxr_dataset", "finding", data_dir=ROOT, trust_remote_code=True)
     load_dataset("mimic_cxr_dataset", "pleural_effusion", data_dir=ROOT, trust_remote_code=True,
@@ -28,12 +29,14 @@ import pandas as pd
 
 from .builder import RadiographBuilder
 from .choices import DEFAULTS
+from .choices import MANIFEST_FILE
 from .choices import MASKED
 from .choices import MULTI_LABEL
 from .choices import SMOOTH
 from .choices import SMOOTH_TARGETS
 from .choices import TASKS
 from .collection import read_collection
+from .csv_files import read_bytes
 from .dicom import read_dicom
 from .errors import DatasetError
 from .gray_levels import equalize
@@ -44,6 +47,8 @@ from .labels import MISSING_FILE
 from .labels import REASONS
 from .labels import format_exclusions
 from .labels import index_images
+from .labels import labels_of_collection
+from .manifest import has_manifest
 from .patients import read_patients
 from .radiographs import Reading
 from .radiographs import check_jpeg
@@ -52,7 +57,6 @@ from .radiographs import is_jpeg
 from .radiographs import shrink_radiograph
 from .tables import SPLITS
 from .tables import find_csv
-from .tables import read_bytes
 from .tables import resolve_root
 
 # A fixed name, because `datasets` imports this file under a name that contains a hash.
@@ -76,7 +80,12 @@ class MimicCxrConfig(datasets.BuilderConfig):
         """Returns the label rule; not made once, because `datasets` sets options after the config is made."""
         findings = None if self.findings is None else tuple(self.findings)
         options = {name: getattr(self, name) for name in ("labeler", "view", "uncertain", "blank")}
-        return LabelRule(task=self.name, findings=findings, **options)
+        collection = labels_of_collection(self.data_dir) if self.data_dir else None
+        return LabelRule(task=self.name, findings=findings, collection=collection, **options)
+
+    @property
+    def has_manifest(self) -> bool:
+        return self.data_dir is not None and has_manifest(resolve_root(self.data_dir))
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Returns the cache folder's name, which depends on the options, the tables and this package's code.
@@ -91,10 +100,12 @@ class MimicCxrConfig(datasets.BuilderConfig):
         parts = [repr((self.rule, self.on_bad_image, size, custom_features)).encode("utf-8")]
         parts += [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
         if self.data_dir is not None:
-            parts.append(str(resolve_root(self.data_dir)).encode("utf-8"))
-            tables = ("metadata", "split", self.labeler)
-            parts += [read_bytes(find_csv(self.data_dir, table)) for table in tables]
-            parts.append(repr(read_collection(resolve_root(self.data_dir)).equalized).encode("utf-8"))
+            root = resolve_root(self.data_dir)
+            tables = [root / MANIFEST_FILE]
+            if not self.has_manifest:
+                tables = [find_csv(root, table) for table in ("metadata", "split", self.labeler)]
+            parts += [str(root).encode("utf-8"), *map(read_bytes, tables)]
+            parts.append(repr(read_collection(root).equalized).encode("utf-8"))
         digests = b"".join(hashlib.blake2b(part).digest() for part in parts)
         return f"{self.name}-{hashlib.blake2b(digests, digest_size=8).hexdigest()}"
 
@@ -122,16 +133,21 @@ class MimicCxr(RadiographBuilder):
             "image": datasets.Image(mode="L"),
             **label,
             "dicom_id": datasets.Value("string"),
-            "subject_id": datasets.Value("int64"),
-            "study_id": datasets.Value("int64"),
+            "subject_id": datasets.Value("string" if self.config.has_manifest else "int64"),
+            "study_id": datasets.Value("string" if self.config.has_manifest else "int64"),
             "view_position": datasets.Value("string"),
         }
-        return datasets.DatasetInfo(
+        info = datasets.DatasetInfo(
             description=self.config.rule,
             features=datasets.Features(features),
             homepage="https://physionet.org/content/mimic-cxr-jpg/",
             license="PhysioNet Credentialed Health Data License 1.5.0",
         )
+        if self.config.has_manifest:
+            collection = read_collection(resolve_root(self.config.data_dir))
+            info.homepage, info.license = "", collection.license or ""
+            info.citation = collection.citation or ""
+        return info
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         config, streaming = self.config, dl_manager.is_streaming
@@ -169,7 +185,11 @@ class MimicCxr(RadiographBuilder):
 
     def _describe(self) -> None:
         """Writes the exclusion table into the dataset's info, which is stored in the cache."""
-        self.info.description = f"MIMIC-CXR-JPG, {self.config.rule}\n{format_exclusions(self._exclusions)}"
+        name = "MIMIC-CXR-JPG"
+        if self.config.has_manifest:
+            root = resolve_root(self.config.data_dir)
+            name = read_collection(root).name or root.name
+        self.info.description = f"{name}, {self.config.rule}\n{format_exclusions(self._exclusions)}"
 
     def count_damaged(self, split: str, num_damaged: int) -> None:
         self._count_left_out(split, DAMAGED_FILE, num_damaged)

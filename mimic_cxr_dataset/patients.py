@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .csv_files import parse_ids
+from .csv_files import parse_numbers
+from .csv_files import read_csv
+from .csv_files import reject
 from .errors import DatasetError
-from .tables import parse_ids
-from .tables import parse_numbers
-from .tables import read_csv
-from .tables import reject
 
 UNKNOWN = "unknown"
 SEXES = {"F": "female", "M": "male"}

@@ -117,9 +117,10 @@ def leads_to_end(content: bytes) -> bool:
 
 
 def find_image(path: str) -> str | None:
-    """Returns the path, or the same with another of the SUFFIXES; None if no such file exists."""
+    """Returns the path or, of a .jpg, the same with another of the SUFFIXES; None if no such file exists."""
     stem = path.removesuffix(".jpg")
-    return next((stem + suffix for suffix in SUFFIXES if Path(stem + suffix).is_file()), None)
+    paths = [path] if stem == path else [stem + suffix for suffix in SUFFIXES]
+    return next((path for path in paths if Path(path).is_file()), None)
 
 
 @refuse_bad_files()

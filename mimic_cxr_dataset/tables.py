@@ -1,28 +1,25 @@
-"""Reads the tables of MIMIC-CXR-JPG."""
+"""Reads which images a data folder has: from the tables of MIMIC-CXR-JPG, or from a manifest."""
 
 # One import per line: the loader of `datasets` 3 reads "import a, b" as one package named "a, b".
-import csv
-import gzip
-import io
 import logging
 import os
-import reprlib
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv as pa_csv
 
 from .choices import VIEWS
+from .csv_files import PATIENT_IDS
+from .csv_files import differs_from_first
+from .csv_files import parse_ids
+from .csv_files import read_csv
+from .csv_files import reject
 from .errors import DatasetError
+from .manifest import has_manifest
+from .manifest import read_manifest
 
 # A fixed name, because `datasets` imports this file under a name that contains a hash.
 logger = logging.getLogger("mimic_cxr_dataset")
 
-PATIENT_IDS = ("subject_id", "study_id")
-MAX_UNPACKED_BYTES = 2**28  # 4 times the largest table; a damaged .csv.gz of 1 MB may decompress to 1 GB
 DESCRIPTIONS = {"PerformedProcedureStepDescription": "procedure", "StudyDate": "study_date"}
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
 
@@ -30,7 +27,7 @@ SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # publish
 def resolve_root(data_dir: str | Path | None) -> Path:
     """Returns the absolute path of data_dir. Raises DatasetError if it is not a folder."""
     tables = "the mimic-cxr-2.0.0-*.csv[.gz] tables"
-    expected = f"expected the MIMIC-CXR-JPG folder, which holds files/ and {tables}"
+    expected = f"expected the MIMIC-CXR-JPG folder, which holds files/ and {tables}, or one with manifest.csv"
     if not data_dir:
         raise DatasetError(f"No data_dir given: {expected}.")
     # Not Path.resolve(): the cache keeps image paths, and a link stays valid when the data moves elsewhere.
@@ -65,112 +62,21 @@ def find_csv(data_dir: str | Path, table: str) -> Path:
         advice = f"A subfolder has it: use {below.parent}." if below else "Download it, or correct data_dir."
         raise DatasetError(
             f"{missing} is missing, and so is {missing.stem}: data_dir must hold the tables of MIMIC-CXR-JPG "
-            f"(https://physionet.org/content/mimic-cxr-jpg/). {advice}"
+            f"(https://physionet.org/content/mimic-cxr-jpg/), or manifest.csv. {advice}"
         )
     return path
 
 
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
-
-
-def read_csv(path: Path, columns: list[str], *, optional: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Returns the columns as text, blank cells as "", indexed by line number; `optional` ones may be absent.
-
-    Arrow reads them, because pandas fills short lines with blanks, which would count as labels, and cuts long
-    ones. Raises DatasetError for a damaged file.
-    """
-    ragged = []
-
-    def note_ragged(row: pa_csv.InvalidRow) -> str:
-        ragged.append(row)
-        return "skip"  # otherwise the error quotes the line, which contains ids
-
-    content = read_bytes(path)
-    try:
-        if content.startswith(b"\x1f\x8b"):  # not by name: browsers decompress a .csv.gz and keep its name
-            with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
-                content = unpacked.read(MAX_UNPACKED_BYTES + 1)
-            if len(content) > MAX_UNPACKED_BYTES:
-                raise ValueError(f"it decompresses to more than {MAX_UNPACKED_BYTES:,} bytes")
-        lines = [number for number, line in enumerate(content.splitlines(), start=1) if line]
-        if len(lines) < 2:
-            raise ValueError("it has no rows")
-        content.decode("utf-8")  # Arrow checks only the columns that it reads, and prints tracebacks
-        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
-        header = next(filter(None, csv.reader(text)))
-        columns = [*columns, *(column for column in optional if column in header)]
-        wrong = [column for column in columns if header.count(column) != 1]
-        if not wrong:
-            table = pa_csv.read_csv(
-                pa.BufferReader(content),
-                read_options=pa_csv.ReadOptions(use_threads=False),  # with threads, lines have no numbers
-                parse_options=pa_csv.ParseOptions(invalid_row_handler=note_ragged, newlines_in_values=True),
-                convert_options=pa_csv.ConvertOptions(
-                    include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
-                ),
-            )
-            if ragged:
-                row = ragged[0]
-                found = f"line {lines[row.number - 1]} has {row.actual_columns} fields"
-                raise ValueError(f"{found}, the first line has {row.expected_columns}")
-            if len(table) + 1 != len(lines):
-                raise ValueError("a value spans several lines: a quote is not closed")
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{path} is unreadable or cut off ({reason}): download it again.") from error
-    if wrong:
-        count = header.count(wrong[0])
-        # Names with digits are not shown: if the header is missing, the first line contains ids.
-        names = [name for name in header[:20] if not any(map(str.isdigit, name))]
-        found = ", ".join(map(reprlib.repr, names)) or "no column names"
-        raise DatasetError(
-            f"{path} has {f'{count} columns' if count else 'no column'} {wrong[0]!r}; found {found}."
-        )
-    return table.to_pandas().set_axis(lines[1:])
-
-
-def reject(bad, path: Path, values: pd.Series, expected: str) -> None:
-    """Raises DatasetError with the first line where `bad` holds, and with its value unless that is an id."""
-    bad = np.asarray(bad, dtype=bool)
-    if bad.any():
-        row = int(np.argmax(bad))
-        is_id = values.name in ("dicom_id", *PATIENT_IDS)
-        found = f"wrong {values.name}" if is_id else f"{values.name} is {reprlib.repr(str(values.iloc[row]))}"
-        raise DatasetError(
-            f"{path}, line {values.index[row]}: {found}; expected {expected} ({int(bad.sum()):,} such lines)."
-        )
-
-
-def differs_from_first(table: pd.DataFrame, column: str, *, within: str) -> np.ndarray:
-    """Returns whether `column` differs from its value in the first row with the same `within`."""
-    first = table.drop_duplicates(within).set_index(within)[column]
-    return (table[column] != table[within].map(first)).to_numpy(dtype=bool)
-
-
-def parse_numbers(values: pd.Series) -> np.ndarray:
-    """Returns text as float64, NaN where it is blank or not a number."""
-    return pd.to_numeric(values, errors="coerce").to_numpy(dtype="float64", na_value=np.nan)
-
-
-def parse_ids(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Returns the table with its subject_id and study_id, if any, as int64, or raises DatasetError."""
-    for column in table.columns.intersection(PATIENT_IDS):
-        numbers = parse_numbers(table[column])
-        is_id = (numbers > 0) & (numbers < 2**53) & (numbers == np.floor(numbers))
-        reject(~is_id, path, table[column], "a whole number")
-        table[column] = numbers.astype("int64")
-    return table
-
-
 def read_images(data_dir: str | Path) -> pd.DataFrame:
-    """Returns every image in the metadata's order: dicom_id, subject_id, study_id, view_position, split.
+    """Returns every image in the order of the metadata, or of a manifest.
 
-    Also `procedure` and `study_date`, which are "" if the metadata lack them, as those of a collection may.
+    The columns are dicom_id, subject_id, study_id, view_position, split and path, and also `procedure` and
+    `study_date`, which are "" if the metadata lack them, as those of a collection may. The ids of patients
+    and studies are whole numbers; in a manifest they are text.
     """
+    root = resolve_root(data_dir)
+    if has_manifest(root):
+        return read_manifest(root)
     path, split_path = find_csv(data_dir, "metadata"), find_csv(data_dir, "split")
     columns = ["dicom_id", *PATIENT_IDS, "ViewPosition"]
     images = parse_ids(path, read_csv(path, columns, optional=tuple(DESCRIPTIONS)))
@@ -206,6 +112,7 @@ def read_images(data_dir: str | Path) -> pd.DataFrame:
     images["view_position"] = images.pop("ViewPosition").str.strip()
     for column, name in DESCRIPTIONS.items():
         images[name] = images.pop(column) if column in images else ""
+    images["path"] = _published_paths(images, root)
     return images.reset_index(drop=True)
 
 
@@ -220,10 +127,10 @@ def read_study_splits(data_dir: str | Path, *, images: pd.DataFrame) -> pd.DataF
     return table.drop_duplicates("study_id").set_index("study_id")
 
 
-def published_paths(images: pd.DataFrame, data_dir: str | Path) -> pd.Series:
+def _published_paths(images: pd.DataFrame, root: Path) -> pd.Series:
     """Where each image's JPEG is in the tree as published."""
     subject, study = images["subject_id"].astype(str), images["study_id"].astype(str)
-    folder = f"{resolve_root(data_dir)}/files/p" + subject.str[:2] + "/p" + subject + "/s" + study + "/"
+    folder = f"{root}/files/p" + subject.str[:2] + "/p" + subject + "/s" + study + "/"
     return folder + images["dicom_id"] + ".jpg"
 
 

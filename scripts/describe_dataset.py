@@ -1,4 +1,4 @@
-"""Counts the images and labels of a MIMIC-CXR-JPG folder, and compares them with the published counts.
+"""Counts the images and labels of a data folder; compares those of MIMIC-CXR-JPG with the published counts.
 
     python scripts/describe_dataset.py                                # a synthetic sample, made on first use
     python scripts/describe_dataset.py --data_dir /data/mimic-cxr-jpg
@@ -45,8 +45,10 @@ from rich.table import Table
 from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.labels import TABLE_REASONS
+from mimic_cxr_dataset.labels import ids_of
 from mimic_cxr_dataset.labels import index_images
 from mimic_cxr_dataset.labels import read_labels
+from mimic_cxr_dataset.manifest import has_manifest
 from mimic_cxr_dataset.radiographs import Reading
 from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.radiographs import shrink_radiograph
@@ -97,9 +99,10 @@ def count_labels(rows: pd.DataFrame, task: str) -> Counts:
 
 def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
     """Counts per ViewPosition, most frequent first: "images", "images with a label row", "kept"."""
+    ids = ids_of(values)
     columns = {
         "images": images["view_position"].value_counts(),
-        "images with a label row": images.merge(values[STUDY], on=STUDY)["view_position"].value_counts(),
+        "images with a label row": images.merge(values[ids], on=ids)["view_position"].value_counts(),
         "kept": kept["view_position"].value_counts(),
     }
     views = pd.DataFrame(columns).fillna(0).astype("int64")
@@ -107,8 +110,8 @@ def count_views(images: pd.DataFrame, values: pd.DataFrame, kept: pd.DataFrame) 
 
 
 def count_values(values: pd.DataFrame) -> Counts:
-    """Counts studies by label and value: "1.0", "0.0", "-1.0" or "blank"."""
-    labels = values[list(LABELS)]
+    """Counts studies, or images of a manifest, by label and value: "1.0", "0.0", "-1.0" or "blank"."""
+    labels = values.drop(columns=ids_of(values))
     by_value = {f"{value:.1f}": (labels == value).sum() for value in (1, 0, -1)}
     return pd.DataFrame({**by_value, "blank": labels.isna().sum()}).to_dict("index")
 
@@ -270,7 +273,8 @@ def to_markdown(title: str, tables: list[CountTable], verdicts: list[str]) -> st
 
 def index_csv(kept: pd.DataFrame, root: Path) -> str:
     """Returns the labelled images as CSV text, with paths relative to `root`."""
-    index = kept.assign(path=kept["path"].str[len(f"{root}/") :]).rename(columns={"view_position": "view"})
+    index = kept.assign(path=kept["path"].str.removeprefix(f"{root}/"))
+    index = index.rename(columns={"view_position": "view"})
     columns = ["dicom_id", *STUDY, "view", "split", "label", "path"]
     return index[columns].to_csv(index=False, lineterminator="\n")
 
@@ -296,7 +300,7 @@ def find_examples(
 def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Namespace) -> str:
     """Draws training images of both labels to `path`; returns the reason if it cannot, else ""."""
     path.unlink(missing_ok=True)  # an old figure may show other data
-    if not (root / "files").is_dir():
+    if not has_manifest(root) and not (root / "files").is_dir():
         return f"{root} has no folder files/ with images"
     train, reading = kept[kept["split"] == "train"], read_collection(root).reading
     options = {"num_examples": args.num_examples, "seed": args.seed}
@@ -306,7 +310,7 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
     }
     absent = [name for name, images in examples.items() if not images]
     if absent:
-        return f"found no readable training image of {' or '.join(map(repr, absent))} in {root / 'files'}"
+        return f"found no readable training image of {' or '.join(map(repr, absent))} in {root}"
     plot_examples(examples, path, title="Examples of the training split")
     return ""
 
@@ -317,8 +321,7 @@ def draw_examples(root: Path, kept: pd.DataFrame, path: Path, args: argparse.Nam
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.ArgumentParser(__doc__)
     add_number, positive = command_line.add_number, command_line.positive_int
-    root_help = "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
-    command_line.add_folder(parser, "--data_dir", root_help)
+    command_line.add_folder(parser, "--data_dir", command_line.DATA_DIR)
     command_line.add_folder(parser, "--output_dir", "where to write", default=Path("runs/dataset"))
     add_label_arguments(parser)
     add_number(
@@ -335,11 +338,11 @@ def count_and_compare(
     root: Path, kept: pd.DataFrame, exclusions: pd.DataFrame, args: argparse.Namespace
 ) -> tuple[list[CountTable], list[str]]:
     """Returns the tables and the verdicts; if counts differ, the last table lists the differences."""
-    images = read_images(root)
+    images, rule, is_mimic = read_images(root), label_rule(args), not has_manifest(root)
     values = {
-        labeler: read_labels(root, labeler, list(LABELS), images=images)
-        for labeler in LABELERS
-        if locate_csv(root, labeler)
+        labeler: read_labels(root, labeler, list(rule.labels), images=images)
+        for labeler in ([args.labeler] if not is_mimic else LABELERS)
+        if not is_mimic or locate_csv(root, labeler)
     }
     views = count_views(images, values[args.labeler], kept)
     found = {
@@ -350,18 +353,21 @@ def count_and_compare(
     }
     options = {name: getattr(args, name) for name in LABEL_OPTIONS}
     by_value = count_values(values[args.labeler])
+    of_labels = f"Studies by label, {args.labeler}" if is_mimic else "Images by label and value"
     tables = [
         counts_table(found["images"], title="Images, studies and patients", of="split"),
-        label_table(found["labels"], kept, args, with_published=options == LABEL_OPTIONS),
+        label_table(found["labels"], kept, args, with_published=options == LABEL_OPTIONS and is_mimic),
         view_table(views),
         exclusion_table(exclusions),
-        counts_table(by_value, title=f"Studies by label, {args.labeler}", of="label"),
+        counts_table(by_value, title=of_labels, of="label"),
     ]
     if args.dataset_config_name == MULTI_LABEL:
-        tables.insert(2, finding_table(kept, label_rule(args).label_names))
+        tables.insert(2, finding_table(kept, rule.label_names))
     if found["agreement"]:
         title = "Training studies by label, where NegBio and CheXpert agree"
         tables.append(counts_table(found["agreement"], title=title, of="label"))
+    if not is_mimic:
+        return tables, []
     verdicts, differences = zip(*compare_all(root, options, found))
     if rows := [row for of_kind in differences for row in of_kind]:
         columns = ("compared", "of", "found", "published")
@@ -392,7 +398,7 @@ def describe(root: Path, args: argparse.Namespace) -> None:
     print(*verdicts, sep="\n")
     print(f"Wrote dataset.md and dicoms_with_labels_and_splits.csv to {output_dir}")
     print(f"No examples.png: {reason}" if reason else f"Wrote examples.png to {output_dir}")
-    if args.data_dir:
+    if args.data_dir and not has_manifest(root):
         private = "dicoms_with_labels_and_splits.csv" + ("" if reason else " and examples.png")
         print(f"The data-use agreement requires to keep {private} private: patient data, mode 0600")
 

@@ -87,7 +87,9 @@ class Plan:
     def of(cls, splits: Splits, *, sizes: list[int | str | None], seeds: list[int]) -> "Plan":
         """Raises UserError without test images, and if there is no training size of `sizes`."""
         if "test" not in splits:
-            raise UserError("found no test images; expected some in the split CSV: name another --data_dir")
+            raise UserError(
+                "found no test images; expected some in the split CSV or manifest: name another --data_dir"
+            )
         test = splits["test"]
         drawn = intervals.patient_weights(test["subject_id"], num_resamples=intervals.NUM_RESAMPLES, seed=0)
         return cls(

@@ -46,6 +46,7 @@ from cxr.data import transforms
 from cxr.data.images import RADIOLOGIST
 from cxr.data.images import LabelledImages
 from cxr.data.images import are_equalized
+from cxr.data.images import check_studies
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import first_images
 from cxr.data.loading import EVALUATION_SEED
@@ -172,6 +173,8 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
         patients_dir=args.patients_dir,
         **arguments.data_options(args),
     )
+    if args.evaluation_level == "study":
+        check_studies({split: images for split, images in splits.items() if split != "train"})
     train_images = run.draw_training_images(splits["train"])
     if len(set(train_images["label"])) < 2:
         logger.warning(
@@ -189,7 +192,7 @@ def load_datasets(run: Run, config: PretrainedConfig, image_size: int) -> dict[s
     options = {"seed": args.seed, "num_patches": num_patches, "mixing": mixing}
     sets = {"train": ChestXrays(train_images, train_transform, **options)}
     if args.evaluate_test and "test" not in splits:
-        raise UserError("--evaluate_test: found no test images; leave the flag out, or check the split CSV")
+        raise UserError("--evaluate_test: found no test images; leave the flag out, or check the splits")
     for split in ("validation", "test", RADIOLOGIST) if args.evaluate_test else ("validation",):
         if split not in splits:  # few collections have a radiologist's labels
             continue

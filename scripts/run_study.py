@@ -39,6 +39,8 @@ from cxr.choices import RECIPES
 from cxr.choices import TASKS
 from cxr.choices import TRAINING_MODES
 from cxr.choices import VIEWS
+from cxr.cli.arguments import labels_in
+from cxr.cli.command_line import DATA_DIR
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
@@ -46,6 +48,7 @@ from cxr.cli.command_line import model_name
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_below_one
+from cxr.data.images import user_errors
 from cxr.data.sources import REPOSITORY
 from cxr.data.sources import make_sample_data_once
 from cxr.errors import did_you_mean
@@ -127,9 +130,7 @@ def make_parser() -> ArgumentParser:
         "--presets prints all of them",
     )
     parser.add_argument("--presets", action=PrintPresets, nargs=0, help="print all presets and exit")
-    add_folder(
-        parser, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample, made on first use)"
-    )
+    add_folder(parser, "--data_dir", DATA_DIR)
     add_folder(parser, "--output_dir", "the study's folder: a new one, or the one to continue", required=True)
     add_axes(parser.add_argument_group("axes (each flag replaces the preset's values)"))
     add_study_flags(parser.add_argument_group("study"))
@@ -235,6 +236,8 @@ def check(
 
     `prints` prints the plan before the checks of disk and device, so that it can be read without a GPU.
     """
+    with user_errors():
+        labels_in(data_dir)
     images = count_images(cells, data_dir)
     facts = check_cells(cells)
     runner.check_study(output_dir, cells)

@@ -24,14 +24,22 @@ FLOORS = (
     {"mimic_cxr_dataset"},
     {"choices", "errors", "version"},
     {"data", "evaluation", "run_folder", "synthetic"},
-    {"sharing"},
+    {"sharing", "importing"},
     {"models"},
     {"training"},
     {"cli", "inference"},
     {"study"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-WITHOUT_TORCH = ("demo", "describe_dataset", "hub", "make_sample_data", "report_study", "run_study")
+WITHOUT_TORCH = (
+    "demo",
+    "describe_dataset",
+    "hub",
+    "import_dataset",
+    "make_sample_data",
+    "report_study",
+    "run_study",
+)
 LIBRARIES_WITH_TORCH = {"torch", "torchvision", "transformers", "accelerate", "captum"}
 # Slow to import, and needed by a part of a run only: `--help` and a wrong flag do not wait for them.
 SLOW_LIBRARIES = {"captum", "gradio", "matplotlib", "sklearn", "scipy.stats"}

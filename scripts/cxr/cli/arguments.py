@@ -4,18 +4,19 @@ import argparse
 import logging
 import re
 from functools import partial
+from pathlib import Path
 
 from cxr.choices import BLANK
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import DEFAULT_MODEL
 from cxr.choices import LABELERS
-from cxr.choices import LABELS
 from cxr.choices import ON_BAD_IMAGE
 from cxr.choices import SCHEDULES
 from cxr.choices import TASKS
 from cxr.choices import TRACKERS
 from cxr.choices import VIEWS
 from cxr.cli import recipes
+from cxr.cli.command_line import DATA_DIR
 from cxr.cli.command_line import DataDirs
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
@@ -33,6 +34,7 @@ from cxr.models.architectures import TIMM_NAME
 from cxr.models.architectures import is_untrained
 from cxr.sharing.local_hub import parse_model_id
 from cxr.sharing.local_hub import parse_tag
+from mimic_cxr_dataset.choices import MANIFEST_FILE
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.label_rule import LabelRule
 
@@ -92,17 +94,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, **config_names: object)
     )
 
 
-def add_data_arguments(
-    parser: argparse.ArgumentParser, *, data_dir: str = "the MIMIC-CXR-JPG folder"
-) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser, *, data_dir: str = DATA_DIR) -> None:
     group = parser.add_argument_group("data")
     number, folder = partial(add_number, group), partial(add_folder, group)
-    folder(
-        "--data_dir",
-        f"{data_dir} (default: a synthetic sample, made on first use)",
-        nargs="+",
-        action=DataDirs,
-    )
+    folder("--data_dir", data_dir, nargs="+", action=DataDirs)
     parser.set_defaults(other_data_dirs=[])
     add_label_arguments(group)
     group.add_argument(
@@ -161,7 +156,7 @@ def add_label_arguments(group: argparse._ActionsContainer) -> None:
         "--labeler",
         choices=LABELERS,
         default=DATASET_DEFAULTS["labeler"],
-        help="use the labels of this labeler",
+        help="use the labels of this labeler of MIMIC-CXR-JPG",
     )
     group.add_argument(
         "--view",
@@ -180,10 +175,9 @@ def add_label_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--findings",
         nargs="+",
-        choices=(*LABELS, "chexpert5"),
         metavar="FINDING",
         help="learn only these labels of the task findings, such as Edema 'Pleural Effusion'; chexpert5: the "
-        "five of CheXpert's competition (default: all 14)",
+        "five of CheXpert's competition (default: all that the data have, of MIMIC-CXR-JPG 14)",
     )
     group.add_argument(
         "--blank",
@@ -376,17 +370,36 @@ def data_options(args: argparse.Namespace) -> dict[str, object]:
 
 
 def label_rule(args: argparse.Namespace) -> LabelRule:
-    """Returns the rule of the flags of `add_label_arguments`. Raises DatasetError."""
+    """Returns the rule of the flags of `add_label_arguments` for the labels of --data_dir.
+
+    Raises DatasetError.
+    """
     options = {flag: getattr(args, flag) for flag in ("labeler", "view", "uncertain", "blank")}
     findings = args.findings and tuple(args.findings)
-    return LabelRule(task=args.dataset_config_name, findings=findings, **options)
+    collection = labels_in(args.data_dir)
+    return LabelRule(task=args.dataset_config_name, findings=findings, collection=collection, **options)
+
+
+def labels_in(data_dir: Path | None) -> tuple[str, ...] | None:
+    """Returns the labels of a manifest, None for other folders. Raises DatasetError."""
+    if data_dir is None or not (data_dir / MANIFEST_FILE).is_file():
+        return None
+    from mimic_cxr_dataset.labels import labels_of_collection  # not at the top: --help does without pandas
+
+    return labels_of_collection(data_dir)
 
 
 def check_label_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     try:
+        labels = labels_in(args.data_dir)
+    except DatasetError as error:
+        parser.error(str(error))
+    try:
         label_rule(args)
     except DatasetError as error:
         parser.error(f"--{error}")
+    if labels is not None and args.labeler != DATASET_DEFAULTS["labeler"]:
+        logger.warning("--labeler %s has no effect: %s has one set of labels", args.labeler, MANIFEST_FILE)
 
 
 def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
@@ -417,7 +430,7 @@ def check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Names
             continue
         parser.error(
             f"--data_dir {data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "
-            "files/ and the CSVs; leave the flag out to try the synthetic sample"
+            "files/ and the CSVs, or one with manifest.csv; leave the flag out to try the synthetic sample"
         )
     if args.resume_from_checkpoint and not args.output_dir:
         parser.error("--resume_from_checkpoint needs the --output_dir of the run to continue")

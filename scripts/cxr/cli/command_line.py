@@ -10,6 +10,9 @@ from typing import NoReturn
 from cxr.errors import did_you_mean
 from cxr.version import VERSION
 
+DATA_DIR = "the MIMIC-CXR-JPG folder, or one with manifest.csv"  # the help of --data_dir
+DATA_DIR += " (default: a synthetic sample, made on first use)"
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the layout of the description and adds a flag's default to its help."""

@@ -6,6 +6,7 @@ from cxr.choices import LEARNING_RATES
 from cxr.cli import arguments
 from cxr.cli import command_line
 from cxr.cli import defaults
+from cxr.cli.command_line import DATA_DIR
 from cxr.cli.command_line import ArgumentParser
 from cxr.models.architectures import VIT_MAE_CONFIGS
 
@@ -36,8 +37,7 @@ def parse_args(
         help="mirror half of the training images",
     )
 
-    several = "the MIMIC-CXR-JPG folder, or several collections of this layout"
-    arguments.add_data_arguments(parser, data_dir=several)
+    arguments.add_data_arguments(parser, data_dir=f"{DATA_DIR}; several folders are one collection")
     training = arguments.add_training_arguments(
         parser,
         num_train_epochs=100,

@@ -8,6 +8,7 @@ from cxr.choices import ON_BAD_IMAGE
 from cxr.choices import POOLINGS
 from cxr.cli import arguments
 from cxr.cli import command_line
+from cxr.cli.command_line import DATA_DIR
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
 from cxr.cli.command_line import positive_int
@@ -84,7 +85,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    add_folder(group, "--data_dir", "the MIMIC-CXR-JPG folder (default: a synthetic sample)")
+    add_folder(group, "--data_dir", DATA_DIR)
     arguments.add_label_arguments(group)
     group.add_argument(
         "--on_bad_image",

@@ -35,6 +35,7 @@ from mimic_cxr_dataset.labels import DAMAGED_FILE
 from mimic_cxr_dataset.labels import MISSING_FILE
 from mimic_cxr_dataset.labels import format_exclusions
 from mimic_cxr_dataset.labels import label_images
+from mimic_cxr_dataset.labels import labels_of_collection
 from mimic_cxr_dataset.labels import read_labels
 from mimic_cxr_dataset.labels import read_radiologist
 from mimic_cxr_dataset.patients import describe_patients
@@ -43,7 +44,6 @@ from mimic_cxr_dataset.patients import scanner_of
 from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import group_images
-from mimic_cxr_dataset.tables import published_paths
 from mimic_cxr_dataset.tables import read_images
 from mimic_cxr_dataset.tables import resolve_root
 
@@ -139,9 +139,11 @@ def load_images(
     with user_errors():
         check_options(on_bad_image=on_bad_image)
         images = read_images(data_dir)
-        images["path"] = published_paths(images, data_dir)
+        rule = replace(rule, collection=labels_of_collection(data_dir))
         labels = read_labels(data_dir, rule.labeler, rule.columns, images=images)
         of_radiologist = read_radiologist(data_dir, images=images) if with_radiologist else None
+        if patients_dir is not None and rule.collection is not None:
+            raise UserError(f"--patients_dir: found a manifest in {data_dir}, expected MIMIC; leave it out")
         images = add_groups(images, patients_dir)
         kept, exclusions = label_images(images, labels, rule)
         groups = group_images(images)
@@ -156,11 +158,24 @@ def load_images(
     rows = {split: kept[kept["split"] == split] for split in SPLITS.values()}
     for split in ("train", "validation"):
         if rows[split].empty:
-            raise UserError(f"{data_dir}: found no {split} images; expected some in its split CSV")
+            raise UserError(
+                f"{data_dir}: found no {split} images ({rule}); expected some in the split CSV or manifest"
+            )
     if of_radiologist is not None:
         of_test = images[(images["split"] == "test") & ~images["dicom_id"].isin(bad["dicom_id"])]
         rows[RADIOLOGIST], _ = label_images(of_test, of_radiologist, rule)
     return {split: with_pixels(of_split, pixels, rule) for split, of_split in rows.items() if len(of_split)}
+
+
+def check_studies(splits: dict[str, LabelledImages]) -> None:
+    """Raises UserError if the images of a study have different labels, as they may in a manifest."""
+    for split, images in splits.items():
+        labels = pd.DataFrame(images.labels)
+        if (labels.groupby(images.rows["study_id"].to_numpy()).nunique() > 1).any(axis=None):
+            raise UserError(
+                f"--evaluation_level study: found a study of the {split} split whose images have different "
+                "labels, expected the same; leave the flag out"
+            )
 
 
 def add_groups(images: pd.DataFrame, patients_dir: Path | None) -> pd.DataFrame:

@@ -95,6 +95,11 @@ class Origin(Record):
     labeler: Word | None = Field(
         default=None, description="labeler of MIMIC-CXR-JPG; null if the labels are another collection's"
     )
+    labels: list[Word] | None = Field(
+        default=None, description="label columns of the data's manifest; null for MIMIC-CXR-JPG, which has 14"
+    )
+    license: Name | None = Field(default=None, description="of the data, as its collection.json says")
+    citation: Name | None = Field(default=None, description="for the data, as its collection.json says")
     version: Word | None = Field(default=None, description="version of this code, from cxr/version.py")
 
 

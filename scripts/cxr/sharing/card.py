@@ -40,8 +40,11 @@ from cxr.run_folder.record import Training
 from cxr.sharing.local_hub import MODEL_ID
 from cxr.sharing.local_hub import read_refs
 from cxr.version import VERSION
+from mimic_cxr_dataset.choices import MANIFEST_FILE
+from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.label_rule import LabelRule
+from mimic_cxr_dataset.labels import labels_of_collection
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 # Figures that may be shared, because they show no image and no patient.
@@ -136,6 +139,9 @@ def describe_origin(args: argparse.Namespace) -> Origin:
     dataset = "synthetic-radiographs" if is_synthetic(args.data_dir) else dataset_name(args.data_dir)
     if args.other_data_dirs:
         dataset = ", ".join(name_roots([args.data_dir, *args.other_data_dirs]))
+    root = None if args.other_data_dirs else args.data_dir
+    has_manifest = root is not None and (root / MANIFEST_FILE).is_file()
+    is_mimic = root is not None and "mimic-cxr" in dataset and not has_manifest
     return Origin(
         git_commit=source_revision(),
         is_synthetic=all(map(is_synthetic, [args.data_dir, *args.other_data_dirs])),
@@ -143,9 +149,17 @@ def describe_origin(args: argparse.Namespace) -> Origin:
         base_model=base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
         base_model_revision=refs.get(args.model_revision, args.model_revision) if is_by_name else None,
         repository=source_address(),
-        labeler=args.labeler if "mimic-cxr" in dataset and label_tables_differ(args.data_dir) else None,
+        labeler=args.labeler if is_mimic and label_tables_differ(root) else None,
+        **(describe_manifest(root) if has_manifest else {}),
         version=VERSION,
     )
+
+
+def describe_manifest(data_dir: Path) -> dict[str, object]:
+    """Returns the fields of `Origin` that a manifest and its collection.json give."""
+    collection = read_collection(data_dir)
+    labels = list(labels_of_collection(data_dir))
+    return {"labels": labels, "license": collection.license, "citation": collection.citation}
 
 
 def write_card(output_dir: Path, args: Arguments, training: Training) -> None:
@@ -177,7 +191,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     groups = groups_to_share(list(splits.values())[-1].subgroups) if splits else None
     is_mimic = any("mimic" in one.dataset for one in (origin, *fields.training_history))
     metadata = ModelCardData(
-        **(LICENSE if is_mimic else {"license": "mit" if origin.is_synthetic else "other"}),
+        **(LICENSE if is_mimic else license_of(origin)),
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
@@ -223,6 +237,13 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     return str(ModelCard(body))
 
 
+def license_of(origin: Origin) -> dict[str, str]:
+    """Returns the license of the data in the form of the Hub."""
+    if origin.license is None:
+        return {"license": "mit" if origin.is_synthetic else "other"}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", origin.license.lower())[:60]}
+
+
 def read_label_rule(args: Arguments) -> LabelRule:
     """Returns the label rule of a run. Raises UserError if this version does not know it."""
     try:
@@ -231,6 +252,7 @@ def read_label_rule(args: Arguments) -> LabelRule:
             uncertain=args.uncertain,
             blank=args.blank,
             findings=args.findings and tuple(args.findings),
+            collection=None if args.origin.labels is None else tuple(args.origin.labels),
         )
     except DatasetError as error:
         raise UserError(f"args.json: {error}") from error
@@ -239,7 +261,8 @@ def read_label_rule(args: Arguments) -> LabelRule:
 def describe_labels(rule: LabelRule) -> str:
     """Returns in words when a label is 1 and when it is 0."""
     if rule.task == "finding":
-        return "1 if any of the 13 findings is positive, else 0"
+        names = "the 13 findings" if rule.collection is None else ", ".join(rule.all_findings)
+        return f"1 if any of {names} is positive, else 0"
     if rule.task in BINARY_TASKS:
         return f"1 if {rule.label_names[1]} is positive, 0 if No Finding is; others are left out"
     blank = "counts as negative" if rule.blank == "negative" else "is not used unless No Finding decides it"
@@ -331,9 +354,14 @@ def _name_base(start: Stage | Origin) -> str:
 
 
 def dataset_name(data_dir: Path) -> str:
-    """Returns the data folder's name as a dataset id; of PhysioNet's .../NAME/VERSION, it returns NAME."""
+    """Returns a dataset id: the name in a manifest's collection.json, else the data folder's.
+
+    Of PhysioNet's .../NAME/VERSION, it is NAME.
+    """
     folder = Path(os.path.abspath(data_dir))  # noqa: PTH100 - a link keeps its name
     name = folder.parent.name if re.fullmatch(r"[\d.]+", folder.name) else folder.name
+    if (folder / MANIFEST_FILE).is_file():
+        name = read_collection(folder).name or name
     return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
 
 

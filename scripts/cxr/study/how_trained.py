@@ -159,12 +159,14 @@ def data(run: Run) -> str:
 
 def label_rule(run: Run) -> str:
     results = run.results
-    task = task_in_words(results.task, labels_of(results.task, results.findings))
+    labels = run.args.origin.labels
+    task = task_in_words(results.task, labels_of(results.task, results.findings, labels))
+    source = f"by {results.labeler}" if labels is None else "by the collection"
     blank = f", blank counts as {results.blank}" * (results.blank != DATASET_DEFAULTS["blank"])
     level = f", measured by {results.evaluation_level}"
     level *= results.evaluation_level != EVALUATION_LEVELS[0]
     uncertain = f"uncertain counts as {results.uncertain}"
-    return f"{task}, by {results.labeler}, {uncertain}{blank}, {results.view} views{level}"
+    return f"{task}, {source}, {uncertain}{blank}, {results.view} views{level}"
 
 
 def commit(run: Run) -> str:

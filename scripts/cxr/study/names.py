@@ -85,11 +85,15 @@ class TableName:
         return mode + [self.labels] * (self.labels != DEFAULT_LABELS) + level
 
 
-def labels_of(task: str, findings: Iterable[str] | None) -> tuple[str, ...]:
-    """Returns the labels that a model with several of them learns, () for other tasks."""
+def labels_of(task: str, findings: Iterable[str] | None, collection: Iterable[str] | None) -> tuple[str, ...]:
+    """Returns the labels that a model with several of them learns, () for other tasks.
+
+    `collection` are the labels of a manifest, None for MIMIC-CXR-JPG.
+    """
     if task != MULTI_LABEL:
         return ()
-    return LabelRule(task=task, findings=findings and tuple(findings)).label_names
+    collection = None if collection is None else tuple(collection)
+    return LabelRule(task=task, findings=findings and tuple(findings), collection=collection).label_names
 
 
 def task_in_words(task: str, findings: tuple[str, ...]) -> str:
@@ -101,7 +105,8 @@ def task_in_words(task: str, findings: tuple[str, ...]) -> str:
     if findings == CHEXPERT5:
         return f"{len(CHEXPERT5)} labels of CheXpert"
     others = [name for name in LABELS if name not in findings]
-    named = ", ".join(findings) if len(findings) <= len(others) else f"all but {', '.join(others)}"
+    is_most = len(findings) > len(others) and {*findings} <= {*LABELS}
+    named = f"all but {', '.join(others)}" if is_most else ", ".join(findings)
     return f"{plural(len(findings), 'label')} ({named})"
 
 

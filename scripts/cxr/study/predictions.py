@@ -30,7 +30,8 @@ def read_predictions(path: Path, measured: MeasuredSplit | MeasuredFindings) -> 
         groups = set(ATTRIBUTES.values()) & {*pd.read_csv(path, nrows=0).columns}
         predictions = pd.read_csv(
             path,
-            dtype=dict.fromkeys([*labels, *probabilities], float) | dict.fromkeys(("dicom_id", *groups), str),
+            dtype=dict.fromkeys([*labels, *probabilities], float)
+            | dict.fromkeys((*ID_COLUMNS, *groups), str),
             usecols=list(dict.fromkeys([*ID_COLUMNS, *groups, *labels, *probabilities])),
             keep_default_na=False,  # "" means an unknown view, not a missing value
             na_values=dict.fromkeys(labels, "") if isinstance(measured, MeasuredFindings) else None,

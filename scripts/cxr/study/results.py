@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -13,6 +14,8 @@ from cxr.choices import CHEXPERT5
 from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import LABEL_OPTIONS
 from cxr.choices import RECIPES
+from cxr.cli.arguments import labels_in
+from cxr.data.images import user_errors
 from cxr.errors import UserError
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
@@ -311,7 +314,7 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
             labels=labels_in_words(options),
             split=run.split if run else "test",
             size=grid.size_name(point.train_size),
-            findings=labels_of(point.task, options.get("findings")),
+            findings=labels_of(point.task, options.get("findings"), labels_of_data(run, cell)),
             evaluation_level=options.get("evaluation_level", EVALUATION_LEVELS[0]),
         )
         row = row_name(point)
@@ -321,6 +324,14 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
         split = [split_by_setup(row, *known) for row, known in rows.items()]
         tables[table] = {row: known for rows in split for row, known in rows.items()}
     return tables
+
+
+def labels_of_data(run: Run | None, cell: grid.ClassificationCell | None) -> Iterable[str] | None:
+    """Returns the labels of the manifest of a run, or of a cell that has no run yet; None for MIMIC."""
+    if run:
+        return run.args.origin.labels
+    with user_errors():
+        return labels_in(Path(cell.flags["data_dir"]))
 
 
 def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow:

@@ -1,0 +1,77 @@
+"""CheXpert: train.csv with labels from reports, valid.csv and, if there, test_labels.csv by radiologists."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from cxr.choices import LABELS
+from cxr.data.images import user_errors
+from cxr.errors import UserError
+from cxr.importing.manifest_table import Facts
+from cxr.importing.manifest_table import Imported
+from cxr.importing.manifest_table import Options
+from cxr.importing.manifest_table import cut_split
+from cxr.importing.manifest_table import find_file
+from cxr.importing.manifest_table import find_paths
+from cxr.importing.manifest_table import only_found
+from mimic_cxr_dataset.csv_files import parse_values
+from mimic_cxr_dataset.csv_files import read_csv
+
+FACTS = Facts(
+    name="CheXpert",
+    license="Stanford University Dataset Research Use Agreement",
+    citation="Irvin et al., CheXpert, AAAI 2019",
+    address="https://stanfordaimi.azurewebsites.net (search for CheXpert)",
+    layout="train.csv, valid.csv, perhaps test_labels.csv, and the folders of images that they name",
+    published={"train images": 223_414, "validation images": 234, "test images": 668, "patients": 65_240},
+)
+OPTIONAL = ("Frontal/Lateral", "AP/PA")  # test_labels.csv has neither
+# The end of a path: the same in train.csv, whatever the folder above is named, and on the disk.
+PLACE = re.compile(r"(patient\d+)/(study\d+)/(view\d+_(frontal|lateral)\.\w+)$")
+WITHOUT_TEST = (
+    "test_labels.csv is not there: the test split is CheXpert's valid.csv, and the validation split is cut "
+    "from train.csv by patient"
+)
+
+
+def read(source: Path, options: Options) -> Imported:
+    """Reads the tables; uncertain labels stay -1. Raises UserError."""
+    tables = {"train": find_file(source, FACTS, "train.csv"), "valid": find_file(source, FACTS, "valid.csv")}
+    test = next(iter(sorted([*source.glob("test_labels.csv"), *source.glob("*/test_labels.csv")])), None)
+    files = _files_by_place(find_paths(source, FACTS))
+    splits = {"train": "train", "valid": "test" if test is None else "validation", "test": "test"}
+    if test is not None:
+        tables["test"] = test
+    parts = [_read_table(path, splits[name], files) for name, path in tables.items()]
+    rows, notes = only_found(pd.concat(parts, ignore_index=True))
+    if test is None:
+        share = options.validation_share
+        rows["split"] = cut_split(rows["split"], rows["subject_id"], "validation", share, seed=options.seed)
+        notes = (*notes, WITHOUT_TEST)
+    return Imported(facts=FACTS, rows=rows, notes=notes)
+
+
+def _files_by_place(files: list[str]) -> dict[str, str]:
+    """Returns the path of each image by its PLACE."""
+    places = ((PLACE.search(path.replace("\\", "/")), path) for path in files)
+    return {place[0]: path for place, path in places if place}
+
+
+def _read_table(path: Path, split: str, files: dict[str, str]) -> pd.DataFrame:
+    with user_errors():
+        table = parse_values(path, read_csv(path, ["Path", *LABELS], optional=OPTIONAL), list(LABELS))
+    places = table["Path"].map(PLACE.search)
+    if places.isna().any():
+        line = places.index[places.isna()][0]
+        raise UserError(
+            f"{path}, line {line}: found a path that does not end like patient1/study1/view1_frontal.jpg; "
+            "use the table as published"
+        )
+    patient, study, place = (places.map(lambda found, part=part: found[part]) for part in (1, 2, 0))
+    is_lateral = places.map(lambda found: found[4] == "lateral")
+    codes = table["AP/PA"] if "AP/PA" in table else pd.Series("", index=table.index)
+    rows = pd.DataFrame({"image_id": place, "path": place.map(files), "subject_id": patient})
+    rows["study_id"] = patient + "/" + study
+    rows["view_position"] = codes.where(codes.isin(["AP", "PA"]), "FRONTAL").mask(is_lateral, "LATERAL")
+    return rows.assign(split=split, **{name: table[name].astype("Int8") for name in LABELS})

@@ -1,0 +1,174 @@
+"""The table of an imported collection: its rows, its splits, and how it becomes a folder with a manifest."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from cxr.data.images import user_errors
+from cxr.data.seeding import derive_seed
+from cxr.errors import UserError
+from cxr.run_folder.files import new_folder
+from mimic_cxr_dataset.labels import read_labels
+from mimic_cxr_dataset.manifest import COLUMNS
+from mimic_cxr_dataset.tables import read_images
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".dcm", ".dicom"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a collection before it is read."""
+
+    name: str
+    license: str
+    citation: str
+    address: str  # where its publisher offers it
+    layout: str  # what SOURCE must hold, in words
+    equalized: bool | None = None
+    published: dict[str, int] = field(default_factory=dict)  # what is counted -> the published count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The choices of the user."""
+
+    keeps_labels: bool = False
+    validation_share: float = 0.1
+    test_share: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """An imported collection: `rows` has COLUMNS and a column for each label, 1, 0, -1 or blank.
+
+    `write_images` writes files into the new folder, for collections whose images are in no files; `notes` are
+    lines for the user about what was left out or decided.
+    """
+
+    facts: Facts
+    rows: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    write_images: Callable[[Path, pd.DataFrame], None] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        return [name for name in self.rows if name not in COLUMNS]
+
+    def counts(self) -> dict[str, int]:
+        """Returns the images of the collection and of each split, and the patients, by name."""
+        splits = self.rows.groupby("split").size()
+        counts = {"images": len(self.rows), "patients": self.rows["subject_id"].nunique()}
+        counts |= {f"{split} images": int(splits.get(split, 0)) for split in ("train", "validation", "test")}
+        return counts | {"train and validation images": counts["images"] - counts["test images"]}
+
+    def differences(self) -> list[str]:
+        """Returns a line for each count that is not the published one."""
+        found, published = self.counts(), self.facts.published
+        return [
+            f"{name}: {found[name]:,}, published: {count:,}"
+            for name, count in published.items()
+            if found[name] != count
+        ]
+
+    def sample(self, num_images: int | None, *, seed: int) -> "Imported":
+        """Returns at most `num_images` images, by whole patients in a random order: samples are nested."""
+        if num_images is None or num_images >= len(self.rows):
+            return self
+        rows = self.rows
+        order = rows["subject_id"].map(patient_order(rows["subject_id"], "subset", seed=seed))
+        num_up_to = order.map(order.value_counts().sort_index().cumsum())
+        return replace(self, rows=rows[num_up_to <= num_images].reset_index(drop=True))
+
+
+def patient_order(subject_ids: pd.Series, purpose: str, *, seed: int) -> pd.Series:
+    """Returns the place of each patient, from 0, in a random order that the ids and the seed decide."""
+    patients = sorted(subject_ids.unique(), key=lambda patient: derive_seed(seed, purpose, patient))
+    return pd.Series(range(len(patients)), index=patients)
+
+
+def cut_split(split: pd.Series, subject_ids: pd.Series, to: str, share: float, *, seed: int) -> pd.Series:
+    """Returns `split`, where a share of the patients of "train" was moved to `to`, at least one."""
+    is_train = split == "train"
+    order = patient_order(subject_ids[is_train], to, seed=seed)
+    moved = order.index[order < max(1, round(share * len(order)))]
+    return split.mask(is_train & subject_ids.isin(moved), to)
+
+
+def cut_missing_splits(split: pd.Series, subject_ids: pd.Series, options: Options) -> pd.Series:
+    """Returns `split`, with a test and a validation split by patient if it has none."""
+    for to, share in (("test", options.test_share), ("validation", options.validation_share)):
+        if not (split == to).any():
+            split = cut_split(split, subject_ids, to, share, seed=options.seed)
+    return split
+
+
+def find_paths(source: Path, facts: Facts) -> list[str]:
+    """Returns the absolute paths of all image files below `source`. Raises UserError without any."""
+    found = []
+    walk = tqdm(os.walk(source, followlinks=True), desc="looking for images", unit=" folder")
+    for folder, _, names in walk:
+        for name in names:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - Path takes seconds
+                found.append(os.path.join(os.path.abspath(folder), name))  # noqa: PTH100, PTH118
+    if not found:
+        raise lacking(source, "no image", facts)
+    return found
+
+
+def find_files(source: Path, facts: Facts) -> dict[str, str]:
+    """Returns the same paths by the name of the file."""
+    return {os.path.basename(path): path for path in find_paths(source, facts)}  # noqa: PTH119
+
+
+def find_file(source: Path, facts: Facts, *names: str) -> Path:
+    """Returns the first of the files `names`, in `source` or one folder below. Raises UserError."""
+    for name in names:
+        paths = (source / name, *sorted(source.glob(f"*/{name}")))
+        if path := next((path for path in paths if path.is_file()), None):
+            return path
+    raise lacking(source, f"no {names[0]}", facts)
+
+
+def lacking(source: Path, found: str, facts: Facts) -> UserError:
+    return UserError(
+        f"{source}: found {found}, expected {facts.layout}; download {facts.name} from {facts.address}"
+    )
+
+
+def only_found(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Returns the rows whose path was found, and a note about the others."""
+    is_found = rows["path"].notna()
+    lost = rows.loc[~is_found, "image_id"]
+    if lost.empty:
+        return rows, ()
+    note = (
+        f"{len(lost):,} of {len(rows):,} images have no file and were left out, the first is {lost.iloc[0]}"
+    )
+    return rows[is_found].reset_index(drop=True), (note,)
+
+
+def write_manifest(imported: Imported, out: Path) -> None:
+    """Writes the folder `out`, completely or not at all, and reads it as the other scripts do.
+
+    Raises UserError.
+    """
+    facts, labels = imported.facts, imported.labels
+    said = {"name": facts.name, "labels": labels, "equalized": facts.equalized}
+    said |= {"license": facts.license or None, "citation": facts.citation or None}
+    with new_folder(out) as folder:
+        if imported.write_images:
+            imported.write_images(folder, imported.rows)
+        rows = imported.rows[[*COLUMNS, *labels]]
+        rows.to_csv(folder / "manifest.csv", index=False, lineterminator="\n", encoding="utf-8")
+        text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+        (folder / "collection.json").write_text(text, encoding="utf-8")
+        with user_errors():
+            read_labels(folder, "", labels, images=read_images(folder))

@@ -1,0 +1,66 @@
+"""PadChest: PNG files of 16 bits, and one table with terms that radiologists or a program gave."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from cxr.data.images import user_errors
+from cxr.importing import label_maps
+from cxr.importing.label_maps import NEUTRAL_OF_PADCHEST
+from cxr.importing.label_maps import OTHER_OF_PADCHEST
+from cxr.importing.manifest_table import Facts
+from cxr.importing.manifest_table import Imported
+from cxr.importing.manifest_table import Options
+from cxr.importing.manifest_table import cut_missing_splits
+from cxr.importing.manifest_table import find_file
+from cxr.importing.manifest_table import find_files
+from cxr.importing.manifest_table import only_found
+from mimic_cxr_dataset.csv_files import read_csv
+
+FACTS = Facts(
+    name="PadChest",
+    license="CC BY-SA 4.0",
+    citation="Bustos et al., PadChest, Medical Image Analysis 2020",
+    address="https://bimcv.cipf.es/bimcv-projects/padchest/",
+    layout="PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv and the unpacked folders of images",
+    equalized=False,
+    published={"images": 160_868, "patients": 67_625},
+)
+TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+COLUMNS = ["ImageID", "StudyID", "PatientID", "Projection", "Labels"]
+VIEWS = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "LATERAL", "COSTAL": "COSTAL"}
+
+
+def read(source: Path, options: Options) -> Imported:
+    """Reads the collection; validation and test are cut by patient. Raises UserError."""
+    with user_errors():
+        table = read_csv(find_file(source, FACTS, TABLE, f"{TABLE}.gz"), COLUMNS)
+    terms = (
+        table["Labels"].str.findall(r"'([^']*)'").map(lambda found: [one.strip().lower() for one in found])
+    )
+    has_labels = terms.map(lambda found: any(one not in NEUTRAL_OF_PADCHEST for one in found))
+    is_used = has_labels & table["Projection"].isin(list(VIEWS))
+    left_out = f"{(~is_used).sum():,} images without labels, or of a projection that is excluded or unknown"
+    table, terms = table[is_used].reset_index(drop=True), terms[is_used].reset_index(drop=True)
+    rows = pd.DataFrame(
+        {
+            "image_id": table["ImageID"],
+            "path": table["ImageID"].map(find_files(source, FACTS)),
+            "subject_id": table["PatientID"],
+            "study_id": table["StudyID"],
+            "view_position": table["Projection"].map(VIEWS),
+        }
+    )
+    train = pd.Series("train", index=rows.index)
+    rows["split"] = cut_missing_splits(train, rows["subject_id"], options)
+    rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keeps_labels)))
+    return Imported(facts=FACTS, rows=rows, notes=(f"left out: {left_out}", *notes))
+
+
+def _labels(terms: pd.Series, *, keeps_labels: bool) -> pd.DataFrame:
+    """Returns a column of 1 and 0 for each label; terms that the map does not have are one of them."""
+    columns = label_maps.rename(label_maps.PADCHEST, keeps_labels=keeps_labels)
+    others = {*terms.explode()} - {*columns} - {*NEUTRAL_OF_PADCHEST}
+    columns = columns | dict.fromkeys(sorted(others), OTHER_OF_PADCHEST)
+    known = terms.map(lambda found: [one for one in found if one not in NEUTRAL_OF_PADCHEST])
+    return label_maps.read_lists(known, columns, where=Path(TABLE))

@@ -1,0 +1,230 @@
+"""Imports a collection of chest X-rays as its publisher ships it, for all scripts of this repository.
+
+    # PneumoniaMNIST: one file of 4 MB, in seconds.
+    python scripts/import_dataset.py medmnist pneumoniamnist.npz data/pneumoniamnist
+
+    # NIH ChestX-ray14, and a small subset of it.
+    python scripts/import_dataset.py nih /data/ChestXray-NIHCC data/nih
+    python scripts/import_dataset.py nih /data/ChestXray-NIHCC data/nih-600 --max_images 600
+
+    # Your own images: a folder for each class, or a table with columns that you name.
+    python scripts/import_dataset.py folder my-images data/mine
+    python scripts/import_dataset.py table labels.csv data/mine --images_dir my-images --path_column file \\
+        --label_columns Edema Pneumonia --subject_column patient
+
+Writes OUT/manifest.csv, which lists the images where they lie with their labels and splits, and
+OUT/collection.json. Then use --data_dir OUT. Nothing is downloaded, and images are not copied; only medmnist,
+whose images are in no files, writes PNGs. The counts are compared with the published ones, and differences
+are listed. docs/collections.md says where to get each collection, and how its labels are mapped.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from cxr.cli import command_line
+from cxr.errors import UserError
+from cxr.errors import one_line
+from cxr.errors import run_script
+from cxr.importing import chexpert
+from cxr.importing import medmnist
+from cxr.importing import nih
+from cxr.importing import own_images
+from cxr.importing import padchest
+from cxr.importing import rsna
+from cxr.importing import vindr
+from cxr.importing.manifest_table import Facts
+from cxr.importing.manifest_table import Imported
+from cxr.importing.manifest_table import Options
+from cxr.importing.manifest_table import write_manifest
+from rich.console import Console
+from rich.table import Table
+
+PUBLISHED = {
+    "nih": nih.read,
+    "chexpert": chexpert.read,
+    "medmnist": medmnist.read,
+    "vindr": vindr.read,
+    "rsna": rsna.read,
+    "padchest": padchest.read,
+}
+OWN = ("folder", "table")
+FACTS = {
+    "nih": nih.FACTS,
+    "chexpert": chexpert.FACTS,
+    "medmnist": medmnist.FACTS["pneumoniamnist"],
+    "vindr": vindr.FACTS,
+    "rsna": rsna.FACTS,
+    "padchest": padchest.FACTS,
+}
+LAYOUTS = {"folder": "SOURCE/CLASS/image.png", "table": "a CSV file with a row for each image"}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    where = "\n".join(f"    {name}: {facts.address}" for name, facts in FACTS.items())
+    parser = command_line.ArgumentParser(
+        f"{__doc__}\nWhere to download:\n{where}\n", usage="COLLECTION SOURCE OUT [flags]"
+    )
+    parser.add_argument(
+        "collection", choices=(*PUBLISHED, *OWN), metavar="COLLECTION", help=", ".join((*PUBLISHED, *OWN))
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the folder or file that you downloaded")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new folder for the manifest")
+    number = command_line.add_number
+    number(
+        parser,
+        "--max_images",
+        command_line.positive_int,
+        "keep at most N images, of patients drawn at random",
+    )
+    number(
+        parser,
+        "--validation_share",
+        command_line.share_above_zero,
+        "share of the training patients for validation, where no split is published",
+        default=0.1,
+    )
+    number(
+        parser,
+        "--test_share",
+        command_line.share_above_zero,
+        "share of the patients for the test, where no split is published",
+        default=0.2,
+    )
+    number(parser, "--seed", command_line.seed_number, "seed of the splits and of --max_images", default=0)
+    parser.add_argument(
+        "--keep_labels",
+        action="store_true",
+        help="keep each published label as a column of its own, under its own name, instead of joining them "
+        "to MIMIC-CXR-JPG's 14",
+    )
+    _add_own_arguments(parser)
+    args = parser.parse_args(argv)
+    _check(parser, args)
+    return args
+
+
+def _add_own_arguments(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument_group("own images (folder and table)")
+    own.add_argument("--name", help="name of the collection (default: that of SOURCE)")
+    own.add_argument("--license", default="", help="license of the images and labels, for the model card")
+    own.add_argument("--citation", default="", help="what to cite, for the model card")
+    own.add_argument("--view", metavar="CODE", default="FRONTAL", help="of all images of a folder")
+    own.add_argument(
+        "--subject_pattern",
+        type=regular_expression,
+        metavar="REGEX",
+        help=r"finds the patient in the path of an image of a folder, in its first group: 'person(\d+)'",
+    )
+    command_line.add_folder(own, "--images_dir", "paths of a table start here (default: beside the table)")
+    own.add_argument("--path_column", metavar="NAME", default="path", help="of the paths of a table's images")
+    own.add_argument("--label_columns", nargs="+", metavar="NAME", default=[], help="of its labels")
+    for name, instead in (
+        ("image", "the path"),
+        ("subject", "each image counts as a patient"),
+        ("study", "each image is a study"),
+        ("view", "all images are frontal"),
+        ("split", "patients are drawn at random"),
+    ):
+        own.add_argument(f"--{name}_column", metavar="NAME", help=f"column of a table (default: {instead})")
+
+
+def regular_expression(text: str) -> re.Pattern:
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"found {text!r} ({error}), expected a regular expression") from None
+    if pattern.groups == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a group in brackets around the patient")
+    return pattern
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.collection == "table" and not args.label_columns:
+        parser.error("table: found no --label_columns, expected the names of the columns with labels")
+    if args.validation_share >= 1 or args.test_share >= 1:
+        parser.error("--validation_share and --test_share: found 1, expected less: no training image is left")
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        parser.error(f"OUT {args.out}: found something there, expected a new folder; name another")
+    if not args.source.exists():
+        known = FACTS.get(args.collection)
+        layout = known.layout if known else LAYOUTS[args.collection]
+        hint = f"; download it from {known.address}" if known else ""
+        parser.error(f"SOURCE {args.source}: found nothing there, expected {layout}{hint}")
+
+
+def read_collection(args: argparse.Namespace) -> Imported:
+    """Reads SOURCE. Raises UserError."""
+    options = Options(
+        keeps_labels=args.keep_labels,
+        validation_share=args.validation_share,
+        test_share=args.test_share,
+        seed=args.seed,
+    )
+    if args.collection in PUBLISHED:
+        return PUBLISHED[args.collection](args.source, options)
+    facts = Facts(
+        name=args.name or args.source.absolute().stem,
+        license=args.license,
+        citation=args.citation,
+        address="",
+        layout=LAYOUTS[args.collection],
+    )
+    if args.collection == "folder":
+        return own_images.read_folder(
+            args.source, options, facts, view=args.view, subject_pattern=args.subject_pattern
+        )
+    columns = own_images.Columns(
+        path=args.path_column,
+        labels=tuple(args.label_columns),
+        image_id=args.image_column,
+        subject_id=args.subject_column,
+        study_id=args.study_column,
+        view_position=args.view_column,
+        split=args.split_column,
+    )
+    images_dir = args.images_dir or args.source.absolute().parent
+    return own_images.read_table(args.source, options, facts, columns=columns, images_dir=images_dir)
+
+
+def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
+    """Prints the counts, and how they differ from the published ones."""
+    rows, splits = imported.rows, ("train", "validation", "test")
+    table = Table(title=f"{imported.facts.name}: images, and those that are positive", title_justify="left")
+    for column in ("", *splits):
+        table.add_column(column, justify="right" if column else "left")
+    of_split = [rows[rows["split"] == split] for split in splits]
+    table.add_row("images", *(f"{len(part):,}" for part in of_split))
+    table.add_row("patients", *(f"{part['subject_id'].nunique():,}" for part in of_split))
+    for label in imported.labels:
+        table.add_row(label, *(f"{int((part[label] == 1).sum()):,}" for part in of_split))
+    Console(markup=False, highlight=False).print(table)
+    for note in imported.notes:
+        print(f"Note: {note}.")
+    differences = imported.differences()
+    if is_sample:
+        print("Counts: not compared with the published ones, because of --max_images.")
+    elif differences:
+        print("Counts that differ from the published ones:", *differences, sep="\n  ")
+    elif imported.facts.published:
+        print(f"Counts: equal to the published ones, all {len(imported.facts.published)} of them.")
+    print(f"Wrote {out / 'manifest.csv'} and collection.json: use --data_dir {out}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    whole = read_collection(args)
+    imported = whole.sample(args.max_images, seed=args.seed)
+    if imported.rows.empty:
+        raise UserError(f"--max_images {args.max_images}: found more images of one patient; keep more")
+    try:
+        write_manifest(imported, args.out)
+    except OSError as error:
+        raise UserError(
+            f"OUT {args.out}: cannot be written ({one_line(error)}); name another folder"
+        ) from error
+    describe(imported, args.out, is_sample=len(imported.rows) < len(whole.rows))
+
+
+if __name__ == "__main__":
+    run_script(main)
