@@ -51,6 +51,11 @@ def read_labels(
     return parse_values(path, table, columns)
 
 
+def labels_of_collection(data_dir: str | Path) -> tuple[str, ...] | None:
+    """Returns the label columns of a collection that has its own; None for MIMIC-CXR-JPG, which has LABELS."""
+    return None
+
+
 def read_radiologist(data_dir: str | Path, *, images: pd.DataFrame) -> pd.DataFrame | None:
     """Returns the radiologist's labels of test studies (v2.1.0), as `read_labels`; None without the table.
 

@@ -27,6 +27,7 @@ FLOORS = (
     {"training"},
     {"cli", "inference"},
     {"study"},
+    {"external"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_TORCH = ("demo", "describe_dataset", "hub", "make_sample_data", "report_study", "run_study")
