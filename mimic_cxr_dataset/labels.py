@@ -52,7 +52,7 @@ def read_labels(
 
 
 def labels_of_collection(data_dir: str | Path) -> tuple[str, ...] | None:
-    """Returns the label columns of a collection that has its own; None for MIMIC-CXR-JPG, which has LABELS."""
+    """Returns the label columns of a manifest; None for MIMIC-CXR-JPG, which has LABELS."""
     return None
 
 
