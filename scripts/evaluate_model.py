@@ -104,7 +104,7 @@ class Case:
         logits = torch.cat(parts)
         if images.is_multi_label:  # the folder may lack some findings of the model
             logits = logits[:, [classifier.findings.index(name) for name in images.label_names]]
-        labels = torch.from_numpy(images.labels)
+        labels = torch.from_numpy(images.labels.copy())
         return make_scores(logits, labels, images, level=self.match.level, split=split)
 
 
@@ -165,7 +165,8 @@ def evaluate(
         model=label,
         data=case.data,
         task=case.match.rule.task,
-        **{name: getattr(case.match.rule, name) for name in ("view", "labeler", "uncertain", "blank")},
+        **{name: getattr(case.match.rule, name) for name in ("view", "uncertain", "blank")},
+        labeler=case.match.labeler,
         evaluation_level=case.match.level,
         equalizes=case.equalizes,
         num_images=len(images),

@@ -258,7 +258,7 @@ def test_mistakes_are_refused_in_one_line(model, flags, said, world, capsys):
 def test_folder_without_test_images_is_refused_with_what_to_do(world, tmp_path):
     root = write_root(tmp_path / "root", patients(4) + patients(2, split="validate", start=4))
     argv = [str(world / "run"), f"--data_dir={root}", "--device=cpu", f"--cache_dir={tmp_path / 'cache'}"]
-    with pytest.raises(UserError, match='found no test images.*write "test" in the split column'):
+    with pytest.raises(UserError, match=r'found no test images.*write "test" in the split column'):
         evaluate_model.main(argv)
 
 
@@ -270,7 +270,7 @@ def test_folder_with_test_images_only_is_enough_unless_validation_is_needed(worl
     found = EvaluationResults.read(tmp_path / "out" / "evaluation.json").evaluations[0]
     assert (found.num_images, found.data) == (12, "root") and not found.overlap.same_name
     assert found.findings["Finding"].recalibrated is None is found.findings["Finding"].conformal
-    with pytest.raises(UserError, match="found no validation images.* for --recalibrate and --conformal"):
+    with pytest.raises(UserError, match=r"found no validation images.* for --recalibrate and --conformal"):
         evaluate_model.main([*argv, "--conformal=0.1"])
 
 

@@ -25,6 +25,7 @@ class Match:
     """The label rule by which a model is measured on a folder, and what a reader must know about it."""
 
     rule: LabelRule
+    labeler: str | None  # None: the labels are those of a manifest
     level: str
     notes: list[str]
 
@@ -36,7 +37,8 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
     folder has none of the model's labels.
     """
     with user_errors():
-        columns = labels_of_collection(data_dir) or LABELS
+        of_manifest = labels_of_collection(data_dir)
+    columns = of_manifest or LABELS
     wanted = subject.classifier.findings if subject.task != "finding" else FINDINGS
     common = tuple(name for name in wanted if name in columns)
     if not common and subject.task == "finding":  # any finding counts, also one that has another name
@@ -48,7 +50,9 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
         )
     own = subject.options()
     options = own | {name: value for name, value in chosen.items() if value is not None}
-    notes = [*_notes_on_rule(subject, own, options)]
+    if of_manifest:
+        del options["labeler"]
+    notes = _notes_on_rule(subject, own, options)
     if subject.task == MULTI_LABEL and len(common) < len(wanted):
         missing = ", ".join(name for name in wanted if name not in common)
         notes.append(f"The folder has no labels for {missing}: they are not measured.")
@@ -56,18 +60,19 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
     if subject.task == "finding" and set(others) != set(FINDINGS):
         notes.append(f"A finding is any of the labels that the folder has: {', '.join(others)}.")
     level, is_multi_label = options.pop("evaluation_level"), subject.task == MULTI_LABEL
-    options["uncertain"] = of_columns(options["uncertain"], columns)
+    if chosen["uncertain"] is None:
+        options["uncertain"] = of_columns(options["uncertain"], columns)
     with user_errors():
         rule = LabelRule(
             task=subject.task,
             findings=common if is_multi_label else None,
             **{name: value for name, value in options.items() if name != "blank" or is_multi_label},
         )
-    return Match(rule=rule, level=level, notes=notes)
+    return Match(rule=rule, labeler=options.get("labeler"), level=level, notes=notes)
 
 
 def of_columns(uncertain: str, columns: tuple[str, ...]) -> str:
-    """Returns --uncertain without the findings that a folder lacks, which its label rule would refuse."""
+    """Returns a model's policies without the findings that a folder lacks, which its rule would refuse."""
     parts = [part.strip() for part in uncertain.split(",")]
     kept = [part for part in parts if part.partition("=")[0].strip() in columns or "=" not in part]
     return ",".join(kept) or "negative"
@@ -76,7 +81,7 @@ def of_columns(uncertain: str, columns: tuple[str, ...]) -> str:
 def _notes_on_rule(subject: Subject, own: dict[str, str], options: dict[str, str]) -> list[str]:
     notes = []
     matters = [name for name in RULE_FLAGS if name != "blank" or subject.task == MULTI_LABEL]
-    if unknown := [name for name in matters if name not in subject.known]:
+    if unknown := [name for name in matters if name in options and name not in subject.known]:
         used = ", ".join(f"{name} {options[name]}" for name in unknown)
         notes.append(f"The model does not say by which label rule it was trained: measured with {used}.")
     for name, value in options.items():

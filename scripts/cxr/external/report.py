@@ -64,9 +64,12 @@ def sentence(one: Evaluation) -> str:
     """Returns the main result of a model on a folder in words."""
     external, internal = one.headline("auroc"), one.headline("auroc", internal=True)
     what = "a mean AUROC over findings" if one.is_multi_label else "an AUROC"
-    said = f"{one.model} has {what} of {as_text(external)} on {one.data}"
+    known = " (a folder of its training)" * one.overlap.same_name
+    said = f"{one.model} has {what} of {as_text(external)} on {one.data}{known}"
     if internal:
         said += f", and {as_text(internal)} on {one.internal_split}"
+    if external and external.interval and external.interval[1] < 0.5:
+        said += ". It takes positive images for negative ones here: check the labels and the images"
     return f"{said}."
 
 
@@ -83,7 +86,11 @@ def make_section(evaluations: list[Evaluation], figures: Path) -> Section:
     counts = f": {images} of {patients}" if alike else ""
     return Section(
         title=f"{first.data}, test split{counts}",
-        notes=[(one.model, note) for one in evaluations for note in [rule_in_words(one), *one.notes]],
+        notes=[
+            (one.model, note)
+            for one in evaluations
+            for note in [rule_in_words(one), *one.notes, *one_class_in_words(one)]
+        ],
         tables=make_tables(evaluations),
         figures={
             caption: path for one in evaluations for caption, path in draw_figures(one, figures).items()
@@ -93,11 +100,17 @@ def make_section(evaluations: list[Evaluation], figures: Path) -> Section:
 
 def rule_in_words(one: Evaluation) -> str:
     """Returns the label rule of an evaluation."""
-    blank = f", blank {one.blank}" * one.is_multi_label
-    by = f"by {one.evaluation_level}"
-    return (
-        f"Task {one.task}, labeler {one.labeler}, {one.view} views, uncertain {one.uncertain}{blank}, {by}."
-    )
+    labeler = f", labeler {one.labeler}" if one.labeler else ""
+    rule = f"Task {one.task}{labeler}, {one.view} views, uncertain {one.uncertain}"
+    return f"{rule}{f', blank {one.blank}' * one.is_multi_label}, by {one.evaluation_level}."
+
+
+def one_class_in_words(one: Evaluation) -> list[str]:
+    """Returns which findings are not in the tables and figures."""
+    names = [name for name, finding in one.findings.items() if not finding.has_both_classes]
+    if not names:
+        return []
+    return [f"Not shown, because all labels of the test split are equal: {', '.join(names)}."]
 
 
 def draw_overview(evaluations: list[Evaluation], folder: Path) -> dict[str, Path]:
@@ -114,8 +127,8 @@ def draw_figures(one: Evaluation, folder: Path) -> dict[str, Path]:
     """Draws the calibration of a model on a folder and, of several findings, their AUROC."""
     title, slug = f"{one.model} on {one.data}", slug_of(one.model, one.data)
     found = {}
-    measured = {name: finding for name, finding in one.findings.items() if finding.external.n}
-    if one.is_multi_label:
+    measured = {name: finding for name, finding in one.findings.items() if finding.has_both_classes}
+    if one.is_multi_label and measured:
         rows = [
             (name, finding.internal and finding.internal.metrics["auroc"], finding.external.metrics["auroc"])
             for name, finding in measured.items()

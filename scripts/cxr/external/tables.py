@@ -69,16 +69,22 @@ def make_tables(evaluations: list[Evaluation]) -> list[Table]:
 
 
 def each_finding(evaluations: Iterable[Evaluation]) -> Iterator[tuple[str, str, EvaluatedFinding]]:
+    """Yields model, name and result of the findings that have positive and negative images."""
     for one in evaluations:
         for name, finding in one.findings.items():
-            yield one.model, name, finding
+            if finding.has_both_classes:
+                yield one.model, name, finding
 
 
 def _main(evaluations: list[Evaluation]) -> Table:
     rows = []
     for one in evaluations:
         several = one.is_multi_label
-        question = f"mean of {len(one.findings) - len(one.left_out)}" if several else next(iter(one.findings))
+        question = (
+            f"mean of {len(one.findings) - len(one.left_out)} findings"
+            if several
+            else next(iter(one.findings))
+        )
         for side, internal in (("external", False), ("internal", True)):
             cells = [one.headline(name, internal=internal) for name in HEADINGS]
             if any(cells):
@@ -99,7 +105,7 @@ def _main(evaluations: list[Evaluation]) -> Table:
 def _by_finding(evaluations: list[Evaluation]) -> Table:
     rows = []
     for one in (one for one in evaluations if one.is_multi_label):
-        for name, finding in one.findings.items():
+        for _, name, finding in each_finding([one]):
             internal = finding.internal and finding.internal.metrics["auroc"]
             measured = finding.external
             in_mean = "" if name not in one.left_out else " (not in the mean)"

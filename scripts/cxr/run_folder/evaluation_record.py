@@ -77,6 +77,10 @@ class EvaluatedFinding(Record):
     conformal: Conformal | None = None
     shift: Shift | None = None
 
+    @property
+    def has_both_classes(self) -> bool:
+        return 0 < self.external.num_positive < self.external.n
+
 
 class Overlap(Record):
     """Whether images of the evaluation were in the training of the model."""
@@ -93,7 +97,7 @@ class Evaluation(Record):
     data: Name = Field(description="name of the folder")
     task: Word
     view: Word
-    labeler: Word
+    labeler: Word | None = Field(description="null: the labels are those of a manifest")
     uncertain: Name
     blank: Word
     evaluation_level: Word
