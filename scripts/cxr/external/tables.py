@@ -79,12 +79,9 @@ def each_finding(evaluations: Iterable[Evaluation]) -> Iterator[tuple[str, str, 
 def _main(evaluations: list[Evaluation]) -> Table:
     rows = []
     for one in evaluations:
-        several = one.is_multi_label
-        question = (
-            f"mean of {len(one.findings) - len(one.left_out)} findings"
-            if several
-            else next(iter(one.findings))
-        )
+        question = next(iter(one.findings))
+        if one.is_multi_label:
+            question = f"mean of {len(one.findings) - len(one.left_out)} findings"
         for side, internal in (("external", False), ("internal", True)):
             cells = [one.headline(name, internal=internal) for name in HEADINGS]
             if any(cells):
