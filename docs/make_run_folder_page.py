@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # for cxr
 
 from cxr.run_folder import record
+from cxr.run_folder.evaluation_record import EvaluationResults
 from cxr.run_folder.model_fields import ModelFields
 from cxr.run_folder.probe_record import ProbeResults
 from cxr.study.grid import Plan
@@ -21,7 +22,7 @@ PAGE = Path(__file__).with_name("run-folder.md")
 MARK = "<!-- What follows is made by docs/make_run_folder_page.py from the declarations in the code. -->\n"
 LINES = (record.Sample, record.Epoch, record.BadStep)
 RESULTS = (record.PretrainingResults, record.ClassificationResults)
-RECORDS = (record.Arguments, *LINES, *RESULTS, Progress, ModelFields, Plan, ProbeResults)
+RECORDS = (record.Arguments, *LINES, *RESULTS, Progress, ModelFields, Plan, ProbeResults, EvaluationResults)
 
 
 def tables() -> dict[str, dict[str, Any]]:

@@ -69,6 +69,7 @@ from cxr.models.layers import synchronize_batchnorm
 from cxr.models.masking import PatchDropout
 from cxr.models.masking import hide_patches
 from cxr.models.scratch import new_classifier
+from cxr.run_folder.model_fields import TrainedLabels
 from cxr.run_folder.record import ClassificationResults
 from cxr.run_folder.record import Epoch
 from cxr.sharing import push
@@ -400,6 +401,7 @@ def main(argv: list[str] | None = None) -> None:
     # Stored in config.json, so that users of the model prepare images as this run does.
     model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view
+    model.config.trained_labels = {flag: getattr(args, flag) for flag in TrainedLabels.model_fields}
     model.config.equalized = are_equalized(sets["train"].images, args.data_dir)
     image_processor = pretrained.load_image_processor(
         args.model_name_or_path, image_size=image_size, **arguments.source_of(args)

@@ -29,6 +29,7 @@ FLOORS = (
     {"training"},
     {"cli", "inference"},
     {"study"},
+    {"external"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_TORCH = (

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cxr.data.images import images_in_memory
+from cxr.data.loading import ChestXrays
 from cxr.models import features
 from cxr.models.configs import make_config
 from cxr.models.pretrained import load_image_processor
@@ -64,7 +65,7 @@ def compute(encoder, images, *, batch_size: int = 3) -> np.ndarray:
 
 def plain_inputs(encoder, images) -> torch.Tensor:
     """What an evaluation gives to the model."""
-    dataset = features.ChestXrays(images, features.evaluation_transform(encoder.image_size), seed=0)
+    dataset = ChestXrays(images, features.evaluation_transform(encoder.image_size), seed=0)
     items = dataset.__getitems__([(0, index) for index in range(len(images))])
     return encoder.normalize(torch.stack([item["image"] for item in items]))
 

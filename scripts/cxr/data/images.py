@@ -1,6 +1,7 @@
 """Loads the images of a run, which the dataset package shrinks once, and selects those to train on."""
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -23,6 +24,7 @@ from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_record
 from cxr.errors import UserError
+from mimic_cxr_dataset.choices import DEFAULTS
 from mimic_cxr_dataset.choices import MULTI_LABEL
 from mimic_cxr_dataset.collection import read_collection
 from mimic_cxr_dataset.errors import DatasetError
@@ -50,6 +52,8 @@ from mimic_cxr_dataset.tables import resolve_root
 if TYPE_CHECKING:
     import datasets
 
+    from mimic_cxr_dataset.pixels import Pixels
+
 logger = logging.getLogger(__name__)
 HEAD_START_SECONDS = 2
 ROW_COLUMNS = ("dicom_id", "subject_id", "study_id", "view_position", "label", "position")
@@ -57,6 +61,7 @@ ROW_COLUMNS = ("dicom_id", "subject_id", "study_id", "view_position", "label", "
 GROUP_COLUMNS = ("scanner", "sex", "age", "race", "is_known_patient")
 RADIOLOGIST = "radiologist"  # the split of the test images whose study a radiologist has labelled
 BAD_COLUMNS = ("dicom_id", "path", "reason")
+NUM_READ = 1000  # images that are hashed at once
 NUM_TO_LOOK_AT = 200  # training images that are checked for equalisation
 
 
@@ -104,6 +109,12 @@ class LabelledImages:
         found = self.pixels[self.rows["position"].iloc[indices].tolist()]  # one read of the Arrow table
         return [image["bytes"].as_py() for image in found["image"]]
 
+    def hashes(self) -> Iterator[bytes]:
+        """Yields a hash of the JPEG file of each image, in order: equal pixels have equal ones."""
+        for first in range(0, len(self), NUM_READ):
+            for content in self.read(range(first, min(first + NUM_READ, len(self)))):
+                yield hashlib.sha256(content).digest()
+
 
 def images_in_memory(contents: list[bytes], **columns: list) -> LabelledImages:
     """Returns images without a cache, with the given columns as rows: for benchmarks and tests."""
@@ -122,6 +133,7 @@ def load_images(
     on_bad_image: str,
     patients_dir: Path | None = None,
     with_radiologist: bool = False,
+    needs: Sequence[str] = ("train", "validation"),
     **of_pixels: Any,
 ) -> dict[str, LabelledImages]:
     """Loads the images by split, with the labels of the current tables.
@@ -131,7 +143,7 @@ def load_images(
     and the others wait for its lock without a time limit. Without `data_dir` the images are the synthetic
     sample. `patients_dir`, MIMIC-IV's hosp/, adds sex, age and race. `with_radiologist` adds the split
     RADIOLOGIST, if its table is there: test images with the radiologist's labels. `of_pixels` are the
-    keywords of `load_pixels`. Raises UserError.
+    keywords of `load_pixels`. Raises UserError, also if a split of `needs` has no image.
     """
     if data_dir is None:
         data_dir = make_sample_data_once()
@@ -156,7 +168,7 @@ def load_images(
     kept = leave_out_bad_images(kept, bad, exclusions, on_bad_image=on_bad_image)
     logger.info("Images (%s):\n%s", rule, format_exclusions(exclusions))
     rows = {split: kept[kept["split"] == split] for split in SPLITS.values()}
-    for split in ("train", "validation"):
+    for split in needs:
         if rows[split].empty:
             raise UserError(
                 f"{data_dir}: found no {split} images ({rule}); expected some in the split CSV or manifest"
@@ -221,18 +233,10 @@ def load_pixels(
     """
     import datasets  # not at the top: some scripts use this file without it
 
-    from mimic_cxr_dataset.pixels import Pixels
-
-    options = {
-        "data_dir": str(data_dir),
-        "cache_dir": str(cache_dir) if cache_dir else None,
-        "image_size": shortest_side,
-        "reading": read_collection(resolve_root(data_dir)).reading,
-        "on_bad_image": on_bad_image,
-    }
     parts, bad = [], []
+    options = {"shortest_side": shortest_side, "cache_dir": cache_dir, "on_bad_image": on_bad_image}
     for group, files in images.groupby("group"):
-        builder = Pixels(config_name=group, files=files[["dicom_id", "path"]], **options)
+        builder = make_builder(group, files, data_dir, **options)
         cache, listing = Path(builder.cache_dir), Path(builder.cache_dir, f"bad_images_{group}.csv")
         with FileLock(f"{cache.parent}.lock"):  # the first of several processes removes it, and no other
             if listing.is_file() and has_new_files(listing):
@@ -256,6 +260,57 @@ def load_pixels(
         raise UserError(f"--view {view}: found no good image of this view; name another, or check the files")
     pixels = datasets.concatenate_datasets(parts).with_format("arrow")
     return pixels, pd.concat(bad or [pd.DataFrame(columns=BAD_COLUMNS)])
+
+
+def make_builder(
+    group: str,
+    files: pd.DataFrame,
+    data_dir: Path,
+    *,
+    shortest_side: int,
+    cache_dir: Path | None,
+    on_bad_image: str = DEFAULTS["on_bad_image"],
+) -> "Pixels":
+    """Returns what shrinks the images of a group and finds them in the cache."""
+    from mimic_cxr_dataset.pixels import Pixels
+
+    return Pixels(
+        config_name=group,
+        files=files[["dicom_id", "path"]],
+        data_dir=str(data_dir),
+        cache_dir=str(cache_dir) if cache_dir else None,
+        image_size=shortest_side,
+        reading=read_collection(resolve_root(data_dir)).reading,
+        on_bad_image=on_bad_image,
+    )
+
+
+def find_cached(
+    data_dir: Path, dicom_ids: Sequence[str], *, shortest_side: int, cache_dir: Path | None
+) -> LabelledImages | None:
+    """Returns those images of a folder that have these ids, without labels, if all are in the cache.
+
+    Opens no image file and shrinks nothing. Raises UserError if the tables are not valid.
+    """
+    import datasets
+
+    with user_errors():
+        images = read_images(data_dir)
+        images = images.assign(group=group_images(images))
+        wanted = images["group"].isin(images.loc[images["dicom_id"].isin(dicom_ids), "group"])
+        builders = [
+            make_builder(group, files, data_dir, shortest_side=shortest_side, cache_dir=cache_dir)
+            for group, files in images[wanted].groupby("group")
+        ]
+    if not builders or not all(Path(builder.cache_dir).exists() for builder in builders):
+        return None
+    parts = [builder.as_dataset(split=builder.config.name) for builder in builders]
+    pixels = datasets.concatenate_datasets(parts).with_format("arrow")
+    position = pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(list(dicom_ids))
+    if (position == -1).any():
+        return None
+    rows = pd.DataFrame({"dicom_id": list(dicom_ids), "position": position})
+    return LabelledImages(pixels=pixels.select_columns("image"), rows=rows, label_names=())
 
 
 def has_new_files(listing: Path) -> bool:

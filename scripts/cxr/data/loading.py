@@ -169,6 +169,20 @@ def evaluation_batches(
     return [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
 
 
+def whole_image_loader(
+    images: LabelledImages, transform: v2.Transform, *, batch_size: int, device: torch.device
+) -> DataLoader:
+    """Returns the loader of all images in order, for one process that uses a finished network."""
+    on_cpu = device.type == "cpu"  # whose cores are busy with the network
+    return DataLoader(
+        ChestXrays(images, transform, seed=EVALUATION_SEED),
+        batch_sampler=evaluation_batches(
+            len(images), batch_size=batch_size, num_processes=1, process_index=0
+        ),
+        num_workers=0 if on_cpu else min(8, num_cores()),
+    )
+
+
 def make_training_loader(
     accelerator: Accelerator,
     train_set: ChestXrays,

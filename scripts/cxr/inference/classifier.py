@@ -109,9 +109,13 @@ class Classifier:
         return doubts
 
     @torch.no_grad()
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the logit of each label (B, C), float64, for prepared images (B, 1, S, S)."""
+        return self.model(pixel_values=self.normalize(images)).logits.float().cpu().double()
+
     def probabilities(self, images: torch.Tensor) -> np.ndarray:
         """Returns the probability of each finding (B, K), float64, for prepared images (B, 1, S, S)."""
-        logits = self.model(pixel_values=self.normalize(images)).logits.float().cpu().double()
+        logits = self.logits(images)
         found = heads.probabilities(logits, multi_label=self.is_multi_label)
         return found.reshape(len(images), len(self.findings)).numpy()
 

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 from transformers import PreTrainedModel
 
 from cxr.data.images import LabelledImages
 from cxr.data.images import default_cache_image_size
-from cxr.data.images import num_cores
-from cxr.data.loading import EVALUATION_SEED
-from cxr.data.loading import ChestXrays
-from cxr.data.loading import evaluation_batches
+from cxr.data.loading import whole_image_loader
 from cxr.data.transforms import Normalizer
 from cxr.data.transforms import evaluation_transform
 from cxr.models import configs
@@ -37,7 +33,6 @@ from cxr.models.scratch import new_classifier
 from cxr.run_folder.model_fields import ModelFields
 
 HEAD = ["negative", "positive"]  # the labels of a head that is not used
-NUM_READ = 1000  # images that are hashed at once
 VERSION = 1  # of what this file computes: raise it when the same model and images give other features
 
 
@@ -160,9 +155,8 @@ def digest_of(images: LabelledImages) -> str:
     The pixels themselves, because two collections may have the same ids, and a reader may give others.
     """
     sha256 = hashlib.sha256("\n".join(images["dicom_id"]).encode())
-    for first in range(0, len(images), NUM_READ):
-        for content in images.read(range(first, min(first + NUM_READ, len(images)))):
-            sha256.update(hashlib.sha256(content).digest())
+    for of_image in images.hashes():
+        sha256.update(of_image)
     return sha256.hexdigest()
 
 
@@ -195,14 +189,8 @@ def cached_features(
 
 def compute_features(encoder: Encoder, images: LabelledImages, *, batch_size: int, what: str) -> np.ndarray:
     """Returns the features (N, D), float32, of whole images, prepared as in an evaluation."""
-    on_cpu = encoder.network.device.type == "cpu"  # whose cores are busy with the network
-    loader = DataLoader(
-        ChestXrays(images, evaluation_transform(encoder.image_size), seed=EVALUATION_SEED),
-        batch_sampler=evaluation_batches(
-            len(images), batch_size=batch_size, num_processes=1, process_index=0
-        ),
-        num_workers=0 if on_cpu else min(8, num_cores()),
-    )
+    transform, device = evaluation_transform(encoder.image_size), encoder.network.device
+    loader = whole_image_loader(images, transform, batch_size=batch_size, device=device)
     with tqdm(total=len(images), desc=what, unit="image", leave=False) as bar:
         parts = []
         for batch in loader:

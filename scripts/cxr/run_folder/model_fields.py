@@ -31,6 +31,14 @@ class Stage(Record):
     base_model_revision: str | None = Field(description="commit of that model, if it was named on a hub")
 
 
+class TrainedLabels(Record):
+    """How the labels of the training images were read, as the flags of `run_classification.py` say it."""
+
+    labeler: Word
+    uncertain: Name
+    blank: Word
+
+
 class ModelFields(Record):
     """Our fields in a model's `config.json`; models from elsewhere have none of them."""
 
@@ -48,6 +56,9 @@ class ModelFields(Record):
     )
     trained_view: Literal[tuple(VIEWS)] = Field(
         default=DATASET_DEFAULTS["view"], description="views of the images that the model was trained on"
+    )
+    trained_labels: TrainedLabels | None = Field(
+        default=None, description="the rest of the label rule of the training; null: unknown"
     )
     equalized: bool | None = Field(
         default=None,

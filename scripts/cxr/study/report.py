@@ -1,10 +1,8 @@
 """Writes a study's report: the answer, figures, an HTML page, Markdown and CSV."""
 
-import base64
 from collections import defaultdict
 from pathlib import Path
 
-import jinja2
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -12,8 +10,6 @@ from rich.text import Text
 
 from cxr.evaluation.findings import MIN_POSITIVES
 from cxr.evaluation.intervals import MIN_SEEDS
-from cxr.evaluation.intervals import Difference
-from cxr.evaluation.intervals import Interval
 from cxr.evaluation.subgroups import MIN_LABELS
 from cxr.evaluation.subgroups import MIN_PATIENTS
 from cxr.run_folder.files import write_text
@@ -35,6 +31,9 @@ from cxr.study.figures import measured_on
 from cxr.study.how_trained import how_trained
 from cxr.study.names import format_number
 from cxr.study.names import plural
+from cxr.study.pages import make_environment
+from cxr.study.pages import signed
+from cxr.study.pages import span
 from cxr.study.results import OUR_METRICS
 from cxr.study.results import ResultTable
 from cxr.study.results import Run
@@ -42,7 +41,6 @@ from cxr.study.spreadsheets import csv_text
 from cxr.study.spreadsheets import findings_csv_text
 from cxr.study.worth import worths
 
-TEMPLATES = Path(__file__).parent / "templates"
 PAPERS_WORD = (
     "The column AUC, named as in the paper, is AUROC; the column augmentation is the paper's “transformer”."
 )
@@ -113,18 +111,6 @@ def notes(table: ResultTable) -> list[str]:
     return said
 
 
-def signed(difference: Difference) -> str:
-    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-
-
-def span(interval: Interval | list[float] | None) -> str:
-    """Returns an interval as text; in a record it is a pair."""
-    if not interval:
-        return ""
-    low, high = (interval.low, interval.high) if isinstance(interval, Interval) else interval
-    return f"[{low:.3f}, {high:.3f}]"
-
-
 def gap_in_words(gap: Gap) -> str:
     return f"{gap.difference:.3f} [{gap.interval[0]:+.3f}, {gap.interval[1]:+.3f}]"
 
@@ -161,11 +147,6 @@ def radiologist_word(table: ResultTable) -> str:
     )
 
 
-def embed(path: Path) -> str:
-    """Returns a PNG as a data URL, to embed it in the page."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
 def write_report(
     tables: list[ResultTable],
     answers: list[Answer],
@@ -175,18 +156,8 @@ def write_report(
     title: str,
     num_resamples: int,
 ) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: name.endswith(".html.j2"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": format_number, "signed": signed, "span": span, "embed": embed}
-    environment.filters |= {"p": format_p, "plural": plural, "gap": gap_in_words}
-    # Escapes a name in a Markdown table.
-    environment.filters["cell"] = lambda text: str(text).replace("|", "/").replace("<", "&lt;")
-    environment.filters["relative"] = lambda path: path.relative_to(output_dir).as_posix()
+    environment = make_environment(output_dir)
+    environment.filters["gap"] = gap_in_words
     common, differing = how_trained(tables)
     content = {
         "title": title,

@@ -1,0 +1,110 @@
+"""Finds out whether images of an evaluation were in the training of a model.
+
+Three signs, as far as they can be known here: a training on a folder of the same name, equal ids, and equal
+pixels. Ids are known if the model is in its run folder, which lists its training images; pixels are compared
+if these images are still in the cache. Nothing of it is stored with a model, where it could be published.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxr.data.images import LabelledImages
+from cxr.data.images import find_cached
+from cxr.data.sources import is_synthetic
+from cxr.errors import UserError
+from cxr.external.subject import Subject
+from cxr.run_folder.evaluation_record import Overlap
+from cxr.run_folder.record import Arguments
+from cxr.run_folder.record import Sample
+from cxr.sharing.card import dataset_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingImages:
+    """The images of one training of a model."""
+
+    data_dir: Path | None
+    cache_dir: Path | None
+    dicom_ids: list[str]
+
+
+def find_trainings(run: Path | None) -> list[TrainingImages]:
+    """Returns the images of the run, and of the runs before it whose folders are still there."""
+    found = []
+    while run is not None and (run / "samples.json").is_file() and len(found) < 10:
+        try:
+            args, sample = Arguments.read(run / "args.json"), Sample.read(run / "samples.json")
+        except (UserError, OSError):  # not readable for this user
+            break
+        flags = {name: args.flags.get(name) for name in ("data_dir", "cache_dir", "model_name_or_path")}
+        folders = {name: Path(value) if value else None for name, value in flags.items()}
+        found.append(
+            TrainingImages(
+                data_dir=folders["data_dir"], cache_dir=folders["cache_dir"], dicom_ids=sample.dicom_ids
+            )
+        )
+        base = folders["model_name_or_path"]
+        run = base.parent if base is not None and base.is_dir() else None
+    return found
+
+
+def name_of(data_dir: Path) -> str:
+    """Returns the name of a folder as the training history of a model has it."""
+    return "synthetic-radiographs" if is_synthetic(data_dir) else dataset_name(data_dir)
+
+
+def find_overlap(subject: Subject, data_dir: Path, images: LabelledImages) -> Overlap:
+    """Compares the images of an evaluation with those of all known trainings of a model."""
+    trainings = find_trainings(subject.run)
+    trained_ids = {one for training in trainings for one in training.dicom_ids}
+    side, pixels = subject.classifier.shortest_side, set()
+    cached = [_cached(training, shortest_side=side) for training in trainings]
+    is_known = bool(trainings) and all(one is not None for one in cached)
+    if is_known:
+        pixels = {digest for one in cached for digest in one.hashes()}
+    return Overlap(
+        same_name=name_of(data_dir) in {stage.dataset for stage in subject.history},
+        num_same_ids=len(trained_ids & set(images["dicom_id"])) if trainings else None,
+        num_same_pixels=sum(digest in pixels for digest in images.hashes()) if is_known else None,
+    )
+
+
+def _cached(training: TrainingImages, *, shortest_side: int) -> LabelledImages | None:
+    """Returns the training images if they are in the cache; nothing is shrunk again for a comparison."""
+    if training.data_dir is None or not training.data_dir.is_dir():
+        return None
+    try:
+        return find_cached(
+            training.data_dir,
+            training.dicom_ids,
+            shortest_side=shortest_side,
+            cache_dir=training.cache_dir,
+        )
+    except UserError:  # the tables are no longer those of the training
+        return None
+
+
+def overlap_in_words(found: Overlap, *, num_images: int) -> list[str]:
+    """Returns warnings, and what is not known."""
+    said = []
+    if found.same_name:
+        said.append(
+            "WARNING: the model was trained on a folder of the same name: its test split is not external."
+        )
+    if found.num_same_ids:
+        said.append(
+            f"WARNING: {found.num_same_ids:,} of the {num_images:,} images have ids of training images."
+        )
+    if found.num_same_pixels:
+        said.append(
+            f"WARNING: {found.num_same_pixels:,} of the {num_images:,} images have the pixels of training "
+            "images."
+        )
+    if found.num_same_ids is None:
+        said.append(
+            "The training images are not known (the model is not in its run folder): only the names of the "
+            "folders were compared."
+        )
+    elif found.num_same_pixels is None:
+        said.append("The training images are not in the cache: their pixels were not compared.")
+    return said
