@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # for 
 from cxr.study.plan_tables import preset_rows
 
 PAGE = Path(__file__).with_name("study.md")
-BEGIN = "<!-- This table is made by docs/make_study_page.py from scripts/cxr/study/grid.py. -->\n"
+BEGIN = "<!-- This table is made by docs/make_study_page.py from scripts/cxr/study/presets.py. -->\n"
 END = "<!-- The end of the table. -->\n"
 
 

@@ -60,6 +60,7 @@ from cxr.run_folder.lock import lock_folder
 from cxr.study import checks
 from cxr.study import grid
 from cxr.study import plan_tables
+from cxr.study import presets
 from cxr.study import runner
 from cxr.study.cells import check_cells
 from cxr.study.costs import count_images
@@ -94,10 +95,10 @@ def setting(text: str) -> tuple[str, dict[str, Any]]:
             f"found {text!r}, expected FLAG=VALUE or SCOPE.FLAG=VALUE, such as vit.learning_rate=1e-4"
         )
     scope, flag, value = match.groups()
-    if scope and scope not in (*grid.SCOPES, "all") and not scope.isdecimal():
+    if scope and scope not in (*presets.SCOPES, "all") and not scope.isdecimal():
         raise argparse.ArgumentTypeError(
-            f"found the scope {scope!r}{did_you_mean(scope, grid.SCOPES)}, expected one of "
-            f"{', '.join(grid.SCOPES)}, or a training size"
+            f"found the scope {scope!r}{did_you_mean(scope, presets.SCOPES)}, expected one of "
+            f"{', '.join(presets.SCOPES)}, or a training size"
         )
     return scope or "", {flag: parse_value(flag, value)}
 
@@ -202,8 +203,8 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         type=setting,
         metavar="[SCOPE.]FLAG=VALUE",
         help="set a flag of the training scripts in all cells or, with SCOPE, in some of them; SCOPE: "
-        f"{', '.join(grid.SCOPES)}, or a training size; scratch and pretrained mean classifiers that start "
-        "from random or from pretrained weights, a recipe's name those that are trained so. Findings are "
+        f"{', '.join(presets.SCOPES)}, or a training size; scratch and pretrained mean classifiers that "
+        "start from random or from pretrained weights, a recipe's name those that are trained so. Findings are "
         "separated by commas: classification.findings='Edema,Pleural Effusion'",
     )
 
@@ -215,10 +216,10 @@ def default_preset(args: argparse.Namespace) -> str:
     return "compare" if args.models else "paper"
 
 
-def chosen_grid(args: argparse.Namespace, preset: grid.Grid) -> grid.Grid:
+def chosen_grid(args: argparse.Namespace, preset: presets.Grid) -> presets.Grid:
     names = ("models", "augmentations", "mask_ratios", "train_sizes", "tasks", "training_modes", "views")
     names += ("seeds", "recipes", "masking", "pretrain")
-    return grid.change_grid(
+    return presets.change_grid(
         preset, settings=tuple(args.set or ()), **{name: getattr(args, name) for name in names}
     )
 
@@ -258,7 +259,7 @@ def check(
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     preset = args.preset or default_preset(args)
-    chosen = chosen_grid(args, grid.GRIDS[preset])
+    chosen = chosen_grid(args, presets.GRIDS[preset])
     config_file = args.config_file or REPOSITORY / "accelerate_configs" / chosen.config_file
     output_dir = args.output_dir.expanduser().absolute()
     if args.data_dir is None:

@@ -29,11 +29,11 @@ from cxr.run_folder.lock import OWNER_FILE
 from cxr.run_folder.lock import lock_folder
 from cxr.run_folder.record import check_unchanged
 from cxr.study import runner
-from cxr.study.grid import GRIDS
 from cxr.study.grid import plan_cells
 from cxr.study.grid import to_words
 from cxr.study.machine import Device
 from cxr.study.machine import plan_launch
+from cxr.study.presets import GRIDS
 from cxr.study.runner import StudyRunner
 from cxr.study.runner import command
 from cxr.study.runner import tail

@@ -5,6 +5,7 @@ import argparse
 import pytest
 from cxr.errors import UserError
 from cxr.study import grid
+from cxr.study import presets
 from cxr.study.cells import check_cells
 from cxr.study.costs import count_images
 from cxr.study.plan_tables import settings_in_words
@@ -14,8 +15,8 @@ MIX = "Atelectasis=positive,Edema=positive"
 
 
 def plan(root, *texts, tasks=("findings",), pretrain=None):
-    changed = grid.change_grid(
-        grid.SMOKE,
+    changed = presets.change_grid(
+        presets.SMOKE,
         models=["resnet-18"] if pretrain is None else ["vit-mae-tiny"],
         tasks=list(tasks),
         train_sizes=[None],

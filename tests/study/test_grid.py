@@ -11,13 +11,14 @@ from cxr.choices import MASKINGS
 from cxr.data.subsets import draw_sample
 from cxr.errors import UserError
 from cxr.study import grid
+from cxr.study import presets
 from cxr.study.grid import CLASSIFICATION
-from cxr.study.grid import GRIDS
-from cxr.study.grid import PAPER
 from cxr.study.grid import PRETRAINING
 from cxr.study.grid import Cell
 from cxr.study.grid import ClassificationPoint
-from cxr.study.grid import Grid
+from cxr.study.presets import GRIDS
+from cxr.study.presets import PAPER
+from cxr.study.presets import Grid
 
 from mimic_cxr_dataset.labels import index_images
 
@@ -27,7 +28,7 @@ DATA, STUDY = Path("/data/cxr").absolute(), Path("/runs/study").absolute()
 
 def plan(preset: Grid, *, settings=(), augmentations=None, mask_ratios=None, **axes) -> list[Cell]:
     arms = {"augmentations": augmentations, "mask_ratios": mask_ratios}
-    changed = grid.change_grid(preset, settings=tuple(settings), **arms, **axes)
+    changed = presets.change_grid(preset, settings=tuple(settings), **arms, **axes)
     return grid.plan_cells(changed, data_dir=DATA, output_dir=STUDY)
 
 

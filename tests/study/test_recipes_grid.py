@@ -11,9 +11,9 @@ from cxr.run_folder.files import write_json
 from cxr.study import grid
 from cxr.study.answer import answer
 from cxr.study.cells import check_cells
-from cxr.study.grid import GRIDS
 from cxr.study.how_trained import how_trained
 from cxr.study.measuring import measure_tables
+from cxr.study.presets import GRIDS
 from cxr.study.results import gather_rows
 from finished_runs import write_run
 

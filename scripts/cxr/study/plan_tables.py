@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cxr.study import grid
+from cxr.study import presets
 from cxr.study.cells import CellFacts
 from cxr.study.costs import ImageCounts
 from cxr.study.costs import duration
@@ -95,7 +96,7 @@ def kind_of(cell: grid.Cell, facts: CellFacts, images_per_step: int | None) -> t
     )
 
 
-def settings_in_words(settings: grid.Settings) -> Iterator[str]:
+def settings_in_words(settings: presets.Settings) -> Iterator[str]:
     """Yields each flag of a grid as it is written after --set."""
     for scope, changes in settings:
         for flag, value in changes.items():
@@ -106,9 +107,9 @@ def settings_in_words(settings: grid.Settings) -> Iterator[str]:
 
 def preset_rows() -> list[list[str]]:
     """Returns a table of the presets, one per column: a heading, a row for each axis, and rows for flags."""
-    grids = grid.GRIDS.values()
+    grids = presets.GRIDS.values()
     lists = ("models", "train_sizes", "tasks", "training_modes", "views", "seeds")
-    rows = [["", *grid.GRIDS], ["for", *(one.purpose for one in grids)]]
+    rows = [["", *presets.GRIDS], ["for", *(one.purpose for one in grids)]]
     rows += [[f"--{name}", *(spoken(getattr(one, name)) for one in grids)] for name in lists]
     for family, title in (("vit", "ViT: augmentation, share masked"), ("resnet", "ResNet: augmentation")):
         rows.append([title, *("; ".join(arm_in_words(arm) for arm in one.arms[family]) for one in grids)])

@@ -24,6 +24,7 @@ from cxr.run_folder import record
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.privacy import mask_ids
 from cxr.study import grid
+from cxr.study import presets
 from cxr.study.costs import duration
 from cxr.study.machine import Launch
 from cxr.study.names import format_number
@@ -228,7 +229,7 @@ class StudyRunner:
         cells_of: dict[tuple[str, str], list[grid.ClassificationCell]] = defaultdict(list)
         for cell in [cell for cell in self.cells if isinstance(cell, grid.ClassificationCell)]:
             cells_of[grid.arm_name(cell.point), grid.size_name(cell.point.train_size)].append(cell)
-        arms, columns = map(grid.unique, zip(*cells_of))
+        arms, columns = map(presets.unique, zip(*cells_of))
         table = Table(title="test AUROC, mean over the finished seeds")
         for name in ("", *columns):
             table.add_column(name, justify="right" if name else "left")
