@@ -204,8 +204,8 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         metavar="[SCOPE.]FLAG=VALUE",
         help="set a flag of the training scripts in all cells or, with SCOPE, in some of them; SCOPE: "
         f"{', '.join(presets.SCOPES)}, or a training size; scratch and pretrained mean classifiers that "
-        "start from random or from pretrained weights, a recipe's name those that are trained so. Findings are "
-        "separated by commas: classification.findings='Edema,Pleural Effusion'",
+        "start from random or from pretrained weights, a recipe's name those that are trained so. Findings "
+        "are separated by commas: classification.findings='Edema,Pleural Effusion'",
     )
 
 

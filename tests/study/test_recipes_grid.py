@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import run_study
 from cxr.choices import RECIPES
+from cxr.cli import recipes
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
 from cxr.study import grid
@@ -68,7 +69,7 @@ def test_no_preset_changes_what_a_recipe_says(preset):
         for cell in plan(preset, f"--recipes {recipe}").values():
             if cell.script == grid.PRETRAINING:
                 continue
-            decided = grid.RECIPES[recipe]["classification"].keys() - {"augmentation"}
+            decided = recipes.RECIPES[recipe]["classification"].keys() - {"augmentation"}
             assert not decided & cell.flags.keys()
             assert cell.flags["augmentation"] == "mae" and cell.flags["mask_ratio"] == 0.0
 
