@@ -10,7 +10,7 @@ from cxr.data.seeding import derive_seed
 from cxr.errors import UserError
 
 
-def sample_order(subject_ids: Sequence[int], labels: Sequence[int], *, seed: int) -> np.ndarray:
+def sample_order(subject_ids: Sequence[int | str], labels: Sequence[int], *, seed: int) -> np.ndarray:
     """Returns an order of all images, every prefix of which is a stratified sample by patient.
 
     `subject_ids`, `labels` and the returned image indices have shape (N,). The images of a patient are
@@ -24,7 +24,9 @@ def sample_order(subject_ids: Sequence[int], labels: Sequence[int], *, seed: int
     num_images = np.bincount(patient_of_image, minlength=len(patients))
     num_positive = np.bincount(patient_of_image, weights=labels, minlength=len(patients))
     excess = num_positive - num_images * labels.mean()  # positive images beyond the overall share
-    shuffled = np.argsort([derive_seed(seed, "sample", int(patient)) for patient in patients], kind="stable")
+    shuffled = np.argsort(
+        [derive_seed(seed, "sample", patient) for patient in patients.tolist()], kind="stable"
+    )
     below, above = (iter(shuffled[line].tolist()) for line in (excess[shuffled] <= 0, excess[shuffled] > 0))
     rank = np.empty(len(patients), dtype=np.int64)
     balance = 0.0
@@ -38,7 +40,7 @@ def sample_order(subject_ids: Sequence[int], labels: Sequence[int], *, seed: int
 
 
 def draw_sample(
-    subject_ids: Sequence[int], labels: Sequence[int], *, num_samples: int | None, seed: int
+    subject_ids: Sequence[int | str], labels: Sequence[int], *, num_samples: int | None, seed: int
 ) -> np.ndarray:
     """Returns the sorted indices of `num_samples` images, of all if it is None.
 
