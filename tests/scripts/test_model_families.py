@@ -10,6 +10,7 @@ import pytest
 import run_classification
 import run_mae_pretrain
 import run_study
+import serve
 import torch
 from cxr.errors import UserError
 from cxr.inference import heatmaps
@@ -23,6 +24,8 @@ from transformers import AutoModelForImageClassification
 from transformers import Dinov2Config
 from transformers import Dinov2Model
 from transformers import ViTMAEForPreTraining
+
+from mimic_cxr_dataset.radiographs import Reading
 
 pytestmark = pytest.mark.slow
 SMALL = ["--image_size=32", "--max_train_steps=2"]
@@ -103,6 +106,14 @@ def test_heat_maps_are_of_networks_with_a_feature_map(runs, sample_root, tmp_pat
     for name in ("vit", "mean"):
         said = refused(predict.main, [runs / name, sample_root, "--heatmap", tmp_path / name], capsys)
         assert "leave the heat maps out" in said
+
+
+def test_the_page_shows_a_heat_map_or_says_that_there_is_none(runs, sample_root):
+    radiograph = next((sample_root / "files").rglob("*.jpg"))
+    for name, has_map in (("cnn", True), ("mean", False)):
+        classifier = load_classifier(str(runs / name / "model"), device="cpu")
+        html = serve.answer_html(classifier, radiograph, Reading())
+        assert ("Grad-CAM on a grid" in html) == has_map and ("No heat map" in html) != has_map
 
 
 def test_training_goes_on_from_each_of_them(runs, train, tmp_path):
