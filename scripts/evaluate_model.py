@@ -33,6 +33,7 @@ import torch
 from cxr.data.images import LabelledImages
 from cxr.data.images import are_equalized
 from cxr.data.images import load_images
+from cxr.data.images import user_errors
 from cxr.data.loading import whole_image_loader
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
@@ -66,6 +67,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from mimic_cxr_dataset.label_rule import LabelRule
+from mimic_cxr_dataset.tables import resolve_root
 
 RULE_FLAGS = ("labeler", "view", "uncertain", "blank", "evaluation_level")
 Loader = Callable[[Path, LabelRule, int], dict[str, LabelledImages]]
@@ -215,6 +217,9 @@ def label_folders(folders: list[Path]) -> dict[Path, str]:
 
 def measure(args: argparse.Namespace, output_dir: Path) -> EvaluationResults:
     """Evaluates all models on all folders, and writes the tables of predictions."""
+    with user_errors():
+        for folder in args.data_dir:
+            resolve_root(folder)
     source = {"device": args.device, "hub_dir": args.hub_dir, "revision": args.model_revision}
     subjects = [load_subject(name, **source) for name in args.models]
     labels, folders = label_models(args.models), label_folders(args.data_dir)

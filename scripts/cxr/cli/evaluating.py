@@ -83,10 +83,7 @@ def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses folders that are not there, and a model or a folder that is named twice."""
-    for folder in args.data_dir:
-        if not folder.is_dir():
-            parser.error(f"--data_dir {folder}: found no such folder; expected one with images and tables")
+    """Refuses a model or a folder that is named twice."""
     for flag, names in (("MODEL", args.models), ("--data_dir", args.data_dir)):
         seen = {}
         for name in names:
