@@ -19,12 +19,14 @@ from collection_files import write_vindr_of_kaggle
 from cxr.choices import LABELS
 from cxr.data.images import load_images
 from cxr.importing.label_maps import LABEL_MAPS
+from cxr.importing.label_maps import rename
 from cxr.importing.manifest_table import cut_split
 from mimic_tables import write_csv
 from PIL import Image
 
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.manifest import COLUMNS
+from mimic_cxr_dataset.manifest import check_label_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "collections.md"
 
@@ -69,6 +71,23 @@ def test_samples_of_a_collection_are_nested_and_by_patient(tmp_path):
     large = run("nih", root, tmp_path / "large", "--max_images", 20)
     assert len(small) == 10 and len(large) == 20 and {*small.index} < {*large.index}
     assert (small.groupby("subject_id").size() == 2).all()
+
+
+def test_balanced_images_are_half_of_a_label_and_half_normal(tmp_path, capsys):
+    root = write_nih(
+        tmp_path / "nih", ["Pneumonia|Mass", "No Finding", "Hernia", "No Finding"] * 6, num_test=8
+    )
+    manifest = run("nih", root, tmp_path / "out", "--balance", "Pneumonia")
+    assert manifest["Pneumonia"].tolist().count("1") == 6 and len(manifest) == 12
+    assert "only a sample is kept" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--balance: found Edemas"):
+        run("nih", root, tmp_path / "other", "--balance", "Edemas")
+
+
+@pytest.mark.parametrize("collection", LABEL_MAPS)
+def test_kept_labels_have_names_that_a_manifest_may_have(collection):
+    names = list(dict.fromkeys(rename(LABEL_MAPS[collection], keeps_labels=True).values()))
+    assert check_label_names(Path("manifest.csv"), names) and len(names) == len(LABEL_MAPS[collection])
 
 
 def test_chexpert_keeps_uncertain_and_blank_labels_and_takes_radiologists_labels_as_test(tmp_path):
@@ -257,6 +276,6 @@ def test_cut_splits_depend_on_the_seed_and_the_patients_alone():
 
 @pytest.mark.parametrize("collection", LABEL_MAPS)
 def test_the_page_shows_how_each_label_is_mapped(collection):
-    page = PAGE.read_text(encoding="utf-8")
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
     for ours in {*LABEL_MAPS[collection].values()}:
         assert ours in page
