@@ -92,7 +92,7 @@ def read_label_names(root: Path) -> tuple[str, ...]:
     if names is None:
         changed = path.stat()
         return _guess_label_names(path, (changed.st_mtime_ns, changed.st_size))
-    return _check_label_names(root / "collection.json", names)
+    return check_label_names(root / "collection.json", names)
 
 
 @functools.lru_cache(maxsize=8)
@@ -102,7 +102,7 @@ def _guess_label_names(path: Path, changed: tuple[int, int]) -> tuple[str, ...]:
     names = [name for name in table if name in LABELS or _has_labels(table[name])]
     if others := [name for name in table if name not in names]:
         logger.warning(f"{path}: columns that are not labels are not used: {', '.join(others)[:300]}")
-    return _check_label_names(path, names)
+    return check_label_names(path, names)
 
 
 def _has_labels(values: pd.Series) -> bool:
@@ -111,7 +111,7 @@ def _has_labels(values: pd.Series) -> bool:
     return len(texts) > 0 and bool(np.isin(parse_numbers(texts), (1, 0, -1)).all())
 
 
-def _check_label_names(path: Path, names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+def check_label_names(path: Path, names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     """Returns the names in order. Raises DatasetError for a name that cannot be that of a label."""
     for name in names:
         is_bad = not name.isprintable() or name != name.strip() or {*",=;"} & {*name}

@@ -3,9 +3,9 @@
     # PneumoniaMNIST: one file of 4 MB, in seconds.
     python scripts/import_dataset.py medmnist pneumoniamnist.npz data/pneumoniamnist
 
-    # NIH ChestX-ray14, and a small subset of it.
+    # NIH ChestX-ray14, and a small subset of it: half pneumonia, half normal.
     python scripts/import_dataset.py nih /data/ChestXray-NIHCC data/nih
-    python scripts/import_dataset.py nih /data/ChestXray-NIHCC data/nih-600 --max_images 600
+    python scripts/import_dataset.py nih /data/ChestXray-NIHCC data/small --max_images 600 --balance Pneumonia
 
     # Your own images: a folder for each class, or a table with columns that you name.
     python scripts/import_dataset.py folder my-images data/mine
@@ -77,6 +77,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         command_line.positive_int,
         "keep at most N images, of patients drawn at random",
     )
+    parser.add_argument(
+        "--balance",
+        metavar="LABEL",
+        help="keep only images with this label, and as many of No Finding, such as Pneumonia",
+    )
     number(
         parser,
         "--validation_share",
@@ -144,13 +149,17 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("table: found no --label_columns, expected the names of the columns with labels")
     if args.validation_share >= 1 or args.test_share >= 1:
         parser.error("--validation_share and --test_share: found 1, expected less: no training image is left")
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Raises UserError if there is no SOURCE, or something in OUT."""
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        parser.error(f"OUT {args.out}: found something there, expected a new folder; name another")
+        raise UserError(f"OUT {args.out}: found something there, expected a new folder; name another")
     if not args.source.exists():
         known = FACTS.get(args.collection)
         layout = known.layout if known else LAYOUTS[args.collection]
-        hint = f"; download it from {known.address}" if known else ""
-        parser.error(f"SOURCE {args.source}: found nothing there, expected {layout}{hint}")
+        hint = f"download it from {known.address}" if known else "name another"
+        raise UserError(f"SOURCE {args.source}: found nothing there, expected {layout}; {hint}")
 
 
 def read_collection(args: argparse.Namespace) -> Imported:
@@ -203,7 +212,7 @@ def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
         print(f"Note: {note}.")
     differences = imported.differences()
     if is_sample:
-        print("Counts: not compared with the published ones, because of --max_images.")
+        print("Counts: not compared with the published ones, because only a sample is kept.")
     elif differences:
         print("Counts that differ from the published ones:", *differences, sep="\n  ")
     elif imported.facts.published:
@@ -213,8 +222,10 @@ def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    check_places(args)
     whole = read_collection(args)
-    imported = whole.sample(args.max_images, seed=args.seed)
+    imported = whole.balance(args.balance, seed=args.seed) if args.balance else whole
+    imported = imported.sample(args.max_images, seed=args.seed)
     if imported.rows.empty:
         raise UserError(f"--max_images {args.max_images}: found more images of one patient; keep more")
     try:

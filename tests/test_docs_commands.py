@@ -31,7 +31,10 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 
 MARKS = ("needs a GPU", "needs a network", "needs credentials", "minutes long")
 # What stands for a reader's folder of radiographs; the tests put the synthetic sample there.
-DATA = re.compile(r"/data/mimic-cxr-jpg|\bDATA\b|\bsample_data\b|\bnih-cxr\b|\bpneumonia-28\b|\bradiographs/")
+DATA = re.compile(
+    r"/data/mimic-cxr-jpg|\bDATA\b|\bsample_data\b|\bnih-cxr\b|\bpneumonia-28\b|\bradiographs/"
+    r"|(?<![\w/])data/[\w-]+"
+)
 # What a block that runs has instead of long training, a GPU, and what installs or is the CI itself.
 FASTER = (
     (
@@ -59,6 +62,7 @@ BLOCK = re.compile(
 OTHERS = {
     ".venv/Scripts/activate",
     "cp",
+    "curl",
     "docker",
     "export",
     "hf",

@@ -163,7 +163,8 @@ def rename(label_map: dict[str, str], *, keeps_labels: bool) -> dict[str, str]:
     """Returns the column of each published label; with `keeps_labels`, each has a column of its own."""
     if not keeps_labels:
         return label_map
-    own = {label: label.replace("_", " ").replace("/", " or ").strip() for label in label_map}
+    own = {label: label.replace("_", " ").replace("/", " or ") for label in label_map}
+    own = {label: name.replace("central venous catheter via", "catheter via") for label, name in own.items()}
     return own | {label: "No Finding" for label, ours in label_map.items() if ours == "No Finding"}
 
 

@@ -78,6 +78,18 @@ class Imported:
             if found[name] != count
         ]
 
+    def balance(self, label: str, *, seed: int) -> "Imported":
+        """Returns the images with a label, and as many normal ones of random patients. Raises UserError."""
+        if label not in self.labels or "No Finding" not in self.labels:
+            known = ", ".join(self.labels)
+            raise UserError(f"--balance: found {label} and the labels {known}; name one beside No Finding")
+        rows = self.rows
+        order = rows["subject_id"].map(patient_order(rows["subject_id"], "balance", seed=seed))
+        is_ill = rows[label] == 1
+        normal = order[(rows["No Finding"] == 1) & ~is_ill].sort_values(kind="stable")[: is_ill.sum()]
+        kept = is_ill | rows.index.isin(normal.index)
+        return replace(self, rows=rows[kept].reset_index(drop=True))
+
     def sample(self, num_images: int | None, *, seed: int) -> "Imported":
         """Returns at most `num_images` images, by whole patients in a random order: samples are nested."""
         if num_images is None or num_images >= len(self.rows):

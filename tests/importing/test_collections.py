@@ -1,0 +1,281 @@
+"""Each collection is read as published: its splits, labels and views; what differs or lacks is said."""
+
+import json
+import re
+from pathlib import Path
+
+import import_dataset
+import numpy as np
+import pandas as pd
+import pytest
+from collection_files import draw
+from collection_files import medmnist_arrays
+from collection_files import write_chexpert
+from collection_files import write_nih
+from collection_files import write_padchest
+from collection_files import write_rsna
+from collection_files import write_vindr
+from collection_files import write_vindr_of_kaggle
+from cxr.choices import LABELS
+from cxr.data.images import load_images
+from cxr.importing.label_maps import LABEL_MAPS
+from cxr.importing.label_maps import rename
+from cxr.importing.manifest_table import cut_split
+from mimic_tables import write_csv
+from PIL import Image
+
+from mimic_cxr_dataset.label_rule import LabelRule
+from mimic_cxr_dataset.manifest import COLUMNS
+from mimic_cxr_dataset.manifest import check_label_names
+
+PAGE = Path(__file__).parents[2] / "docs" / "collections.md"
+
+
+def run(collection, source, out, *flags):
+    """Imports a collection; returns its manifest by image_id, as text."""
+    import_dataset.main([collection, str(source), str(out), *map(str, flags)])
+    return pd.read_csv(out / "manifest.csv", dtype=str, keep_default_na=False).set_index("image_id")
+
+
+def labels_of(manifest):
+    return [name for name in manifest if name not in COLUMNS]
+
+
+def test_nih_has_its_official_split_and_validation_by_patient(tmp_path, capsys):
+    findings = ["Mass|Effusion", "Nodule", "No Finding", "Infiltration"] * 6
+    manifest = run("nih", write_nih(tmp_path / "nih", findings, num_test=4), tmp_path / "out")
+    assert manifest["split"].value_counts().to_dict() == {"train": 18, "test": 4, "validation": 2}
+    assert (manifest.groupby("subject_id")["split"].nunique() == 1).all()
+    first = manifest.loc["00000001_000.png"]
+    assert (first["Lung Lesion"], first["Pleural Effusion"], first["Infiltration"]) == ("1", "1", "0")
+    assert first["view_position"] == "PA" and Path(first["path"]).is_file()
+    assert manifest.loc["00000001_001.png", "Lung Lesion"] == "1"
+    assert not {"Lung Opacity", "Fracture", "Support Devices"} & {*manifest}  # not annotated
+    out = capsys.readouterr().out
+    assert "images: 24, published: 112,120" in out and "test images: 4, published: 25,596" in out
+    said = json.loads((tmp_path / "out" / "collection.json").read_text(encoding="utf-8"))
+    assert said["name"] == "NIH ChestX-ray14" and said["equalized"] is False and said["citation"]
+
+
+def test_nih_of_2017_and_lost_images_are_read_and_the_lost_are_counted(tmp_path, capsys):
+    root = write_nih(tmp_path / "nih", ["No Finding", "Hernia"] * 4, num_test=2, old=True)
+    next(root.rglob("00000001_000.png")).unlink()
+    manifest = run("nih", root, tmp_path / "out", "--keep_labels")
+    assert len(manifest) == 7 and {"Mass", "Nodule", "Pleural Thickening"} <= {*manifest}
+    assert "Note: 1 of 8 images have no file and were left out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_samples_of_a_collection_are_nested_and_by_patient(tmp_path):
+    root = write_nih(tmp_path / "nih", ["No Finding"] * 40, num_test=8)
+    small = run("nih", root, tmp_path / "small", "--max_images", 11)
+    large = run("nih", root, tmp_path / "large", "--max_images", 20)
+    assert len(small) == 10 and len(large) == 20 and {*small.index} < {*large.index}
+    assert (small.groupby("subject_id").size() == 2).all()
+
+
+def test_balanced_images_are_half_of_a_label_and_half_normal(tmp_path, capsys):
+    root = write_nih(
+        tmp_path / "nih", ["Pneumonia|Mass", "No Finding", "Hernia", "No Finding"] * 6, num_test=8
+    )
+    manifest = run("nih", root, tmp_path / "out", "--balance", "Pneumonia")
+    assert manifest["Pneumonia"].tolist().count("1") == 6 and len(manifest) == 12
+    assert "only a sample is kept" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--balance: found Edemas"):
+        run("nih", root, tmp_path / "other", "--balance", "Edemas")
+
+
+@pytest.mark.parametrize("collection", LABEL_MAPS)
+def test_kept_labels_have_names_that_a_manifest_may_have(collection):
+    names = list(dict.fromkeys(rename(LABEL_MAPS[collection], keeps_labels=True).values()))
+    assert check_label_names(Path("manifest.csv"), names) and len(names) == len(LABEL_MAPS[collection])
+
+
+def test_chexpert_keeps_uncertain_and_blank_labels_and_takes_radiologists_labels_as_test(tmp_path):
+    manifest = run("chexpert", write_chexpert(tmp_path / "chexpert"), tmp_path / "out")
+    assert manifest["split"].value_counts().to_dict() == {"train": 24, "validation": 4, "test": 4}
+    train = manifest.loc["patient00001/study1/view1_frontal.jpg"]
+    assert (train["Edema"], train["Pneumonia"], train["Fracture"]) == ("-1", "1", "")
+    views = manifest.groupby("split")["view_position"].unique().map(sorted).to_dict()
+    assert views["train"] == ["AP", "LATERAL"] and views["test"] == ["FRONTAL", "LATERAL"]
+    assert {*labels_of(manifest)} == {*LABELS}
+
+
+def test_chexpert_without_test_labels_has_valid_as_test_and_says_so(tmp_path, capsys):
+    root = write_chexpert(tmp_path / "chexpert", has_test=False)
+    manifest = run("chexpert", root, tmp_path / "out", "--validation_share", 0.25)
+    assert manifest["split"].value_counts().to_dict() == {"train": 18, "validation": 6, "test": 4}
+    assert "the test split is CheXpert's valid.csv" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["pneumoniamnist", "pneumoniamnist_64", "chestmnist_128"])
+def test_medmnist_has_its_official_splits_and_pixels(name, tmp_path):
+    kind, _, side = name.partition("_")
+    arrays = medmnist_arrays(kind, (9, 3, 4), side=int(side or 28))
+    np.savez(tmp_path / f"{name}.npz", **arrays)
+    manifest = run("medmnist", tmp_path / f"{name}.npz", tmp_path / "out")
+    assert manifest["split"].value_counts().to_dict() == {"train": 9, "test": 4, "validation": 3}
+    with Image.open(tmp_path / "out" / manifest.loc["val000002", "path"]) as image:
+        assert (np.asarray(image) == arrays["val_images"][2]).all()
+    if kind == "pneumoniamnist":
+        assert manifest["Pneumonia"].astype(int).tolist() == [
+            *arrays["train_labels"][:, 0], *arrays["val_labels"][:, 0], *arrays["test_labels"][:, 0]
+        ]  # fmt: skip
+    else:
+        labels = arrays["test_labels"][1]  # mass is column 4, nodule 5
+        assert manifest.loc["test000001", "Lung Lesion"] == str(max(labels[4], labels[5]))
+
+
+def test_vindr_counts_two_of_three_radiologists_and_joins_the_test_consensus(tmp_path):
+    manifest = run("vindr", write_vindr(tmp_path / "vindr"), tmp_path / "out")
+    fracture = manifest["Fracture"].astype(int)
+    assert fracture.iloc[:3].tolist() == [1, 0, 0]
+    assert manifest["No Finding"].iloc[:3].tolist() == ["0", "1", "1"]
+    assert manifest["split"].value_counts().to_dict() == {"train": 9, "test": 4, "validation": 1}
+    assert manifest.loc[manifest["split"] == "test", "COPD"].tolist() == ["1"] * 4
+
+
+def test_vindr_of_kaggle_counts_radiologists_and_not_boxes(tmp_path, capsys):
+    manifest = run("vindr", write_vindr_of_kaggle(tmp_path / "vindr"), tmp_path / "out")
+    assert manifest["Cardiomegaly"].tolist() == ["1"] * 2 + ["0"] * 8
+    assert {*manifest["Calcification"]} == {"0"} and "Edema" not in manifest
+    assert "test is cut from the training images" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_rsna_tells_normal_from_other_abnormalities_and_reads_the_view_of_the_header(tmp_path):
+    manifest = run("rsna", write_rsna(tmp_path / "rsna"), tmp_path / "out")
+    assert manifest[["No Finding", "Lung Opacity", "Other Abnormality"]].iloc[:3].values.tolist() == [
+        ["0", "1", ""], ["0", "0", "1"], ["1", "0", "0"]
+    ]  # fmt: skip
+    assert {*manifest["view_position"]} == {"AP"}
+    assert manifest["split"].value_counts().to_dict() == {"train": 9, "test": 2, "validation": 1}
+
+
+def test_padchest_maps_terms_and_leaves_out_what_has_no_label_or_view(tmp_path, capsys):
+    labels = ["['normal']", "['nodule', 'pacemaker', 'NSG tube']", "['callus rib fracture', 'gynecomastia']"]
+    labels += ["['unchanged']", "", "[' pleural effusion', 'unchanged']"] + ["['normal']"] * 6
+    projections = ["PA", "L", "AP_horizontal", "PA", "PA", "AP", "UNK", *["PA"] * 5]
+    manifest = run("padchest", write_padchest(tmp_path / "padchest", labels, projections), tmp_path / "out")
+    assert len(manifest) == 9 and "left out: 3 images" in capsys.readouterr().out
+    assert manifest["view_position"].tolist()[:4] == ["PA", "LATERAL", "AP", "AP"]
+    positive = [[name for name in labels_of(manifest) if row[name] == "1"] for _, row in manifest.iterrows()]
+    assert positive[:4] == [
+        ["No Finding"], ["Lung Lesion", "Support Devices"], ["Fracture", "Other Abnormality"],
+        ["Pleural Effusion"],
+    ]  # fmt: skip
+
+
+def test_folder_has_a_label_for_each_class_and_splits_by_name_or_by_patient(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in ("NORMAL", "PNEUMONIA"):
+            for number in range(2):
+                draw(tmp_path / "chest" / split / name / f"person{number}_{split}.jpeg")
+    manifest = run("folder", tmp_path / "chest", tmp_path / "out", "--name", "Mine", "--view", "AP")
+    assert manifest["split"].value_counts().to_dict() == {"train": 4, "validation": 4, "test": 4}
+    assert labels_of(manifest) == ["No Finding", "Pneumonia"] and {*manifest["view_position"]} == {"AP"}
+    classes = tmp_path / "classes"
+    for number in range(20):
+        draw(classes / ("normal", "Alien")[number % 2] / f"person{number // 4}_{number}.png")
+    flags = ("--subject_pattern", r"person(\d+)")
+    manifest = run("folder", classes, tmp_path / "own", *flags)
+    assert {*manifest["subject_id"]} == {"0", "1", "2", "3", "4"} and labels_of(manifest) == [
+        "Alien",
+        "No Finding",
+    ]
+    assert (manifest.groupby("subject_id")["split"].nunique() == 1).all()
+    assert {*manifest["split"]} == {"train", "validation", "test"}
+
+
+def test_table_takes_the_columns_that_flags_name(tmp_path):
+    rows = [[f"{n}.png", f"p{n // 2}", "val" if n < 4 else "train", n % 2, "", "x"] for n in range(20)]
+    for name, *_ in rows:
+        draw(tmp_path / "pictures" / name)
+    write_csv(tmp_path / "labels.csv", ["file", "who", "part", "edema", "Alien", "other"], rows)
+    flags = ["--images_dir", tmp_path / "pictures", "--path_column", "file", "--subject_column", "who"]
+    flags += ["--split_column", "part", "--label_columns", "edema", "Alien"]
+    manifest = run("table", tmp_path / "labels.csv", tmp_path / "out", *flags)
+    assert labels_of(manifest) == ["Edema", "Alien"] and {*manifest["Alien"]} == {""}
+    assert manifest.loc["3.png", ["subject_id", "split", "Edema"]].tolist() == ["p1", "validation", "1"]
+    assert manifest["split"].value_counts().to_dict() == {"train": 12, "validation": 4, "test": 4}
+
+
+# What is wrong with a small NIH folder, and what the message says.
+def spoil_table(root):
+    path = root / "Data_Entry_2017_v2020.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("Hernia", "Alien"), encoding="utf-8")
+
+
+def spoil_list(root):
+    (root / "test_list.txt").write_text("", encoding="utf-8")
+
+
+SPOILT = {
+    "label": (spoil_table, "found the label 'Alien', expected one of No Finding, Atelectasis"),
+    "list": (spoil_list, "found 2 images that are in no list"),
+    "no list": (
+        lambda root: (root / "test_list.txt").unlink(),
+        "found no test_list.txt, expected Data_Entry",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_source_that_is_not_as_published_is_refused_and_leaves_nothing(name, tmp_path):
+    spoil, message = SPOILT[name]
+    root = write_nih(tmp_path / "nih", ["No Finding", "Hernia"] * 4, num_test=2)
+    spoil(root)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run("nih", root, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["nih"]
+
+
+def test_interrupted_import_leaves_nothing(tmp_path, monkeypatch):
+    np.savez(tmp_path / "pneumoniamnist.npz", **medmnist_arrays("pneumoniamnist", (9, 3, 4)))
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("medmnist", tmp_path / "pneumoniamnist.npz", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["pneumoniamnist.npz"]
+
+
+WRONG_FLAGS = {
+    "no source": (["nih", "{}/no", "{}/out"], "found nothing there, expected Data_Entry_2017*.csv"),
+    "no file in it": (["medmnist", "{}", "{}/out"], "found no such file, expected pneumoniamnist.npz"),
+    "out is there": (["medmnist", "{}/a.txt", "{}"], "found something there, expected a new folder"),
+    "no labels": (["table", "{}/a.txt", "{}/out"], "found no --label_columns"),
+    "no group": (["folder", "{}", "{}/out", "--subject_pattern", "x"], "expected a group in brackets"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FLAGS)
+def test_wrong_command_is_refused_in_one_line_with_a_hint(name, tmp_path, capsys):
+    words, message = WRONG_FLAGS[name]
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    with pytest.raises((SystemExit, ValueError)) as error:
+        import_dataset.main([word.format(tmp_path) for word in words])
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_an_imported_collection_is_a_data_folder(tmp_path):
+    manifest = run("rsna", write_rsna(tmp_path / "rsna"), tmp_path / "out")
+    options = {"shortest_side": 32, "cache_dir": tmp_path / "cache", "num_proc": 1, "shows_progress": True}
+    splits = load_images(tmp_path / "out", LabelRule(task="findings"), on_bad_image="error", **options)
+    assert sum(map(len, splits.values())) == len(manifest)
+    assert splits["train"].label_names == ("Lung Opacity", "No Finding", "Other Abnormality")
+
+
+def test_cut_splits_depend_on_the_seed_and_the_patients_alone():
+    subjects = pd.Series([f"p{number // 3}" for number in range(300)])
+    train = pd.Series("train", index=subjects.index)
+    first, again, other = (cut_split(train, subjects, "test", 0.2, seed=seed) for seed in (0, 0, 1))
+    assert first.equals(again) and not first.equals(other)
+    assert (first == "test").sum() == 60 and (first.groupby(subjects).nunique() == 1).all()
+
+
+@pytest.mark.parametrize("collection", LABEL_MAPS)
+def test_the_page_shows_how_each_label_is_mapped(collection):
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    for ours in {*LABEL_MAPS[collection].values()}:
+        assert ours in page
