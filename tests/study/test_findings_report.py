@@ -158,7 +158,7 @@ def test_the_radiologists_labels_have_columns_of_their_own(table):
     ],
 )
 def test_a_task_is_said_in_words(findings, said):
-    assert task_in_words("findings", labels_of("findings", findings)) == said
+    assert task_in_words("findings", labels_of("findings", findings, None)) == said
 
 
 def test_runs_of_different_label_rules_never_share_a_table(tmp_path):
@@ -202,6 +202,7 @@ def test_a_planned_run_is_in_the_table_of_the_finished_ones(tmp_path):
         row = {"task": "findings", "seed": seed, "findings": list(CHEXPERT5), "uncertain": "mix"}
         point = point_of(classification_results(**row))
         flags = {"findings": ["chexpert5"], "uncertain": "mix", "dataset_config_name": "findings"}
+        flags["data_dir"] = str(tmp_path)
         name = grid.run_id(point)
         cells[name] = grid.ClassificationCell(
             run_id=name, script=grid.CLASSIFICATION, point=point, flags=flags
