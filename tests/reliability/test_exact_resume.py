@@ -18,7 +18,7 @@ from tiny_runs import run_main
 SHORT = ["--num_train_epochs=2", "--max_train_samples=40", "--learning_rate=1e-3", "--warmup_ratio=0.2"]
 ACCUMULATED = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"]
 WHOLE = ["--per_device_train_batch_size=8"]
-ONE_IN_THREE = ["--per_device_train_batch_size=3"]  # of 8 images: three passes of two, and so a step of six
+RECIPE = ["--recipe=mae", "--images_per_step=8", "--per_device_train_batch_size=4"]
 # Dropout draws from the running generator, which is in the checkpoint.
 DROPOUT = [TINY_VIT[0], TINY_VIT[1] + ",hidden_dropout_prob=0.1", TINY_VIT[2]]
 AUGMENTED = ["--augmentation=mae", "--random_erasing_prob=0.5"]
@@ -33,7 +33,7 @@ RUNS = {
     "pretraining with workers": (run_mae_pretrain, [*TINY_VIT, *WHOLE, *WORKERS]),
     "ViT": (run_classification, [*DROPOUT, *ACCUMULATED, *AUGMENTED, "--mask_ratio=0.25"]),
     "ViT with workers": (run_classification, [*TINY_VIT, *WHOLE, *AUGMENTED, *MASKED, *WORKERS]),
-    "recipe": (run_classification, [*TINY_VIT, "--recipe=mae", "--images_per_step=8", *ONE_IN_THREE]),
+    "recipe": (run_classification, [*TINY_VIT, *RECIPE]),
     "ResNet": (run_classification, [*TINY_RESNET, *WHOLE, "--augmentation=classic"]),
     "ViT with all parts": (run_classification, [*TINY_VIT, *ACCUMULATED, *PARTS]),
     "ResNet with all parts": (run_classification, [*TINY_RESNET, *WHOLE, *PARTS]),

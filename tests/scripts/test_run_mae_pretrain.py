@@ -173,7 +173,7 @@ def test_several_collections_are_named_in_every_record_and_a_resumed_run_is_the_
     config = json.loads((tmp_path / "whole" / "model" / "config.json").read_text(encoding="utf-8"))
     assert config["training_history"][0]["dataset"] == "nih-cxr, padchest" and config["mask_ratio"] == 0.9
     card = (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
-    assert "`nih-cxr, padchest`" in card and "- padchest" in card
+    assert "datasets:\n- nih-cxr\n- padchest\n" in card
 
     run_main(run_mae_pretrain, tmp_path / "whole", *flags, "--resume_from_checkpoint=latest")
     again = json.loads((tmp_path / "whole" / "results.json").read_text(encoding="utf-8"))

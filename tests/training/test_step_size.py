@@ -56,12 +56,12 @@ def test_a_resumed_run_divides_the_same_images_on_any_device(before, most, num_p
     assert step.per_device <= most
 
 
-def test_what_a_first_start_chose_is_kept_when_it_is_resumed():
+def test_the_same_flags_divide_a_resumed_step_as_at_the_first_start():
     for total in range(1, 300):
         for most in (1, 7, 32):
-            first = divide_step(total, most_per_device=most, num_processes=1)
-            again = divide_step(first.images_per_step, most_per_device=most, num_processes=1, exactly=True)
-            assert again.images_per_step == first.images_per_step
+            first = resolve(most, images_per_step=total)
+            again = resolve(most, images_per_step=total, resumed_images_per_step=first.images_per_step)
+            assert again == first
 
 
 def test_auto_is_measured_up_to_the_images_asked_for():

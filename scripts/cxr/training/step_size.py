@@ -27,21 +27,24 @@ class StepSize:
         return said + fewer * (asked > num_images)
 
 
-def divide_step(
-    images_per_step: int, *, most_per_device: int, num_processes: int, exactly: bool = False
-) -> StepSize:
+def divide_step(images_per_step: int, *, most_per_device: int, num_processes: int) -> StepSize:
     """Returns a step of at most these images in as few passes as `most_per_device` images allow.
 
-    Where passes and processes do not divide the number, the step has a few images less. With `exactly`, for
-    a step that was divided before, more passes are tried until they do.
+    Where passes and processes do not divide the number, the step has a few images less.
     """
     num_passes = math.ceil(images_per_step / (most_per_device * num_processes))
-    if exactly:
-        more = range(num_passes, images_per_step // num_processes + 1)
-        fitting = (number for number in more if images_per_step % (number * num_processes) == 0)
-        num_passes = next(fitting, num_passes)
     per_device = max(1, images_per_step // (num_passes * num_processes))
     return StepSize(per_device=per_device, num_passes=num_passes, num_processes=num_processes)
+
+
+def divide_exactly(images_per_step: int, *, most_per_device: int, num_processes: int) -> StepSize:
+    """Returns a step of these images in more passes than needed, if fewer do not divide the number."""
+    fewest = divide_step(images_per_step, most_per_device=most_per_device, num_processes=num_processes)
+    for num_passes in range(fewest.num_passes, images_per_step // num_processes + 1):
+        per_device, rest = divmod(images_per_step, num_passes * num_processes)
+        if rest == 0:
+            return StepSize(per_device=per_device, num_passes=num_passes, num_processes=num_processes)
+    return fewest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +77,17 @@ class StepFlags:
         resumed run keeps the images per step of its checkpoint (`resumed_images_per_step`), unless the flags
         say others.
         """
-        resumed = resumed_images_per_step
+        resumed, per_device = resumed_images_per_step, self.per_device
         if self.images_per_step:
-            total = resumed or min(self.images_per_step, num_images)
-            most = (
-                find_largest(max(1, total // num_processes)) if self.per_device == "auto" else self.per_device
-            )
-            return divide_step(
-                total, most_per_device=most, num_processes=num_processes, exactly=resumed is not None
-            )
-        per_device, batches_per_step = self.per_device, self.num_passes * num_processes
+            total = min(self.images_per_step, num_images)
+            if per_device == "auto":
+                per_device = find_largest(max(1, total // num_processes))
+            step = divide_step(total, most_per_device=per_device, num_processes=num_processes)
+            if resumed in (None, step.images_per_step):
+                return step
+            # Another number of processes or images per pass than at the first start.
+            return divide_exactly(resumed, most_per_device=per_device, num_processes=num_processes)
+        batches_per_step = self.num_passes * num_processes
         if per_device == "auto" and resumed is not None:
             per_device = max(1, resumed // batches_per_step)
         elif per_device == "auto":
