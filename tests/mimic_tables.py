@@ -38,6 +38,20 @@ def write_csv(path: Path, header: list[str], rows: list[list]) -> None:
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
+def write_manifest_of_published_number_of_rows(root: Path) -> None:
+    """Writes the same number of images, studies and patients as a manifest with 14 labels and one more."""
+    rng = np.random.default_rng(0)
+    study = np.arange(NUM_IMAGES) * NUM_STUDIES // NUM_IMAGES
+    subject = study * NUM_PATIENTS // NUM_STUDIES
+    names = pd.Series(range(NUM_IMAGES)).astype(str)
+    rows = pd.DataFrame({"image_id": "i" + names, "path": "images/" + names + ".png"})
+    rows = rows.assign(subject_id=[f"p{one}" for one in subject], study_id=[f"s{one}" for one in study])
+    rows["view_position"] = rng.choice(["AP", "PA", "LATERAL"], NUM_IMAGES)
+    rows["split"] = np.where(subject % 130 == 0, "validation", np.where(subject % 130 == 1, "test", "train"))
+    values = {name: rng.choice(["1", "0", "-1", ""], NUM_IMAGES) for name in (*LABELS, "Hernia")}
+    rows.assign(**values).to_csv(root / "manifest.csv", index=False)
+
+
 def write_published_number_of_rows(root: Path) -> None:
     rng = np.random.default_rng(0)
     study = np.arange(NUM_IMAGES) * NUM_STUDIES // NUM_IMAGES

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mimic_tables import write_manifest_of_published_number_of_rows
 from mimic_tables import write_published_number_of_rows
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -67,10 +68,15 @@ print(json.dumps({"seconds": seconds, "memory_gib": memory, "images": len(datase
 @pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
-def test_all_images_cost_seconds_and_little_memory_before_step_1_and_epochs_cost_the_same(tmp_path):
+@pytest.mark.parametrize(
+    "write",
+    [write_published_number_of_rows, write_manifest_of_published_number_of_rows],
+    ids=["MIMIC", "manifest"],
+)
+def test_all_images_cost_seconds_and_little_memory_before_step_1_and_epochs_cost_the_same(write, tmp_path):
     root, cache = tmp_path / "root", tmp_path / "cache"
     root.mkdir()
-    write_published_number_of_rows(root)
+    write(root)
 
     def run(what: str) -> str:
         command = [sys.executable, "-c", PROGRAM, str(root), str(cache), str(SCRIPTS), what]
