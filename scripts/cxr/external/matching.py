@@ -66,6 +66,7 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
         rule = LabelRule(
             task=subject.task,
             findings=common if is_multi_label else None,
+            collection=of_manifest,
             **{name: value for name, value in options.items() if name != "blank" or is_multi_label},
         )
     return Match(rule=rule, labeler=options.get("labeler"), level=level, notes=notes)
