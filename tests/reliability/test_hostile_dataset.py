@@ -38,9 +38,9 @@ from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg
 
 from mimic_cxr_dataset import choices
+from mimic_cxr_dataset import csv_files
 from mimic_cxr_dataset import mimic_cxr_dataset as mimic
 from mimic_cxr_dataset import radiographs
-from mimic_cxr_dataset import tables
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.labels import index_images
 
@@ -441,7 +441,7 @@ def test_short_line_that_is_no_utf_8_is_one_line_and_no_traceback_on_stderr(tmp_
 
 
 def test_table_that_unpacks_without_end_is_refused_without_the_memory_that_it_claims(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr(csv_files, "MAX_UNPACKED_BYTES", 2**20)
     path = change_sound(tmp_path, "metadata", lambda rows: None)
     path.write_bytes(gzip.compress(path.read_bytes() + bytes(2**27), mtime=0))
     tracemalloc.start()

@@ -59,7 +59,7 @@ def write_study(folder: Path) -> Path:
                 point = point_of(classification_results(**results))
                 run_id = grid.run_id(point)
                 cells[run_id] = grid.ClassificationCell(
-                    run_id=run_id, script=grid.CLASSIFICATION, point=point, flags={}
+                    run_id=run_id, script=grid.CLASSIFICATION, point=point, flags={"data_dir": str(folder)}
                 )
                 if (name, size) != ("p25", 10_000):
                     write_run(folder / run_id, quality=quality + (size > 1000), **results)

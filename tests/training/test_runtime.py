@@ -19,7 +19,7 @@ from cxr.training import runtime
 def arguments(output_dir: Path, **changes) -> argparse.Namespace:
     options = {"seed": 3, "resume_from_checkpoint": None, "with_tracking": False, "report_to": "tensorboard"}
     options |= dict.fromkeys(("data_dir", "model_name_or_path", "model_revision", "hub_dir"))
-    options |= {"per_device_train_batch_size": 8, "push_to_hub": False}
+    options |= {"per_device_train_batch_size": 8, "push_to_hub": False, "other_data_dirs": []}
     return argparse.Namespace(output_dir=output_dir, **{**options, **changes})
 
 

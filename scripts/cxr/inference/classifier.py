@@ -207,8 +207,9 @@ def _check_is_classifier(fields: dict[str, Any], name: str) -> None:
             f"model {name}: found {model_type[:50]} with architectures {str(found)[:100]}, expected "
             f"{expected}: name another model"
         )
-    names = stored_labels(fields)  # transformers does not store its default, two labels without names
-    num_labels = len(names) or 2
+    names = stored_labels(fields)
+    # transformers does not store its default, two labels without names.
+    num_labels = len(names) if names or "id2label" in fields else 2
     if not (1 <= num_labels <= MAX_LABELS if _is_multi_label(fields) else num_labels == 2):
         raise UserError(
             f"model {name}: found a head for {num_labels} labels, expected 2 (negative and positive), or "
