@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cxr.choices import RECIPES
 from cxr.study import grid
 from cxr.study import presets
 from cxr.study.cells import CellFacts
@@ -18,7 +19,6 @@ from cxr.study.runner import state_on_disk
 
 KIND_COLUMNS = (
     "model",
-    "recipe",
     "start",
     "parameters",
     "weights",
@@ -68,7 +68,7 @@ def print_kinds(
     for script, rows in kinds.items():
         table = Table(title=titles[script], title_justify="left")
         for name in KIND_COLUMNS:
-            justify = "left" if name in KIND_COLUMNS[:3] else "right"
+            justify = "left" if name in KIND_COLUMNS[:2] else "right"
             table.add_column(name, justify=justify, no_wrap=name == "model")
         for row, count in rows.items():
             table.add_row(*map(escape, row), str(count))
@@ -82,11 +82,11 @@ def kind_of(cell: grid.Cell, facts: CellFacts, images_per_step: int | None) -> t
     if rate is None and images_per_step:
         rate = args.base_learning_rate * images_per_step / 256
     shown = f"{rate:.3g}" if rate else f"{args.base_learning_rate:g} for 256 images"
+    recipe = f", recipe {args.recipe}" if args.recipe != RECIPES[0] else ""
     head_only = getattr(args, "train_last_layer_only", False)
     return (
         cell.point.model,
-        args.recipe,
-        facts.start + ", last layer only" * head_only,
+        facts.start + recipe + ", last layer only" * head_only,
         f"{num_parameters / 1e6:.1f} M",
         f"{4 * num_parameters / 1e6:,.0f} MB",
         f"{facts.image_size} px",
