@@ -234,7 +234,7 @@ def train_step(
 
 def train(run: Run, patch_dropout: PatchDropout) -> None:
     """Trains from `run.progress` to the end, evaluates after each epoch and saves the best model."""
-    batches = iter(run.train_loader)
+    batches = run.stopwatch.watch(iter(run.train_loader))
     trains_body = not run.args.train_last_layer_only  # a frozen body also keeps its batch-norm statistics
     run.model.train(trains_body)
     weights = class_weights(run)

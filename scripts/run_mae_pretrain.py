@@ -154,7 +154,7 @@ def train_step(run: Run, batches: Iterator[dict]) -> torch.Tensor:
 
 def train(run: Run, probe: PretrainingProbe) -> None:
     """Trains from `run.progress` to the end, evaluates after each epoch, and probes when it is due."""
-    batches = iter(run.train_loader)
+    batches = run.stopwatch.watch(iter(run.train_loader))
     run.model.train()
     for _ in run.steps():
         loss = train_step(run, batches)

@@ -8,7 +8,7 @@ from tiny_runs import read_epochs
 
 
 def without_times(results: dict) -> dict:
-    return {name: value for name, value in results.items() if name != "images_per_second"}
+    return {name: value for name, value in results.items() if name not in ("images_per_second", "data_wait")}
 
 
 def final_state(output_dir: Path) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import make_run_folder_page
+import make_speed_table
 import make_study_page
 import pytest
 
@@ -20,7 +21,7 @@ FILE = re.compile(
 )
 
 
-@pytest.mark.parametrize("made_by", [make_run_folder_page, make_study_page])
+@pytest.mark.parametrize("made_by", [make_run_folder_page, make_speed_table, make_study_page])
 def test_page_is_made_from_the_declarations_in_the_code(made_by):
     said = f"run: python docs/{made_by.__name__}.py"
     assert made_by.PAGE.read_text(encoding="utf-8") == made_by.page(), said

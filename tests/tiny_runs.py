@@ -37,4 +37,5 @@ def read_epochs(output_dir: Path) -> list[dict]:
     lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [json.loads(line) for line in lines]
     assert all(epoch.pop("images_per_second") > 0 for epoch in epochs)
+    assert all(0 <= epoch.pop("data_wait") <= 1 for epoch in epochs)
     return epochs

@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import benchmark
+import gpu
 import pandas as pd
 import pytest
 import reading
@@ -144,6 +145,37 @@ def test_training_is_measured_on_both_sides(command, model, originals, tmp_path)
     measured = json.loads(path.read_text(encoding="utf-8"))[command]
     assert measured["model"] == model
     assert measured["images_per_second"] > 0 and measured["trainer_images_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_gpu_rows_are_measured_some_per_call_until_none_is_missing(tmp_path):
+    path = tmp_path / "smoke.json"
+    for num_rows in (1, 3):
+        run_script("gpu.py", "--smoke", f"--rows={2 * num_rows - 1}", f"--json={path}")
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        assert len(rows) == num_rows and not [row for row in rows if "error" in row]
+        assert len(path.with_suffix(".md").read_text(encoding="utf-8").splitlines()) == 2 + num_rows
+    for row in rows[:2]:
+        assert row["images_per_second"] > 0 and row["milliseconds"]
+        assert row["loss"] == pytest.approx(row["plain_loss"], rel=1e-3)
+
+
+def test_gpu_results_of_another_commit_are_not_mixed_and_a_row_that_takes_too_long_is_noted(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "gpu.json"
+    flags = ["--smoke", f"--json={path}"]
+
+    def take_too_long(command, seconds):
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    monkeypatch.setattr(gpu, "measure", take_too_long)
+    gpu.main(flags)
+    [row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert row["error"] == "not done in 9 minutes"
+    monkeypatch.setattr(gpu, "commit", lambda: "another")
+    with pytest.raises(UserError, match="expected another; use another --json"):
+        gpu.main(flags)
 
 
 @pytest.mark.slow

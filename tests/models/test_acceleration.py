@@ -34,7 +34,10 @@ def outputs_and_gradients(model: torch.nn.Module) -> torch.Tensor:
     inputs = {"pixel_values": torch.randn(3, 3, 64, 64, generator=generator).to(model.dtype)}
     if model.config.model_type == "vit_mae":
         inputs["noise"] = torch.rand(3, 16, generator=generator)
-    logits = model(**inputs).logits
+    outputs = model(**inputs)
+    logits = outputs.logits
+    if model.config.model_type == "vit_mae":  # the logits of visible patches have no meaning
+        logits = logits[outputs.mask.bool()]
     logits.float().square().mean().backward()
     gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     return torch.cat([logits.detach().flatten(), *gradients])
@@ -50,6 +53,46 @@ def test_a_sped_up_model_has_the_outputs_and_gradients_of_the_plain_one(kind):
     fast = copy.deepcopy(plain)
     acceleration.speed_up(fast, torch_compile=False)
     assert relative_difference(outputs_and_gradients(fast), outputs_and_gradients(plain)) < 1e-6
+
+
+def loss_and_gradients(model: torch.nn.Module) -> torch.Tensor:
+    """The masked autoencoder's own loss and the gradients of all parameters, one after the other."""
+    generator = torch.Generator().manual_seed(1)
+    pixel_values = torch.randn(3, 3, 64, 64, generator=generator).to(model.dtype)
+    model.zero_grad()
+    loss = model(pixel_values=pixel_values, noise=torch.rand(3, 16, generator=generator)).loss
+    loss.backward()
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    return torch.cat([loss.detach().view(1), *gradients])
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+@pytest.mark.parametrize("mask_ratio", [0.25, 0.75, 0.9])
+def test_decoding_hidden_patches_only_leaves_the_loss_and_all_gradients_as_they_are(
+    mask_ratio, norm_pix_loss
+):
+    plain = make_model("vit-mae").double()
+    plain.config.mask_ratio, plain.config.norm_pix_loss = mask_ratio, norm_pix_loss
+    fast = copy.deepcopy(plain)
+    acceleration.speed_up(fast, torch_compile=False)
+    assert relative_difference(loss_and_gradients(fast), loss_and_gradients(plain)) < 1e-12
+    assert all(
+        (one.grad is None) == (other.grad is None)
+        for one, other in zip(fast.parameters(), plain.parameters(), strict=True)
+    )
+
+
+def test_hidden_patches_have_the_logits_of_the_plain_model_and_in_an_evaluation_all_have():
+    plain = make_model("vit-mae").double()
+    fast = copy.deepcopy(plain)
+    acceleration.speed_up(fast, torch_compile=False)
+    inputs = {"pixel_values": torch.randn(3, 3, 64, 64).double(), "noise": torch.rand(3, 16)}
+    expected, found = plain(**inputs), fast(**inputs)
+    hidden = expected.mask.bool()
+    assert torch.allclose(found.logits[hidden], expected.logits[hidden], atol=1e-12)
+    assert not found.logits[~hidden].any()
+    with torch.no_grad():
+        assert torch.allclose(fast(**inputs).logits, expected.logits, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["vit-mae", "vit"])

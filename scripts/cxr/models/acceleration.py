@@ -4,6 +4,7 @@ Parameters, their names and the saved files stay those of plain transformers; ou
 Attention weights are not returned.
 """
 
+from collections.abc import Sequence
 from types import MethodType
 
 import torch
@@ -15,8 +16,10 @@ from transformers import PreTrainedModel
 from transformers.models.vit.modeling_vit import ViTAttention
 from transformers.models.vit.modeling_vit import ViTPatchEmbeddings
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEPatchEmbeddings
 
+from cxr.models.decoding import decode_hidden_patches
 from cxr.models.families import has_patches
 
 # On an H100 in bf16, the memory-efficient kernel takes half as long as cuDNN's for the encoder's 50 tokens,
@@ -37,6 +40,8 @@ def speed_up(model: PreTrainedModel, *, torch_compile: bool) -> None:
             module.forward = MethodType(attend, module)
         elif isinstance(module, ViTPatchEmbeddings | ViTMAEPatchEmbeddings):
             module.projection.forward = MethodType(project_patches, module.projection)
+        elif isinstance(module, ViTMAEDecoder):
+            decode_hidden_patches(module)
     if torch_compile:
         model.compile(dynamic=False)
 
@@ -58,16 +63,31 @@ def preferred_kernels(query: torch.Tensor) -> list[SDPBackend]:
     return ON_HOPPER if is_hopper else FOR_LONG_SEQUENCES
 
 
+def project(hidden_states: torch.Tensor, projections: Sequence[nn.Linear], head_dim: int) -> torch.Tensor:
+    """Applies N projections (B, L, D) -> (N, B, H, L, D / H) in one matrix product."""
+    weight = torch.cat([projection.weight for projection in projections])
+    bias = None if projections[0].bias is None else torch.cat([projection.bias for projection in projections])
+    projected = F.linear(hidden_states, weight, bias)  # (B, L, N * D)
+    return projected.unflatten(2, (len(projections), -1, head_dim)).permute(2, 0, 3, 1, 4)
+
+
 def attend(
-    self: ViTAttention | ViTMAEAttention, hidden_states: torch.Tensor, attention_mask: None = None, **unused
+    self: ViTAttention | ViTMAEAttention,
+    hidden_states: torch.Tensor,
+    attention_mask: None = None,
+    *,
+    first: int = 0,
+    **unused,
 ) -> tuple[torch.Tensor, None]:
-    """Computes self-attention (B, L, D) -> (B, L, D) by one matrix product for q, k, v and a fast kernel."""
-    separate = (self.q_proj, self.k_proj, self.v_proj)
-    weight = torch.cat([projection.weight for projection in separate])
-    bias = None if self.q_proj.bias is None else torch.cat([projection.bias for projection in separate])
-    projected = F.linear(hidden_states, weight, bias)  # (B, L, 3 * D)
-    # (B, H, L, D / H) each
-    query, key, value = projected.unflatten(2, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+    """Computes self-attention (B, L, D) -> (B, L - first, D), of the tokens from `first` on to all tokens.
+
+    It takes one matrix product for q, k and v, or two if q is of some tokens only, and a fast kernel.
+    """
+    if first:
+        [query] = project(hidden_states[:, first:], [self.q_proj], self.head_dim)
+        key, value = project(hidden_states, [self.k_proj, self.v_proj], self.head_dim)
+    else:
+        query, key, value = project(hidden_states, [self.q_proj, self.k_proj, self.v_proj], self.head_dim)
     dropout = self.attention_dropout if self.training else 0.0
     if (
         query.device.type == "cpu"

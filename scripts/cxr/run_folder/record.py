@@ -158,6 +158,9 @@ class Epoch(Record):
     step: Count = Field(description="optimizer steps done")
     train_loss: float = Field(description="mean loss over the steps of the epoch")
     eval_loss: float = Field(description="mean loss over the validation images")
+    data_wait: Share | None = Field(
+        default=None, description="share of the time that the device waited for data"
+    )
     auroc: Share | None = None
     probe_auroc: Share | None = Field(
         default=None,
@@ -193,6 +196,10 @@ class Results(Training):
     model: Name = Field(description="--config_name or --model_name_or_path")
     train_loss: float
     images_per_second: Annotated[float, Field(gt=0)] = Field(description="speed of training")
+    data_wait: Share | None = Field(
+        default=None,
+        description="share of the training time that the device waited for data, since the last start",
+    )
     bad_steps: Count = Field(description="steps skipped for a NaN or infinite loss or gradient")
     num_train_images: Annotated[int, Field(gt=0, le=10**9)]
     num_epochs: Count | None = Field(default=None, description="epochs started; the last may be incomplete")

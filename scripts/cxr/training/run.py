@@ -430,6 +430,7 @@ class Run:
         return {
             "model": args.config_name or args.model_name_or_path,
             "images_per_second": progress.step * self.schedule.images_per_step / progress.train_seconds,
+            "data_wait": self.stopwatch.data_wait,
             "steps": progress.step,
             "bad_steps": progress.num_bad_steps,
             "images_per_step": self.schedule.images_per_step,

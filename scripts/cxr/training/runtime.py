@@ -193,6 +193,7 @@ class LastingStderr:
 def log_reading(accelerator: Accelerator, bar: tqdm, values: dict[str, float], *, step: int) -> None:
     """Shows the current loss and speed on the progress bar; sends all `values` to train.log and trackers."""
     shown = f"loss {values['train_loss']:.4f}, {values['images_per_second']:.0f} images/s"
+    shown += f", {values['data_wait']:.0%} of the time waiting for data"
     if "share_of_peak" in values:
         shown += f", {values['share_of_peak']:.0%} of the GPU's peak"
     bar.set_postfix_str(shown)

@@ -4,11 +4,15 @@ import copy
 import re
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
+
+from cxr.models.acceleration import speed_up
 
 # Peak TFLOP/s of dense 16-bit matrix products with 32-bit accumulation, from the vendor's data sheets. Keys
 # are parts of the GPU's name as the driver reports it; the first match counts.
@@ -59,17 +63,23 @@ def peak_flops(accelerator: Accelerator) -> float | None:
 def count_training_flops(model: nn.Module, synthetic_loss: Callable[[nn.Module, int], torch.Tensor]) -> int:
     """Returns the FLOPs of a forward and backward pass of one image, in matrix products and convolutions.
 
-    Counts them on a copy without data (device "meta"), so nothing is computed. `synthetic_loss` takes a model
-    and a number of images.
+    Counts them on a copy without data (device "meta"), so nothing is computed, and for hidden patches only
+    where the step computes no others. `synthetic_loss` takes a model and a number of images.
     """
     shapes_only = copy.deepcopy(model).to("meta")
+    if any(isinstance(module, ViTMAEDecoder) for module in shapes_only.modules()):
+        speed_up(shapes_only, torch_compile=False)
     with FlopCounterMode(display=False) as counter:
         synthetic_loss(shapes_only, 1).backward()
     return counter.get_total_flops()
 
 
 class Stopwatch:
-    """Times training between `start` and `read`, so evaluating and saving, done outside, do not count."""
+    """Times training between `start` and `read`, so evaluating and saving, done outside, do not count.
+
+    `watch` times how long the device waits for data: on a GPU, which works while the host prepares, the time
+    between the end of its work and the next batch; elsewhere, the time that the host takes to get the batch.
+    """
 
     def __init__(
         self,
@@ -87,15 +97,50 @@ class Stopwatch:
             flops = count_training_flops(model, synthetic_loss)
             self.share_per_image = flops / (peak * accelerator.num_processes)
         self.seconds = 0.0  # between the last `start` and `read`
+        self.waits: list[tuple] = []  # since the last `start`: before and after each batch was waited for
+        self.total_seconds, self.total_waited = 0.0, 0.0  # of all times between `start` and `read`
 
     def start(self, step: int) -> None:
+        self.waits.clear()
         self.step, self.started = step, time.perf_counter()
+
+    def watch(self, batches: Iterator[dict]) -> Iterator[dict]:
+        """Yields the batches, and notes how long each was waited for."""
+        while True:
+            before = self._mark()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.waits.append((before, self._mark()))
+            yield batch
+
+    def _mark(self) -> float | torch.cuda.Event:
+        """Returns the time or, on a GPU, an event that happens when the device has done its work so far."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _waited(self) -> float:
+        """Returns the seconds since `start` in which the device waited for data."""
+        if self.device.type != "cuda":
+            return sum(after - before for before, after in self.waits)
+        return sum(before.elapsed_time(after) for before, after in self.waits) / 1000  # from milliseconds
+
+    @property
+    def data_wait(self) -> float | None:
+        """Returns the share of all time measured so far that the device waited for data, None if no time."""
+        return self.total_waited / self.total_seconds if self.total_seconds else None
 
     def read(self, step: int) -> dict[str, float]:
         """Returns the rates since `start`; call it after reading a loss, when the device has finished."""
         self.seconds = time.perf_counter() - self.started
+        waited = min(self._waited(), self.seconds)
+        self.total_seconds += self.seconds
+        self.total_waited += waited
         images_per_second = (step - self.step) * self.images_per_step / self.seconds
-        reading = {"images_per_second": images_per_second}
+        reading = {"images_per_second": images_per_second, "data_wait": waited / self.seconds}
         if self.share_per_image is not None:
             reading["share_of_peak"] = images_per_second * self.share_per_image
         if self.device.type == "cuda":
