@@ -91,7 +91,7 @@ def start(args: argparse.Namespace, *, is_plain: bool) -> tuple[Run, Callable]:
         args=argparse.Namespace(max_grad_norm=None, label_smoothing=0.0), accelerator=accelerator, record=None
     )
     run.average, run.step_size = None, argparse.Namespace(num_passes=1)
-    run.normalize = Normalizer(GRAY_MEAN, GRAY_STD, accelerator.device)
+    run.normalize = Normalizer([GRAY_MEAN] * 3, [GRAY_STD] * 3, accelerator.device)
     step, loss = run_mae_pretrain.train_step, run_mae_pretrain.synthetic_loss
     if not is_mae:
         step = partial(
