@@ -85,7 +85,9 @@ class TableName:
         return mode + [self.labels] * (self.labels != DEFAULT_LABELS) + level
 
 
-def labels_of(task: str, findings: Iterable[str] | None, collection: Iterable[str] | None) -> tuple[str, ...]:
+def labels_of(
+    task: str, findings: Iterable[str] | None, collection: Iterable[str] | None = None
+) -> tuple[str, ...]:
     """Returns the labels that a model with several of them learns, () for other tasks.
 
     `collection` are the labels of a manifest, None for MIMIC-CXR-JPG.

@@ -330,8 +330,9 @@ def labels_of_data(run: Run | None, cell: grid.ClassificationCell | None) -> Ite
     """Returns the labels of the manifest of a run, or of a cell that has no run yet; None for MIMIC."""
     if run:
         return run.args.origin.labels
+    data_dir = cell.flags.get("data_dir")
     with user_errors():
-        return labels_in(Path(cell.flags["data_dir"]))
+        return labels_in(data_dir and Path(data_dir))
 
 
 def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow:
