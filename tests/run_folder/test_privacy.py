@@ -64,6 +64,7 @@ def test_ids_are_found_where_they_are(ids, sample_root):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+@pytest.mark.slow
 def test_runs_and_their_report_write_ids_to_private_files_only(
     ids, sample_root, tmp_path, capfd, monkeypatch
 ):

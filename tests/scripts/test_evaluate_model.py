@@ -29,6 +29,7 @@ from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
 from tiny_runs import run_main
 
+pytestmark = pytest.mark.slow
 SEVERAL = ("Pleural Effusion", "Edema", "Cardiomegaly", "Hernia")
 
 

@@ -384,6 +384,7 @@ def run_command(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(script), *map(str, words)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_commands_push_list_log_tag_verify_and_gc(tmp_path):
     where = ["--hub_dir", tmp_path / "hub"]
     model = make_model(tmp_path / "model", bias=1.0)

@@ -142,6 +142,7 @@ PRINTED = {
 }
 
 
+@pytest.mark.slow
 def test_code_on_a_card_works_as_printed_beside_nothing_but_the_hub_directory_or_the_model(runs, tmp_path):
     cards, expected = {}, []
     for name, printed in PRINTED.items():

@@ -89,6 +89,7 @@ def test_sentence_tells_of_the_fewest_labels(found):
     assert worth.sentence([]) == ""
 
 
+@pytest.mark.slow
 def test_report_shows_what_pretraining_is_worth(runs, tmp_path, capsys):
     report_study.main([str(runs), f"--output_dir={tmp_path}", "--num_resamples=50"])
     assert "worth 10 times the labels" in " ".join(capsys.readouterr().out.split())
