@@ -13,6 +13,7 @@ from cxr.models.architectures import estimate_gflop
 from cxr.run_folder.record import read_results
 from cxr.study.cells import CellFacts
 from cxr.study.grid import Cell
+from cxr.study.machine import A_GPU
 from cxr.study.machine import Device
 from mimic_cxr_dataset.labels import index_images
 
@@ -94,6 +95,8 @@ def estimate_seconds(
     shown = ", ".join(f"{name} {rate:.2g}" for name, rate in (rates or device.tflops).items())
     if rates:
         return seconds, f"from the speed of the finished cells (TFLOP/s: {shown})"
+    if device == A_GPU:
+        return seconds, f"for an assumed GPU (TFLOP/s: {shown}), as the jobs run elsewhere"
     return seconds, f"from a few steps of small layers on this {device.kind} (TFLOP/s: {shown})"
 
 
