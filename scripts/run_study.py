@@ -250,7 +250,9 @@ def add_slurm_flags(group: argparse._ArgumentGroup) -> None:
         help="time limit of a job as Slurm writes it: minutes, HH:MM:SS or D-HH:MM:SS (default: 24:00:00). A "
         "cell that takes longer saves a checkpoint, and its job starts again",
     )
-    add_number(group, "--gpus_per_cell", non_negative_int, "GPUs of a job (default: the processes of --config_file)")
+    add_number(
+        group, "--gpus_per_cell", non_negative_int, "GPUs of a job (default: the processes of --config_file)"
+    )
     group.add_argument(
         "--slurm_args",
         nargs="+",
@@ -324,8 +326,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def submit(study: runner.StudyRunner, args: argparse.Namespace, launch: Launch) -> None:
-    """Submits the cells that have no job yet; exits unless all cells have ended."""
+def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launch) -> None:
+    """Runs the cells here, or submits those that have no job yet and exits unless all cells have ended."""
+    if not args.slurm:
+        study.run(launch)
+        return
     options = slurm.Options(
         partition=args.slurm_partition,
         account=args.slurm_account,
@@ -367,10 +372,7 @@ def main(argv: list[str] | None = None) -> None:
     plan = runner.check_study(output_dir, cells)  # again, now that the lock keeps other writers out
     write_json(output_dir / "plan.json", plan.as_json())
     study = runner.StudyRunner(cells, output_dir, seconds=seconds, parallel=len(launch.gpus))
-    if args.slurm:
-        submit(study, args, launch)
-    else:
-        study.run(launch)
+    run_cells(study, args, launch)
     is_reported = report(output_dir) if study.has_classifier() else True
     lock.release()
     if study.print_failures() or not is_reported:

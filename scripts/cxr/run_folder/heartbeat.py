@@ -22,7 +22,7 @@ STALE_SECONDS = 120.0  # longer than NFS may show an old file, which is a minute
 
 
 class Claim:
-    """A claim that this process holds; a thread renews it until it is released, lost, or the process ends."""
+    """A claim that this process holds; a thread renews it until it is released or lost."""
 
     def __init__(self, path: Path, content: dict[str, str], *, beat: float):
         self.path = path
@@ -61,7 +61,7 @@ class Claims:
     def take(self, name: str, *, owner: str = "") -> Claim | None:
         """Returns a claim on `name`, None while another process holds it.
 
-        `owner` names a holder that lives once at most, such as a job: its earlier claim is taken over at once.
+        `owner` names a holder of which only one lives, such as a job: its old claim is taken over at once.
         """
         number = highest(self.folder).get(name, 0)
         if number and not self._is_free(self.folder / f"{name}.{number}", owner):
@@ -105,7 +105,7 @@ def split(file_name: str) -> tuple[str, int]:
 def highest(folder: Path) -> dict[str, int]:
     """Returns the number of the last claim on each name."""
     found: dict[str, int] = {}
-    for file_name in os.listdir(folder):
+    for file_name in (path.name for path in folder.iterdir()):
         if re.fullmatch(r"[^.].*\.\d+", file_name):  # not a temporary file
             name, number = split(file_name)
             found[name] = max(number, found.get(name, 0))

@@ -1,6 +1,6 @@
 """Runs the cells of a study as Slurm jobs: submits those that are missing, and shows and cancels them.
 
-submitit writes the batch files and calls sbatch. Slurm keeps the queue; `plan.json` keeps the job of each cell.
+submitit writes the batch files and calls sbatch. Slurm keeps the queue; `plan.json` has the job of each cell.
 """
 
 import re
@@ -76,7 +76,9 @@ class SlurmStudy:
     def missing(self) -> list[grid.Cell]:
         """Returns the cells that wait without a job, as many as --max_jobs has room for."""
         queued = sum(job in self.queue for job in self.plan.jobs.values())
-        waiting = {name for name in self.study.names_in("waiting") if self.plan.jobs.get(name) not in self.queue}
+        waiting = {
+            name for name in self.study.names_in("waiting") if self.plan.jobs.get(name) not in self.queue
+        }
         cells = [cell for cell in self.study.cells if cell.run_id in waiting]
         return cells if self.options.max_jobs is None else cells[: max(0, self.options.max_jobs - queued)]
 
@@ -103,7 +105,7 @@ class SlurmStudy:
         return len(cells)
 
     def _submit_array(self, cells: list[grid.Cell], needs: str | None) -> None:
-        """Submits one array and notes its jobs in plan.json at once. Raises UserError if sbatch refuses it."""
+        """Submits one array and notes its jobs in plan.json. Raises UserError if sbatch refuses it."""
         import submitit
 
         executor = submitit.SlurmExecutor(self.output_dir / "logs" / "slurm", max_num_timeout=MAX_REQUEUES)
@@ -166,12 +168,12 @@ class SlurmStudy:
 
 
 def gpus_of(launch: Launch, wanted: int | None) -> int:
-    """Returns the GPUs of a job, one per process of a cell. Raises UserError if `wanted` is another number."""
+    """Returns the GPUs of a job, one per process. Raises UserError if `wanted` is another number."""
     processes = 0 if launch.on_cpu else launch.num_processes
     if wanted not in (None, processes):
         raise UserError(
-            f"--gpus_per_cell {wanted}: found {processes} GPU processes in {launch.config_file.name}, expected "
-            "the same number; use a --config_file with it as num_processes, such as multi_gpu_fp16.yaml"
+            f"--gpus_per_cell {wanted}: found {processes} GPU processes in {launch.config_file.name}, "
+            "expected the same number; use a --config_file with it as num_processes, such as multi_gpu_fp16.yaml"
         )
     return processes
 

@@ -23,7 +23,7 @@ KILL_SECONDS = 600  # at most so long after SIGTERM, Slurm cancels or requeues a
 
 
 class CellJob:
-    """Runs a cell; before the time limit, it saves a checkpoint, and submitit puts the job back in the queue."""
+    """Runs a cell; before the time limit, it saves a checkpoint, and submitit requeues the job."""
 
     def __init__(self, cell: grid.Cell, output_dir: Path, config_file: Path):
         self.cell = cell
@@ -33,7 +33,7 @@ class CellJob:
         self.is_terminated = False
 
     def __call__(self) -> None:
-        """Runs the cell, unless it is finished or another process runs it. Raises RuntimeError if it fails."""
+        """Runs the cell, unless it is finished or runs elsewhere. Raises RuntimeError if it fails."""
         claims = Claims(claims_dir(self.output_dir))
         until = time.monotonic() + claims.stale + 4 * claims.beat
         while (claim := claims.take(self.cell.run_id, owner=job_id())) is None:
@@ -71,7 +71,7 @@ class CellJob:
             ask_to_save(self.process)
 
     def checkpoint(self) -> Any:
-        """Returns what submitit runs when the job starts again; called after SIGUSR2, before it is requeued."""
+        """Returns what submitit runs when the job starts again; called after SIGUSR2."""
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
@@ -83,7 +83,7 @@ class CellJob:
 
 
 def start(cell: grid.Cell, output_dir: Path, config_file: Path) -> subprocess.Popen:
-    """Starts the cell with SIGUSR2 blocked: Slurm sends it to all processes, and it would end the launcher."""
+    """Starts the cell with SIGUSR2 blocked: Slurm sends it to all, and it would end the launcher."""
     launch = plan_launch(config_file, parallel=1)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # the new process inherits this
     try:
