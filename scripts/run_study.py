@@ -66,7 +66,6 @@ from cxr.study import runner
 from cxr.study import slurm
 from cxr.study.cells import check_cells
 from cxr.study.costs import count_images
-from cxr.study.costs import duration
 from cxr.study.costs import estimate_seconds
 from cxr.study.machine import A_GPU
 from cxr.study.machine import Launch
@@ -90,7 +89,7 @@ def study_model(text: str) -> str:
 def slurm_minutes(text: str) -> int:
     """Returns a time limit in minutes, rounded up."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?|(\d+)", text)
-    if not match or text in ("0", "00:00:00"):
+    if not match or not re.search("[1-9]", text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected minutes, HH:MM:SS or D-HH:MM:SS")
     if match[5]:
         return int(text)
@@ -307,8 +306,8 @@ def check(
     if prints:
         plan_tables.print_cells(cells, facts, images, seconds, output_dir)
         plan_tables.print_kinds(cells, facts, images, num_processes=launch.num_processes)
-        remaining = duration(sum(seconds[name] for name in left) / len(launch.gpus))
-        print(f"{len(cells)} cells, {len(left)} left to run: about {remaining}, estimated {basis}.")
+        plan_tables.print_cost([cell for cell in cells if cell.run_id in left], seconds, launch)
+        print(f"{len(cells)} cells, {len(left)} left to run, estimated {basis}.")
     checks.check_disk(left, output_dir, len(launch.gpus))
     checks.check_device(facts, launch, device)
     return seconds

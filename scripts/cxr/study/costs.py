@@ -1,5 +1,7 @@
 """Estimates the cost of a study: its images, their FLOPs and, from a measured speed, the time."""
 
+import heapq
+import itertools
 from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +100,21 @@ def estimate_seconds(
     if device == A_GPU:
         return seconds, f"for an assumed GPU (TFLOP/s: {shown}), as the jobs run elsewhere"
     return seconds, f"from a few steps of small layers on this {device.kind} (TFLOP/s: {shown})"
+
+
+def wall_seconds(cells: list[Cell], seconds: dict[str, float], num_slots: int) -> float:
+    """Returns when the last cell ends if `num_slots` run at once, each after its pretraining."""
+    waiting = {cell.run_id: cell for cell in cells}
+    running: list[tuple[float, str]] = []  # a heap of the ends
+    unfinished, now = set(waiting), 0.0
+    while waiting or running:
+        ready = (name for name, cell in waiting.items() if cell.needs not in unfinished)
+        for name in list(itertools.islice(ready, num_slots - len(running))):
+            heapq.heappush(running, (now + seconds[name], name))
+            del waiting[name]
+        now, ended = heapq.heappop(running)
+        unfinished.remove(ended)
+    return now
 
 
 def duration(seconds: float) -> str:

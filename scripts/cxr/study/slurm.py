@@ -173,7 +173,7 @@ def gpus_of(launch: Launch, wanted: int | None) -> int:
     if wanted not in (None, processes):
         raise UserError(
             f"--gpus_per_cell {wanted}: found {processes} GPU processes in {launch.config_file.name}, "
-            "expected the same number; use a --config_file with it as num_processes, such as multi_gpu_fp16.yaml"
+            "expected the same number; change num_processes there, or leave the flag out"
         )
     return processes
 
