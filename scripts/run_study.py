@@ -45,6 +45,7 @@ from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
 from cxr.cli.command_line import model_name
+from cxr.cli.command_line import non_negative_int
 from cxr.cli.command_line import positive_int
 from cxr.cli.command_line import seed_number
 from cxr.cli.command_line import share_below_one
@@ -62,10 +63,11 @@ from cxr.study import grid
 from cxr.study import plan_tables
 from cxr.study import presets
 from cxr.study import runner
+from cxr.study import slurm
 from cxr.study.cells import check_cells
 from cxr.study.costs import count_images
-from cxr.study.costs import duration
 from cxr.study.costs import estimate_seconds
+from cxr.study.machine import A_GPU
 from cxr.study.machine import Launch
 from cxr.study.machine import measure_device
 from cxr.study.machine import plan_launch
@@ -82,6 +84,26 @@ class PrintPresets(argparse.Action):
 def study_model(text: str) -> str:
     """Returns a model's name or folder; a name that is trained from scratch is never taken for a folder."""
     return text if is_untrained(text) else model_name(text)
+
+
+def slurm_minutes(text: str) -> int:
+    """Returns a time limit in minutes, rounded up."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?|(\d+)", text)
+    if not match or not re.search("[1-9]", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected minutes, HH:MM:SS or D-HH:MM:SS")
+    if match[5]:
+        return int(text)
+    days, *clock = (int(part or 0) for part in match.groups()[:4])
+    # As in Slurm, 10:30 without days is minutes and seconds.
+    hours, minutes, seconds = clock if match[4] or match[1] else (0, *clock[:2])
+    return days * 1440 + hours * 60 + minutes + (seconds > 0)
+
+
+def slurm_option(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not re.fullmatch(r"[a-z][a-z_-]*", name) or not separator or not value:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected KEY=VALUE, such as mem=64G")
+    return name.replace("_", "-"), value
 
 
 def train_size(text: str) -> int | None:
@@ -147,6 +169,7 @@ def make_parser() -> ArgumentParser:
         help="Accelerate configuration for the cells (default: the preset's, in accelerate_configs/)",
     )
     add_number(running, "--parallel", positive_int, "run N cells at once, each on its own GPU", default=1)
+    add_slurm_flags(parser.add_argument_group("Slurm"))
     return parser
 
 
@@ -209,6 +232,39 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_slurm_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--slurm",
+        action="store_true",
+        help="submit each cell as a job, show the state of the study, and return; the same command again "
+        "submits what is missing. The other flags of this group need it",
+    )
+    group.add_argument("--slurm_partition", metavar="NAME", help="partition of the jobs")
+    group.add_argument("--slurm_account", metavar="NAME", help="account of the jobs")
+    group.add_argument(
+        "--slurm_time",
+        type=slurm_minutes,
+        default=24 * 60,
+        metavar="TIME",
+        help="time limit of a job as Slurm writes it: minutes, HH:MM:SS or D-HH:MM:SS (default: 24:00:00). A "
+        "cell that takes longer saves a checkpoint, and its job starts again",
+    )
+    add_number(
+        group, "--gpus_per_cell", non_negative_int, "GPUs of a job (default: the processes of --config_file)"
+    )
+    group.add_argument(
+        "--slurm_args",
+        nargs="+",
+        type=slurm_option,
+        default=[],
+        metavar="KEY=VALUE",
+        help="other options of sbatch, such as mem=64G cpus_per_task=8",
+    )
+    add_number(group, "--max_jobs", positive_int, "keep at most N jobs in the queue")
+    group.add_argument("--wait", action="store_true", help="follow the jobs until all have ended, and report")
+    group.add_argument("--cancel", action="store_true", help="cancel all jobs of the study")
+
+
 def default_preset(args: argparse.Namespace) -> str:
     """Returns `paper` for the paper's models only; others do not converge at its learning rates."""
     if args.data_dir is None:
@@ -231,11 +287,12 @@ def report(output_dir: Path) -> bool:
 
 
 def check(
-    cells: list[grid.Cell], data_dir: Path, output_dir: Path, launch: Launch, *, prints: bool
+    cells: list[grid.Cell], data_dir: Path, output_dir: Path, launch: Launch, *, prints: bool, elsewhere: bool
 ) -> dict[str, float]:
     """Checks the plan before the first cell starts; returns the estimated seconds of each cell.
 
     `prints` prints the plan before the checks of disk and device, so that it can be read without a GPU.
+    `elsewhere`: the cells run on other machines than this one.
     """
     with user_errors():
         labels_in(data_dir)
@@ -243,21 +300,51 @@ def check(
     facts = check_cells(cells)
     runner.check_study(output_dir, cells)
     checks.check_batches(facts, images, launch.num_processes)
-    device = measure_device(launch)
+    device = A_GPU if elsewhere and not launch.on_cpu else measure_device(launch)
     seconds, basis = estimate_seconds(facts, images, output_dir, device)
     left = {name: facts[name] for name in facts if runner.state_on_disk(output_dir / name) != "finished"}
     if prints:
         plan_tables.print_cells(cells, facts, images, seconds, output_dir)
         plan_tables.print_kinds(cells, facts, images, num_processes=launch.num_processes)
-        remaining = duration(sum(seconds[name] for name in left) / len(launch.gpus))
-        print(f"{len(cells)} cells, {len(left)} left to run: about {remaining}, estimated {basis}.")
+        plan_tables.print_cost([cell for cell in cells if cell.run_id in left], seconds, launch)
+        print(f"{len(cells)} cells, {len(left)} left to run, estimated {basis}.")
     checks.check_disk(left, output_dir, len(launch.gpus))
     checks.check_device(facts, launch, device)
     return seconds
 
 
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    of_slurm = ("slurm_partition", "slurm_account", "slurm_time", "gpus_per_cell", "slurm_args", "max_jobs")
+    for name in (*of_slurm, "wait", "cancel"):
+        if not args.slurm and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} needs --slurm")
+    if args.slurm and args.parallel > 1:
+        parser.error("--parallel is for this machine; with --slurm, use --max_jobs")
+    return args
+
+
+def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launch) -> None:
+    """Runs the cells here, or submits those that have no job yet and exits unless all cells have ended."""
+    if not args.slurm:
+        study.run(launch)
+        return
+    options = slurm.Options(
+        partition=args.slurm_partition,
+        account=args.slurm_account,
+        minutes=args.slurm_time,
+        gpus=slurm.gpus_of(launch, args.gpus_per_cell),
+        args=dict(args.slurm_args),
+        max_jobs=args.max_jobs,
+    )
+    jobs = slurm.SlurmStudy(study, options, launch.config_file)
+    if not slurm.run_on_slurm(jobs, cancel=args.cancel, wait=args.wait):
+        sys.exit(0)
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
+    args = parse_args(argv)
     preset = args.preset or default_preset(args)
     chosen = chosen_grid(args, presets.GRIDS[preset])
     config_file = args.config_file or REPOSITORY / "accelerate_configs" / chosen.config_file
@@ -274,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
             f"Preset {preset}; flags of the cells:",
             *plan_tables.settings_in_words((*chosen.settings, *chosen.given)),
         )
-    seconds = check(cells, data_dir, output_dir, launch, prints=args.dry_run)
+    seconds = check(cells, data_dir, output_dir, launch, prints=args.dry_run, elsewhere=args.slurm)
     if args.dry_run:
         print("Nothing was run. To start this study, use the same command without --dry_run.")
         return
@@ -284,7 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     plan = runner.check_study(output_dir, cells)  # again, now that the lock keeps other writers out
     write_json(output_dir / "plan.json", plan.as_json())
     study = runner.StudyRunner(cells, output_dir, seconds=seconds, parallel=len(launch.gpus))
-    study.run(launch)
+    run_cells(study, args, launch)
     is_reported = report(output_dir) if study.has_classifier() else True
     lock.release()
     if study.print_failures() or not is_reported:

@@ -372,7 +372,7 @@ def test_parallel_spreads_cells_over_gpus_and_waits_for_what_they_need(study, ce
 def test_dry_run_prints_every_cell_with_images_and_cost_and_writes_nothing(study, cells, folder, capsys):
     assert study("--dry_run") == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ALL) and "3 cells, 3 left to run: about" in printed
+    assert all(name in printed for name in ALL) and "3 cells, 3 left to run, estimated" in printed
     assert "To start this study, use the same command without --dry_run." in printed.splitlines()[-1]
     row = next(line for line in printed.splitlines() if RESNET in line)
     assert " 16 " in row and " 6 " in row and " s " in row and "to run" in row
@@ -762,3 +762,40 @@ def test_error_of_a_real_cell_is_what_the_study_prints(sample_root, folder):
     said = log.read_text(encoding="utf-8")
     assert "    run_classification.py: error: --config_overrides" in said and "no_such_function" in said
     assert "Traceback" not in said and f"1 of 1 cells failed or were skipped: {RESNET}" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("90", 90), ("12:00:00", 720), ("1-00:00:30", 1441), ("10:30", 11)]
+)
+def test_time_limit_is_read_as_slurm_writes_it(text, minutes):
+    assert run_study.slurm_minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--wait"], "--wait needs --slurm"),
+        (["--slurm_time=60"], "--slurm_time needs --slurm"),
+        (["--slurm", "--parallel=2"], "use --max_jobs"),
+        (["--slurm", "--slurm_args=mem"], "expected KEY=VALUE"),
+        (["--slurm", "--slurm_time=0"], "expected minutes"),
+    ],
+)
+def test_slurm_flag_that_cannot_work_is_one_line(flags, said, study, cells, folder, capsys):
+    assert study(*flags) == 2
+    assert said in capsys.readouterr().err and not folder.exists()
+
+
+def test_slurm_submits_all_cells_and_runs_none_here(study, cells, folder, monkeypatch, capsys):
+    submitted = []
+    monkeypatch.setattr(run_study.slurm.shutil, "which", lambda program: program)
+    monkeypatch.setattr(run_study.slurm, "run_program", lambda *words: "")
+    monkeypatch.setattr(
+        run_study.slurm.SlurmStudy,
+        "_submit_array",
+        lambda self, cells, needs: submitted.append((cells, needs)),
+    )
+    assert study("--slurm") == 0
+    names = [([cell.run_id for cell in array], needs) for array, needs in submitted]
+    assert names == [([PRETRAINED], None), ([TUNED], PRETRAINED), ([RESNET], None)]
+    assert cells.launched == [] and cells.reports == []

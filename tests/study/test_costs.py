@@ -197,3 +197,14 @@ def test_steps_count_instead_of_epochs_when_they_are_limited(tmp_path):
 )
 def test_duration_is_in_the_unit_that_one_would_say(seconds, words):
     assert costs.duration(seconds) == words
+
+
+def test_wall_time_is_that_of_the_cells_at_once_with_those_that_need_another_after_it():
+    cells = [pretraining("p"), classification("a"), classification("b"), classification("c")]
+    cells[1:3] = [cell.model_copy(update={"needs": "p"}) for cell in cells[1:3]]
+    seconds = {"p": 10.0, "a": 5.0, "b": 4.0, "c": 3.0}
+    assert costs.wall_seconds(cells, seconds, 1) == 22
+    assert costs.wall_seconds(cells, seconds, 2) == 15  # c beside p, then a and b at once
+    assert costs.wall_seconds(cells, seconds, 100) == 15
+    assert costs.wall_seconds(cells[1:3], seconds, 2) == 5  # the pretraining was finished before
+    assert costs.wall_seconds([], seconds, 2) == 0

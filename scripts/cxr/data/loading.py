@@ -27,8 +27,9 @@ from cxr.data.mixing import mix_labels
 from cxr.data.seeding import derive_seed
 
 # The signals that ask a run to end. At the end of its time limit, a batch system sends SIGTERM or, with
-# `sbatch --signal=USR1@120`, SIGUSR1.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# `sbatch --signal=USR2@120`, SIGUSR2; SIGUSR1 also works, but on several GPUs NCCL may catch it.
+ENDING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+SIGNALS = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]  # Windows has two of them
 # Not --seed: validation masks are the same in all runs, so that their losses can be compared.
 EVALUATION_SEED = 0
 

@@ -1,5 +1,7 @@
 """Estimates the cost of a study: its images, their FLOPs and, from a measured speed, the time."""
 
+import heapq
+import itertools
 from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from cxr.models.architectures import estimate_gflop
 from cxr.run_folder.record import read_results
 from cxr.study.cells import CellFacts
 from cxr.study.grid import Cell
+from cxr.study.machine import A_GPU
 from cxr.study.machine import Device
 from mimic_cxr_dataset.labels import index_images
 
@@ -94,7 +97,24 @@ def estimate_seconds(
     shown = ", ".join(f"{name} {rate:.2g}" for name, rate in (rates or device.tflops).items())
     if rates:
         return seconds, f"from the speed of the finished cells (TFLOP/s: {shown})"
+    if device == A_GPU:
+        return seconds, f"for an assumed GPU (TFLOP/s: {shown}), as the jobs run elsewhere"
     return seconds, f"from a few steps of small layers on this {device.kind} (TFLOP/s: {shown})"
+
+
+def wall_seconds(cells: list[Cell], seconds: dict[str, float], num_slots: int) -> float:
+    """Returns when the last cell ends if `num_slots` run at once, each after its pretraining."""
+    waiting = {cell.run_id: cell for cell in cells}
+    running: list[tuple[float, str]] = []  # a heap of the ends
+    unfinished, now = set(waiting), 0.0
+    while waiting or running:
+        ready = (name for name, cell in waiting.items() if cell.needs not in unfinished)
+        for name in list(itertools.islice(ready, num_slots - len(running))):
+            heapq.heappush(running, (now + seconds[name], name))
+            del waiting[name]
+        now, ended = heapq.heappop(running)
+        unfinished.remove(ended)
+    return now
 
 
 def duration(seconds: float) -> str:

@@ -72,6 +72,7 @@ class Plan(fields.Record):
     writer: ClassVar[str] = "run_study.py"
     advice: ClassVar[str] = "restore it"
     cells: dict[str, Annotated[ClassificationCell | Cell, Field(discriminator="script")]]
+    jobs: dict[str, str] = Field(default={}, description="the last Slurm job of each cell that has had one")
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

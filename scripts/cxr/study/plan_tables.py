@@ -15,8 +15,11 @@ from cxr.study import presets
 from cxr.study.cells import CellFacts
 from cxr.study.costs import ImageCounts
 from cxr.study.costs import duration
+from cxr.study.costs import wall_seconds
+from cxr.study.machine import Launch
 from cxr.study.runner import state_on_disk
 
+SLOTS = (1, 4, 16)  # numbers of cells at once, of which a plan shows the time
 KIND_COLUMNS = (
     "model",
     "start",
@@ -94,6 +97,14 @@ def kind_of(cell: grid.Cell, facts: CellFacts, images_per_step: int | None) -> t
         f"{shown}, {args.lr_scheduler_type}",
         str(images_per_step or "auto"),
     )
+
+
+def print_cost(cells: list[grid.Cell], seconds: dict[str, float], launch: Launch) -> None:
+    """Prints the device hours of the cells that are left, and the wall time for several numbers of slots."""
+    hours = sum(seconds[cell.run_id] for cell in cells) * launch.num_processes / 3600
+    slots = sorted({len(launch.gpus), *SLOTS})
+    times = (f"{number} at once: about {duration(wall_seconds(cells, seconds, number))}" for number in slots)
+    print(f"{hours:,.1f} {'process' if launch.on_cpu else 'GPU'} hours; {', '.join(times)}.")
 
 
 def settings_in_words(settings: presets.Settings) -> Iterator[str]:

@@ -54,16 +54,17 @@ def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
             f"--output_dir {output_dir} is not empty and not a study (found no plan.json), expected a new "
             "folder or that of an earlier study; choose another folder"
         )
-    planned = grid.read_plan(output_dir)
+    path = output_dir / "plan.json"
+    plan = grid.Plan.read(path) if path.is_file() else grid.Plan(cells={})
     for cell in cells:
         run = output_dir / cell.run_id
         has_begun = state_on_disk(run) != "to run" or is_in_use(run)
         if has_begun and (run / "args.json").is_file():
             record.check_unchanged(record.Arguments.read(run / "args.json").flags, cell.flags, where=run)
             # args.json also has the defaults; only the old plan says which flags were set.
-            before = planned.get(cell.run_id, cell).flags
+            before = plan.cells.get(cell.run_id, cell).flags
             record.check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
-    return grid.Plan(cells=planned | {cell.run_id: cell for cell in cells})
+    return plan.model_copy(update={"cells": plan.cells | {cell.run_id: cell for cell in cells}})
 
 
 def command(cell: grid.Cell, run: Path, config_file: Path, gpu: str | None) -> list[str]:
@@ -133,8 +134,7 @@ class StudyRunner:
         self.started = time.monotonic()
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         for cell in cells:
-            if not self.note_results(cell) and is_in_use(output_dir / cell.run_id):
-                self.say_it_still_runs(cell)
+            self.note_results(cell)
         self.finished_before = set(self.results)
 
     def note_results(self, cell: grid.Cell) -> bool:
@@ -252,6 +252,9 @@ class StudyRunner:
     def run(self, launch: Launch) -> None:
         """Runs the waiting cells, one in each slot of `launch`, until all have ended or a signal arrives."""
         slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
+        for cell in self.cells:
+            if self.states[cell.run_id] == "waiting" and is_in_use(self.output_dir / cell.run_id):
+                self.say_it_still_runs(cell)
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
         for name in ("SIGTERM", "SIGUSR1"):  # SLURM can send SIGUSR1 before the time limit; not on Windows
             if hasattr(signal, name):

@@ -1,4 +1,4 @@
-"""On SIGTERM, SIGINT or SIGUSR1, finishes the training step, saves a checkpoint and ends the run."""
+"""On SIGTERM, SIGINT, SIGUSR1 or SIGUSR2, finishes the training step, saves a checkpoint and ends the run."""
 
 import contextlib
 import functools

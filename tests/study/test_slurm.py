@@ -1,0 +1,248 @@
+"""Cells as Slurm jobs, with programs that stand in for Slurm's: what is submitted, shown and cancelled."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from cxr.errors import UserError
+from cxr.run_folder.files import write_json
+from cxr.run_folder.heartbeat import Claims
+from cxr.study import grid
+from cxr.study import presets
+from cxr.study import runner
+from cxr.study import slurm
+from cxr.study import slurm_job
+from finished_runs import classification_results
+from finished_runs import finish
+from finished_runs import measured
+from finished_runs import pretraining_results
+
+PROGRAMS = {
+    # Puts an array's jobs into the queue, a line each, and keeps the batch file.
+    "sbatch": """
+number=$(( $(ls "$FAKE"/batch | wc -l) + 100 ))
+cp "$1" "$FAKE/batch/$number"
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+if [ -n "$last" ]; then seq -f "${number}_%.0f PENDING" 0 "$last" >> "$FAKE/queue"
+else echo "$number PENDING" >> "$FAKE/queue"; fi
+echo "Submitted batch job $number"
+""",
+    "squeue": 'cat "$FAKE/queue"',
+    "scancel": """
+printf "%s PENDING\\n" "$@" > "$FAKE/ended"
+grep -vxFf "$FAKE/ended" "$FAKE/queue" > "$FAKE/left"
+mv "$FAKE/left" "$FAKE/queue"
+""",
+    "scontrol": 'echo "MaxArraySize            = $ARRAY_SIZE"',
+    "srun": "exit 1",
+}
+OPTIONS = {
+    "partition": "gpu",
+    "account": None,
+    "minutes": 60,
+    "gpus": 1,
+    "args": {"mem": "8G"},
+    "max_jobs": None,
+}
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> Path:
+    """Returns the folder of a Slurm that only queues."""
+    folder = tmp_path / "fake"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "batch").mkdir()
+    (folder / "queue").touch()
+    for name, text in PROGRAMS.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(folder))
+    monkeypatch.setenv("ARRAY_SIZE", "1001")
+    return folder
+
+
+def planned(output_dir: Path, **axes) -> list[grid.Cell]:
+    chosen = presets.change_grid(
+        presets.GRIDS["smoke"], augmentations=None, mask_ratios=None, settings=(), **axes
+    )
+    cells = grid.plan_cells(chosen, data_dir=output_dir, output_dir=output_dir)
+    output_dir.mkdir(exist_ok=True)
+    write_json(output_dir / "plan.json", runner.check_study(output_dir, cells).as_json())
+    return cells
+
+
+def jobs_of(cells: list[grid.Cell], output_dir: Path, **options) -> slurm.SlurmStudy:
+    seconds = dict.fromkeys((cell.run_id for cell in cells), 1.0)
+    study = runner.StudyRunner(cells, output_dir, seconds=seconds, parallel=1)
+    return slurm.SlurmStudy(study, slurm.Options(**OPTIONS | options), output_dir / "config.yaml")
+
+
+def batch_files(fake: Path) -> list[str]:
+    return [path.read_text() for path in sorted((fake / "batch").iterdir())]
+
+
+def queue(fake: Path) -> list[str]:
+    return [line.split()[0] for line in (fake / "queue").read_text().splitlines()]
+
+
+def test_pretraining_is_submitted_first_and_its_classifiers_wait_for_it(fake, tmp_path):
+    cells = planned(tmp_path / "study")
+    jobs = jobs_of(cells, tmp_path / "study")
+    assert jobs.submit() == len(cells)
+    first, *arrays = batch_files(fake)
+    assert "dependency" not in first
+    assert sum("--dependency=afterok:100" in text for text in arrays) == 1
+    for text in (first, *arrays):
+        assert "#SBATCH --partition=gpu" in text and "#SBATCH --mem=8G" in text
+        assert "#SBATCH --signal=USR2@180" in text and "#SBATCH --requeue" in text
+        assert sys.executable in text
+    assert grid.Plan.read(tmp_path / "study" / "plan.json").jobs.keys() == {cell.run_id for cell in cells}
+
+
+def test_the_same_command_again_submits_no_cell_twice(fake, tmp_path):
+    cells = planned(tmp_path / "study")
+    jobs_of(cells, tmp_path / "study").submit()
+    before = queue(fake)
+    assert jobs_of(planned(tmp_path / "study", seeds=[0]), tmp_path / "study").submit() == 0
+    more = planned(tmp_path / "study", seeds=[0, 1])
+    assert jobs_of(more, tmp_path / "study").submit() == len(more) - len(cells)
+    assert queue(fake)[: len(before)] == before and len(set(queue(fake))) == len(more)
+
+
+def test_states_are_those_of_results_queue_and_logs(fake, tmp_path, capsys):
+    folder = tmp_path / "study"
+    cells = planned(folder)
+    jobs_of(cells, folder).submit()
+    job_of = grid.Plan.read(folder / "plan.json").jobs
+    free = [cell for cell in cells if cell.script != grid.PRETRAINING and not cell.needs]
+    pretraining = next(cell for cell in cells if cell.script == grid.PRETRAINING)
+    finish(folder / free[0].run_id, classification_results(test=measured()))
+    runner.log_of(pretraining, folder).write_text("the reason\n")
+    ended = {job_of[cell.run_id] for cell in (free[0], pretraining)}
+    running = job_of[free[1].run_id]
+    lines = [f"{job} {'RUNNING' if job == running else 'PENDING'}" for job in queue(fake) if job not in ended]
+    (fake / "queue").write_text("\n".join(lines) + "\n")
+    jobs = jobs_of(cells, folder)
+    assert jobs.study.names_in("done") == [free[0].run_id]
+    assert jobs.study.names_in("running") == [free[1].run_id]
+    assert jobs.study.names_in("failed") == [pretraining.run_id]
+    jobs.show()
+    assert "the reason" in capsys.readouterr().out
+    jobs.retry()
+    assert [cell.run_id for cell in jobs.missing()] == [pretraining.run_id]
+
+
+def test_arrays_are_split_where_slurm_says_and_the_queue_is_held_within_max_jobs(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("ARRAY_SIZE", "2")
+    folder = tmp_path / "study"
+    cells = planned(folder)
+    jobs = jobs_of(cells, folder, max_jobs=3)
+    assert jobs.submit() == 3 and jobs.submit() == 0
+    (fake / "queue").write_text("")  # all have ended without results
+    jobs.update()
+    assert len(jobs.study.names_in("failed", "impossible")) >= 3
+    jobs.options = slurm.Options(**OPTIONS)
+    jobs.retry()
+    jobs.submit()
+    last = re.findall(r"--array=0-(\d+)", "".join(batch_files(fake)))
+    assert set(last) == {"1"}
+
+
+def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path):
+    folder = tmp_path / "study"
+    jobs = jobs_of(planned(folder), folder)
+    (fake / "queue").write_text("7 PENDING\n")
+    jobs.submit()
+    assert jobs.cancel() == len(jobs.study.cells)
+    assert queue(fake) == ["7"]
+
+
+def test_absent_or_refusing_slurm_is_one_line(fake, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    cells = planned(folder)
+    (fake / "bin" / "sbatch").write_text("#!/bin/bash\necho 'invalid partition' >&2; exit 1\n")
+    with pytest.raises(UserError, match=r"sbatch refused .*\(invalid partition"):
+        jobs_of(cells, folder).submit()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="found no sbatch"):
+        jobs_of(cells, folder)
+
+
+@pytest.mark.slow
+def test_5000_cells_are_planned_submitted_and_shown_in_a_minute(fake, tmp_path, capsys):
+    import resource
+
+    started = time.monotonic()
+    folder = tmp_path / "study"
+    cells = planned(folder, seeds=list(range(17)), train_sizes=list(range(16, 66)))
+    assert len(cells) >= 5000
+    assert jobs_of(cells, folder).submit() == len(cells)
+    jobs_of(cells, folder).show()
+    took, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{len(cells)} cells: {took:.0f} s, {peak:.2f} GB, {len(batch_files(fake))} batch files")
+    assert took < 60 and peak < 1
+
+
+# A cell that works until SIGTERM and then saves a checkpoint, or finishes where there is one.
+CELL = """
+import pathlib, signal, sys, time
+run = pathlib.Path(sys.argv[1])
+run.mkdir(parents=True, exist_ok=True)
+def save(*_):
+    time.sleep(0.5)
+    (run / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+(run / "started").touch()
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch) -> slurm_job.CellJob:
+    cell = planned(tmp_path / "study")[0]
+    config = Path(__file__).parents[2] / "accelerate_configs" / "cpu.yaml"
+    command = [sys.executable, "-I", "-S", "-c", CELL, str(tmp_path / "study" / cell.run_id)]
+    monkeypatch.setattr(runner, "command", lambda *_: command)
+    before = signal.getsignal(signal.SIGTERM)
+    yield slurm_job.CellJob(cell, tmp_path / "study", config)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_job_near_its_time_limit_waits_for_the_checkpoint_and_then_starts_again(job, monkeypatch):
+    run = job.output_dir / job.cell.run_id
+
+    def requeue(*_):
+        again = job.checkpoint()
+        assert (run / "saved").is_file() and again.function.cell == job.cell
+        sys.exit(75)
+
+    def send():
+        while not (run / "started").is_file():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    threading.Thread(target=send).start()
+    with pytest.raises(SystemExit, match="75"):
+        job()
+    signal.signal(signal.SIGUSR2, before)
+    assert Claims(slurm_job.claims_dir(job.output_dir)).take(job.cell.run_id)
+
+
+def test_a_job_leaves_a_finished_cell_and_one_that_another_job_runs(job, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "start_cell", lambda *_, **__: pytest.fail("started"))
+    claims = Claims(slurm_job.claims_dir(job.output_dir), beat=0.1)
+    claim = claims.take(job.cell.run_id, owner="5")
+    monkeypatch.setattr(slurm_job, "Claims", lambda folder: Claims(folder, beat=0.1, stale=0.5))
+    job()
+    assert "another process runs it" in capsys.readouterr().out
+    claim.release()
+    finish(job.output_dir / job.cell.run_id, pretraining_results())
+    job()
