@@ -570,7 +570,7 @@ def test_dry_run_shows_the_kinds_of_cells_and_the_flags_of_the_preset(study, cel
     rows = [line.strip("│ ") for line in printed.splitlines() if " px " in line]
     cells_of = {tuple(word.strip() for word in row.split("│")) for row in rows}
     assert cells_of == {
-        ("vit-mae-tiny", "paper", "from scratch", "0.3 M", "1 MB", "32 px", "10", "0.001, cosine", "8", "1"),
+        ("vit-mae-tiny", "from scratch", "0.3 M", "1 MB", "32 px", "10", "0.001, cosine", "8", "1"),
         (
             "vit-mae-tiny",
             "paper",
