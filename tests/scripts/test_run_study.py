@@ -571,19 +571,8 @@ def test_dry_run_shows_the_kinds_of_cells_and_the_flags_of_the_preset(study, cel
     cells_of = {tuple(word.strip() for word in row.split("│")) for row in rows}
     assert cells_of == {
         ("vit-mae-tiny", "from scratch", "0.3 M", "1 MB", "32 px", "10", "0.001, cosine", "8", "1"),
-        (
-            "vit-mae-tiny",
-            "paper",
-            "pretrained here",
-            "0.2 M",
-            "1 MB",
-            "32 px",
-            "6",
-            "0.001, cosine",
-            "8",
-            "1",
-        ),
-        ("resnet-18", "paper", "from scratch", "11.2 M", "45 MB", "32 px", "6", "0.5, cosine", "8", "1"),
+        ("vit-mae-tiny", "pretrained here", "0.2 M", "1 MB", "32 px", "6", "0.001, cosine", "8", "1"),
+        ("resnet-18", "from scratch", "11.2 M", "45 MB", "32 px", "6", "0.5, cosine", "8", "1"),
     }
     assert "estimated from a few steps of small layers on this cpu" in printed
 
