@@ -19,7 +19,7 @@ from mimic_cxr_dataset.csv_files import read_csv
 
 FACTS = Facts(
     name="PadChest",
-    license="CC BY-SA 4.0",
+    license="PadChest Dataset Research Use Agreement",
     citation="Bustos et al., PadChest, Medical Image Analysis 2020",
     address="https://bimcv.cipf.es/bimcv-projects/padchest/",
     layout="PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv and the unpacked folders of images",
