@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -176,17 +177,17 @@ def test_absent_or_refusing_slurm_is_one_line(fake, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_5000_cells_are_planned_submitted_and_shown_in_a_minute(fake, tmp_path, capsys):
-    import resource
-
+    tracemalloc.start()  # the process may hold more from other tests
     started = time.monotonic()
     folder = tmp_path / "study"
     cells = planned(folder, seeds=list(range(17)), train_sizes=list(range(16, 66)))
     assert len(cells) >= 5000
     assert jobs_of(cells, folder).submit() == len(cells)
     jobs_of(cells, folder).show()
-    took, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    took, peak = time.monotonic() - started, tracemalloc.get_traced_memory()[1] / 2**30
+    tracemalloc.stop()
     print(f"{len(cells)} cells: {took:.0f} s, {peak:.2f} GB, {len(batch_files(fake))} batch files")
-    assert took < 60 and peak < 1
+    assert took < 60 and peak < 0.5  # and the interpreter with its libraries takes less than the other half
 
 
 # A cell that works until SIGTERM and then saves a checkpoint, or finishes where there is one.
