@@ -178,6 +178,12 @@ def functions(path: Path) -> list[ast.FunctionDef]:
 
 
 @of(PRODUCT)
+def test_no_function_has_more_than_60_lines(path):
+    for function in functions(path):
+        assert function.end_lineno - function.lineno < 60, function.name
+
+
+@of(PRODUCT)
 def test_no_function_takes_more_than_7_parameters(path):
     for function in functions(path):
         arguments = function.args

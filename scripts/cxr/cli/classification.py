@@ -38,8 +38,46 @@ def parse_args(
     parser = parser_class(description)
     known = f"{{{','.join(CONFIGS)},timm/NAME}}"
     arguments.add_model_arguments(parser, type=arguments.config_name, metavar=known)
+    _add_study_arguments(parser)
+    arguments.add_data_arguments(parser)
+    training = arguments.add_training_arguments(
+        parser,
+        num_train_epochs=20,
+        per_device_train_batch_size=32,
+        weight_decay=0.01,
+        lr_scheduler_type="constant",
+        warmup_ratio=0.0,
+    )
+    defaults_in_words = "pretrained {pretrained:g}, from scratch {scratch:g}".format(**LEARNING_RATES)
+    arguments.add_learning_rate_arguments(training, default=defaults_in_words)
+    _add_fine_tuning_arguments(training)
+    _add_evaluation_arguments(training)
+    arguments.add_output_arguments(parser, default_output_dir="runs/classification")
+    args = defaults.parse_with_defaults(
+        parser,
+        argv,
+        script="classification",
+        default_learning_rates={start: {"learning_rate": rate} for start, rate in LEARNING_RATES.items()},
+        sample_defaults={
+            **defaults.SAMPLE_MODEL,
+            "num_train_epochs": 15,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+        },
+    )
+    if args.other_data_dirs:
+        parser.error(
+            f"--data_dir: found {1 + len(args.other_data_dirs)} folders, expected one, because collections "
+            "differ in their labels; pretrain on all of them with run_mae_pretrain.py, then train here on one"
+        )
+    return args
 
+
+def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags for what is done to training images and tokens, and for which layers learn."""
     study = parser.add_argument_group("options that the study compares")
+    number = functools.partial(command_line.add_number, study)
     study.add_argument(
         "--augmentation", choices=AUGMENTATIONS, default="none", help="augmentation of the training images"
     )
@@ -53,9 +91,9 @@ def parse_args(
         "deviation mstd, number of operations n (default of n: 2)",
     )
     erased = "probability that a rectangle of a training image is replaced by noise"
-    command_line.add_number(study, "--random_erasing_prob", command_line.probability, erased, default=0.0)
+    number("--random_erasing_prob", command_line.probability, erased, default=0.0)
     hidden = "share of the patches hidden from a ViT in training; in an evaluation it sees all"
-    command_line.add_number(study, "--mask_ratio", command_line.share_below_one, hidden, default=0.0)
+    number("--mask_ratio", command_line.share_below_one, hidden, default=0.0)
     study.add_argument(
         "--pooling",
         choices=HEAD_POOLINGS,
@@ -67,30 +105,21 @@ def parse_args(
         action="store_true",
         help="train only the classifier's head",
     )
-
     for flag, where in (("--mixup", "everywhere"), ("--cutmix", "in a rectangle")):
         what = (
             f"mix each training image with another one {where}; X is the parameter of the beta distribution"
         )
-        command_line.add_number(study, flag, command_line.non_negative_float, f"{what}; 0: off", default=0.0)
+        number(flag, command_line.non_negative_float, f"{what}; 0: off", default=0.0)
 
-    arguments.add_data_arguments(parser)
-    training = arguments.add_training_arguments(
-        parser,
-        num_train_epochs=20,
-        per_device_train_batch_size=32,
-        weight_decay=0.01,
-        lr_scheduler_type="constant",
-        warmup_ratio=0.0,
-    )
-    defaults_in_words = "pretrained {pretrained:g}, from scratch {scratch:g}".format(**LEARNING_RATES)
-    arguments.add_learning_rate_arguments(training, default=defaults_in_words)
+
+def _add_fine_tuning_arguments(training: argparse._ArgumentGroup) -> None:
+    """Adds the parts of the literature's fine-tuning; each is off by default."""
+    number = functools.partial(command_line.add_number, training)
     training.add_argument(
         "--sync_batchnorm",
         action="store_true",
         help="compute the statistics of batch normalisation over all GPUs, not on each",
     )
-    number = functools.partial(command_line.add_number, training)
     number(
         "--layer_decay",
         command_line.share_above_zero,
@@ -124,6 +153,10 @@ def parse_args(
         choices=CLASS_WEIGHTS,
         help="weigh the loss so that both values of a label count equally",
     )
+
+
+def _add_evaluation_arguments(training: argparse._ArgumentGroup) -> None:
+    """Adds the flags for what is measured at the end."""
     training.add_argument(
         "--evaluate_test",
         action="store_true",
@@ -141,26 +174,6 @@ def parse_args(
         "--patients_dir",
         "the folder hosp/ of MIMIC-IV: measure also by sex, age and race",
     )
-    arguments.add_output_arguments(parser, default_output_dir="runs/classification")
-    args = defaults.parse_with_defaults(
-        parser,
-        argv,
-        script="classification",
-        default_learning_rates={start: {"learning_rate": rate} for start, rate in LEARNING_RATES.items()},
-        sample_defaults={
-            **defaults.SAMPLE_MODEL,
-            "num_train_epochs": 15,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "cosine",
-            "warmup_ratio": 0.1,
-        },
-    )
-    if args.other_data_dirs:
-        parser.error(
-            f"--data_dir: found {1 + len(args.other_data_dirs)} folders, expected one, because collections "
-            "differ in their labels; pretrain on all of them with run_mae_pretrain.py, then train here on one"
-        )
-    return args
 
 
 def describe_default_learning_rate(args: argparse.Namespace) -> str:

@@ -37,7 +37,9 @@ def parse_args(
         help="mirror half of the training images",
     )
 
-    arguments.add_data_arguments(parser, data_dir=f"{DATA_DIR}; several folders are one collection")
+    arguments.add_data_arguments(
+        parser, data_dir=f"{DATA_DIR}; of several folders, the images of all are used"
+    )
     training = arguments.add_training_arguments(
         parser,
         num_train_epochs=100,
