@@ -114,24 +114,30 @@ def _add_own_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--name", help="name of the collection (default: that of SOURCE)")
     own.add_argument("--license", default="", help="license of the images and labels, for the model card")
     own.add_argument("--citation", default="", help="what to cite, for the model card")
-    own.add_argument("--view", metavar="CODE", default="FRONTAL", help="of all images of a folder")
+    own.add_argument("--view", metavar="CODE", default="FRONTAL", help="folder: the view of all images")
     own.add_argument(
         "--subject_pattern",
         type=regular_expression,
         metavar="REGEX",
-        help=r"finds the patient in the path of an image of a folder, in its first group: 'person(\d+)'",
+        help="folder: what is found in an image's path; the first group names the patient, as in "
+        r"'person(\d+)' (default: each image counts as a patient)",
     )
-    command_line.add_folder(own, "--images_dir", "paths of a table start here (default: beside the table)")
-    own.add_argument("--path_column", metavar="NAME", default="path", help="of the paths of a table's images")
-    own.add_argument("--label_columns", nargs="+", metavar="NAME", default=[], help="of its labels")
-    for name, instead in (
-        ("image", "the path"),
-        ("subject", "each image counts as a patient"),
-        ("study", "each image is a study"),
-        ("view", "all images are frontal"),
-        ("split", "patients are drawn at random"),
+    command_line.add_folder(
+        own, "--images_dir", "table: the folder in which its paths start (default: that of the table)"
+    )
+    own.add_argument("--path_column", metavar="NAME", default="path", help="table: the column of paths")
+    own.add_argument(
+        "--label_columns", nargs="+", metavar="NAME", default=[], help="table: the columns of labels"
+    )
+    for name, holds, instead in (
+        ("image", "image ids", "the path"),
+        ("subject", "patient ids", "each image counts as a patient"),
+        ("study", "study ids", "each image is a study"),
+        ("view", "views, such as AP", "all images are frontal"),
+        ("split", "splits: train, validation, test", "patients are drawn at random"),
     ):
-        own.add_argument(f"--{name}_column", metavar="NAME", help=f"column of a table (default: {instead})")
+        said = f"table: the column of {holds} (default: {instead})"
+        own.add_argument(f"--{name}_column", metavar="NAME", help=said)
 
 
 def regular_expression(text: str) -> re.Pattern:

@@ -19,7 +19,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         off = any(action.default is value for value in (None, False, argparse.SUPPRESS))  # 0 is a default
-        if off or not action.option_strings:
+        if off or action.default in ("", []) or not action.option_strings:
             return action.help
         default = " ".join(map(str, action.default)) if isinstance(action.default, tuple) else "%(default)s"
         return f"{action.help} (default: {default})"
