@@ -244,10 +244,9 @@ def add_slurm_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--slurm_time",
         type=slurm_minutes,
-        default="24:00:00",
         metavar="TIME",
-        help="time limit of a job as Slurm writes it: minutes, HH:MM:SS or D-HH:MM:SS; a cell that takes "
-        "longer saves a checkpoint, and its job starts again",
+        help="time limit of a job as Slurm writes it: minutes, HH:MM:SS or D-HH:MM:SS (default: 24:00:00). A "
+        "cell that takes longer saves a checkpoint, and its job starts again",
     )
     add_number(
         group, "--gpus_per_cell", non_negative_int, "GPUs of a job (default: the processes of --config_file)"
@@ -315,10 +314,10 @@ def check(
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser()
-    args, unset = parser.parse_args(argv), parser.parse_args([])
+    args = parser.parse_args(argv)
     of_slurm = ("slurm_partition", "slurm_account", "slurm_time", "gpus_per_cell", "slurm_args", "max_jobs")
     for name in (*of_slurm, "wait", "cancel"):
-        if not args.slurm and getattr(args, name) != getattr(unset, name):
+        if not args.slurm and getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name} needs --slurm")
     if args.slurm and args.parallel > 1:
         parser.error("--parallel is for this machine; with --slurm, use --max_jobs")
@@ -333,7 +332,7 @@ def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launc
     options = slurm.Options(
         partition=args.slurm_partition,
         account=args.slurm_account,
-        minutes=args.slurm_time,
+        minutes=args.slurm_time or 24 * 60,
         gpus=slurm.gpus_of(launch, args.gpus_per_cell),
         args=dict(args.slurm_args),
         max_jobs=args.max_jobs,
