@@ -8,10 +8,13 @@ import run_mae_pretrain
 from cxr.choices import RECIPES
 from cxr.cli import recipes
 
-VIT, RESNET = "--config_name=vit-mae-tiny", "--config_name=resnet-18"
+VIT, RESNET, DENSENET = (
+    f"--config_name={name}" for name in ("vit-mae-tiny", "resnet-18", "timm/densenet121")
+)
+PRETRAINED_VIT = "--model_name_or_path=not/downloaded"
 
 
-def classifier(*flags: str, recipe: str = "mae", model: str = VIT):
+def classifier(*flags: str, recipe: str = "mae", model: str = PRETRAINED_VIT):
     return run_classification.parse_args([f"--recipe={recipe}", model, *flags])
 
 
@@ -27,7 +30,7 @@ def test_every_flag_of_a_recipe_is_set():
             (run_classification.parse_args, "classification"),
             (run_mae_pretrain.parse_args, "pretraining"),
         ):
-            args = parse([f"--recipe={recipe}", VIT])
+            args = parse([f"--recipe={recipe}", PRETRAINED_VIT])
             for name, value in recipes.RECIPES[recipe][script].items():
                 assert getattr(args, name) == value, name
 
@@ -80,11 +83,17 @@ def test_a_shorter_training_has_a_shorter_warmup():
     assert (args.warmup_epochs, args.warmup_ratio) == (None, pytest.approx(0.05))
 
 
-def test_a_resnet_has_the_recipe_without_what_it_cannot_do():
-    args = classifier(model=RESNET)
+@pytest.mark.parametrize("model", [RESNET, DENSENET])
+def test_a_cnn_has_the_recipe_without_what_is_for_vits(model):
+    args = classifier(model=model)
     assert getattr(args, "pooling", None) != "mean"
-    assert (args.layer_decay, args.drop_path, args.mixup) == (0.65, 0.1, 0.8)
-    assert "pooling" in recipes.RECIPES["mae"]["classification"]
+    assert (args.layer_decay, args.drop_path, args.mixup) == (None, 0.0, 0.8)
+
+
+def test_from_scratch_all_layers_learn_at_the_same_rate():
+    for args in (classifier(model=VIT), run_classification.parse_args(["--recipe=mae"])):
+        assert (args.layer_decay, args.drop_path) == (None, 0.1)
+    assert classifier("--layer_decay=0.9", model=VIT).layer_decay == 0.9
 
 
 def test_a_folder_is_known_by_its_configuration(tmp_path):
@@ -92,7 +101,7 @@ def test_a_folder_is_known_by_its_configuration(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     args = classifier(model=f"--model_name_or_path={tmp_path}")
     assert getattr(args, "pooling", None) != "mean"
-    assert classifier(model="--model_name_or_path=not/downloaded").pooling == "mean"
+    assert classifier().pooling == "mean"
 
 
 def test_the_sample_keeps_its_tiny_model_and_gets_the_recipes_training():

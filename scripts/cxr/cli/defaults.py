@@ -40,7 +40,11 @@ def parse_with_defaults(
     defaults = default_learning_rates["scratch" if "config_name" in given else "pretrained"] | defaults
     named = [of.get(name) for of in (given, defaults) for name in ("config_name", "model_name_or_path")]
     recipe = recipes.defaults_of(
-        given.get("recipe", RECIPES[0]), script, given, model=next(filter(None, named))
+        given.get("recipe", RECIPES[0]),
+        script,
+        given,
+        model=next(filter(None, named)),
+        from_scratch="config_name" in given | defaults,
     )
     if (given.keys() | recipe.keys()) & set(PEAK_RATES):
         defaults = {name: value for name, value in defaults.items() if name not in PEAK_RATES}

@@ -78,7 +78,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 assert tuple(RECIPES) == choices.RECIPES
-ONLY_FOR_VITS = ("pooling", "mask_ratio")  # a network without patches is trained without them
+# A recipe's flags that other models are trained without. Layer decay keeps what lower layers have learned.
+ONLY_FOR_VITS = ("pooling", "mask_ratio", "drop_path", "layer_decay")
+ONLY_FOR_PRETRAINED = ("layer_decay",)
 # A flag of a recipe -> the flags that say the same in another way; if the user gives one, it counts.
 REPLACED_BY = {
     "base_learning_rate": ("learning_rate",),
@@ -100,13 +102,17 @@ def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def defaults_of(recipe: str, script: str, given: dict[str, Any], *, model: str | None) -> dict[str, Any]:
+def defaults_of(
+    recipe: str, script: str, given: dict[str, Any], *, model: str | None, from_scratch: bool
+) -> dict[str, Any]:
     """Returns the flags of a recipe for a run with the flags `given` by the user, and with this model."""
     flags = dict(RECIPES[recipe][script])
     if not flags:
         return flags
-    if not _is_vit(model, given):
-        flags = {name: value for name, value in flags.items() if name not in ONLY_FOR_VITS}
+    unfit = () if _is_vit(model, given) else ONLY_FOR_VITS
+    if from_scratch:
+        unfit += ONLY_FOR_PRETRAINED
+    flags = {name: value for name, value in flags.items() if name not in unfit}
     for name, others in REPLACED_BY.items():
         if given.keys() & set(others):
             del flags[name]
