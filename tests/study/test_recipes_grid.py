@@ -123,4 +123,4 @@ def test_a_report_has_a_row_a_recipe_and_compares_them(tmp_path):
     common, differing = how_trained(tables)
     facts = [facts for table in differing for facts in table]
     assert {facts["recipe"] for facts in facts if "recipe" in facts} == {"mae", "paper"}
-    assert "layer_decay" in json.dumps(differing) and "recipe" not in common
+    assert "layer decay 0.65" in json.dumps(differing) and "recipe" not in common

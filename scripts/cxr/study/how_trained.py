@@ -18,9 +18,21 @@ from cxr.study.results import Row
 from cxr.study.results import Run
 
 UNKNOWN = "not recorded"
+FINE_TUNING = {  # flag -> in words; all are off by default
+    "layer_decay": "layer decay",
+    "drop_path": "drop path",
+    "label_smoothing": "label smoothing",
+    "mixup": "mixup",
+    "cutmix": "cutmix",
+    "ema_decay": "averaged weights (EMA)",
+    "early_stopping_patience": "early stopping, patience",
+    "class_weights": "class weights",
+    "pooling": "pooling",
+}
 # Flags that FACTS already shows, that name a model or a place, or that only say how to run. All other flags
 # are shown by their names if they differ between rows.
 SAID_BY_FACTS = FREE_TO_CHANGE | {
+    *FINE_TUNING,
     *("seed", "dataset_config_name", "labeler", "view", "uncertain", "blank", "findings"),
     *("evaluation_level", "max_train_samples", "image_size"),
     *("augmentation", "mask_ratio", "random_erasing_prob", "train_last_layer_only", "weight_decay"),
@@ -131,6 +143,11 @@ def masking(run: Run) -> str:
     return ", ".join(f"{share:.0%} {what}" for what, share in shares.items() if share) or "none"
 
 
+def fine_tuning(run: Run) -> str:
+    parts = [f"{words} {flag(run, name)}" for name, words in FINE_TUNING.items() if run.args.flags.get(name)]
+    return ", ".join(parts) or "none"
+
+
 def precision(run: Run) -> str:
     name = run.results.mixed_precision
     return {None: UNKNOWN, "no": "float32"}.get(name, f"{name} mixed with float32")
@@ -197,6 +214,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "learning rate": lambda run: f"{run.results.learning_rate:.3g}",
     "schedule": schedule,
     "weight decay": functools.partial(flag, name="weight_decay"),
+    "other parts": fine_tuning,
     "images per step": lambda run: f"{run.results.images_per_step:,}",
     "precision": precision,
     "seeds": lambda run: str(run.results.seed),
