@@ -112,6 +112,11 @@ def check(words: list[str], monkeypatch) -> None:
         launched = launch_command_parser().parse_args(arguments[1:])
         assert launched.config_file is None or (ROOT / launched.config_file).is_file(), launched.config_file
         parse(launched.training_script, launched.training_script_args, monkeypatch)
+    elif program == "sbatch":  # its batch file takes a script of ours and its flags
+        batch_file = next(word for word in arguments if word.endswith(".sbatch"))
+        assert (ROOT / batch_file).is_file(), batch_file
+        script, *flags = arguments[arguments.index(batch_file) + 1 :]
+        parse(script, flags, monkeypatch)
     elif program in ("python", "python3") and arguments[0].endswith(".py"):
         parse(arguments[0], arguments[1:], monkeypatch)
     elif program in ("python", "python3") and arguments[0] == "-c":
