@@ -153,6 +153,13 @@ def regular_expression(text: str) -> re.Pattern:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.collection == "table" and not args.label_columns:
         parser.error("table: found no --label_columns, expected the names of the columns with labels")
+    own = {"folder": ("view", "subject_pattern"), "table": ("images_dir", "path_column", "label_columns")}
+    own["table"] += tuple(f"{name}_column" for name in ("image", "subject", "study", "view", "split"))
+    both = ("name", "license", "citation")
+    for name in (*both, *own["folder"], *own["table"]):
+        for_it = [kind for kind, flags in own.items() if name in (*both, *flags)]
+        if args.collection not in for_it and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} is for {' and '.join(for_it)}, not for {args.collection}; leave it out")
     if args.validation_share >= 1 or args.test_share >= 1:
         parser.error("--validation_share and --test_share: found 1, expected less: no training image is left")
 

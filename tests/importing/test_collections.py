@@ -80,8 +80,28 @@ def test_balanced_images_are_half_of_a_label_and_half_normal(tmp_path, capsys):
     manifest = run("nih", root, tmp_path / "out", "--balance", "Pneumonia")
     assert manifest["Pneumonia"].tolist().count("1") == 6 and len(manifest) == 12
     assert "only a sample is kept" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--balance: found Edemas"):
+    with pytest.raises(ValueError, match="--balance Edemas: found the labels"):
         run("nih", root, tmp_path / "other", "--balance", "Edemas")
+
+
+def write_own_table(folder: Path, columns: list[str], rows: list[list]) -> Path:
+    for name, *_ in rows:
+        draw(folder / str(name).strip())
+    write_csv(folder / "labels.csv", columns, rows)
+    return folder / "labels.csv"
+
+
+def test_balance_takes_a_blank_label_for_not_positive_in_each_split(tmp_path):
+    kinds = [(1, ""), ("", 1), ("", 1), ("", 1)]  # (Pneumonia, No Finding)
+    rows = [[f"{n}.png", "train" if n < 12 else "test", *kinds[n % 4]] for n in range(20)]
+    table = write_own_table(tmp_path / "own", ["path", "split", "Pneumonia", "No Finding"], rows)
+    flags = ["--split_column", "split", "--label_columns", "Pneumonia", "No Finding"]
+    whole = run("table", table, tmp_path / "whole", *flags)
+    manifest = run("table", table, tmp_path / "out", *flags, "--balance", "Pneumonia")
+    for split, part in manifest.groupby("split"):
+        num_ill = (whole.loc[whole["split"] == split, "Pneumonia"] == "1").sum()
+        assert (part["Pneumonia"] == "1").sum() == num_ill
+        assert (part["No Finding"] == "1").sum() == num_ill
 
 
 @pytest.mark.parametrize("collection", LABEL_MAPS)
@@ -185,6 +205,44 @@ def test_folder_has_a_label_for_each_class_and_splits_by_name_or_by_patient(tmp_
     assert {*manifest["split"]} == {"train", "validation", "test"}
 
 
+def test_folder_of_classes_beside_splits_is_refused_and_hidden_files_are_not_images(tmp_path):
+    for name in ("train/a/1.png", "test/a/2.png", "val/a/3.png", "__MACOSX/train/._1.png"):
+        draw(tmp_path / "own" / name)
+    assert len(run("folder", tmp_path / "own", tmp_path / "out")) == 3
+    draw(tmp_path / "own" / "more" / "a" / "4.png")
+    with pytest.raises(ValueError, match="found more beside test, expected only folders of splits"):
+        run("folder", tmp_path / "own", tmp_path / "other")
+
+
+OWN_TABLES = {  # a table, the flags for it, and what the message says
+    "blank patient": ([["a.png", " ", "x", 1]], [], "column who: found 1 blank cells, the first in row 2"),
+    "image twice": ([["a.png", "p", "train", 1]] * 2, [], "found the image a.png in two rows"),
+    "two splits": (
+        [["a.png", "p", "train", 1], ["b.png", "p ", "test", 1]],
+        ["--split_column", "part"],
+        "found the patient p in more than one split",
+    ),
+    "label twice": ([["a.png", "p", "train", 1]], ["--label_columns", "Edema", "Edema"], "found 2 columns"),
+    "manifest's name": ([["a.png", "p", "train", 1]], ["--label_columns", "split"], "no label named"),
+}
+
+
+@pytest.mark.parametrize("name", OWN_TABLES)
+def test_own_table_that_would_be_misread_is_refused(name, tmp_path):
+    rows, flags, message = OWN_TABLES[name]
+    table = write_own_table(tmp_path / "own", ["path", "who", "part", "Edema"], rows)
+    flags = ["--subject_column", "who", "--label_columns", "Edema", *flags]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run("table", table, tmp_path / "out", *flags)
+
+
+def test_table_whose_images_are_elsewhere_says_where_it_looked(tmp_path):
+    table = write_own_table(tmp_path / "own", ["path", "Edema"], [["a.png", 1]])
+    flags = ["--label_columns", "Edema", "--images_dir", tmp_path]
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: found none of the 1 images")):
+        run("table", table, tmp_path / "out", *flags)
+
+
 def test_table_takes_the_columns_that_flags_name(tmp_path):
     rows = [[f"{n}.png", f"p{n // 2}", "val" if n < 4 else "train", n % 2, "", "x"] for n in range(20)]
     for name, *_ in rows:
@@ -245,6 +303,7 @@ WRONG_FLAGS = {
     "no file in it": (["medmnist", "{}", "{}/out"], "found no such file, expected pneumoniamnist.npz"),
     "out is there": (["medmnist", "{}/a.txt", "{}"], "found something there, expected a new folder"),
     "no labels": (["table", "{}/a.txt", "{}/out"], "found no --label_columns"),
+    "not for it": (["nih", "{}", "{}/out", "--view", "PA"], "--view is for folder, not for nih"),
     "no group": (["folder", "{}", "{}/out", "--subject_pattern", "x"], "expected a group in brackets"),
 }
 

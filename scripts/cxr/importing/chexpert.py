@@ -44,7 +44,7 @@ def read(source: Path, options: Options) -> Imported:
     if test is not None:
         tables["test"] = test
     parts = [_read_table(path, splits[name], files) for name, path in tables.items()]
-    rows, notes = only_found(pd.concat(parts, ignore_index=True))
+    rows, notes = only_found(pd.concat(parts, ignore_index=True), source)
     if test is None:
         share = options.validation_share
         rows["split"] = cut_split(rows["split"], rows["subject_id"], "validation", share, seed=options.seed)

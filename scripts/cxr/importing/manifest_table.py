@@ -79,15 +79,24 @@ class Imported:
         ]
 
     def balance(self, label: str, *, seed: int) -> "Imported":
-        """Returns the images with a label, and as many normal ones of random patients. Raises UserError."""
-        if label not in self.labels or "No Finding" not in self.labels:
-            known = ", ".join(self.labels)
-            raise UserError(f"--balance: found {label} and the labels {known}; name one beside No Finding")
+        """Returns the images with a label, and in each split as many normal ones of random patients.
+
+        A blank label is not positive. Raises UserError.
+        """
+        others = [name for name in self.labels if name != "No Finding"]
+        if label not in others or len(others) == len(self.labels):
+            raise UserError(
+                f"--balance {label}: found the labels {', '.join(self.labels)}, expected this one and No "
+                "Finding; name another, or leave the flag out"
+            )
         rows = self.rows
+        is_ill, is_normal = (rows[name].eq(1).fillna(False).astype(bool) for name in (label, "No Finding"))
+        if not is_ill.any():
+            raise UserError(f"--balance {label}: found no image with this label; name another")
         order = rows["subject_id"].map(patient_order(rows["subject_id"], "balance", seed=seed))
-        is_ill = rows[label] == 1
-        normal = order[(rows["No Finding"] == 1) & ~is_ill].sort_values(kind="stable")[: is_ill.sum()]
-        kept = is_ill | rows.index.isin(normal.index)
+        place = order[is_normal & ~is_ill].groupby(rows["split"]).rank(method="first")
+        wanted = rows["split"].map(is_ill.groupby(rows["split"]).sum())
+        kept = is_ill | (place.reindex(rows.index) <= wanted)
         return replace(self, rows=rows[kept].reset_index(drop=True))
 
     def sample(self, num_images: int | None, *, seed: int) -> "Imported":
@@ -155,9 +164,14 @@ def lacking(source: Path, found: str, facts: Facts) -> UserError:
     )
 
 
-def only_found(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Returns the rows whose path was found, and a note about the others."""
+def only_found(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Returns the rows whose path was found, and a note about the others. Raises UserError if none was."""
     is_found = rows["path"].notna()
+    if not is_found.any():
+        raise UserError(
+            f"{folder}: found none of the {len(rows):,} images of the table, expected their files in this "
+            "folder; name the folder that has them"
+        )
     lost = rows.loc[~is_found, "image_id"]
     if lost.empty:
         return rows, ()

@@ -67,5 +67,5 @@ def read(source: Path, options: Options) -> Imported:
     )
     columns = label_maps.rename(label_maps.NIH, keeps_labels=options.keeps_labels)
     labels = label_maps.read_lists(table["Finding Labels"].str.split("|"), columns, where=path)
-    rows, notes = only_found(rows.join(labels))
+    rows, notes = only_found(rows.join(labels), source)
     return Imported(facts=FACTS, rows=rows, notes=notes)

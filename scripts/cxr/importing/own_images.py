@@ -11,14 +11,15 @@ from cxr.choices import LABELS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
 from cxr.errors import did_you_mean
-from cxr.importing.manifest_table import IMAGE_SUFFIXES
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_missing_splits
+from cxr.importing.manifest_table import find_paths
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import parse_values
 from mimic_cxr_dataset.csv_files import read_csv
+from mimic_cxr_dataset.manifest import COLUMNS
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validate": "validation"}
 SPLITS |= {"validation": "validation", "test": "test"}
@@ -27,7 +28,7 @@ NORMAL = ("normal", "no finding", "no findings", "negative", "healthy")  # class
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of a table; None: there is none, and `rows_of_table` says what takes its place."""
+    """The columns of a table; None: there is none, and `read_table` says what takes its place."""
 
     path: str
     labels: tuple[str, ...]
@@ -53,20 +54,22 @@ def read_folder(
     `subject_pattern` finds the patient in a path, in its first group; without it, each image is a patient.
     Raises UserError.
     """
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    parts = [path.relative_to(source).parts for path in paths]
-    has_splits = bool(parts) and all(one[0].lower() in SPLITS for one in parts)
-    depth = int(has_splits)
+    paths = [Path(path) for path in sorted(find_paths(source.absolute(), facts))]
+    parts = [path.relative_to(source.absolute()).parts for path in paths]
+    kept = [place for place, one in enumerate(parts) if not _is_hidden(one)]
+    paths, parts = [paths[place] for place in kept], [parts[place] for place in kept]
+    depth = _depth_of_splits(source, {one[0] for one in parts})
     if not parts or any(len(one) < depth + 2 for one in parts):
         raise UserError(
             f"{source}: found {len(parts):,} images, not all of them in the folder of a class, expected "
             "SOURCE/CLASS/image.png or SOURCE/train/CLASS/image.png; move them, or import a table"
         )
-    ids = ["/".join(quote(name, safe=" ()[]+,") for name in one) for one in parts]
-    subjects = [_subject(name, subject_pattern) for name in ids]
+    names = ["/".join(one) for one in parts]
+    ids = [image_id_of(name) for name in names]
+    subjects = [_subject(name, subject_pattern) for name in names] if subject_pattern else ids
     classes = pd.Series([label_name(one[depth]) for one in parts])
-    split = pd.Series([SPLITS[one[0].lower()] if has_splits else "train" for one in parts])
-    rows = pd.DataFrame({"image_id": ids, "path": [str(path.absolute()) for path in paths]})
+    split = pd.Series([SPLITS[one[0].lower()] if depth else "train" for one in parts])
+    rows = pd.DataFrame({"image_id": ids, "path": [str(path) for path in paths]})
     rows = rows.assign(subject_id=subjects, study_id=ids, view_position=view)
     rows["split"] = cut_missing_splits(split, rows["subject_id"], options)
     labels = pd.get_dummies(classes, dtype=int)
@@ -74,10 +77,30 @@ def read_folder(
     return Imported(facts=facts, rows=rows.join(labels), notes=notes)
 
 
-def _subject(name: str, pattern: re.Pattern | None) -> str:
-    if pattern is None:
-        return name
-    if (found := pattern.search(name)) and found.groups():
+def image_id_of(path: str) -> str:
+    """Returns a relative path as an image id, whose other characters are percent-encoded."""
+    return quote(path, safe="/ ()[]+,")
+
+
+def _is_hidden(parts: tuple[str, ...]) -> bool:
+    """Returns whether a file is one of those that systems put beside others."""
+    return "__MACOSX" in parts or any(name.startswith(".") for name in parts)
+
+
+def _depth_of_splits(source: Path, folders: set[str]) -> int:
+    """Returns 1 if the first folders are the splits, 0 if they are the classes. Raises UserError for both."""
+    splits = sorted(name for name in folders if name.lower() in SPLITS)
+    classes = sorted(folders - set(splits))
+    if splits and classes:
+        raise UserError(
+            f"{source}: found {classes[0]} beside {splits[0]}, expected only folders of splits "
+            f"({', '.join(SPLITS)}) or only folders of classes; move or rename one"
+        )
+    return int(bool(splits))
+
+
+def _subject(name: str, pattern: re.Pattern) -> str:
+    if (found := pattern.search(name)) and found[1]:
         return found[1]
     raise UserError(
         f"--subject_pattern {pattern.pattern}: found no patient in {name}, expected its first group to match "
@@ -89,6 +112,8 @@ def read_table(
     source: Path, options: Options, facts: Facts, *, columns: Columns, images_dir: Path
 ) -> Imported:
     """Reads a CSV file; paths are relative to `images_dir`. Raises UserError."""
+    names = {name: label_name(name) for name in columns.labels}
+    _check_names(source, [label_name(name) for name in columns.labels])
     named = [getattr(columns, name) for name in vars(columns) if name != "labels"]
     with user_errors():
         table = read_csv(source, None)
@@ -99,7 +124,9 @@ def read_table(
                     f"{', '.join(table.columns)}; name another"
                 )
         labels = parse_values(source, table[list(columns.labels)].copy(), list(columns.labels))
-    rows = pd.DataFrame({"path": table[columns.path], "image_id": table[columns.image_id or columns.path]})
+    _check_ids(source, table, columns)
+    ids = table[columns.image_id] if columns.image_id else table[columns.path].map(image_id_of)
+    rows = pd.DataFrame({"path": table[columns.path], "image_id": ids})
     rows["subject_id"] = table[columns.subject_id] if columns.subject_id else rows["image_id"]
     rows["study_id"] = table[columns.study_id] if columns.study_id else rows["image_id"]
     rows["view_position"] = table[columns.view_position] if columns.view_position else "FRONTAL"
@@ -115,10 +142,41 @@ def read_table(
     rows["split"] = cut_missing_splits(split, rows["subject_id"], options)
     paths = [(images_dir / path).absolute() for path in rows["path"]]
     rows["path"] = [str(path) if path.is_file() else None for path in paths]
-    names = {name: label_name(name) for name in columns.labels}
-    rows, notes = only_found(rows.join(labels.rename(columns=names).astype("Int8")))
-    if rows.empty:
-        raise UserError(f"{source}: found none of its images in {images_dir}; name another --images_dir")
+    rows, notes = only_found(rows.join(labels.rename(columns=names).astype("Int8")), images_dir)
     if not columns.subject_id:
         notes = (*notes, "each image counts as a patient of its own: see --subject_column")
     return Imported(facts=facts, rows=rows.reset_index(drop=True), notes=notes)
+
+
+def _check_names(source: Path, names: list[str]) -> None:
+    """Raises UserError for two columns of one label, and for a label named like a column of the manifest."""
+    for name in names:
+        if names.count(name) > 1 or name in COLUMNS:
+            raise UserError(
+                f"{source}: found {names.count(name)} columns for the label {name}, expected one, and no "
+                f"label named {', '.join(COLUMNS)}; rename a column, or leave it out of --label_columns"
+            )
+
+
+def _check_ids(source: Path, table: pd.DataFrame, columns: Columns) -> None:
+    """Raises UserError for a blank path or id, an image that is named twice, and a patient in two splits."""
+    for name in filter(None, (columns.path, columns.image_id, columns.subject_id, columns.study_id)):
+        table[name] = table[name].str.strip()
+        if (blank := table[name].isna() | (table[name] == "")).any():
+            raise UserError(
+                f"{source}, column {name}: found {blank.sum():,} blank cells, the first in row "
+                f"{blank.argmax() + 2}, expected a value in each; fill them in, or delete the rows"
+            )
+    ids = table[columns.image_id or columns.path]
+    if (again := ids.duplicated()).any():
+        raise UserError(
+            f"{source}: found the image {ids[again].iloc[0]} in two rows, expected one; delete one, or name "
+            "another column"
+        )
+    if columns.split and columns.subject_id:
+        num_splits = table.groupby(columns.subject_id)[columns.split].nunique()
+        if (num_splits > 1).any():
+            raise UserError(
+                f"{source}: found the patient {num_splits.idxmax()} in more than one split, expected one; "
+                "correct it, or leave --split_column out"
+            )

@@ -53,7 +53,7 @@ def read(source: Path, options: Options) -> Imported:
     )
     train = pd.Series("train", index=rows.index)
     rows["split"] = cut_missing_splits(train, rows["subject_id"], options)
-    rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keeps_labels)))
+    rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keeps_labels)), source)
     return Imported(facts=FACTS, rows=rows, notes=(f"left out: {left_out}", *notes))
 
 

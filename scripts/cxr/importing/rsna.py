@@ -59,7 +59,7 @@ def read(source: Path, options: Options) -> Imported:
     for label, ours in RSNA.items():
         rows[ours] = (found == label).astype("Int8")
     rows["Other Abnormality"] = rows["Other Abnormality"].mask(rows["Lung Opacity"] == 1)
-    rows, notes = only_found(rows)
+    rows, notes = only_found(rows, source)
     rows["view_position"] = [_view(path) for path in tqdm(rows["path"], desc="reading views", unit=" image")]
     return Imported(facts=FACTS, rows=rows, notes=(*NOTES, *notes))
 

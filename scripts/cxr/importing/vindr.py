@@ -58,7 +58,7 @@ def read(source: Path, options: Options) -> Imported:
     columns = label_maps.rename(label_maps.VINDR, keeps_labels=options.keeps_labels)
     columns = {label: ours for label, ours in columns.items() if label in labels}
     labels = label_maps.join_columns(labels, columns).reset_index(drop=True).astype("Int8")
-    rows, lost = only_found(rows.join(labels))
+    rows, lost = only_found(rows.join(labels), source)
     return Imported(facts=FACTS, rows=rows, notes=(*notes, *lost))
 
 
