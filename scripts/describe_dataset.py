@@ -339,11 +339,8 @@ def count_and_compare(
 ) -> tuple[list[CountTable], list[str]]:
     """Returns the tables and the verdicts; if counts differ, the last table lists the differences."""
     images, rule, is_mimic = read_images(root), label_rule(args), not has_manifest(root)
-    values = {
-        labeler: read_labels(root, labeler, list(rule.labels), images=images)
-        for labeler in ([args.labeler] if not is_mimic else LABELERS)
-        if not is_mimic or locate_csv(root, labeler)
-    }
+    labelers = [one for one in LABELERS if locate_csv(root, one)] if is_mimic else [args.labeler]
+    values = {one: read_labels(root, one, list(rule.labels), images=images) for one in labelers}
     views = count_views(images, values[args.labeler], kept)
     found = {
         "images": count_images(images),

@@ -212,7 +212,8 @@ def read_collection(args: argparse.Namespace) -> Imported:
 def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
     """Prints the counts, and how they differ from the published ones."""
     rows, splits = imported.rows, ("train", "validation", "test")
-    table = Table(title=f"{imported.facts.name}: images, and those that are positive", title_justify="left")
+    print(f"{imported.facts.name}: images, and those that are positive")
+    table = Table()
     for column in ("", *splits):
         table.add_column(column, justify="right" if column else "left")
     of_split = [rows[rows["split"] == split] for split in splits]

@@ -185,9 +185,5 @@ def read_lists(lists: pd.Series, columns: dict[str, str], *, where: Path) -> pd.
 
 
 def join_columns(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Returns `table`, a column of 1, 0, -1 or NaN for each published label, under our names.
-
-    Where several labels are joined, the highest of 1, -1 and 0 counts in this order.
-    """
-    rank = table[list(columns)].replace({1.0: 2.0, -1.0: 1.0}).T.groupby(columns, sort=False).max().T
-    return rank.replace({2.0: 1.0, 1.0: -1.0})
+    """Returns `table`, a column of 1 and 0 for each published label, under our names: any 1 counts."""
+    return table[list(columns)].T.groupby(columns, sort=False).max().T

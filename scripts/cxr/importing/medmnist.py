@@ -17,27 +17,20 @@ from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import lacking
 
 LAYOUT = "pneumoniamnist.npz or chestmnist.npz, or one of their larger sizes, such as pneumoniamnist_224.npz"
-ADDRESS = "https://zenodo.org/records/10519652"
-CITATION = "Yang et al., MedMNIST v2, Scientific Data 2023"
 FACTS = {
-    "pneumoniamnist": Facts(
-        name="PneumoniaMNIST",
+    kind: Facts(
+        name=name,
         license="CC BY 4.0",
-        citation=f"{CITATION}; Kermany et al., Cell 2018",
-        address=ADDRESS,
+        citation=f"Yang et al., MedMNIST v2, Scientific Data 2023; {source}",
+        address="https://zenodo.org/records/10519652",
         layout=LAYOUT,
         equalized=False,
-        published={"train images": 4_708, "validation images": 524, "test images": 624},
-    ),
-    "chestmnist": Facts(
-        name="ChestMNIST",
-        license="CC BY 4.0",
-        citation=f"{CITATION}; Wang et al., ChestX-ray8, CVPR 2017",
-        address=ADDRESS,
-        layout=LAYOUT,
-        equalized=False,
-        published={"train images": 78_468, "validation images": 11_219, "test images": 22_433},
-    ),
+        published=dict(zip(("train images", "validation images", "test images"), published, strict=True)),
+    )
+    for kind, name, source, published in (
+        ("pneumoniamnist", "PneumoniaMNIST", "Kermany et al., Cell 2018", (4_708, 524, 624)),
+        ("chestmnist", "ChestMNIST", "Wang et al., ChestX-ray8, CVPR 2017", (78_468, 11_219, 22_433)),
+    )
 }
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # MedMNIST's names -> ours
 WHAT = ("images", "labels")  # of each split
@@ -47,7 +40,7 @@ NOTE = "the file does not say which images are of one patient: each counts as a 
 def read(source: Path, options: Options) -> Imported:
     """Reads the file, or the one in the folder. Raises UserError."""
     path, kind = _find(source)
-    arrays = _load(path)
+    arrays = _load(path, kind)
     rows = pd.concat([_rows(arrays, kind, split, options) for split in SPLITS], ignore_index=True)
     images = [image for split in SPLITS for image in arrays[f"{split}_images"]]
     pictures = dict(zip(rows["path"], images, strict=True))
@@ -69,7 +62,7 @@ def _find(source: Path) -> tuple[Path, str]:
     return found[0]
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path, kind: str) -> dict[str, np.ndarray]:
     """Returns the six arrays of the file. Raises UserError if they are not as published."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -78,7 +71,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: found no arrays of MedMNIST ({one_line(error)}); download it again"
         ) from error
-    width = len(label_maps.CHESTMNIST) if path.name.startswith("chest") else 1
+    width = len(label_maps.CHESTMNIST) if kind == "chestmnist" else 1
     for split in SPLITS:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         is_right = images.dtype == np.uint8 and images.ndim == 3 and len(images) > 0
@@ -96,11 +89,12 @@ def _rows(arrays: dict[str, np.ndarray], kind: str, split: str, options: Options
     rows = pd.DataFrame({"image_id": ids, "path": [f"images/{split}/{name}.png" for name in ids]})
     rows = rows.assign(subject_id=ids, study_id=ids, split=SPLITS[split])
     if kind == "pneumoniamnist":  # its images are anterior-posterior, of children
-        return rows.assign(view_position="AP", **{"No Finding": 1 - labels[:, 0], "Pneumonia": labels[:, 0]})
+        normal, pneumonia = label_maps.PNEUMONIAMNIST.values()
+        return rows.assign(view_position="AP", **{normal: 1 - labels[:, 0], pneumonia: labels[:, 0]})
     columns = label_maps.rename(label_maps.CHESTMNIST, keeps_labels=options.keeps_labels)
-    named = label_maps.join_columns(pd.DataFrame(labels, columns=list(columns), dtype=float), columns)
+    named = label_maps.join_columns(pd.DataFrame(labels, columns=list(columns)), columns)
     nothing = (labels == 0).all(axis=1).astype(int)
-    return rows.assign(view_position="FRONTAL", **{"No Finding": nothing}).join(named.astype(int))
+    return rows.assign(view_position="FRONTAL", **{"No Finding": nothing}).join(named)
 
 
 def _write_images(folder: Path, rows: pd.DataFrame, pictures: dict[str, np.ndarray]) -> None:
