@@ -17,6 +17,7 @@ from huggingface_hub import ModelCardData
 from cxr.choices import BINARY_TASKS
 from cxr.choices import MULTI_LABEL
 from cxr.choices import SMOOTH_TARGETS
+from cxr.data.images import user_errors
 from cxr.data.sources import is_synthetic
 from cxr.data.sources import label_tables_differ
 from cxr.data.sources import source_address
@@ -189,6 +190,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     rule, is_multi_label = read_label_rule(args), args.dataset_config_name == MULTI_LABEL
     metric_names = SUMMARY if is_multi_label else METRICS
     groups = groups_to_share(list(splits.values())[-1].subgroups) if splits else None
+    collections = origin.dataset.split(", ")
     is_mimic = any("mimic" in one.dataset for one in (origin, *fields.training_history))
     metadata = ModelCardData(
         **(LICENSE if is_mimic else license_of(origin)),
@@ -196,7 +198,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
         base_model=origin.base_model if origin.base_model_revision else None,
-        datasets=origin.dataset.split(", "),
+        datasets=collections,
         metrics=None if is_pretraining else [METRICS[metric][0] for metric in metric_names],
         model_name=name.rpartition("/")[2],
         eval_results=list(evaluations(splits, training.task, origin.dataset)) or None,
@@ -218,6 +220,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         unit="studies" if args.evaluation_level == "study" else "images",
         is_finished=isinstance(training, Results),
         origin=origin,
+        collections=collections,
         is_mimic=is_mimic,
         args=args,
         training=training,
@@ -356,12 +359,13 @@ def _name_base(start: Stage | Origin) -> str:
 def dataset_name(data_dir: Path) -> str:
     """Returns a dataset id: the name in a manifest's collection.json, else the data folder's.
 
-    Of PhysioNet's .../NAME/VERSION, it is NAME.
+    Of PhysioNet's .../NAME/VERSION, it is NAME. Raises UserError for a collection.json that is not valid.
     """
     folder = Path(os.path.abspath(data_dir))  # noqa: PTH100 - a link keeps its name
     name = folder.parent.name if re.fullmatch(r"[\d.]+", folder.name) else folder.name
     if (folder / MANIFEST_FILE).is_file():
-        name = read_collection(folder).name or name
+        with user_errors():
+            name = read_collection(folder).name or name
     return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
 
 
