@@ -236,13 +236,13 @@ def load_pretrained(
     config: PretrainedConfig,
     hub_dir: Path | None,
     revision: str,
-    new_head: str | None = None,
+    new_head: tuple[str, ...] = (),
     image_size: int | None = None,
 ) -> PreTrainedModel:
-    """Loads `name` into `model_class`; only parameters of `new_head` may be missing or of another shape.
+    """Loads `name` into `model_class`; only parameters whose names begin as `new_head` says may be missing.
 
-    A ViT becomes one for `image_size`, if that is given and differs from its own. Raises UserError if others
-    are missing: part of the model would silently start from random weights.
+    They may also have another shape. Raises UserError for any other, of which the model would silently start
+    from random weights. A ViT becomes one for `image_size`, if that is given and differs from its own.
     """
     files = _weight_files(name, hub_dir, revision)
     configs.check_memory(model_class, config, where=f"model {name}: config.json")
@@ -265,7 +265,7 @@ def load_pretrained(
             **_source(name, hub_dir, revision),
         )
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    unexplained = sorted(key for key in fresh if new_head is None or not key.startswith(new_head))
+    unexplained = sorted(key for key in fresh if not key.startswith(new_head))
     if unexplained:
         raise UserError(
             f"model {name}: found {len(unexplained)} parameters of {model_class.__name__} missing or of "
