@@ -190,7 +190,6 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     rule, is_multi_label = read_label_rule(args), args.dataset_config_name == MULTI_LABEL
     metric_names = SUMMARY if is_multi_label else METRICS
     groups = groups_to_share(list(splits.values())[-1].subgroups) if splits else None
-    collections = origin.dataset.split(", ")
     is_mimic = any("mimic" in one.dataset for one in (origin, *fields.training_history))
     metadata = ModelCardData(
         **(LICENSE if is_mimic else license_of(origin)),
@@ -198,7 +197,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
         base_model=origin.base_model if origin.base_model_revision else None,
-        datasets=collections,
+        datasets=origin.dataset.split(", "),
         metrics=None if is_pretraining else [METRICS[metric][0] for metric in metric_names],
         model_name=name.rpartition("/")[2],
         eval_results=list(evaluations(splits, training.task, origin.dataset)) or None,
@@ -220,7 +219,6 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         unit="studies" if args.evaluation_level == "study" else "images",
         is_finished=isinstance(training, Results),
         origin=origin,
-        collections=collections,
         is_mimic=is_mimic,
         args=args,
         training=training,
