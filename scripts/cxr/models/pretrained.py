@@ -31,6 +31,7 @@ from cxr.errors import did_you_mean
 from cxr.errors import one_line
 from cxr.models import configs
 from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import is_untrained
 from cxr.models.positions import at_image_size
 from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
@@ -127,8 +128,10 @@ def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[
         reason = " ".join(text.split()).split(". ")[0].rstrip(".")[:200]  # its first sentence
         in_hub_dir = local_hub.model_ids(hub_dir) if hub_dir else []
         known = f"{hub_dir}, which has {', '.join(in_hub_dir) or 'none'}," if hub_dir else "DIR"
+        meant = f" (did you mean --config_name {name}?)" if is_untrained(name) else ""
+        meant = meant or did_you_mean(name, in_hub_dir)
         raise UserError(
-            f"model {where}: could not be loaded ({reason}){did_you_mean(name, in_hub_dir)}; name a folder "
+            f"model {where}: could not be loaded ({reason}){meant}; name a folder "
             f"with a complete model, or ORG/NAME in --hub_dir {known} or on a reachable Hub"
         ) from error
 
