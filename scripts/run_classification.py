@@ -108,6 +108,7 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
             "patches; leave the flag out"
         )
     if config.model_type in ("resnet", "timm_wrapper"):
+        families.check_input_size(config, args.image_size)
         return config, args.image_size or families.own_size(config) or DEFAULT_IMAGE_SIZE
     pretrained.check_image_size(config, args.image_size)
     return config, args.image_size or config.image_size

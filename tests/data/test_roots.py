@@ -72,3 +72,10 @@ def test_two_roots_of_one_name_are_refused(tmp_path):
     with pytest.raises(UserError, match="both called cxr, expected collections of different names"):
         name_roots([tmp_path / "a" / "cxr", tmp_path / "b" / "cxr"])
     assert list(name_roots([tmp_path / "a", tmp_path / "b"])) == ["a", "b"]
+
+
+def test_a_damaged_collection_json_of_a_manifest_is_a_user_error(tmp_path):
+    (tmp_path / "manifest.csv").touch()
+    (tmp_path / "collection.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"collection\.json: .* expected JSON"):
+        name_roots([tmp_path])

@@ -54,7 +54,7 @@ def load_classifier(folder):
         ViTForImageClassification,
         str(folder),
         config=configs.classifier_config(config, LABELS),
-        new_head="classifier.",
+        new_head=("classifier.",),
         **LOCAL,
     )
 

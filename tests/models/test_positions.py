@@ -53,7 +53,7 @@ def load(model_class, folder, image_size):
         config = configs.classifier_config(config, ["No Finding", "Finding"])
     torch.manual_seed(0)  # of the new head
     return load_pretrained(
-        model_class, str(folder), config=config, new_head="classifier.", image_size=image_size, **LOCAL
+        model_class, str(folder), config=config, new_head=("classifier.",), image_size=image_size, **LOCAL
     )
 
 

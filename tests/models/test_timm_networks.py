@@ -153,6 +153,20 @@ def test_an_unknown_name_is_refused_with_a_similar_one():
         make("densenet12")
 
 
+def test_an_untrained_network_named_as_a_pretrained_one_is_said_to_be_a_config_name(monkeypatch):
+    monkeypatch.setattr("cxr.models.pretrained._reaches_hub", lambda: False)
+    with pytest.raises(UserError, match=r"did you mean --config_name timm/resnet18\?"):
+        load_config("timm/resnet18", expected=tuple(families.FAMILIES), **LOCAL)
+
+
+def test_images_too_small_for_the_strides_of_a_network_are_refused_before_training():
+    config = configs.make_config("timm/resnet18", overrides=None, image_size=None)
+    families.check_input_size(config, 32)
+    config = configs.make_config("timm/densenet121", overrides=None, image_size=None)
+    with pytest.raises(UserError, match="timm/densenet121, image_size 16: found an input that the network"):
+        families.check_input_size(config, 16)
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", "vit_tiny_patch16_224", pytest.param("densenet121", marks=pytest.mark.slow)]
 )

@@ -95,7 +95,7 @@ def load(folder: Path, *, pretraining: bool = False):
         model = load_pretrained(ViTMAEForPreTraining, name, config=config, **LOCAL)
     else:
         kind, config = CLASSIFIERS[config.model_type], configs.classifier_config(config, LABELS)
-        model = load_pretrained(kind, name, config=config, new_head="classifier.", **LOCAL)
+        model = load_pretrained(kind, name, config=config, new_head=("classifier.",), **LOCAL)
     return model, load_image_processor(name, image_size=16, **LOCAL)
 
 

@@ -296,6 +296,15 @@ def test_card_of_credentialed_data_alone_has_its_license_and_terms_and_none_has_
     assert "| uncertain labels | their studies are left out |" in text
 
 
+def test_card_of_several_collections_names_the_terms_of_each_and_no_layout():
+    folders = {"data_dir": Path("/mnt/mimic-cxr-jpg"), "other_data_dirs": [Path("/mnt/nih-cxr")]}
+    text = make_card(task="mae_pretraining", **folders)
+    assert "The images of several collections together: `mimic-cxr-jpg`, `nih-cxr`." in text
+    assert "The terms of `nih-cxr` also apply" in text and "data-use agreement" in text
+    assert "| labels | from each collection's own table |" in text
+    assert "in the layout of" not in text and "one source" not in text
+
+
 def test_labels_of_another_collection_are_not_said_to_be_of_a_labeler_of_mimic(runs, tmp_path):
     nih = make_card(data_dir=Path("/mnt/nih-cxr"))
     assert "from the collection's own table, in the layout of MIMIC-CXR-JPG" in nih

@@ -42,6 +42,11 @@ def test_a_step_has_at_most_the_training_images_and_never_more_than_fit(num_imag
     assert step.per_device <= most
 
 
+def test_one_image_per_pass_gives_no_more_than_the_images_asked_for():
+    step = resolve(1, images_per_step=5, num_processes=2)
+    assert (step.num_passes, step.images_per_step) == (2, 4)
+
+
 def test_a_batch_that_fits_has_one_pass():
     assert resolve(64, images_per_step=20).num_passes == 1
 
@@ -51,9 +56,15 @@ def test_a_batch_that_fits_has_one_pass():
     [(63, 32, 1), (63, 40, 1), (64, 32, 2), (1023, 32, 3), (1023, 500, 1), (96, 7, 4)],
 )
 def test_a_resumed_run_divides_the_same_images_on_any_device(before, most, num_processes):
-    step = resolve(most, images_per_step=5000, num_processes=num_processes, resumed_images_per_step=before)
+    options = {"num_processes": num_processes, "resumed_images_per_step": before, "num_images": 5000}
+    step = resolve(most, images_per_step=before + 1, **options)
     assert step.images_per_step == before
     assert step.per_device <= most
+
+
+@pytest.mark.parametrize("before", [256, 1024])
+def test_a_resumed_run_with_another_flag_is_not_given_the_number_of_its_checkpoint(before):
+    assert resolve(32, images_per_step=512, resumed_images_per_step=before).images_per_step == 512
 
 
 def test_the_same_flags_divide_a_resumed_step_as_at_the_first_start():

@@ -156,7 +156,7 @@ def describe(args: argparse.Namespace, script: str) -> Iterator[str]:
         yield f"Recipe {args.recipe}:"
     for name, value in flags.items():
         used = getattr(args, name, None)
-        if used == value or list_of(used) == list_of(value):
+        if list_of(used) == list_of(value):
             yield f"  {name:<22} {spoken(value)}"
         else:
             yield f"  {name:<22} {'not used' if used is None else spoken(used)} (the recipe: {spoken(value)})"

@@ -121,19 +121,15 @@ def check_fields(values: dict[str, Any], *, where: str) -> dict[str, Any]:
 
 
 def num_parameters(
-    model_class: type[PreTrainedModel], config: PretrainedConfig, *, without: str | None = None
+    model_class: type[PreTrainedModel], config: PretrainedConfig, *, without: tuple[str, ...] = ()
 ) -> int:
     """Returns the number of parameters of a model, without making it.
 
-    Parameters whose name begins with `without` do not count.
+    Parameters whose names begin with one of `without` do not count.
     """
     with torch.device("meta"):
         parameters = dict(model_class(config).named_parameters())
-    return sum(
-        parameter.numel()
-        for name, parameter in parameters.items()
-        if without is None or not name.startswith(without)
-    )
+    return sum(parameter.numel() for name, parameter in parameters.items() if not name.startswith(without))
 
 
 def check_memory(model_class: type[PreTrainedModel], config: PretrainedConfig, *, where: str) -> None:

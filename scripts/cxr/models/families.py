@@ -85,6 +85,12 @@ def own_size(config: PretrainedConfig) -> int | None:
     return getattr(config, "image_size", None)
 
 
+def check_input_size(config: PretrainedConfig, image_size: int | None) -> None:
+    """Raises UserError for an --image_size that is too small for the strides of a network of timm."""
+    if image_size is not None and config.model_type == "timm_wrapper" and own_size(config) is None:
+        timm_networks.count(config.architecture, tuple(config.model_args.items()), 2, image_size)
+
+
 def new_parameters(config: PretrainedConfig) -> tuple[str, ...]:
     """Returns how the names of a classifier's parameters begin that a pretrained encoder does not have."""
     if config.model_type != "timm_wrapper":

@@ -24,6 +24,7 @@ from cxr.models.architectures import VitFields
 from cxr.models.architectures import find_architecture
 from cxr.models.architectures import is_untrained
 from cxr.models.families import FAMILIES
+from cxr.models.families import check_input_size
 from cxr.models.families import family_of
 from cxr.models.families import has_patches
 from cxr.models.families import new_parameters
@@ -87,6 +88,7 @@ def load_encoder(
         overrides = overrides if isinstance(find_architecture(name), VitFields) else None
         config = configs.make_config(name, overrides=overrides, image_size=image_size)
         size, shortest_side = own_size(config) or image_size or DEFAULT_IMAGE_SIZE, None
+        check_input_size(config, image_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = new_classifier(config, HEAD)
@@ -99,6 +101,7 @@ def load_encoder(
         size, fields = image_size or stored, pretrained.read_config(name, **source)
         if hasattr(config, "image_size"):
             pretrained.check_image_size(config, image_size)
+        check_input_size(config, image_size)
         shortest_side = ModelFields.of(fields, where=f"model {name}: config.json").cache_image_size
         shortest_side = shortest_side if size == stored else None
         processor = pretrained.load_image_processor(name, image_size=size, **source)
@@ -132,7 +135,7 @@ def _without_head(
     """
     if config.model_type == "timm_wrapper":
         model.timm_model.reset_classifier(0)
-        reads_class_token = has_patches(config) and config.model_args.get("global_pool", "token") == "token"
+        reads_class_token = has_patches(config) and model.timm_model.global_pool == "token"
         return model, "class" if reads_class_token else "mean"
     if config.model_type == "resnet":
         return model.base_model, "mean"

@@ -31,6 +31,7 @@ from cxr.errors import did_you_mean
 from cxr.errors import one_line
 from cxr.models import configs
 from cxr.models.architectures import CONFIGS
+from cxr.models.architectures import is_untrained
 from cxr.models.positions import at_image_size
 from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
@@ -127,8 +128,10 @@ def _loading(name: str, revision: str, hub_dir: Path | None = None) -> Iterator[
         reason = " ".join(text.split()).split(". ")[0].rstrip(".")[:200]  # its first sentence
         in_hub_dir = local_hub.model_ids(hub_dir) if hub_dir else []
         known = f"{hub_dir}, which has {', '.join(in_hub_dir) or 'none'}," if hub_dir else "DIR"
+        meant = f" (did you mean --config_name {name}?)" if is_untrained(name) else ""
+        meant = meant or did_you_mean(name, in_hub_dir)
         raise UserError(
-            f"model {where}: could not be loaded ({reason}){did_you_mean(name, in_hub_dir)}; name a folder "
+            f"model {where}: could not be loaded ({reason}){meant}; name a folder "
             f"with a complete model, or ORG/NAME in --hub_dir {known} or on a reachable Hub"
         ) from error
 
@@ -236,13 +239,13 @@ def load_pretrained(
     config: PretrainedConfig,
     hub_dir: Path | None,
     revision: str,
-    new_head: str | None = None,
+    new_head: tuple[str, ...] = (),
     image_size: int | None = None,
 ) -> PreTrainedModel:
-    """Loads `name` into `model_class`; only parameters of `new_head` may be missing or of another shape.
+    """Loads `name` into `model_class`; only parameters whose names begin as `new_head` says may be missing.
 
-    A ViT becomes one for `image_size`, if that is given and differs from its own. Raises UserError if others
-    are missing: part of the model would silently start from random weights.
+    They may also have another shape. Raises UserError for any other, of which the model would silently start
+    from random weights. A ViT becomes one for `image_size`, if that is given and differs from its own.
     """
     files = _weight_files(name, hub_dir, revision)
     configs.check_memory(model_class, config, where=f"model {name}: config.json")
@@ -265,7 +268,7 @@ def load_pretrained(
             **_source(name, hub_dir, revision),
         )
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    unexplained = sorted(key for key in fresh if new_head is None or not key.startswith(new_head))
+    unexplained = sorted(key for key in fresh if not key.startswith(new_head))
     if unexplained:
         raise UserError(
             f"model {name}: found {len(unexplained)} parameters of {model_class.__name__} missing or of "

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCardData
 from cxr.choices import BINARY_TASKS
 from cxr.choices import MULTI_LABEL
 from cxr.choices import SMOOTH_TARGETS
+from cxr.data.images import user_errors
 from cxr.data.sources import is_synthetic
 from cxr.data.sources import label_tables_differ
 from cxr.data.sources import source_address
@@ -356,12 +357,13 @@ def _name_base(start: Stage | Origin) -> str:
 def dataset_name(data_dir: Path) -> str:
     """Returns a dataset id: the name in a manifest's collection.json, else the data folder's.
 
-    Of PhysioNet's .../NAME/VERSION, it is NAME.
+    Of PhysioNet's .../NAME/VERSION, it is NAME. Raises UserError for a collection.json that is not valid.
     """
     folder = Path(os.path.abspath(data_dir))  # noqa: PTH100 - a link keeps its name
     name = folder.parent.name if re.fullmatch(r"[\d.]+", folder.name) else folder.name
     if (folder / MANIFEST_FILE).is_file():
-        name = read_collection(folder).name or name
+        with user_errors():
+            name = read_collection(folder).name or name
     return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
 
 

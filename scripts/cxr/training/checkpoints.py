@@ -139,7 +139,7 @@ def resume(
         raise UserError(
             f"{checkpoint}: found {progress.images_per_step} images per step, but this run has "
             f"{images_per_step}; choose batch size, gradient accumulation and number of processes with the "
-            "same product"
+            "same product, or the --images_per_step of the first start"
         )
     if accelerator.is_main_process:
         restore_records(output_dir, checkpoint)

@@ -33,6 +33,7 @@ def divide_step(images_per_step: int, *, most_per_device: int, num_processes: in
     Where passes and processes do not divide the number, the step has a few images less.
     """
     num_passes = math.ceil(images_per_step / (most_per_device * num_processes))
+    num_passes = min(num_passes, max(1, images_per_step // num_processes))  # each has an image per process
     per_device = max(1, images_per_step // (num_passes * num_processes))
     return StepSize(per_device=per_device, num_passes=num_passes, num_processes=num_processes)
 
@@ -75,7 +76,7 @@ class StepFlags:
 
         `find_largest`, needed for "auto", returns the largest batch of a process that fits, up to a limit. A
         resumed run keeps the images per step of its checkpoint (`resumed_images_per_step`), unless the flags
-        say others.
+        say others, which `checkpoints.resume` refuses.
         """
         resumed, per_device = resumed_images_per_step, self.per_device
         if self.images_per_step:
@@ -83,7 +84,8 @@ class StepFlags:
             if per_device == "auto":
                 per_device = find_largest(max(1, total // num_processes))
             step = divide_step(total, most_per_device=per_device, num_processes=num_processes)
-            if resumed in (None, step.images_per_step):
+            # A division takes less than half of the images away: other numbers come from other flags.
+            if resumed in (None, step.images_per_step) or not total < 2 * resumed <= 2 * total:
                 return step
             # Another number of processes or images per pass than at the first start.
             return divide_exactly(resumed, most_per_device=per_device, num_processes=num_processes)
