@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
 from cxr.run_folder.heartbeat import Claims
@@ -106,6 +108,16 @@ def test_pretraining_is_submitted_first_and_its_classifiers_wait_for_it(fake, tm
     assert grid.Plan.read(tmp_path / "study" / "plan.json").jobs.keys() == {cell.run_id for cell in cells}
 
 
+def test_a_job_has_the_cores_that_were_asked_for_and_the_shells_python_path(fake, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    jobs_of(planned(folder), folder, args={"cpus-per-task": "8"}).submit()
+    (fake / "bin" / "srun").write_text('#!/bin/bash\necho "$SRUN_CPUS_PER_TASK $PYTHONPATH"\n')
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    said = subprocess.run(["bash", fake / "batch" / "100"], capture_output=True, text=True).stdout
+    assert said.split() == ["8", f"{REPOSITORY}/scripts:{REPOSITORY}:/mine"]
+
+
 def test_the_same_command_again_submits_no_cell_twice(fake, tmp_path):
     cells = planned(tmp_path / "study")
     jobs_of(cells, tmp_path / "study").submit()
@@ -162,6 +174,9 @@ def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path):
     jobs.submit()
     assert jobs.cancel() == len(jobs.study.cells)
     assert queue(fake) == ["7"]
+    again = jobs_of(planned(folder), folder)
+    assert not again.study.names_in("failed", "impossible")
+    assert again.submit() == len(again.study.cells)
 
 
 def test_absent_or_refusing_slurm_is_one_line(fake, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ submitit writes the batch files and calls sbatch. Slurm keeps the queue; `plan.j
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,11 @@ SAVING_SECONDS = runner.SAVING_SECONDS + 60  # before the time limit, a job is t
 MAX_REQUEUES = 10**6  # submitit's limit of time limits; a pretraining may need many jobs
 MAX_ARRAY_SIZE = 1001  # Slurm's default
 IDS_PER_CALL = 500  # of scancel, whose command line is limited
+# Shell lines of a job, before its cell. From Slurm 22.05 on, a job's srun does not have its cpus-per-task.
+SETUP = [
+    f"export PYTHONPATH={shlex.quote(f'{REPOSITORY}/scripts:{REPOSITORY}')}${{PYTHONPATH:+:$PYTHONPATH}}",
+    'if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
+]
 FOLLOW_SECONDS = 15.0
 
 
@@ -86,8 +92,11 @@ class SlurmStudy:
         """Lets failed cells be submitted again."""
         again = self.study.names_in("failed", "impossible")
         self.study.states |= dict.fromkeys(again, "waiting")
-        kept = {name: job for name, job in self.plan.jobs.items() if name not in again}
-        self.plan = self.plan.model_copy(update={"jobs": kept})
+        self._note({name: job for name, job in self.plan.jobs.items() if name not in again})
+
+    def _note(self, jobs: dict[str, str]) -> None:
+        self.plan = self.plan.model_copy(update={"jobs": jobs})
+        write_json(self.output_dir / "plan.json", self.plan.as_json())
 
     def submit(self) -> int:
         """Submits the missing cells, a pretraining before those that need it; returns their number."""
@@ -120,8 +129,7 @@ class SlurmStudy:
                 "the --slurm flags, or submit fewer with --max_jobs"
             ) from error
         ids = {cell.run_id: job.job_id for cell, job in zip(cells, submitted)}
-        self.plan = self.plan.model_copy(update={"jobs": self.plan.jobs | ids})
-        write_json(self.output_dir / "plan.json", self.plan.as_json())
+        self._note(self.plan.jobs | ids)
         self.queue |= dict.fromkeys(ids.values(), "PENDING")
 
     def _parameters(self, needs: str | None) -> dict[str, object]:
@@ -136,7 +144,7 @@ class SlurmStudy:
             "gpus_per_node": options.gpus or None,
             "signal_delay_s": SAVING_SECONDS,
             "stderr_to_stdout": True,
-            "setup": [f"export PYTHONPATH={REPOSITORY / 'scripts'}:{REPOSITORY}:$PYTHONPATH"],
+            "setup": SETUP,
             "additional_parameters": further,
         }
 
@@ -145,6 +153,8 @@ class SlurmStudy:
         ids = [job for job in self.plan.jobs.values() if job in self.queue]
         for start in range(0, len(ids), IDS_PER_CALL):
             run_program("scancel", *ids[start : start + IDS_PER_CALL])
+        # A cell whose job was cancelled has not failed.
+        self._note({name: job for name, job in self.plan.jobs.items() if job not in self.queue})
         return len(ids)
 
     def show(self) -> None:
