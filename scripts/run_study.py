@@ -103,6 +103,8 @@ def slurm_option(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not re.fullmatch(r"[a-z][a-z_-]*", name) or not separator or not value:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected KEY=VALUE, such as mem=64G")
+    if name in ("array", "output", "signal"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, which this script sets itself; leave it out")
     return name.replace("_", "-"), value
 
 
@@ -254,6 +256,7 @@ def add_slurm_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--slurm_args",
         nargs="+",
+        action="extend",
         type=slurm_option,
         default=[],
         metavar="KEY=VALUE",

@@ -767,6 +767,7 @@ def test_time_limit_is_read_as_slurm_writes_it(text, minutes):
         (["--slurm_time=60"], "--slurm_time needs --slurm"),
         (["--slurm", "--parallel=2"], "use --max_jobs"),
         (["--slurm", "--slurm_args=mem"], "expected KEY=VALUE"),
+        (["--slurm", "--slurm_args=signal=USR1@60"], "which this script sets itself"),
         (["--slurm", "--slurm_time=0"], "expected minutes"),
     ],
 )

@@ -70,9 +70,9 @@ def fake(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def planned(output_dir: Path, **axes) -> list[grid.Cell]:
+def planned(output_dir: Path, *, settings: presets.Settings = (), **axes) -> list[grid.Cell]:
     chosen = presets.change_grid(
-        presets.GRIDS["smoke"], augmentations=None, mask_ratios=None, settings=(), **axes
+        presets.GRIDS["smoke"], augmentations=None, mask_ratios=None, settings=settings, **axes
     )
     cells = grid.plan_cells(chosen, data_dir=output_dir, output_dir=output_dir)
     output_dir.mkdir(exist_ok=True)
@@ -250,6 +250,20 @@ def test_a_job_near_its_time_limit_waits_for_the_checkpoint_and_then_starts_agai
         job()
     signal.signal(signal.SIGUSR2, before)
     assert Claims(slurm_job.claims_dir(job.output_dir)).take(job.cell.run_id)
+
+
+def test_a_job_that_waited_runs_its_cell_with_the_flags_of_the_last_call(job, monkeypatch):
+    started = []
+
+    def start_cell(cell, *_, **__):
+        started.append(cell.flags["learning_rate"])
+        finish(job.output_dir / cell.run_id, pretraining_results())
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(runner, "start_cell", start_cell)
+    planned(job.output_dir, settings=(("", {"learning_rate": 0.5}),))
+    job()
+    assert started == [0.5]
 
 
 def test_a_job_leaves_a_finished_cell_and_one_that_another_job_runs(job, monkeypatch, capsys):
