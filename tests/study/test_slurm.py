@@ -167,6 +167,23 @@ def test_arrays_are_split_where_slurm_says_and_the_queue_is_held_within_max_jobs
     assert set(last) == {"1"}
 
 
+def test_a_queue_that_cannot_be_read_for_a_while_does_not_end_the_waiting(fake, tmp_path, capsys):
+    folder = tmp_path / "study"
+    jobs = jobs_of(planned(folder), folder)
+    jobs.submit()
+    real = fake / "bin" / "squeue"
+    pauses = iter(["#!/bin/bash\necho 'socket timed out' >&2; exit 1\n", real.read_text()])
+
+    def sleep(_):
+        real.write_text(text := next(pauses))
+        if "exit 1" not in text:
+            (fake / "queue").write_text("")  # all jobs have ended
+
+    jobs.follow(sleep=sleep)
+    assert "squeue failed (socket timed out)" in capsys.readouterr().out
+    assert not jobs.study.names_in("waiting", "running")
+
+
 def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path):
     folder = tmp_path / "study"
     jobs = jobs_of(planned(folder), folder)

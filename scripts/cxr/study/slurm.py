@@ -24,6 +24,7 @@ from cxr.study.machine import Launch
 from cxr.study.slurm_job import CellJob
 
 SAVING_SECONDS = runner.SAVING_SECONDS + 60  # before the time limit, a job is told to save
+MIN_MINUTES = 10  # time limit; with less, a job would save and start again without training
 MAX_REQUEUES = 10**6  # submitit's limit of time limits; a pretraining may need many jobs
 MAX_ARRAY_SIZE = 1001  # Slurm's default
 IDS_PER_CALL = 500  # of scancel, whose command line is limited
@@ -171,7 +172,11 @@ class SlurmStudy:
         with Live(self.study.render(), console=console, auto_refresh=False, transient=True) as live:
             while self.study.names_in("waiting", "running"):
                 sleep(FOLLOW_SECONDS)
-                self.update()
+                try:
+                    self.update()
+                except UserError as error:  # Slurm is busy or starts again; the jobs go on meanwhile
+                    self.study.say(str(error))
+                    continue
                 self.submit()
                 if console.is_terminal:
                     live.update(self.study.render(), refresh=True)
