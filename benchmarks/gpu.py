@@ -10,7 +10,6 @@ the time limit is left to the next call.
 """
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from benchmark import describe_machine
 from cxr.cli import command_line
 from cxr.errors import UserError
 from cxr.errors import run_script
+from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
 from gpu_table import table
@@ -83,9 +83,7 @@ def default_path(machine: dict) -> Path:
 def read(path: Path, machine: dict) -> dict:
     """Returns the results so far. Raises UserError if they are of another machine, version or commit."""
     new = {"machine": machine, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "rows": []}
-    if not path.exists():
-        return new
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path) or new
     for name in ("machine", "commit"):
         if results[name] != new[name]:
             raise UserError(
@@ -105,7 +103,7 @@ def measure(command: list[str], *, seconds: float) -> dict:
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
             return {"error": f"exit status {done.returncode}: {last[0]}"}
-        figures = json.loads(path.read_text(encoding="utf-8"))
+        figures = read_json(path)
     if script == TRAINER:
         figures["images_per_second"] = statistics.median(figures["images_per_second"])
     return figures
@@ -133,8 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, results)
         write_text(path.with_suffix(".md"), table(results))
-    done = [row["command"] for row in results["rows"]]
-    left = sum(row not in done for row in missing)
+    left = len(measured) + len(missing) - len(results["rows"])
     print(f"{path}: {len(results['rows'])} rows, {left} are missing")
 
 

@@ -89,20 +89,27 @@ def study_model(text: str) -> str:
 def slurm_minutes(text: str) -> int:
     """Returns a time limit in minutes, rounded up."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?|(\d+)", text)
-    if not match or not re.search("[1-9]", text):
+    if not match:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected minutes, HH:MM:SS or D-HH:MM:SS")
-    if match[5]:
-        return int(text)
-    days, *clock = (int(part or 0) for part in match.groups()[:4])
+    *parts, alone = (int(part or 0) for part in match.groups())
+    days, *clock = parts
     # As in Slurm, 10:30 without days is minutes and seconds.
     hours, minutes, seconds = clock if match[4] or match[1] else (0, *clock[:2])
-    return days * 1440 + hours * 60 + minutes + (seconds > 0)
+    total = alone or days * 1440 + hours * 60 + minutes + (seconds > 0)
+    if total < slurm.MIN_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, which is {total} minutes, expected at least {slurm.MIN_MINUTES}: a job saves a "
+            f"checkpoint {slurm.SAVING_SECONDS // 60} minutes before its limit and starts again"
+        )
+    return total
 
 
 def slurm_option(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not re.fullmatch(r"[a-z][a-z_-]*", name) or not separator or not value:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected KEY=VALUE, such as mem=64G")
+    if name in ("array", "output", "signal"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, which this script sets itself; leave it out")
     return name.replace("_", "-"), value
 
 
@@ -254,14 +261,18 @@ def add_slurm_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--slurm_args",
         nargs="+",
+        action="extend",
         type=slurm_option,
         default=[],
         metavar="KEY=VALUE",
         help="other options of sbatch, such as mem=64G cpus_per_task=8",
     )
     add_number(group, "--max_jobs", positive_int, "keep at most N jobs in the queue")
-    group.add_argument("--wait", action="store_true", help="follow the jobs until all have ended, and report")
-    group.add_argument("--cancel", action="store_true", help="cancel all jobs of the study")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--wait", action="store_true", help="follow the jobs until all have ended, and report"
+    )
+    either.add_argument("--cancel", action="store_true", help="cancel all jobs of the study")
 
 
 def default_preset(args: argparse.Namespace) -> str:

@@ -64,6 +64,21 @@ def test_a_holder_that_was_silent_sees_that_it_was_taken_over(tmp_path):
     assert silent.lost
 
 
+def test_a_holder_outlives_a_folder_that_cannot_be_reached_for_a_while(tmp_path):
+    claim = Claims(tmp_path / "claims", beat=0.05).take("cell")
+    (tmp_path / "claims").rename(tmp_path / "away")
+    time.sleep(0.3)
+    assert claim._thread.is_alive()
+    (tmp_path / "away").rename(tmp_path / "claims")
+    before = claim.path.read_bytes()
+    until = time.monotonic() + 10
+    while claim.path.read_bytes() == before and time.monotonic() < until:
+        time.sleep(0.02)
+    assert claim.path.read_bytes() != before
+    (tmp_path / "claims").rename(tmp_path / "away")
+    claim.release()
+
+
 def test_earlier_claim_of_the_same_job_is_taken_over_at_once(tmp_path):
     Claims(tmp_path, beat=600).take("cell", owner="17_3")
     assert Claims(tmp_path).take("cell", owner="18") is None

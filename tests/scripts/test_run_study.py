@@ -767,7 +767,11 @@ def test_time_limit_is_read_as_slurm_writes_it(text, minutes):
         (["--slurm_time=60"], "--slurm_time needs --slurm"),
         (["--slurm", "--parallel=2"], "use --max_jobs"),
         (["--slurm", "--slurm_args=mem"], "expected KEY=VALUE"),
-        (["--slurm", "--slurm_time=0"], "expected minutes"),
+        (["--slurm", "--slurm_args=signal=USR1@60"], "which this script sets itself"),
+        (["--slurm", "--slurm_time=1h"], "expected minutes"),
+        (["--slurm", "--slurm_time=05:00"], "which is 5 minutes, expected at least 10"),
+        (["--slurm", "--slurm_time=0"], "which is 0 minutes"),
+        (["--slurm", "--wait", "--cancel"], "not allowed with"),
     ],
 )
 def test_slurm_flag_that_cannot_work_is_one_line(flags, said, study, cells, folder, capsys):

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
 from cxr.run_folder.heartbeat import Claims
@@ -68,9 +70,9 @@ def fake(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def planned(output_dir: Path, **axes) -> list[grid.Cell]:
+def planned(output_dir: Path, *, settings: presets.Settings = (), **axes) -> list[grid.Cell]:
     chosen = presets.change_grid(
-        presets.GRIDS["smoke"], augmentations=None, mask_ratios=None, settings=(), **axes
+        presets.GRIDS["smoke"], augmentations=None, mask_ratios=None, settings=settings, **axes
     )
     cells = grid.plan_cells(chosen, data_dir=output_dir, output_dir=output_dir)
     output_dir.mkdir(exist_ok=True)
@@ -104,6 +106,16 @@ def test_pretraining_is_submitted_first_and_its_classifiers_wait_for_it(fake, tm
         assert "#SBATCH --signal=USR2@180" in text and "#SBATCH --requeue" in text
         assert sys.executable in text
     assert grid.Plan.read(tmp_path / "study" / "plan.json").jobs.keys() == {cell.run_id for cell in cells}
+
+
+def test_a_job_has_the_cores_that_were_asked_for_and_the_shells_python_path(fake, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    jobs_of(planned(folder), folder, args={"cpus-per-task": "8"}).submit()
+    (fake / "bin" / "srun").write_text('#!/bin/bash\necho "$SRUN_CPUS_PER_TASK $PYTHONPATH"\n')
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    said = subprocess.run(["bash", fake / "batch" / "100"], capture_output=True, text=True).stdout
+    assert said.split() == ["8", f"{REPOSITORY}/scripts:{REPOSITORY}:/mine"]
 
 
 def test_the_same_command_again_submits_no_cell_twice(fake, tmp_path):
@@ -155,6 +167,23 @@ def test_arrays_are_split_where_slurm_says_and_the_queue_is_held_within_max_jobs
     assert set(last) == {"1"}
 
 
+def test_a_queue_that_cannot_be_read_for_a_while_does_not_end_the_waiting(fake, tmp_path, capsys):
+    folder = tmp_path / "study"
+    jobs = jobs_of(planned(folder), folder)
+    jobs.submit()
+    real = fake / "bin" / "squeue"
+    pauses = iter(["#!/bin/bash\necho 'socket timed out' >&2; exit 1\n", real.read_text()])
+
+    def sleep(_):
+        real.write_text(text := next(pauses))
+        if "exit 1" not in text:
+            (fake / "queue").write_text("")  # all jobs have ended
+
+    jobs.follow(sleep=sleep)
+    assert "squeue failed (socket timed out)" in capsys.readouterr().out
+    assert not jobs.study.names_in("waiting", "running")
+
+
 def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path):
     folder = tmp_path / "study"
     jobs = jobs_of(planned(folder), folder)
@@ -162,6 +191,9 @@ def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path):
     jobs.submit()
     assert jobs.cancel() == len(jobs.study.cells)
     assert queue(fake) == ["7"]
+    again = jobs_of(planned(folder), folder)
+    assert not again.study.names_in("failed", "impossible")
+    assert again.submit() == len(again.study.cells)
 
 
 def test_absent_or_refusing_slurm_is_one_line(fake, tmp_path, monkeypatch):
@@ -235,6 +267,20 @@ def test_a_job_near_its_time_limit_waits_for_the_checkpoint_and_then_starts_agai
         job()
     signal.signal(signal.SIGUSR2, before)
     assert Claims(slurm_job.claims_dir(job.output_dir)).take(job.cell.run_id)
+
+
+def test_a_job_that_waited_runs_its_cell_with_the_flags_of_the_last_call(job, monkeypatch):
+    started = []
+
+    def start_cell(cell, *_, **__):
+        started.append(cell.flags["learning_rate"])
+        finish(job.output_dir / cell.run_id, pretraining_results())
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(runner, "start_cell", start_cell)
+    planned(job.output_dir, settings=(("", {"learning_rate": 0.5}),))
+    job()
+    assert started == [0.5]
 
 
 def test_a_job_leaves_a_finished_cell_and_one_that_another_job_runs(job, monkeypatch, capsys):

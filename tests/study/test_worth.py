@@ -1,6 +1,7 @@
 """What pretraining is worth in labels: read from learning curves, with intervals, and in words."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def test_of_a_curve_that_falls_the_first_crossing_counts():
 def test_each_resample_has_its_own_curve():
     two = Curve(row=None, sizes=SIZES, aurocs=np.array([[0.6, 0.7], [0.7, 0.8], [0.8, 0.9]]))
     assert images_needed(two, np.array([0.7, 0.7])).tolist() == pytest.approx([1000, 100])
+
+
+def test_a_resample_with_one_class_does_not_widen_the_interval():
+    row = types.SimpleNamespace(label="a model")
+    resamples = [0.7, math.nan, math.nan, 0.7]  # the first one is measured
+    scratch = Curve(row=row, sizes=SIZES, aurocs=np.array([[0.6] * 4, resamples, [0.8] * 4]))
+    pretrained = Curve(row=row, sizes=SIZES[:1], aurocs=np.array([resamples]))
+    (one,) = worth.compare(pretrained, scratch)
+    assert (one.times, one.low, one.high) == pytest.approx((10, 10, 10))
 
 
 @pytest.fixture(scope="module")

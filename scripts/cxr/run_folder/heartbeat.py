@@ -34,18 +34,19 @@ class Claim:
 
     def _keep(self, beat: float) -> None:
         while not self._end.wait(beat):
-            name, number = split(self.path.name)
-            if highest(self.path.parent).get(name, 0) > number:
-                self.lost = True
-                return
             with contextlib.suppress(OSError):  # such as a server that restarts; the next beat tries again
+                name, number = split(self.path.name)
+                if highest(self.path.parent).get(name, 0) > number:
+                    self.lost = True
+                    return
                 write_json(self.path, self.content | {"beat": secrets.token_hex(8)})
 
     def release(self) -> None:
         self._end.set()
         self._thread.join()
         if not self.lost:
-            write_json(self.path, self.content | {"beat": "released"})
+            with contextlib.suppress(OSError):  # the work is done; others wait until the claim is stale
+                write_json(self.path, self.content | {"beat": "released"})
 
 
 class Claims:

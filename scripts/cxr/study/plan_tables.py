@@ -142,7 +142,7 @@ def arm_in_words(arm: tuple[str, float]) -> str:
 
 
 def print_presets() -> None:
-    """Prints a table for each preset, because four columns do not fit on a terminal."""
+    """Prints a table for each preset, because their columns do not fit side by side on a terminal."""
     (_, *names), *rows = preset_rows()
     for column, name in enumerate(names, start=1):
         table = Table(title=f"--preset {name}", title_justify="left", show_header=False)

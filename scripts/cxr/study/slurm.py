@@ -4,6 +4,7 @@ submitit writes the batch files and calls sbatch. Slurm keeps the queue; `plan.j
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,15 @@ from cxr.study.machine import Launch
 from cxr.study.slurm_job import CellJob
 
 SAVING_SECONDS = runner.SAVING_SECONDS + 60  # before the time limit, a job is told to save
+MIN_MINUTES = 10  # time limit; with less, a job would save and start again without training
 MAX_REQUEUES = 10**6  # submitit's limit of time limits; a pretraining may need many jobs
 MAX_ARRAY_SIZE = 1001  # Slurm's default
 IDS_PER_CALL = 500  # of scancel, whose command line is limited
+# Shell lines of a job, before its cell. From Slurm 22.05 on, a job's srun does not have its cpus-per-task.
+SETUP = [
+    f"export PYTHONPATH={shlex.quote(f'{REPOSITORY}/scripts:{REPOSITORY}')}${{PYTHONPATH:+:$PYTHONPATH}}",
+    'if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
+]
 FOLLOW_SECONDS = 15.0
 
 
@@ -86,8 +93,11 @@ class SlurmStudy:
         """Lets failed cells be submitted again."""
         again = self.study.names_in("failed", "impossible")
         self.study.states |= dict.fromkeys(again, "waiting")
-        kept = {name: job for name, job in self.plan.jobs.items() if name not in again}
-        self.plan = self.plan.model_copy(update={"jobs": kept})
+        self._note({name: job for name, job in self.plan.jobs.items() if name not in again})
+
+    def _note(self, jobs: dict[str, str]) -> None:
+        self.plan = self.plan.model_copy(update={"jobs": jobs})
+        write_json(self.output_dir / "plan.json", self.plan.as_json())
 
     def submit(self) -> int:
         """Submits the missing cells, a pretraining before those that need it; returns their number."""
@@ -120,8 +130,7 @@ class SlurmStudy:
                 "the --slurm flags, or submit fewer with --max_jobs"
             ) from error
         ids = {cell.run_id: job.job_id for cell, job in zip(cells, submitted)}
-        self.plan = self.plan.model_copy(update={"jobs": self.plan.jobs | ids})
-        write_json(self.output_dir / "plan.json", self.plan.as_json())
+        self._note(self.plan.jobs | ids)
         self.queue |= dict.fromkeys(ids.values(), "PENDING")
 
     def _parameters(self, needs: str | None) -> dict[str, object]:
@@ -136,7 +145,7 @@ class SlurmStudy:
             "gpus_per_node": options.gpus or None,
             "signal_delay_s": SAVING_SECONDS,
             "stderr_to_stdout": True,
-            "setup": [f"export PYTHONPATH={REPOSITORY / 'scripts'}:{REPOSITORY}:$PYTHONPATH"],
+            "setup": SETUP,
             "additional_parameters": further,
         }
 
@@ -145,6 +154,8 @@ class SlurmStudy:
         ids = [job for job in self.plan.jobs.values() if job in self.queue]
         for start in range(0, len(ids), IDS_PER_CALL):
             run_program("scancel", *ids[start : start + IDS_PER_CALL])
+        # A cell whose job was cancelled has not failed.
+        self._note({name: job for name, job in self.plan.jobs.items() if job not in self.queue})
         return len(ids)
 
     def show(self) -> None:
@@ -161,7 +172,11 @@ class SlurmStudy:
         with Live(self.study.render(), console=console, auto_refresh=False, transient=True) as live:
             while self.study.names_in("waiting", "running"):
                 sleep(FOLLOW_SECONDS)
-                self.update()
+                try:
+                    self.update()
+                except UserError as error:  # Slurm is busy or starts again; the jobs go on meanwhile
+                    self.study.say(str(error))
+                    continue
                 self.submit()
                 if console.is_terminal:
                     live.update(self.study.render(), refresh=True)

@@ -50,6 +50,8 @@ class CellJob:
         run = self.output_dir / self.cell.run_id
         if read_results(run) or is_in_use(run):
             return
+        # The flags of a cell may change while its job waits in the queue.
+        self.cell = grid.read_plan(self.output_dir).get(self.cell.run_id, self.cell)
         signal.signal(signal.SIGTERM, self._note_end)
         self.process = start(self.cell, self.output_dir, self.config_file)
         while self.process.poll() is None:

@@ -96,6 +96,7 @@ def are_comparable(pretrained: Curve, other: Curve) -> bool:
 def compare(pretrained: Curve, other: Curve) -> Iterator[Worth]:
     for size, aurocs in zip(pretrained.sizes, pretrained.aurocs):
         times = images_needed(other, aurocs) / size  # (1 + R,)
+        resampled = times[1:][~np.isnan(times[1:])]
         yield Worth(
             pretrained=pretrained.row.label,
             other=other.row.label,
@@ -103,8 +104,8 @@ def compare(pretrained: Curve, other: Curve) -> Iterator[Worth]:
             auroc=float(aurocs[0]),
             times=float(times[0]),
             # A percentile between a number and infinity has no value: take the next one outwards.
-            low=float(np.quantile(times[1:], LEVEL[0], method="lower")),
-            high=float(np.quantile(times[1:], LEVEL[1], method="higher")),
+            low=float(np.quantile(resampled, LEVEL[0], method="lower")),
+            high=float(np.quantile(resampled, LEVEL[1], method="higher")),
             least=float(other.sizes[0] / size),
             most=float(other.sizes[-1] / size),
         )
@@ -113,7 +114,8 @@ def compare(pretrained: Curve, other: Curve) -> Iterator[Worth]:
 def images_needed(curve: Curve, aurocs: np.ndarray) -> np.ndarray:
     """Returns the training images, (R,), with which the curve first reaches `aurocs` (R,).
 
-    0 where its first point is above them already, infinite where no point reaches them.
+    0 where its first point is above them already, infinite where no point reaches them, NaN where an AUROC is
+    not defined, because the resample has only one class.
     """
     reached = curve.aurocs >= aurocs  # (S, R)
     first = reached.argmax(axis=0)  # (R,): the first size that reaches it
@@ -124,7 +126,8 @@ def images_needed(curve: Curve, aurocs: np.ndarray) -> np.ndarray:
         share = (aurocs - below) / (above - below)
         needed = np.exp(logs[first - 1] + share * (logs[first] - logs[first - 1]))
     at_start = np.where(aurocs == curve.aurocs[0], curve.sizes[0], 0)
-    return np.where(reached.any(axis=0), np.where(first == 0, at_start, needed), np.inf)
+    found = np.where(reached.any(axis=0), np.where(first == 0, at_start, needed), np.inf)
+    return np.where(np.isnan(aurocs) | np.isnan(curve.aurocs).any(axis=0), np.nan, found)
 
 
 def sentence(found: list[Worth]) -> str:
