@@ -1,5 +1,6 @@
 """Writes the report on other collections: evaluation.json, an HTML page, Markdown, CSV and figures."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,4 +144,10 @@ def draw_figures(one: Evaluation, folder: Path) -> dict[str, Path]:
 
 
 def slug_of(*names: str) -> str:
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-60:] for name in names)
+    """Returns names as a part of a file's name; other names have another slug."""
+    return "_".join(map(_slug, names))
+
+
+def _slug(name: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-60:]
+    return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
