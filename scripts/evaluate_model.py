@@ -240,14 +240,17 @@ def measure(args: argparse.Namespace, output_dir: Path) -> EvaluationResults:
         record.write_predictions(f"predictions_{slug_of(label, case.data)}.csv", of_test.table())
         evaluations.append(found)
         scores[case.data, label] = of_test
-    compared = [
-        measuring.compare_models(folder[0].data, *((one.model, scores[one.data, one.model]) for one in pair))
+    pairs = [
+        (folder[0].data, *((one.model, scores[one.data, one.model]) for one in pair))
         for folder in by_folder(evaluations)
         for pair in itertools.combinations(folder, 2)
     ]
+    compared = [measuring.compare_models(*pair) for pair in pairs]
+    by_finding = [one for pair in pairs for one in measuring.compare_findings(*pair)]
     return EvaluationResults(
         evaluations=evaluations,
         differences=measuring.corrected([one for one in compared if not isinstance(one, str)]),
+        differences_by_finding=measuring.corrected(by_finding),
         not_compared=[one for one in compared if isinstance(one, str)],
         num_resamples=NUM_RESAMPLES,
         versions=installed_versions(),

@@ -143,7 +143,7 @@ class ModelDifference(Record):
     difference: float
     interval: Interval
     p: Share
-    p_corrected: Share = Field(description="by Holm's method for all differences of the file")
+    p_corrected: Share = Field(description="by Holm's method for all differences of its list")
 
 
 class EvaluationResults(Record):
@@ -153,6 +153,7 @@ class EvaluationResults(Record):
 
     evaluations: list[Evaluation]
     differences: list[ModelDifference]
+    differences_by_finding: list[ModelDifference] = Field(description="of models of several findings")
     not_compared: list[str] = Field(description="which models were not compared, and why")
     num_resamples: Count = Field(description="resamples of the patients")
     versions: dict[str, str] = Field(description="versions of the libraries")
