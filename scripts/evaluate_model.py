@@ -50,6 +50,7 @@ from cxr.external.overlap import overlap_in_words
 from cxr.external.report import by_folder
 from cxr.external.report import slug_of
 from cxr.external.report import write_report
+from cxr.external.subject import RULE_FLAGS
 from cxr.external.subject import Subject
 from cxr.external.subject import load_subject
 from cxr.external.subject import read_internal
@@ -69,7 +70,7 @@ from tqdm.auto import tqdm
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.tables import resolve_root
 
-RULE_FLAGS = ("labeler", "view", "uncertain", "blank", "evaluation_level")
+CHOOSABLE = ("view", "evaluation_level", *RULE_FLAGS)  # the flags that replace a part of a model's own rule
 Loader = Callable[[Path, LabelRule, int], dict[str, LabelledImages]]
 
 
@@ -112,7 +113,7 @@ class Case:
 
 def make_case(subject: Subject, data_dir: Path, data: str, load: Loader, args: argparse.Namespace) -> Case:
     """Loads the images of a folder with the labels of a model. Raises UserError if one has no test images."""
-    chosen = {name: getattr(args, name) for name in RULE_FLAGS}
+    chosen = {name: getattr(args, name) for name in CHOOSABLE}
     matched = match(subject, data_dir, chosen)
     images = load(data_dir, matched.rule, subject.classifier.shortest_side)
     needed = ["test", *["validation"] * bool(args.recalibrate or args.conformal)]
@@ -188,16 +189,11 @@ def with_card(found: Evaluation, subject: Subject) -> Evaluation:
     """Returns the evaluation with the figures of the model's card as the internal ones, without intervals."""
     if not subject.card:
         return found
-    split = next(iter(subject.card))[0]
-    metrics = {name: Metric(value=value) for (_, name), value in subject.card.items()}
-    changes = {"internal_split": f"{split}, by its card"}
-    if found.is_multi_label:
-        changes["internal_split"] += ", all its findings"
-        return found.model_copy(update=changes | {"internal_macro": metrics})
-    ((name, finding),) = found.findings.items()
-    internal = finding.external.model_copy(update={"metrics": metrics, "reliability": []})
-    changes["findings"] = {name: finding.model_copy(update={"internal": internal})}
-    return found.model_copy(update=changes)
+    splits = [split for split, _ in subject.card]
+    split = "test" if "test" in splits else splits[0]
+    by_card = {name: Metric(value=value) for (one, name), value in subject.card.items() if one == split}
+    where = f"{split}, by its card{', all its findings' * found.is_multi_label}"
+    return found.model_copy(update={"internal_split": where, "by_card": by_card})
 
 
 def label_models(names: list[str]) -> dict[str, str]:
@@ -244,14 +240,17 @@ def measure(args: argparse.Namespace, output_dir: Path) -> EvaluationResults:
         record.write_predictions(f"predictions_{slug_of(label, case.data)}.csv", of_test.table())
         evaluations.append(found)
         scores[case.data, label] = of_test
-    compared = [
-        measuring.compare_models(folder[0].data, *((one.model, scores[one.data, one.model]) for one in pair))
+    pairs = [
+        (folder[0].data, *((one.model, scores[one.data, one.model]) for one in pair))
         for folder in by_folder(evaluations)
         for pair in itertools.combinations(folder, 2)
     ]
+    compared = [measuring.compare_models(*pair) for pair in pairs]
+    by_finding = [one for pair in pairs for one in measuring.compare_findings(*pair)]
     return EvaluationResults(
         evaluations=evaluations,
         differences=measuring.corrected([one for one in compared if not isinstance(one, str)]),
+        differences_by_finding=measuring.corrected(by_finding),
         not_compared=[one for one in compared if isinstance(one, str)],
         num_resamples=NUM_RESAMPLES,
         versions=installed_versions(),

@@ -67,6 +67,14 @@ def test_labels_of_a_manifest_have_no_labeler_and_other_findings_count(tmp_path,
     assert not any("labeler" in note for note in found.notes)
 
 
+def test_flag_without_effect_is_said(tmp_path, collection):
+    collection("No Finding", "Tuberculosis")
+    found = match(subject_of(tmp_path / "model"), tmp_path, OWN | {"labeler": "chexpert", "blank": "exclude"})
+    said = " ".join(found.notes)
+    assert "--labeler is not used: the folder has a manifest" in said
+    assert "--blank is not used: the model has one label only" in said and "trained with" not in said
+
+
 def test_findings_that_a_folder_lacks_are_named_and_their_policies_left_out(tmp_path, collection):
     subject = subject_of(tmp_path / "model", labels=("Edema", "Fracture", "Pneumonia"), trained_labels=LABELS)
     collection("Fracture", "Pneumonia", "Scoliosis")
@@ -90,6 +98,8 @@ def test_equalising_follows_the_model_and_the_folder(tmp_path):
     equalizes, notes = choose_equalizing(unknown, "auto", are_equalized=False)
     assert not equalizes and "does not say" in notes[0] and "these are not equalised" in notes[0]
     assert choose_equalizing(unknown, "yes", are_equalized=False)[0]
+    equalizes, notes = choose_equalizing(other, "yes", are_equalized=False)
+    assert equalizes and "although those of its training were not" in notes[0]
     equalizes, notes = choose_equalizing(trained, "no", are_equalized=False)
     assert not equalizes and "those of the training were equalised" in notes[0]
 

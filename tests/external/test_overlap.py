@@ -1,6 +1,7 @@
 """Images of an evaluation that were in the training are found by their ids and by their pixels."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from cxr.external.overlap import find_trainings
 from cxr.external.overlap import overlap_in_words
 from cxr.external.subject import load_subject
 from cxr.run_folder.record import Sample
+from cxr.sharing.card import dataset_name
 from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
 from tiny_runs import run_main
@@ -34,6 +36,10 @@ def load(runs, root):
     options = {"on_bad_image": "error", "num_proc": 1, "shows_progress": False, "needs": ()}
     side = subject_of(runs).classifier.shortest_side
     return load_images(root, LabelRule(), shortest_side=side, cache_dir=runs / "cache", **options)
+
+
+def edit_json(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 
 
 def subject_of(runs, run="run"):
@@ -77,4 +83,38 @@ def test_a_model_without_its_run_folder_is_compared_by_name_only(runs, sample_ro
     subject = load_subject(str(tmp_path / "pushed"), device="cpu", hub_dir=None, revision="main")
     found = find_overlap(subject, sample_root, load(runs, sample_root)["train"])
     assert (found.same_name, found.num_same_ids, found.num_same_pixels) == (True, None, None)
-    assert "only the names" in overlap_in_words(found, num_images=20)[-1]
+    assert "training images are not known" in overlap_in_words(found, num_images=20)[-1]
+
+
+def test_images_of_a_training_on_several_folders_are_found_too(runs, sample_root, tmp_path):
+    shutil.copytree(runs / "run", tmp_path / "run")
+    name = dataset_name(sample_root)
+    edit_json(tmp_path / "run" / "args.json", other_data_dirs=[str(tmp_path / "padchest")])
+    ids = Sample.read(runs / "run" / "samples.json").dicom_ids
+    prefixed = [*(f"{name}/{one}" for one in ids), "padchest/1/2"]
+    edit_json(tmp_path / "run" / "samples.json", dicom_ids=prefixed, num_images=len(prefixed))
+    (training, *_) = find_trainings(tmp_path / "run")
+    assert [(one.data_dir, one.dicom_ids) for one in training] == [
+        (sample_root, ids),
+        (tmp_path / "padchest", ["1/2"]),
+    ]
+    config = tmp_path / "run" / "model" / "config.json"
+    stages = json.loads(config.read_text(encoding="utf-8"))["training_history"]
+    edit_json(config, training_history=[one | {"dataset": "nih, synthetic-radiographs"} for one in stages])
+    subject = load_subject(str(tmp_path / "run" / "model"), device="cpu", hub_dir=None, revision="main")
+    found = find_overlap(subject, sample_root, load(runs, sample_root)["train"])
+    assert found.same_name and found.num_same_ids >= len(ids)
+    assert found.num_same_pixels is None  # those of padchest are not here
+
+
+def test_earlier_trainings_whose_images_are_not_known_are_said(runs, sample_root, tmp_path):
+    shutil.copytree(runs / "run", tmp_path / "run")
+    edit_json(tmp_path / "run" / "args.json", model_name_or_path="somebody/mae")
+    subject = load_subject(str(tmp_path / "run" / "model"), device="cpu", hub_dir=None, revision="main")
+    found = find_overlap(subject, sample_root, load(runs, sample_root)["test"])
+    assert found.num_unknown_trainings == 1
+    assert "The images of 1 earlier training are not known" in " ".join(overlap_in_words(found, num_images=9))
+    unsaid = dataclasses.replace(subject, history=[])
+    found = find_overlap(unsaid, sample_root, load(runs, sample_root)["test"])
+    assert found.same_name is None
+    assert "does not say on which folders" in overlap_in_words(found, num_images=9)[0]

@@ -11,6 +11,7 @@ import pytest
 import run_classification
 from cxr.cli import evaluating
 from cxr.errors import UserError
+from cxr.evaluation import findings
 from cxr.evaluation.intervals import NUM_RESAMPLES
 from cxr.evaluation.intervals import holm
 from cxr.evaluation.intervals import patient_weights
@@ -223,6 +224,28 @@ def test_models_are_compared_on_the_same_images_and_corrected_together(world):
     ]
     assert first.difference == pytest.approx(aurocs[0] - aurocs[1]) and first.difference >= 0
     assert first.interval[0] <= first.difference <= first.interval[1]
+
+
+def test_models_of_several_findings_are_compared_finding_by_finding_too(world, monkeypatch):
+    monkeypatch.setattr(findings, "MIN_POSITIVES", 1)  # the sample is small
+    save_classifier(world / "others", labels=SEVERAL, seed=1)
+    models = [str(world / name) for name in ("several", "others")]
+    flags = ["--data_dir", str(world / "other"), f"--cache_dir={world / 'cache'}", "--device=cpu"]
+    evaluate_model.main([*models, *flags, f"--output_dir={world / 'pair'}"])
+    results = EvaluationResults.read(world / "pair" / "evaluation.json")
+    of_model = {one.model.rpartition("/")[2]: one for one in results.evaluations}
+    counted = set(of_model["several"].findings) - set(of_model["several"].left_out)
+    found = results.differences_by_finding
+    assert sorted(one.findings[0] for one in found) == sorted(counted) and counted
+    for one in found:
+        first, second = (
+            of_model[name.rpartition("/")[2]].findings[one.findings[0]].external.metrics["auroc"].value
+            for name in (one.first, one.second)
+        )
+        assert one.difference == pytest.approx(first - second) and one.difference >= 0
+    assert [one.p_corrected for one in found] == sorted(holm([one.p for one in found]))
+    for kind in ("html", "md"):
+        assert "Finding by finding" in (world / "pair" / f"evaluation.{kind}").read_text(encoding="utf-8")
 
 
 def test_csv_has_a_line_per_folder_model_and_finding(world):

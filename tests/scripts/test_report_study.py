@@ -32,6 +32,7 @@ from cxr.study.report import notes
 from cxr.study.results import ResultTable
 from cxr.study.results import gather_rows
 from cxr.study.results import point_of
+from finished_runs import ORIGIN
 from finished_runs import classification_results
 from finished_runs import finish
 from finished_runs import pretraining_results
@@ -115,6 +116,17 @@ def test_our_figures_stand_beside_the_papers(study):
     assert [float(row[f"{name}_published"]) for name in names] == list(published)
     assert f"paper {published[4]:.3f}" in (study / "report.md").read_text(encoding="utf-8")
     assert rows["10000", "ResNet", "classic"]["auroc_published"] == "0.807"
+
+
+def test_labels_of_a_manifest_are_not_said_to_be_of_a_labeler_or_compared_with_the_papers(tmp_path):
+    origin = ORIGIN.model_copy(update={"labels": ["No Finding", "Edema"]})
+    write_run(tmp_path / "manifest", flags={"origin": origin})
+    write_run(tmp_path / "mimic", seed=1)
+    ((mimic, _), (manifest, _)) = sorted(gather_rows([tmp_path]).items())
+    assert (mimic.labels, manifest.labels) == ("negbio, uncertain negative", "uncertain negative")
+    row = RowName("MAE ViT", "none", 0.0, "patches")
+    assert published_row(mimic, row) and not published_row(manifest, row)
+    assert "negbio" not in manifest.title and manifest.slug != mimic.slug
 
 
 def test_the_papers_figures_are_for_its_task_its_view_and_full_training_only():

@@ -38,7 +38,7 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
     """
     with user_errors():
         of_manifest = labels_of_collection(data_dir)
-    columns = of_manifest or LABELS
+    columns = LABELS if of_manifest is None else of_manifest
     wanted = subject.classifier.findings if subject.task != "finding" else FINDINGS
     common = tuple(name for name in wanted if name in columns)
     if not common and subject.task == "finding":  # any finding counts, also one that has another name
@@ -50,16 +50,21 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
         )
     own = subject.options()
     options = own | {name: value for name, value in chosen.items() if value is not None}
-    if of_manifest:
-        del options["labeler"]
+    is_multi_label, unused = subject.task == MULTI_LABEL, {}
+    if of_manifest is not None:
+        unused["labeler"] = "the folder has a manifest, whose labels have no labeler"
+    if not is_multi_label:
+        unused["blank"] = "the model has one label only"
+    options = {name: value for name, value in options.items() if name not in unused}
     notes = _notes_on_rule(subject, own, options)
-    if subject.task == MULTI_LABEL and len(common) < len(wanted):
+    notes += [f"--{name} is not used: {why}." for name, why in unused.items() if chosen[name] is not None]
+    if is_multi_label and len(common) < len(wanted):
         missing = ", ".join(name for name in wanted if name not in common)
         notes.append(f"The folder has no labels for {missing}: they are not measured.")
     others = [name for name in columns if name != "No Finding"]
     if subject.task == "finding" and set(others) != set(FINDINGS):
         notes.append(f"A finding is any of the labels that the folder has: {', '.join(others)}.")
-    level, is_multi_label = options.pop("evaluation_level"), subject.task == MULTI_LABEL
+    level = options.pop("evaluation_level")
     if chosen["uncertain"] is None:
         options["uncertain"] = of_columns(options["uncertain"], columns)
     with user_errors():
@@ -67,7 +72,7 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
             task=subject.task,
             findings=common if is_multi_label else None,
             collection=of_manifest,
-            **{name: value for name, value in options.items() if name != "blank" or is_multi_label},
+            **options,
         )
     return Match(rule=rule, labeler=options.get("labeler"), level=level, notes=notes)
 
@@ -81,8 +86,7 @@ def of_columns(uncertain: str, columns: tuple[str, ...]) -> str:
 
 def _notes_on_rule(subject: Subject, own: dict[str, str], options: dict[str, str]) -> list[str]:
     notes = []
-    matters = [name for name in RULE_FLAGS if name != "blank" or subject.task == MULTI_LABEL]
-    if unknown := [name for name in matters if name in options and name not in subject.known]:
+    if unknown := [name for name in RULE_FLAGS if name in options and name not in subject.known]:
         used = ", ".join(f"{name} {options[name]}" for name in unknown)
         notes.append(f"The model does not say by which label rule it was trained: measured with {used}.")
     for name, value in options.items():
@@ -113,7 +117,8 @@ def choose_equalizing(subject: Subject, flag: str, *, are_equalized: bool) -> tu
     found, expected = ("equalised", "not equalised")[:: 1 if are_equalized else -1]
     equalizes = not are_equalized and (flag == "yes" or (flag == "auto" and trained is True))
     if equalizes:
-        return True, ["The images are not equalised; they are equalised for the model, after shrinking."]
+        said = "The images are not equalised; they are equalised for the model, after shrinking"
+        return True, [f"{said}, although those of its training were not." if trained is False else f"{said}."]
     if trained is None:
         return False, [
             f"The model does not say whether its training images were equalised; these are {found}."

@@ -244,20 +244,37 @@ def compare_models(data: str, first: tuple[str, Scores], second: tuple[str, Scor
     common = common_findings(first[1], second[1])
     if isinstance(common, str):
         return f"{first[0]} and {second[0]} on {data}: {common}"
+    found = find_difference(data, first, second, common)
+    return found or f"{first[0]} and {second[0]} on {data}: an AUROC is undefined"
+
+
+def compare_findings(
+    data: str, first: tuple[str, Scores], second: tuple[str, Scores]
+) -> list[ModelDifference]:
+    """Tests two models of several findings on each one that counts in their mean; [] for any others."""
+    common = common_findings(first[1], second[1])
+    if isinstance(common, str) or not first[1].is_multi_label:
+        return []
+    found = (find_difference(data, first, second, [name]) for name in common)
+    return [one for one in found if one]
+
+
+def find_difference(
+    data: str, first: tuple[str, Scores], second: tuple[str, Scores], common: list[str]
+) -> ModelDifference | None:
+    """Returns the difference in AUROC over `common` findings; None if an AUROC is undefined."""
     aurocs = {name: resampled_auroc(scores, common) for name, scores in (first, second)}
     (higher, above), (lower, below) = sorted(aurocs.items(), key=lambda item: -np.nan_to_num(item[1][0]))
-    found = None
-    if np.isfinite(above[0] - below[0]):
-        found = intervals.paired_difference(
-            float(above[0] - below[0]),
-            (above - below)[1:],
-            num_patients=first[1].rows["subject_id"].nunique(),
-            num_runs=(1, 1),
-            noise=intervals.SeedNoise(variance=0.0, freedom=0),
-        )
-    if found is None:
-        return f"{first[0]} and {second[0]} on {data}: an AUROC is undefined"
-    return ModelDifference(
+    if not np.isfinite(above[0] - below[0]):
+        return None
+    found = intervals.paired_difference(
+        float(above[0] - below[0]),
+        (above - below)[1:],
+        num_patients=first[1].rows["subject_id"].nunique(),
+        num_runs=(1, 1),
+        noise=intervals.SeedNoise(variance=0.0, freedom=0),
+    )
+    return found and ModelDifference(
         data=data,
         first=higher,
         second=lower,

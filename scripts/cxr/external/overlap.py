@@ -2,9 +2,11 @@
 
 Three signs, as far as they can be known here: a training on a folder of the same name, equal ids, and equal
 pixels. Ids are known if the model is in its run folder, which lists its training images; pixels are compared
-if these images are still in the cache. Nothing of it is stored with a model, where it could be published.
+if all of these images are still in the cache. Nothing of it is stored with a model, where it could be
+published.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +19,20 @@ from cxr.run_folder.evaluation_record import Overlap
 from cxr.run_folder.record import Arguments
 from cxr.run_folder.record import Sample
 from cxr.sharing.card import dataset_name
+from cxr.sharing.card import name_roots
+from cxr.study.names import plural
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImages:
-    """The images of one training of a model."""
+    """The images of one folder that a training of a model used."""
 
-    data_dir: Path | None
+    data_dir: Path | None  # None: not known
     cache_dir: Path | None
     dicom_ids: list[str]
 
 
-def find_trainings(run: Path | None) -> list[TrainingImages]:
+def find_trainings(run: Path | None) -> list[list[TrainingImages]]:
     """Returns the images of the run, and of the runs before it whose folders are still there."""
     found = []
     while run is not None and (run / "samples.json").is_file() and len(found) < 10:
@@ -36,16 +40,27 @@ def find_trainings(run: Path | None) -> list[TrainingImages]:
             args, sample = Arguments.read(run / "args.json"), Sample.read(run / "samples.json")
         except (UserError, OSError):  # not readable for this user
             break
-        flags = {name: args.flags.get(name) for name in ("data_dir", "cache_dir", "model_name_or_path")}
-        folders = {name: Path(value) if value else None for name, value in flags.items()}
-        found.append(
-            TrainingImages(
-                data_dir=folders["data_dir"], cache_dir=folders["cache_dir"], dicom_ids=sample.dicom_ids
-            )
-        )
-        base = folders["model_name_or_path"]
-        run = base.parent if base is not None and base.is_dir() else None
+        found.append(by_folder(args, sample.dicom_ids))
+        base = args.flags.get("model_name_or_path")
+        run = Path(base).parent if base and Path(base).is_dir() else None
     return found
+
+
+def by_folder(args: Arguments, dicom_ids: list[str]) -> list[TrainingImages]:
+    """Returns the images of a training by folder; those of several have ids such as nih-cxr/00000001_000."""
+    data_dir, cache_dir = (args.flags.get(name) for name in ("data_dir", "cache_dir"))
+    others = args.flags.get("other_data_dirs") or []
+    ids = {data_dir and Path(data_dir): dicom_ids}
+    if others:
+        roots, ids = name_roots([Path(one) for one in (data_dir, *others)]), defaultdict(list)
+        for one in dicom_ids:
+            name, _, own = one.partition("/")
+            ids[roots.get(name)].append(own)
+    cache_dir = Path(cache_dir) if cache_dir else None
+    return [
+        TrainingImages(data_dir=folder, cache_dir=cache_dir, dicom_ids=of_folder)
+        for folder, of_folder in ids.items()
+    ]
 
 
 def name_of(data_dir: Path) -> str:
@@ -56,14 +71,17 @@ def name_of(data_dir: Path) -> str:
 def find_overlap(subject: Subject, data_dir: Path, images: LabelledImages) -> Overlap:
     """Compares the images of an evaluation with those of all known trainings of a model."""
     trainings = find_trainings(subject.run)
-    trained_ids = {one for training in trainings for one in training.dicom_ids}
+    folders = [one for training in trainings for one in training]
+    trained_ids = {one for folder in folders for one in folder.dicom_ids}
     side, pixels = subject.classifier.shortest_side, set()
-    cached = [_cached(training, shortest_side=side) for training in trainings]
-    is_known = bool(trainings) and all(one is not None for one in cached)
+    cached = [_cached(folder, shortest_side=side) for folder in folders]
+    is_known = bool(folders) and all(one is not None for one in cached)
     if is_known:
         pixels = {digest for one in cached for digest in one.hashes()}
+    names = {name for stage in subject.history for name in stage.dataset.split(", ")}
     return Overlap(
-        same_name=name_of(data_dir) in {stage.dataset for stage in subject.history},
+        same_name=name_of(data_dir) in names if names else None,
+        num_unknown_trainings=max(0, len(subject.history) - len(trainings)),
         num_same_ids=len(trained_ids & set(images["dicom_id"])) if trainings else None,
         num_same_pixels=sum(digest in pixels for digest in images.hashes()) if is_known else None,
     )
@@ -100,11 +118,18 @@ def overlap_in_words(found: Overlap, *, num_images: int) -> list[str]:
             f"WARNING: {found.num_same_pixels:,} of the {num_images:,} images have the pixels of training "
             "images."
         )
+    if found.same_name is None:
+        said.append("The model does not say on which folders it was trained: their names were not compared.")
     if found.num_same_ids is None:
         said.append(
-            "The training images are not known (the model is not in its run folder): only the names of the "
-            "folders were compared."
+            "The training images are not known (the model is not in its run folder): their ids and pixels "
+            "were not compared."
         )
-    elif found.num_same_pixels is None:
-        said.append("The training images are not in the cache: their pixels were not compared.")
+    elif found.num_unknown_trainings:
+        said.append(
+            f"The images of {plural(found.num_unknown_trainings, 'earlier training')} are not known (the run "
+            "folder is not here): their ids and pixels were not compared."
+        )
+    if found.num_same_ids is not None and found.num_same_pixels is None:
+        said.append("Not all training images are in the cache: their pixels were not compared.")
     return said

@@ -1,5 +1,6 @@
 """Writes the report on other collections: evaluation.json, an HTML page, Markdown, CSV and figures."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def sentence(one: Evaluation) -> str:
     """Returns the main result of a model on a folder in words."""
     external, internal = one.headline("auroc"), one.headline("auroc", internal=True)
     what = "a mean AUROC over findings" if one.is_multi_label else "an AUROC"
-    known = " (a folder of its training)" * one.overlap.same_name
+    known = " (a folder of its training)" * bool(one.overlap.same_name)
     said = f"{one.model} has {what} of {as_text(external)} on {one.data}{known}"
     if internal:
         said += f", and {as_text(internal)} on {one.internal_split}"
@@ -143,4 +144,10 @@ def draw_figures(one: Evaluation, folder: Path) -> dict[str, Path]:
 
 
 def slug_of(*names: str) -> str:
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-60:] for name in names)
+    """Returns names as a part of a file's name; other names have another slug."""
+    return "_".join(map(_slug, names))
+
+
+def _slug(name: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-60:]
+    return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -60,6 +60,8 @@ def load_subject(name: str, *, device: str, hub_dir: Path | None, revision: str)
     if run is not None:
         args = Arguments.read(run / "args.json")
         known = {flag: getattr(args, flag) for flag in (*RULE_FLAGS, "evaluation_level")}
+        if args.origin.labels is not None:  # those of a manifest
+            del known["labeler"]
     return Subject(
         name=name,
         classifier=classifier,
@@ -86,24 +88,19 @@ def find_task(classifier: Classifier) -> str:
 
 
 def read_card(path: Path | None) -> dict[tuple[str, str], float]:
-    """Returns the figures in the metadata of a model card; {} without a card, or if it has none."""
+    """Returns the figures, from 0 to 1, in the metadata of a model card; {} if there are none."""
     if path is None:
         return {}
     try:
         results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ):  # not our card
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not our card
         return {}
     ours = {"roc_auc": "auroc", "average_precision": "average_precision"}
     return {
         (one.dataset_split, ours[one.metric_type]): float(one.metric_value)
         for one in results
-        if one.metric_type in ours and one.dataset_split and isinstance(one.metric_value, int | float)
+        if one.metric_type in ours and one.dataset_split
+        if isinstance(one.metric_value, int | float) and 0 <= one.metric_value <= 1  # not in percent
     }
 
 

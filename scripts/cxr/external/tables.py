@@ -12,6 +12,7 @@ from cxr.run_folder.evaluation_record import Evaluation
 from cxr.run_folder.evaluation_record import Measurement
 from cxr.run_folder.evaluation_record import Metric
 from cxr.study.names import format_number
+from cxr.study.names import plural
 from cxr.study.pages import span
 
 HEADINGS = {
@@ -85,16 +86,16 @@ def _main(evaluations: list[Evaluation]) -> Table:
         for side, internal in (("external", False), ("internal", True)):
             cells = [one.headline(name, internal=internal) for name in HEADINGS]
             if any(cells):
-                n = f"{one.num_images:,}" if not internal else one.internal_split or ""
-                rows.append([one.model, question, side, n, *cells])
-    headings = ["model", "finding", "images", "n", *HEADINGS.values()]
+                where = one.internal_split or "" if internal else plural(one.num_images, "image")
+                rows.append([one.model, question, side, where, *cells])
+    headings = ["model", "finding", "images", "measured on", *HEADINGS.values()]
     note = (
         "Sensitivity and specificity are at the threshold that the model brought along. Brackets: 95 % "
-        "intervals over patients. "
+        "intervals over patients."
     )
     if any(one.is_multi_label for one in evaluations):
         note += (
-            f"A mean is over the findings with at least {MIN_POSITIVES} positive labels and a negative one."
+            f" A mean is over the findings with at least {MIN_POSITIVES} positive labels and a negative one."
         )
     return Table(title="Each model", headings=headings, rows=rows, num_names=4, note=note)
 
@@ -162,10 +163,7 @@ def _shift(findings: list[tuple[str, str, EvaluatedFinding]]) -> Table:
             model,
             name,
             found.reference,
-            *map(
-                format_number,
-                (found.reference_mean, found.mean, found.distance),
-            ),
+            *map(format_number, (found.reference_mean, found.mean, found.distance)),
             *map(format_number, (found.distance_negative, found.distance_positive)),
         ]
         for model, name, finding in findings
@@ -188,11 +186,13 @@ def csv_lines(evaluations: list[Evaluation]) -> Iterator[dict[str, Any]]:
     for one in evaluations:
         place = {"data": one.data, "model": one.model}
         if one.is_multi_label:
-            numbers = columns("", one.macro) | columns("internal_", one.internal_macro)
+            numbers = columns("", one.macro) | columns("internal_", one.by_card or one.internal_macro)
             yield place | {"finding": MACRO} | numbers
         for name, finding in one.findings.items():
             line = place | {"finding": name} | measured_columns("", finding.external)
             line |= measured_columns("internal_", finding.internal)
+            if not one.is_multi_label:
+                line |= columns("internal_", one.by_card)
             if found := finding.recalibrated:
                 line |= {"temperature": found.temperature} | measured_columns("recalibrated_", found.after)
             if found := finding.conformal:

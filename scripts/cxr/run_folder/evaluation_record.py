@@ -85,7 +85,10 @@ class EvaluatedFinding(Record):
 class Overlap(Record):
     """Whether images of the evaluation were in the training of the model."""
 
-    same_name: bool = Field(description="whether a training was on a folder of the same name")
+    same_name: bool | None = Field(
+        description="whether a training was on a folder of the same name; null: the model names no folder"
+    )
+    num_unknown_trainings: Count = Field(description="trainings of the weights whose images are not known")
     num_same_ids: Count | None = Field(description="null: the ids of the training images are not known")
     num_same_pixels: Count | None = Field(description="null: the training images are not in the cache")
 
@@ -107,6 +110,9 @@ class Evaluation(Record):
     internal_split: Name | None = Field(description="where the internal figures come from, in words")
     macro: dict[Word, Metric] = Field(description="means over findings; empty for a model of one finding")
     internal_macro: dict[Word, Metric] = {}
+    by_card: dict[Word, Metric] = Field(
+        default={}, description="internal figures on the card of a model that is not in its run folder"
+    )
     left_out: list[Name] = Field(description="findings that are not in the means")
     findings: dict[Name, EvaluatedFinding]
     overlap: Overlap
@@ -118,6 +124,8 @@ class Evaluation(Record):
 
     def headline(self, metric: str, *, internal: bool = False) -> Metric | None:
         """Returns a metric of the only finding, or the mean over findings; None if it was not measured."""
+        if internal and self.by_card:
+            return self.by_card.get(metric)
         if self.is_multi_label:
             return (self.internal_macro if internal else self.macro).get(metric)
         (finding,) = self.findings.values()
@@ -135,7 +143,7 @@ class ModelDifference(Record):
     difference: float
     interval: Interval
     p: Share
-    p_corrected: Share = Field(description="by Holm's method for all differences of the file")
+    p_corrected: Share = Field(description="by Holm's method for all differences of its list")
 
 
 class EvaluationResults(Record):
@@ -145,6 +153,7 @@ class EvaluationResults(Record):
 
     evaluations: list[Evaluation]
     differences: list[ModelDifference]
+    differences_by_finding: list[ModelDifference] = Field(description="of models of several findings")
     not_compared: list[str] = Field(description="which models were not compared, and why")
     num_resamples: Count = Field(description="resamples of the patients")
     versions: dict[str, str] = Field(description="versions of the libraries")

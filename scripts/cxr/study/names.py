@@ -21,9 +21,12 @@ from mimic_cxr_dataset.label_rule import LabelRule
 LONGEST_SLUG = 100  # letters: a slug is a part of a file's name
 
 
-def labels_in_words(options: Mapping[str, Any]) -> str:
-    """Returns the labeler, and how uncertain and blank labels count; `options` are flags or results."""
-    words = f"{options['labeler']}, uncertain {options['uncertain']}"
+def labels_in_words(options: Mapping[str, Any], *, has_labeler: bool = True) -> str:
+    """Returns the labeler, and how uncertain and blank labels count; `options` are flags or results.
+
+    The labels of a manifest have no labeler.
+    """
+    words = f"{options['labeler']}, " * has_labeler + f"uncertain {options['uncertain']}"
     blank = options.get("blank", DATASET_DEFAULTS["blank"])
     return words + f", blank {blank}" * (blank != DATASET_DEFAULTS["blank"])
 
@@ -38,7 +41,7 @@ class TableName:
     task: str
     view: str
     training_mode: str
-    labels: str  # the labeler, and how uncertain and blank labels count
+    labels: str  # the labeler, if there is one, and how uncertain and blank labels count
     split: str
     size: str  # "all" or a number
     findings: tuple[str, ...] = ()  # the labels of a task with several

@@ -307,14 +307,15 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
         run = read_run(folder, cell) if folder in finished else None
         point = run.point if run else cell.point
         options = run.results.as_json() if run else LABEL_OPTIONS | cell.flags
+        collection = labels_of_data(run, cell)
         table = TableName(
             task=point.task,
             view=point.view,
             training_mode=point.training_mode,
-            labels=labels_in_words(options),
+            labels=labels_in_words(options, has_labeler=collection is None),
             split=run.split if run else "test",
             size=grid.size_name(point.train_size),
-            findings=labels_of(point.task, options.get("findings"), labels_of_data(run, cell)),
+            findings=labels_of(point.task, options.get("findings"), collection),
             evaluation_level=options.get("evaluation_level", EVALUATION_LEVELS[0]),
         )
         row = row_name(point)
