@@ -49,6 +49,7 @@ PUBLISHED = {
     "padchest": padchest.read,
 }
 OWN = ("folder", "table")
+JOINED = ("nih", "medmnist", "vindr", "padchest")  # some of their labels are joined to one of ours
 FACTS = {
     "nih": nih.FACTS,
     "chexpert": chexpert.FACTS,
@@ -160,6 +161,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         for_it = [kind for kind, flags in own.items() if name in (*both, *flags)]
         if args.collection not in for_it and getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name} is for {' and '.join(for_it)}, not for {args.collection}; leave it out")
+    if args.keep_labels and args.collection not in JOINED:
+        parser.error(f"--keep_labels is for {', '.join(JOINED)}; {args.collection}'s labels are kept anyway")
     if args.validation_share >= 1 or args.test_share >= 1:
         parser.error("--validation_share and --test_share: found 1, expected less: no training image is left")
 

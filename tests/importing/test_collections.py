@@ -215,12 +215,16 @@ def test_folder_of_classes_beside_splits_is_refused_and_hidden_files_are_not_ima
 
 
 OWN_TABLES = {  # a table, the flags for it, and what the message says
-    "blank patient": ([["a.png", " ", "x", 1]], [], "column who: found 1 blank cells, the first in row 2"),
-    "image twice": ([["a.png", "p", "train", 1]] * 2, [], "found the image a.png in two rows"),
+    "blank patient": ([["a.png", " ", "x", 1]], [], "line 2: wrong subject_id; expected 1 to 200"),
+    "image twice": (
+        [["a.png", "p", "train", 1]] * 2,
+        [],
+        "labels.csv, line 3: wrong path; expected one row per file",
+    ),
     "two splits": (
         [["a.png", "p", "train", 1], ["b.png", "p ", "test", 1]],
         ["--split_column", "part"],
-        "found the patient p in more than one split",
+        "line 3: split is 'test'; expected each patient in one split",
     ),
     "label twice": ([["a.png", "p", "train", 1]], ["--label_columns", "Edema", "Edema"], "found 2 columns"),
     "manifest's name": ([["a.png", "p", "train", 1]], ["--label_columns", "split"], "no label named"),
@@ -234,6 +238,29 @@ def test_own_table_that_would_be_misread_is_refused(name, tmp_path):
     flags = ["--subject_column", "who", "--label_columns", "Edema", *flags]
     with pytest.raises(ValueError, match=re.escape(message)):
         run("table", table, tmp_path / "out", *flags)
+
+
+def test_ids_of_a_table_are_stripped_and_errors_name_the_new_folder(tmp_path):
+    rows = [[f"{n}.png", f"p{n // 2}" + " " * (n % 2), 1] for n in range(10)]
+    table = write_own_table(tmp_path / "own", ["path", "who", "Edema"], rows)
+    manifest = run("table", table, tmp_path / "out", "--subject_column", "who", "--label_columns", "Edema")
+    assert manifest["subject_id"].nunique() == 5
+    table = write_own_table(tmp_path / "own", ["path", "who", "a=b"], rows)
+    with pytest.raises(
+        ValueError, match=re.escape(f"{tmp_path / 'other' / 'collection.json'}: found a label")
+    ):
+        run("table", table, tmp_path / "other", "--label_columns", "a=b")
+
+
+def test_folder_may_be_named_from_the_folder_above(tmp_path, monkeypatch):
+    draw(tmp_path / "own" / "normal" / "1.png")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="found no image, expected SOURCE/CLASS/image"):
+        run("folder", Path(), tmp_path / "empty")
+    for number in range(2, 9):
+        draw(tmp_path / "own" / "normal" / f"{number}.png")
+    assert len(run("folder", Path("../own"), tmp_path / "out")) == 8
 
 
 def test_table_whose_images_are_elsewhere_says_where_it_looked(tmp_path):
@@ -303,6 +330,7 @@ WRONG_FLAGS = {
     "no file in it": (["medmnist", "{}", "{}/out"], "found no such file, expected pneumoniamnist.npz"),
     "out is there": (["medmnist", "{}/a.txt", "{}"], "found something there, expected a new folder"),
     "no labels": (["table", "{}/a.txt", "{}/out"], "found no --label_columns"),
+    "nothing joined": (["rsna", "{}", "{}/out", "--keep_labels"], "--keep_labels is for nih, medmnist"),
     "not for it": (["nih", "{}", "{}/out", "--view", "PA"], "--view is for folder, not for nih"),
     "no group": (["folder", "{}", "{}/out", "--subject_pattern", "x"], "expected a group in brackets"),
 }

@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.errors import UserError
 from cxr.run_folder.files import new_folder
+from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.labels import read_labels
 from mimic_cxr_dataset.manifest import COLUMNS
 from mimic_cxr_dataset.tables import read_images
@@ -159,9 +159,8 @@ def find_file(source: Path, facts: Facts, *names: str) -> Path:
 
 
 def lacking(source: Path, found: str, facts: Facts) -> UserError:
-    return UserError(
-        f"{source}: found {found}, expected {facts.layout}; download {facts.name} from {facts.address}"
-    )
+    hint = f"download {facts.name} from {facts.address}" if facts.address else "name another"
+    return UserError(f"{source}: found {found}, expected {facts.layout}; {hint}")
 
 
 def only_found(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -196,5 +195,7 @@ def write_manifest(imported: Imported, out: Path) -> None:
         rows.to_csv(folder / "manifest.csv", index=False, lineterminator="\n", encoding="utf-8")
         text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
         (folder / "collection.json").write_text(text, encoding="utf-8")
-        with user_errors():
+        try:
             read_labels(folder, "", labels, images=read_images(folder))
+        except DatasetError as error:  # the temporary folder is gone when the user reads this
+            raise UserError(str(error).replace(folder.name, out.name)) from error
