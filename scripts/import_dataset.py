@@ -215,7 +215,7 @@ def read_collection(args: argparse.Namespace) -> Imported:
 def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
     """Prints the counts, and how they differ from the published ones."""
     rows, splits = imported.rows, ("train", "validation", "test")
-    table = Table(title=f"{imported.facts.name}: images, and those that are positive", title_justify="left")
+    table = Table()
     for column in ("", *splits):
         table.add_column(column, justify="right" if column else "left")
     of_split = [rows[rows["split"] == split] for split in splits]
@@ -223,6 +223,7 @@ def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
     table.add_row("patients", *(f"{part['subject_id'].nunique():,}" for part in of_split))
     for label in imported.labels:
         table.add_row(label, *(f"{int((part[label] == 1).sum()):,}" for part in of_split))
+    print(f"{imported.facts.name}: images, and those that are positive")
     Console(markup=False, highlight=False).print(table)
     for note in imported.notes:
         print(f"Note: {note}.")

@@ -124,7 +124,9 @@ def test_chexpert_without_test_labels_has_valid_as_test_and_says_so(tmp_path, ca
     root = write_chexpert(tmp_path / "chexpert", has_test=False)
     manifest = run("chexpert", root, tmp_path / "out", "--validation_share", 0.25)
     assert manifest["split"].value_counts().to_dict() == {"train": 18, "validation": 6, "test": 4}
-    assert "the test split is CheXpert's valid.csv" in capsys.readouterr().out.replace("\n", " ")
+    out = capsys.readouterr().out
+    assert "the test split is CheXpert's valid.csv" in out.replace("\n", " ")
+    assert "test images: 4, published: 234" in out and "patients: 14, published: 64,740" in out
 
 
 @pytest.mark.parametrize("name", ["pneumoniamnist", "pneumoniamnist_64", "chestmnist_128"])
@@ -158,7 +160,9 @@ def test_vindr_of_kaggle_counts_radiologists_and_not_boxes(tmp_path, capsys):
     manifest = run("vindr", write_vindr_of_kaggle(tmp_path / "vindr"), tmp_path / "out")
     assert manifest["Cardiomegaly"].tolist() == ["1"] * 2 + ["0"] * 8
     assert {*manifest["Calcification"]} == {"0"} and "Edema" not in manifest
-    assert "test is cut from the training images" in capsys.readouterr().out.replace("\n", " ")
+    out = capsys.readouterr().out
+    assert "test is cut from the training images" in out.replace("\n", " ")
+    assert out.count(", published: ") == 1 and "images: 10, published: 15,000" in out
 
 
 def test_rsna_tells_normal_from_other_abnormalities_and_reads_the_view_of_the_header(tmp_path):
@@ -175,7 +179,9 @@ def test_padchest_maps_terms_and_leaves_out_what_has_no_label_or_view(tmp_path, 
     labels += ["['unchanged']", "", "[' pleural effusion', 'unchanged']"] + ["['normal']"] * 6
     projections = ["PA", "L", "AP_horizontal", "PA", "PA", "AP", "UNK", *["PA"] * 5]
     manifest = run("padchest", write_padchest(tmp_path / "padchest", labels, projections), tmp_path / "out")
-    assert len(manifest) == 9 and "left out: 3 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert len(manifest) == 9 and "left out: 3 images" in out
+    assert "images: 12, published: 160,868" in out  # the table, before anything is left out
     assert manifest["view_position"].tolist()[:4] == ["PA", "LATERAL", "AP", "AP"]
     positive = [[name for name in labels_of(manifest) if row[name] == "1"] for _, row in manifest.iterrows()]
     assert positive[:4] == [

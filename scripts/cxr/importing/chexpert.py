@@ -1,6 +1,7 @@
 """CheXpert: train.csv with labels from reports, valid.csv and, if there, test_labels.csv by radiologists."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +30,7 @@ FACTS = Facts(
 OPTIONAL = ("Frontal/Lateral", "AP/PA")  # test_labels.csv has neither
 # The end of a path: the same in train.csv, whatever the folder above is named, and on the disk.
 PLACE = re.compile(r"(patient\d+)/(study\d+)/(view\d+_(frontal|lateral)\.\w+)$")
+COUNTS_WITHOUT_TEST = {"train and validation images": 223_414, "test images": 234, "patients": 64_740}
 WITHOUT_TEST = (
     "test_labels.csv is not there: the test split is CheXpert's valid.csv, and the validation split is cut "
     "from train.csv by patient"
@@ -45,11 +47,13 @@ def read(source: Path, options: Options) -> Imported:
         tables["test"] = test
     parts = [_read_table(path, splits[name], files) for name, path in tables.items()]
     rows, notes = only_found(pd.concat(parts, ignore_index=True), source)
+    facts = FACTS
     if test is None:
+        facts = replace(FACTS, published=COUNTS_WITHOUT_TEST)
         share = options.validation_share
         rows["split"] = cut_split(rows["split"], rows["subject_id"], "validation", share, seed=options.seed)
         notes = (*notes, WITHOUT_TEST)
-    return Imported(facts=FACTS, rows=rows, notes=notes)
+    return Imported(facts=facts, rows=rows, notes=notes)
 
 
 def _files_by_place(files: list[str]) -> dict[str, str]:

@@ -50,12 +50,14 @@ class Imported:
     """An imported collection: `rows` has COLUMNS and a column for each label, 1, 0, -1 or blank.
 
     `write_images` writes files into the new folder, for collections whose images are in no files; `notes` are
-    lines for the user about what was left out or decided.
+    lines for the user about what was left out or decided. `of_table` has the counts of the published table,
+    where they differ because images are left out on purpose.
     """
 
     facts: Facts
     rows: pd.DataFrame
     notes: tuple[str, ...] = ()
+    of_table: dict[str, int] = field(default_factory=dict)
     write_images: Callable[[Path, pd.DataFrame], None] | None = None
 
     @property
@@ -71,7 +73,7 @@ class Imported:
 
     def differences(self) -> list[str]:
         """Returns a line for each count that is not the published one."""
-        found, published = self.counts(), self.facts.published
+        found, published = self.counts() | self.of_table, self.facts.published
         return [
             f"{name}: {found[name]:,}, published: {count:,}"
             for name, count in published.items()

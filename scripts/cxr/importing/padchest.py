@@ -38,6 +38,7 @@ def read(source: Path, options: Options) -> Imported:
     terms = (
         table["Labels"].str.findall(r"'([^']*)'").map(lambda found: [one.strip().lower() for one in found])
     )
+    of_table = {"images": len(table), "patients": table["PatientID"].nunique()}
     has_labels = terms.map(lambda found: any(one not in NEUTRAL_OF_PADCHEST for one in found))
     is_used = has_labels & table["Projection"].isin(list(VIEWS))
     left_out = f"{(~is_used).sum():,} images without labels, or of a projection that is excluded or unknown"
@@ -54,7 +55,7 @@ def read(source: Path, options: Options) -> Imported:
     train = pd.Series("train", index=rows.index)
     rows["split"] = cut_missing_splits(train, rows["subject_id"], options)
     rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keeps_labels)), source)
-    return Imported(facts=FACTS, rows=rows, notes=(f"left out: {left_out}", *notes))
+    return Imported(facts=FACTS, rows=rows, notes=(f"left out: {left_out}", *notes), of_table=of_table)
 
 
 def _labels(terms: pd.Series, *, keeps_labels: bool) -> pd.DataFrame:

@@ -4,6 +4,7 @@ A label of a training image is that of the majority. Kaggle's edition, without l
 read as well: its table has a row for each finding that a radiologist marked.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -43,9 +44,10 @@ def read(source: Path, options: Options) -> Imported:
     if any([*source.glob(TRAIN), *source.glob(f"*/{TRAIN}")]):
         tables = {"train": _majority(find_file(source, FACTS, TRAIN))}
         tables["test"] = _consensus(find_file(source, FACTS, TEST))
-        notes = (NOTE,)
+        facts, notes = FACTS, (NOTE,)
     elif any([*source.glob(OF_KAGGLE), *source.glob(f"*/{OF_KAGGLE}")]):
         tables = {"train": _majority_of_boxes(find_file(source, FACTS, OF_KAGGLE))}
+        facts = replace(FACTS, published={"images": 15_000})
         notes = (NOTE, "Kaggle's edition has no labels of test images: test is cut from the training images")
     else:
         raise lacking(source, f"no {TRAIN}", FACTS)
@@ -59,7 +61,7 @@ def read(source: Path, options: Options) -> Imported:
     columns = {label: ours for label, ours in columns.items() if label in labels}
     labels = label_maps.join_columns(labels, columns).reset_index(drop=True).astype("Int8")
     rows, lost = only_found(rows.join(labels), source)
-    return Imported(facts=FACTS, rows=rows, notes=(*notes, *lost))
+    return Imported(facts=facts, rows=rows, notes=(*notes, *lost))
 
 
 def _majority(path: Path) -> pd.DataFrame:
