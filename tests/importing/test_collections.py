@@ -120,6 +120,13 @@ def test_chexpert_keeps_uncertain_and_blank_labels_and_takes_radiologists_labels
     assert {*labels_of(manifest)} == {*LABELS}
 
 
+def test_two_sizes_of_chexpert_in_one_folder_are_refused(tmp_path):
+    write_chexpert(tmp_path / "chexpert")
+    write_chexpert(tmp_path / "chexpert" / "small")
+    with pytest.raises(ValueError, match="expected one file of each image"):
+        run("chexpert", tmp_path / "chexpert", tmp_path / "out")
+
+
 def test_chexpert_without_test_labels_has_valid_as_test_and_says_so(tmp_path, capsys):
     root = write_chexpert(tmp_path / "chexpert", has_test=False)
     manifest = run("chexpert", root, tmp_path / "out", "--validation_share", 0.25)
@@ -295,12 +302,19 @@ def spoil_table(root):
     path.write_text(path.read_text(encoding="utf-8").replace("Hernia", "Alien"), encoding="utf-8")
 
 
+def spoil_folders(root):
+    path = next(root.rglob("00000001_000.png"))
+    (root / "copy").mkdir()
+    (root / "copy" / path.name).write_bytes(path.read_bytes())
+
+
 def spoil_list(root):
     (root / "test_list.txt").write_text("", encoding="utf-8")
 
 
 SPOILT = {
     "label": (spoil_table, "found the label 'Alien', expected one of No Finding, Atelectasis"),
+    "folders": (spoil_folders, "00000001_000.png, expected one file of each image; move one"),
     "list": (spoil_list, "found 2 images that are in no list"),
     "no list": (
         lambda root: (root / "test_list.txt").unlink(),

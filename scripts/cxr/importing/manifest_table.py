@@ -146,17 +146,35 @@ def find_paths(source: Path, facts: Facts) -> list[str]:
     return found
 
 
-def find_files(source: Path, facts: Facts) -> dict[str, str]:
-    """Returns the same paths by the name of the file."""
-    return {os.path.basename(path): path for path in find_paths(source, facts)}  # noqa: PTH119
+def find_images(
+    names: pd.Series, source: Path, facts: Facts, *, name_of: Callable[[str], str | None] = os.path.basename
+) -> pd.Series:
+    """Returns the path of the image of each name, NaN without a file; `name_of` has the name of a path.
+
+    Raises UserError for two files of one name.
+    """
+    paths = pd.Series({path: name_of(path) for path in sorted(find_paths(source, facts))})
+    paths = pd.Series(paths.index, index=paths)
+    paths = paths[paths.index.isin(names)]
+    if (again := paths.index.duplicated(keep=False)).any():
+        first, second, *_ = paths[paths.index == paths.index[again][0]]
+        raise UserError(
+            f"{source}: found {first} and {second}, expected one file of each image; move one, or name a "
+            "folder that has only one of them"
+        )
+    return names.map(paths)
+
+
+def locate_file(source: Path, *names: str) -> Path | None:
+    """Returns the first of the files `names`, in `source` or one folder below; None without any."""
+    paths = (path for name in names for path in (source / name, *sorted(source.glob(f"*/{name}"))))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find_file(source: Path, facts: Facts, *names: str) -> Path:
-    """Returns the first of the files `names`, in `source` or one folder below. Raises UserError."""
-    for name in names:
-        paths = (source / name, *sorted(source.glob(f"*/{name}")))
-        if path := next((path for path in paths if path.is_file()), None):
-            return path
+    """Returns the same file. Raises UserError without any."""
+    if path := locate_file(source, *names):
+        return path
     raise lacking(source, f"no {names[0]}", facts)
 
 

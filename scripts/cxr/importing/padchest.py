@@ -13,7 +13,7 @@ from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_missing_splits
 from cxr.importing.manifest_table import find_file
-from cxr.importing.manifest_table import find_files
+from cxr.importing.manifest_table import find_images
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import read_csv
 
@@ -46,7 +46,7 @@ def read(source: Path, options: Options) -> Imported:
     rows = pd.DataFrame(
         {
             "image_id": table["ImageID"],
-            "path": table["ImageID"].map(find_files(source, FACTS)),
+            "path": find_images(table["ImageID"], source, FACTS),
             "subject_id": table["PatientID"],
             "study_id": table["StudyID"],
             "view_position": table["Projection"].map(VIEWS),

@@ -13,7 +13,7 @@ from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_missing_splits
 from cxr.importing.manifest_table import find_file
-from cxr.importing.manifest_table import find_files
+from cxr.importing.manifest_table import find_images
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import read_csv
 
@@ -52,8 +52,8 @@ def read(source: Path, options: Options) -> Imported:
             "the same stage; download them again"
         )
     ids = table.index.to_series().reset_index(drop=True)
-    files = {Path(name).stem: path for name, path in find_files(source, FACTS).items()}
-    rows = pd.DataFrame({"image_id": ids, "path": ids.map(files), "subject_id": ids, "study_id": ids})
+    paths = find_images(ids, source, FACTS, name_of=lambda path: Path(path).stem)
+    rows = pd.DataFrame({"image_id": ids, "path": paths, "subject_id": ids, "study_id": ids})
     rows["split"] = cut_missing_splits(pd.Series("train", index=rows.index), ids, options)
     found = table.reset_index(drop=True)
     for label, ours in RSNA.items():
