@@ -109,6 +109,11 @@ def _guess_label_names(path: Path, changed: tuple[int, int]) -> tuple[str, ...]:
     names = [name for name in table if name in LABELS or _has_labels(table[name])]
     if others := [name for name in table if name not in names]:
         logger.warning(f"{path}: columns that are not labels are not used: {', '.join(others)[:300]}")
+    if guessed := [name for name in names if name not in LABELS]:
+        logger.warning(
+            f"{path}: columns of 1, 0, -1 or blank are used as labels: {', '.join(guessed)[:300]}; if one is "
+            "not a label, list the labels in collection.json"
+        )
     return check_label_names(path, names)
 
 

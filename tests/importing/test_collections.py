@@ -253,6 +253,15 @@ def test_own_table_that_would_be_misread_is_refused(name, tmp_path):
         run("table", table, tmp_path / "out", *flags)
 
 
+def test_unused_columns_of_a_table_may_have_no_name_and_several_lines(tmp_path):
+    rows = [[f"{n}.png", 2 if n == 9 else 1, 'a\nreport, of "two" lines', "", ""] for n in range(10)]
+    table = write_own_table(tmp_path / "own", ["path", "Edema", "report", "", ""], rows)
+    with pytest.raises(ValueError, match="line 20: Edema is '2'"):
+        run("table", table, tmp_path / "out", "--label_columns", "Edema")
+    table.write_text(table.read_text(encoding="utf-8").replace("png,2", "png,1"), encoding="utf-8")
+    assert len(run("table", table, tmp_path / "out", "--label_columns", "Edema")) == 10
+
+
 def test_ids_of_a_table_are_stripped_and_errors_name_the_new_folder(tmp_path):
     rows = [[f"{n}.png", f"p{n // 2}" + " " * (n % 2), 1] for n in range(10)]
     table = write_own_table(tmp_path / "own", ["path", "who", "Edema"], rows)

@@ -11,7 +11,6 @@ import pandas as pd
 from cxr.choices import LABELS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
-from cxr.errors import did_you_mean
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -118,14 +117,9 @@ def read_table(
     names = {name: label_name(name) for name in columns.labels}
     _check_names(source, [label_name(name) for name in columns.labels])
     named = [getattr(columns, name) for name in vars(columns) if name != "labels"]
+    named = dict.fromkeys((*filter(None, named), *columns.labels))
     with user_errors():
-        table = read_csv(source, None)
-        for name in [*filter(None, named), *columns.labels]:
-            if name not in table:
-                raise UserError(
-                    f"{source}: found no column {name!r}{did_you_mean(name, table.columns)}, expected one of "
-                    f"{', '.join(table.columns)}; name another"
-                )
+        table = read_csv(source, list(named), spans_lines=True)
         labels = parse_values(source, table[list(columns.labels)].copy(), list(columns.labels))
     paths = table[columns.path].str.strip()
     ids = table[columns.image_id].str.strip() if columns.image_id else paths.map(image_id_of)
