@@ -45,11 +45,7 @@ def read_csv(
 
     content = read_bytes(path)
     try:
-        if content.startswith(b"\x1f\x8b"):  # not by name: browsers decompress a .csv.gz and keep its name
-            with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
-                content = unpacked.read(MAX_UNPACKED_BYTES + 1)
-            if len(content) > MAX_UNPACKED_BYTES:
-                raise ValueError(f"it decompresses to more than {MAX_UNPACKED_BYTES:,} bytes")
+        content = _decompress(content)
         lines = _first_lines(content, spans_lines=spans_lines)
         if len(lines) < 2:
             raise ValueError("it has no rows")
@@ -88,6 +84,16 @@ def read_csv(
             f"{path} has {f'{count} columns' if count else 'no column'} {wrong[0]!r}; found {found}."
         )
     return table.to_pandas().set_axis(lines[1:])
+
+
+def _decompress(content: bytes) -> bytes:
+    if not content.startswith(b"\x1f\x8b"):  # not by name: browsers decompress a .csv.gz and keep its name
+        return content
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
+        content = unpacked.read(MAX_UNPACKED_BYTES + 1)
+    if len(content) > MAX_UNPACKED_BYTES:
+        raise ValueError(f"it decompresses to more than {MAX_UNPACKED_BYTES:,} bytes")
+    return content
 
 
 def _first_lines(content: bytes, *, spans_lines: bool) -> list[int]:

@@ -49,8 +49,9 @@ class Options:
 class Imported:
     """An imported collection: `rows` has COLUMNS and a column for each label, 1, 0, -1 or blank.
 
-    `write_images` writes files into the new folder, for collections whose images are in no files; `notes` are
-    lines for the user about what was left out or decided. `of_table` has the counts of the published table,
+    `write_images` writes files into the new folder, for collections whose images are in no files; `view_of`
+    reads the view of a file, where the tables lack view_position. `notes` are lines for the user about what
+    was left out or decided. `of_table` has the counts of the published table,
     where they differ because images are left out on purpose.
     """
 
@@ -59,6 +60,7 @@ class Imported:
     notes: tuple[str, ...] = ()
     of_table: dict[str, int] = field(default_factory=dict)
     write_images: Callable[[Path, pd.DataFrame], None] | None = None
+    view_of: Callable[[str], str] | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -211,7 +213,11 @@ def write_manifest(imported: Imported, out: Path) -> None:
     with new_folder(out) as folder:
         if imported.write_images:
             imported.write_images(folder, imported.rows)
-        rows = imported.rows[[*COLUMNS, *labels]]
+        rows = imported.rows
+        if imported.view_of:
+            paths = tqdm(rows["path"], desc="reading views", unit=" image")
+            rows = rows.assign(view_position=[imported.view_of(path) for path in paths])
+        rows = rows[[*COLUMNS, *labels]]
         rows.to_csv(folder / "manifest.csv", index=False, lineterminator="\n", encoding="utf-8")
         text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
         (folder / "collection.json").write_text(text, encoding="utf-8")
