@@ -339,11 +339,8 @@ def count_and_compare(
 ) -> tuple[list[CountTable], list[str]]:
     """Returns the tables and the verdicts; if counts differ, the last table lists the differences."""
     images, rule, is_mimic = read_images(root), label_rule(args), not has_manifest(root)
-    values = {
-        labeler: read_labels(root, labeler, list(rule.labels), images=images)
-        for labeler in ([args.labeler] if not is_mimic else LABELERS)
-        if not is_mimic or locate_csv(root, labeler)
-    }
+    labelers = [one for one in LABELERS if locate_csv(root, one)] if is_mimic else [args.labeler]
+    values = {one: read_labels(root, one, list(rule.labels), images=images) for one in labelers}
     views = count_views(images, values[args.labeler], kept)
     found = {
         "images": count_images(images),
@@ -398,8 +395,10 @@ def describe(root: Path, args: argparse.Namespace) -> None:
     print(*verdicts, sep="\n")
     print(f"Wrote dataset.md and dicoms_with_labels_and_splits.csv to {output_dir}")
     print(f"No examples.png: {reason}" if reason else f"Wrote examples.png to {output_dir}")
-    if args.data_dir and not has_manifest(root):
-        private = "dicoms_with_labels_and_splits.csv" + ("" if reason else " and examples.png")
+    private = "dicoms_with_labels_and_splits.csv" + ("" if reason else " and examples.png")
+    if args.data_dir and has_manifest(root):
+        print(f"Keep {private} as private as the collection: data of its patients, mode 0600")
+    elif args.data_dir:
         print(f"The data-use agreement requires to keep {private} private: patient data, mode 0600")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxr.choices import LABELS
 from cxr.errors import UserError
 
 NIH = {
@@ -28,7 +27,6 @@ NIH = {
     "Hernia": "Hernia",
     "Infiltration": "Infiltration",
 }
-CHEXPERT = {name: name for name in LABELS}
 # The order of the columns of chestmnist.npz.
 CHESTMNIST = {
     name: NIH[name]
@@ -37,6 +35,7 @@ CHESTMNIST = {
         *("Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia"),
     )
 }
+# The order of the values of pneumoniamnist.npz.
 PNEUMONIAMNIST = {"normal": "No Finding", "pneumonia": "Pneumonia"}
 VINDR = {
     "No finding": "No Finding",
@@ -148,16 +147,6 @@ PADCHEST = {
 OTHER_OF_PADCHEST = "Other Abnormality"  # any of the other 120 findings
 NEUTRAL_OF_PADCHEST = ("", "unchanged", "suboptimal study", "exclude")  # neither normal nor a finding
 
-LABEL_MAPS = {
-    "nih": NIH,
-    "chexpert": CHEXPERT,
-    "pneumoniamnist": PNEUMONIAMNIST,
-    "chestmnist": CHESTMNIST,
-    "vindr": VINDR,
-    "rsna": RSNA,
-    "padchest": PADCHEST,
-}
-
 
 def rename(label_map: dict[str, str], *, keeps_labels: bool) -> dict[str, str]:
     """Returns the column of each published label; with `keeps_labels`, each has a column of its own."""
@@ -185,9 +174,5 @@ def read_lists(lists: pd.Series, columns: dict[str, str], *, where: Path) -> pd.
 
 
 def join_columns(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Returns `table`, a column of 1, 0, -1 or NaN for each published label, under our names.
-
-    Where several labels are joined, the highest of 1, -1 and 0 counts in this order.
-    """
-    rank = table[list(columns)].replace({1.0: 2.0, -1.0: 1.0}).T.groupby(columns, sort=False).max().T
-    return rank.replace({2.0: 1.0, 1.0: -1.0})
+    """Returns `table`, a column of 1 and 0 for each published label, under our names: 1 if one of them is."""
+    return table[list(columns)].T.groupby(columns, sort=False).max().T

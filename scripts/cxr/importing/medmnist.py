@@ -47,7 +47,7 @@ NOTE = "the file does not say which images are of one patient: each counts as a 
 def read(source: Path, options: Options) -> Imported:
     """Reads the file, or the one in the folder. Raises UserError."""
     path, kind = _find(source)
-    arrays = _load(path)
+    arrays = _load(path, kind)
     rows = pd.concat([_rows(arrays, kind, split, options) for split in SPLITS], ignore_index=True)
     images = [image for split in SPLITS for image in arrays[f"{split}_images"]]
     pictures = dict(zip(rows["path"], images, strict=True))
@@ -69,7 +69,7 @@ def _find(source: Path) -> tuple[Path, str]:
     return found[0]
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path, kind: str) -> dict[str, np.ndarray]:
     """Returns the six arrays of the file. Raises UserError if they are not as published."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -78,7 +78,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: found no arrays of MedMNIST ({one_line(error)}); download it again"
         ) from error
-    width = len(label_maps.CHESTMNIST) if path.name.startswith("chest") else 1
+    width = len(label_maps.CHESTMNIST) if kind == "chestmnist" else 1
     for split in SPLITS:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         is_right = images.dtype == np.uint8 and images.ndim == 3 and len(images) > 0
@@ -96,7 +96,9 @@ def _rows(arrays: dict[str, np.ndarray], kind: str, split: str, options: Options
     rows = pd.DataFrame({"image_id": ids, "path": [f"images/{split}/{name}.png" for name in ids]})
     rows = rows.assign(subject_id=ids, study_id=ids, split=SPLITS[split])
     if kind == "pneumoniamnist":  # its images are anterior-posterior, of children
-        return rows.assign(view_position="AP", **{"No Finding": 1 - labels[:, 0], "Pneumonia": labels[:, 0]})
+        ours = label_maps.PNEUMONIAMNIST.values()
+        named = {name: (labels[:, 0] == value).astype(int) for value, name in enumerate(ours)}
+        return rows.assign(view_position="AP", **named)
     columns = label_maps.rename(label_maps.CHESTMNIST, keeps_labels=options.keeps_labels)
     named = label_maps.join_columns(pd.DataFrame(labels, columns=list(columns), dtype=float), columns)
     nothing = (labels == 0).all(axis=1).astype(int)
