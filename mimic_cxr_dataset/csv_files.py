@@ -27,11 +27,15 @@ def read_bytes(path: Path) -> bytes:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
 
 
-def read_csv(path: Path, columns: list[str] | None, *, optional: tuple[str, ...] = ()) -> pd.DataFrame:
+def read_csv(
+    path: Path, columns: list[str] | None, *, optional: tuple[str, ...] = (), spans_lines: bool = False
+) -> pd.DataFrame:
     """Returns the columns, None is all, as text, blank cells as "", indexed by line number.
 
-    The `optional` columns may be absent. Arrow reads them, because pandas fills short lines with blanks,
-    which would count as labels, and cuts long ones. Raises DatasetError for a damaged file.
+    The `optional` columns may be absent. A cell of several lines is refused, because a quote that is
+    not closed would hide rows, unless `spans_lines`. Arrow reads the columns, because pandas fills short
+    lines with blanks, which would count as labels, and cuts long ones. Raises DatasetError for a damaged
+    file.
     """
     ragged = []
 
@@ -41,12 +45,8 @@ def read_csv(path: Path, columns: list[str] | None, *, optional: tuple[str, ...]
 
     content = read_bytes(path)
     try:
-        if content.startswith(b"\x1f\x8b"):  # not by name: browsers decompress a .csv.gz and keep its name
-            with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
-                content = unpacked.read(MAX_UNPACKED_BYTES + 1)
-            if len(content) > MAX_UNPACKED_BYTES:
-                raise ValueError(f"it decompresses to more than {MAX_UNPACKED_BYTES:,} bytes")
-        lines = [number for number, line in enumerate(content.splitlines(), start=1) if line]
+        content = _decompress(content)
+        lines = _first_lines(content, spans_lines=spans_lines)
         if len(lines) < 2:
             raise ValueError("it has no rows")
         content.decode("utf-8")  # Arrow checks only the columns that it reads, and prints tracebacks
@@ -72,7 +72,9 @@ def read_csv(path: Path, columns: list[str] | None, *, optional: tuple[str, ...]
                 raise ValueError("a value spans several lines: a quote is not closed")
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DatasetError(f"{path} is unreadable or cut off ({reason}): download it again.") from error
+        raise DatasetError(
+            f"{path} is unreadable or cut off ({reason}): download it again, or correct it."
+        ) from error
     if wrong:
         count = header.count(wrong[0])
         # Names with digits are not shown: if the header is missing, the first line contains ids.
@@ -82,6 +84,28 @@ def read_csv(path: Path, columns: list[str] | None, *, optional: tuple[str, ...]
             f"{path} has {f'{count} columns' if count else 'no column'} {wrong[0]!r}; found {found}."
         )
     return table.to_pandas().set_axis(lines[1:])
+
+
+def _decompress(content: bytes) -> bytes:
+    if not content.startswith(b"\x1f\x8b"):  # not by name: browsers decompress a .csv.gz and keep its name
+        return content
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
+        content = unpacked.read(MAX_UNPACKED_BYTES + 1)
+    if len(content) > MAX_UNPACKED_BYTES:
+        raise ValueError(f"it decompresses to more than {MAX_UNPACKED_BYTES:,} bytes")
+    return content
+
+
+def _first_lines(content: bytes, *, spans_lines: bool) -> list[int]:
+    """Returns the number of the first line of each row, the header included."""
+    if not spans_lines:
+        return [number for number, line in enumerate(content.splitlines(), start=1) if line]
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    lines, start = [], 1
+    for row in reader:
+        lines += [start] * bool(row)
+        start = reader.line_num + 1
+    return lines
 
 
 def reject(bad, path: Path, values: pd.Series, expected: str) -> None:

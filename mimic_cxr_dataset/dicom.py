@@ -118,6 +118,15 @@ def read_dicom(
         raise DatasetError(f"unreadable DICOM ({one_line(error)})") from error
 
 
+def read_view(path: str | Path) -> str:
+    """Returns the view that the header says, "" if unknown, without reading pixels. Raises DatasetError."""
+    try:
+        tags = ["ViewPosition", "ViewCodeSequence"]
+        return _view_position(_pydicom().dcmread(path, stop_before_pixels=True, specific_tags=tags))
+    except Exception as error:  # as in `read_dicom`
+        raise DatasetError(f"unreadable DICOM ({one_line(error)})") from error
+
+
 @functools.cache
 def _pydicom() -> ModuleType:
     """Imports pydicom and silences it, because its warnings quote values of the header."""
@@ -422,19 +431,11 @@ TAGS = (
     *PixelHeader.model_fields,
     *NOT_APPLIED,
     *NOT_SQUARE,
-    "PixelData",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "SamplesPerPixel",
-    "PlanarConfiguration",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "ModalityLUTSequence",
-    "VOILUTSequence",
+    *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("SamplesPerPixel", "PlanarConfiguration", "PhotometricInterpretation", "NumberOfFrames"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("ModalityLUTSequence", "VOILUTSequence"),
     "PresentationLUTShape",
     "PresentationIntentType",
     "Modality",

@@ -47,23 +47,30 @@ def read_manifest(root: Path) -> pd.DataFrame:
     """
     path = root / MANIFEST_FILE
     table = read_csv(path, list(COLUMNS))
-    for column in IDS:
-        is_id = table[column].str.fullmatch("[!-~][ -~]{0,199}").astype(bool)
-        reject(~is_id, path, table[column], "1 to 200 letters, digits and signs of ASCII")
-    reject(table["image_id"].duplicated(), path, table["image_id"], "one row per image")
-    reject(table["path"].str.strip() == "", path, table["path"], "the path of a file")
-    reject(table["path"].str.contains("::"), path, table["path"], "a path without '::'")
-    reject(table["path"].duplicated(), path, table["path"], "one row per file")
-    reject(~table["split"].isin(list(SPLITS)), path, table["split"], "train, validation or test")
-    is_other = differs_from_first(table, "subject_id", within="study_id")
-    reject(is_other, path, table["subject_id"], "one patient per study")
+    check_rows(path, table)
     table["split"] = table["split"].map(SPLITS)
-    is_other = differs_from_first(table, "split", within="subject_id")
-    reject(is_other, path, table["split"], "each patient in one split")
     table["view_position"] = table["view_position"].str.strip().str.upper()
     table["path"] = [os.path.join(root, name) for name in table["path"]]  # noqa: PTH118 - Path takes seconds
     images = table.rename(columns={"image_id": "dicom_id"}).assign(procedure="", study_date="")
     return images.reset_index(drop=True)
+
+
+def check_rows(path: Path, table: pd.DataFrame) -> None:
+    """Raises DatasetError for the first line of `path` that cannot be in a manifest; `table` has COLUMNS."""
+    reject(table["path"].str.strip() == "", path, table["path"], "the path of a file")
+    reject(table["path"].str.contains("::"), path, table["path"], "a path without '::'")
+    reject(table["path"].duplicated(), path, table["path"], "one row per file")
+    for column in IDS:
+        is_id = table[column].str.fullmatch("[!-~]([ -~]{0,198}[!-~])?").astype(bool)
+        expected = "1 to 200 letters, digits and signs of ASCII, without a space at the ends"
+        reject(~is_id, path, table[column], expected)
+    reject(table["image_id"].duplicated(), path, table["image_id"], "one row per image")
+    reject(~table["split"].isin(list(SPLITS)), path, table["split"], "train, validation or test")
+    is_other = differs_from_first(table, "subject_id", within="study_id")
+    reject(is_other, path, table["subject_id"], "one patient per study")
+    splits = table.assign(split=table["split"].map(SPLITS))
+    is_other = differs_from_first(splits, "split", within="subject_id")
+    reject(is_other, path, table["split"], "each patient in one split")
 
 
 def read_manifest_labels(root: Path, columns: list[str]) -> pd.DataFrame:
@@ -102,6 +109,11 @@ def _guess_label_names(path: Path, changed: tuple[int, int]) -> tuple[str, ...]:
     names = [name for name in table if name in LABELS or _has_labels(table[name])]
     if others := [name for name in table if name not in names]:
         logger.warning(f"{path}: columns that are not labels are not used: {', '.join(others)[:300]}")
+    if guessed := [name for name in names if name not in LABELS]:
+        logger.warning(
+            f"{path}: columns of 1, 0, -1 or blank are used as labels: {', '.join(guessed)[:300]}; if one is "
+            "not a label, list the labels in collection.json"
+        )
     return check_label_names(path, names)
 
 

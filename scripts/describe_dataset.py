@@ -395,8 +395,10 @@ def describe(root: Path, args: argparse.Namespace) -> None:
     print(*verdicts, sep="\n")
     print(f"Wrote dataset.md and dicoms_with_labels_and_splits.csv to {output_dir}")
     print(f"No examples.png: {reason}" if reason else f"Wrote examples.png to {output_dir}")
-    if args.data_dir and not has_manifest(root):
-        private = "dicoms_with_labels_and_splits.csv" + ("" if reason else " and examples.png")
+    private = "dicoms_with_labels_and_splits.csv" + ("" if reason else " and examples.png")
+    if args.data_dir and has_manifest(root):
+        print(f"Keep {private} as private as the collection: data of its patients, mode 0600")
+    elif args.data_dir:
         print(f"The data-use agreement requires to keep {private} private: patient data, mode 0600")
 
 

@@ -49,6 +49,7 @@ PUBLISHED = {
     "padchest": padchest.read,
 }
 OWN = ("folder", "table")
+JOINED = ("nih", "medmnist", "vindr", "padchest")  # some of their labels are joined to one of ours
 FACTS = {
     "nih": nih.FACTS,
     "chexpert": chexpert.FACTS,
@@ -160,6 +161,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         for_it = [kind for kind, flags in own.items() if name in (*both, *flags)]
         if args.collection not in for_it and getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name} is for {' and '.join(for_it)}, not for {args.collection}; leave it out")
+    if args.keep_labels and args.collection not in JOINED:
+        parser.error(f"--keep_labels is for {', '.join(JOINED)}; {args.collection}'s labels are kept anyway")
     if args.validation_share >= 1 or args.test_share >= 1:
         parser.error("--validation_share and --test_share: found 1, expected less: no training image is left")
 
@@ -212,7 +215,6 @@ def read_collection(args: argparse.Namespace) -> Imported:
 def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
     """Prints the counts, and how they differ from the published ones."""
     rows, splits = imported.rows, ("train", "validation", "test")
-    print(f"{imported.facts.name}: images, and those that are positive")
     table = Table()
     for column in ("", *splits):
         table.add_column(column, justify="right" if column else "left")
@@ -221,6 +223,7 @@ def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
     table.add_row("patients", *(f"{part['subject_id'].nunique():,}" for part in of_split))
     for label in imported.labels:
         table.add_row(label, *(f"{int((part[label] == 1).sum()):,}" for part in of_split))
+    print(f"{imported.facts.name}: images, and those that are positive")
     Console(markup=False, highlight=False).print(table)
     for note in imported.notes:
         print(f"Note: {note}.")

@@ -18,7 +18,7 @@ from collection_files import write_vindr
 from collection_files import write_vindr_of_kaggle
 from cxr.choices import LABELS
 from cxr.data.images import load_images
-from cxr.importing.label_maps import LABEL_MAPS
+from cxr.importing import label_maps
 from cxr.importing.label_maps import rename
 from cxr.importing.manifest_table import cut_split
 from mimic_tables import write_csv
@@ -28,6 +28,14 @@ from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.manifest import COLUMNS
 from mimic_cxr_dataset.manifest import check_label_names
 
+LABEL_MAPS = {
+    "nih": label_maps.NIH,
+    "pneumoniamnist": label_maps.PNEUMONIAMNIST,
+    "chestmnist": label_maps.CHESTMNIST,
+    "vindr": label_maps.VINDR,
+    "rsna": label_maps.RSNA,
+    "padchest": label_maps.PADCHEST,
+}
 PAGE = Path(__file__).parents[2] / "docs" / "collections.md"
 
 
@@ -120,11 +128,20 @@ def test_chexpert_keeps_uncertain_and_blank_labels_and_takes_radiologists_labels
     assert {*labels_of(manifest)} == {*LABELS}
 
 
+def test_two_sizes_of_chexpert_in_one_folder_are_refused(tmp_path):
+    write_chexpert(tmp_path / "chexpert")
+    write_chexpert(tmp_path / "chexpert" / "small")
+    with pytest.raises(ValueError, match="expected one file of each image"):
+        run("chexpert", tmp_path / "chexpert", tmp_path / "out")
+
+
 def test_chexpert_without_test_labels_has_valid_as_test_and_says_so(tmp_path, capsys):
     root = write_chexpert(tmp_path / "chexpert", has_test=False)
     manifest = run("chexpert", root, tmp_path / "out", "--validation_share", 0.25)
     assert manifest["split"].value_counts().to_dict() == {"train": 18, "validation": 6, "test": 4}
-    assert "the test split is CheXpert's valid.csv" in capsys.readouterr().out.replace("\n", " ")
+    out = capsys.readouterr().out
+    assert "the test split is CheXpert's valid.csv" in out.replace("\n", " ")
+    assert "test images: 4, published: 234" in out and "patients: 14, published: 64,740" in out
 
 
 @pytest.mark.parametrize("name", ["pneumoniamnist", "pneumoniamnist_64", "chestmnist_128"])
@@ -158,7 +175,9 @@ def test_vindr_of_kaggle_counts_radiologists_and_not_boxes(tmp_path, capsys):
     manifest = run("vindr", write_vindr_of_kaggle(tmp_path / "vindr"), tmp_path / "out")
     assert manifest["Cardiomegaly"].tolist() == ["1"] * 2 + ["0"] * 8
     assert {*manifest["Calcification"]} == {"0"} and "Edema" not in manifest
-    assert "test is cut from the training images" in capsys.readouterr().out.replace("\n", " ")
+    out = capsys.readouterr().out
+    assert "test is cut from the training images" in out.replace("\n", " ")
+    assert out.count(", published: ") == 1 and "images: 10, published: 15,000" in out
 
 
 def test_rsna_tells_normal_from_other_abnormalities_and_reads_the_view_of_the_header(tmp_path):
@@ -167,6 +186,9 @@ def test_rsna_tells_normal_from_other_abnormalities_and_reads_the_view_of_the_he
         ["0", "1", ""], ["0", "0", "1"], ["1", "0", "0"]
     ]  # fmt: skip
     assert {*manifest["view_position"]} == {"AP"}
+    (tmp_path / "rsna" / "stage_2_train_images" / f"{manifest.index[5]}.dcm").write_bytes(b"no DICOM")
+    with pytest.raises(ValueError, match=r"unreadable DICOM .*; download it again"):
+        run("rsna", tmp_path / "rsna", tmp_path / "other")
     assert manifest["split"].value_counts().to_dict() == {"train": 9, "test": 2, "validation": 1}
 
 
@@ -175,7 +197,9 @@ def test_padchest_maps_terms_and_leaves_out_what_has_no_label_or_view(tmp_path, 
     labels += ["['unchanged']", "", "[' pleural effusion', 'unchanged']"] + ["['normal']"] * 6
     projections = ["PA", "L", "AP_horizontal", "PA", "PA", "AP", "UNK", *["PA"] * 5]
     manifest = run("padchest", write_padchest(tmp_path / "padchest", labels, projections), tmp_path / "out")
-    assert len(manifest) == 9 and "left out: 3 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert len(manifest) == 9 and "left out: 3 images" in out
+    assert "images: 12, published: 160,868" in out  # the table, before anything is left out
     assert manifest["view_position"].tolist()[:4] == ["PA", "LATERAL", "AP", "AP"]
     positive = [[name for name in labels_of(manifest) if row[name] == "1"] for _, row in manifest.iterrows()]
     assert positive[:4] == [
@@ -215,12 +239,16 @@ def test_folder_of_classes_beside_splits_is_refused_and_hidden_files_are_not_ima
 
 
 OWN_TABLES = {  # a table, the flags for it, and what the message says
-    "blank patient": ([["a.png", " ", "x", 1]], [], "column who: found 1 blank cells, the first in row 2"),
-    "image twice": ([["a.png", "p", "train", 1]] * 2, [], "found the image a.png in two rows"),
+    "blank patient": ([["a.png", " ", "x", 1]], [], "line 2: wrong subject_id; expected 1 to 200"),
+    "image twice": (
+        [["a.png", "p", "train", 1]] * 2,
+        [],
+        "labels.csv, line 3: wrong path; expected one row per file",
+    ),
     "two splits": (
         [["a.png", "p", "train", 1], ["b.png", "p ", "test", 1]],
         ["--split_column", "part"],
-        "found the patient p in more than one split",
+        "line 3: split is 'test'; expected each patient in one split",
     ),
     "label twice": ([["a.png", "p", "train", 1]], ["--label_columns", "Edema", "Edema"], "found 2 columns"),
     "manifest's name": ([["a.png", "p", "train", 1]], ["--label_columns", "split"], "no label named"),
@@ -234,6 +262,38 @@ def test_own_table_that_would_be_misread_is_refused(name, tmp_path):
     flags = ["--subject_column", "who", "--label_columns", "Edema", *flags]
     with pytest.raises(ValueError, match=re.escape(message)):
         run("table", table, tmp_path / "out", *flags)
+
+
+def test_unused_columns_of_a_table_may_have_no_name_and_several_lines(tmp_path):
+    rows = [[f"{n}.png", 2 if n == 9 else 1, 'a\nreport, of "two" lines', "", ""] for n in range(10)]
+    table = write_own_table(tmp_path / "own", ["path", "Edema", "report", "", ""], rows)
+    with pytest.raises(ValueError, match="line 20: Edema is '2'"):
+        run("table", table, tmp_path / "out", "--label_columns", "Edema")
+    table.write_text(table.read_text(encoding="utf-8").replace("png,2", "png,1"), encoding="utf-8")
+    assert len(run("table", table, tmp_path / "out", "--label_columns", "Edema")) == 10
+
+
+def test_ids_of_a_table_are_stripped_and_errors_name_the_new_folder(tmp_path):
+    rows = [[f"{n}.png", f"p{n // 2}" + " " * (n % 2), 1] for n in range(10)]
+    table = write_own_table(tmp_path / "own", ["path", "who", "Edema"], rows)
+    manifest = run("table", table, tmp_path / "out", "--subject_column", "who", "--label_columns", "Edema")
+    assert manifest["subject_id"].nunique() == 5
+    table = write_own_table(tmp_path / "own", ["path", "who", "a=b"], rows)
+    with pytest.raises(
+        ValueError, match=re.escape(f"{tmp_path / 'other' / 'collection.json'}: found a label")
+    ):
+        run("table", table, tmp_path / "other", "--label_columns", "a=b")
+
+
+def test_folder_may_be_named_from_the_folder_above(tmp_path, monkeypatch):
+    draw(tmp_path / "own" / "normal" / "1.png")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="found no image, expected SOURCE/CLASS/image"):
+        run("folder", Path(), tmp_path / "empty")
+    for number in range(2, 9):
+        draw(tmp_path / "own" / "normal" / f"{number}.png")
+    assert len(run("folder", Path("../own"), tmp_path / "out")) == 8
 
 
 def test_table_whose_images_are_elsewhere_says_where_it_looked(tmp_path):
@@ -262,12 +322,19 @@ def spoil_table(root):
     path.write_text(path.read_text(encoding="utf-8").replace("Hernia", "Alien"), encoding="utf-8")
 
 
+def spoil_folders(root):
+    path = next(root.rglob("00000001_000.png"))
+    (root / "copy").mkdir()
+    (root / "copy" / path.name).write_bytes(path.read_bytes())
+
+
 def spoil_list(root):
     (root / "test_list.txt").write_text("", encoding="utf-8")
 
 
 SPOILT = {
     "label": (spoil_table, "found the label 'Alien', expected one of No Finding, Atelectasis"),
+    "folders": (spoil_folders, "00000001_000.png, expected one file of each image; move one"),
     "list": (spoil_list, "found 2 images that are in no list"),
     "no list": (
         lambda root: (root / "test_list.txt").unlink(),
@@ -303,6 +370,7 @@ WRONG_FLAGS = {
     "no file in it": (["medmnist", "{}", "{}/out"], "found no such file, expected pneumoniamnist.npz"),
     "out is there": (["medmnist", "{}/a.txt", "{}"], "found something there, expected a new folder"),
     "no labels": (["table", "{}/a.txt", "{}/out"], "found no --label_columns"),
+    "nothing joined": (["rsna", "{}", "{}/out", "--keep_labels"], "--keep_labels is for nih, medmnist"),
     "not for it": (["nih", "{}", "{}/out", "--view", "PA"], "--view is for folder, not for nih"),
     "no group": (["folder", "{}", "{}/out", "--subject_pattern", "x"], "expected a group in brackets"),
 }
@@ -333,8 +401,18 @@ def test_cut_splits_depend_on_the_seed_and_the_patients_alone():
     assert (first == "test").sum() == 60 and (first.groupby(subjects).nunique() == 1).all()
 
 
-@pytest.mark.parametrize("collection", LABEL_MAPS)
-def test_the_page_shows_how_each_label_is_mapped(collection):
-    page = " ".join(PAGE.read_text(encoding="utf-8").split())
-    for ours in {*LABEL_MAPS[collection].values()}:
-        assert ours in page
+def test_the_page_shows_how_each_label_is_mapped():
+    page = PAGE.read_text(encoding="utf-8")
+    lines = page.split("| MIMIC-CXR-JPG | NIH")[1].splitlines()[2:16]
+    cells = {
+        name: others for name, *others in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    }
+    assert {*cells} == {*LABELS}
+    for place, collection in enumerate(("nih", "vindr", "padchest")):
+        for name in LABELS:
+            theirs = {label for label, ours in LABEL_MAPS[collection].items() if ours == name}
+            shown = cells[name][place]
+            assert bool(shown) == bool(theirs)
+            assert collection == "padchest" or {*filter(None, shown.split(", "))} == theirs  # it abbreviates
+    text = " ".join(page.split())
+    assert all(ours in text for label_map in LABEL_MAPS.values() for ours in label_map.values())

@@ -75,6 +75,7 @@ def test_label_columns_are_those_of_collection_json_or_else_those_that_look_so(t
     expected = ("Edema", "No Finding", "Pleural Effusion", "Hernia", "Hernia2")
     assert labels_of_collection(root) == expected
     assert "not used: age, sex, Mass" in caplog.text
+    assert "are used as labels: Hernia, Hernia2; if one is not a label" in caplog.text
     write_manifest(tmp_path, rows, labels=["Hernia", "Edema"])
     assert labels_of_collection(root) == ("Edema", "Hernia")
 
@@ -95,6 +96,7 @@ WRONG = {
     "file twice": ({"path": "images/000.jpg"}, "line 3: wrong path; expected one row per file"),
     "no image id": ({"image_id": ""}, "line 3: wrong image_id; expected 1 to 200 letters"),
     "other letters": ({"image_id": "ä"}, "line 3: wrong image_id; expected 1 to 200 letters"),
+    "space after it": ({"subject_id": "p000 "}, "wrong subject_id; expected 1 to 200 letters"),
     "no patient": ({"subject_id": " "}, "line 3: wrong subject_id; expected 1 to 200 letters"),
     "no path": ({"path": ""}, "line 3: wrong path; expected the path of a file"),
     "path of a chain": ({"path": "a::b"}, "line 3: wrong path; expected a path without '::'"),

@@ -1,6 +1,7 @@
 """CheXpert: train.csv with labels from reports, valid.csv and, if there, test_labels.csv by radiologists."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,8 @@ from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_split
 from cxr.importing.manifest_table import find_file
-from cxr.importing.manifest_table import find_paths
+from cxr.importing.manifest_table import find_images
+from cxr.importing.manifest_table import locate_file
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import parse_values
 from mimic_cxr_dataset.csv_files import read_csv
@@ -29,6 +31,7 @@ FACTS = Facts(
 OPTIONAL = ("Frontal/Lateral", "AP/PA")  # test_labels.csv has neither
 # The end of a path: the same in train.csv, whatever the folder above is named, and on the disk.
 PLACE = re.compile(r"(patient\d+)/(study\d+)/(view\d+_(frontal|lateral)\.\w+)$")
+COUNTS_WITHOUT_TEST = {"train and validation images": 223_414, "test images": 234, "patients": 64_740}
 WITHOUT_TEST = (
     "test_labels.csv is not there: the test split is CheXpert's valid.csv, and the validation split is cut "
     "from train.csv by patient"
@@ -38,27 +41,29 @@ WITHOUT_TEST = (
 def read(source: Path, options: Options) -> Imported:
     """Reads the tables; uncertain labels stay -1. Raises UserError."""
     tables = {"train": find_file(source, FACTS, "train.csv"), "valid": find_file(source, FACTS, "valid.csv")}
-    test = next(iter(sorted([*source.glob("test_labels.csv"), *source.glob("*/test_labels.csv")])), None)
-    files = _files_by_place(find_paths(source, FACTS))
+    test = locate_file(source, "test_labels.csv")
     splits = {"train": "train", "valid": "test" if test is None else "validation", "test": "test"}
     if test is not None:
         tables["test"] = test
-    parts = [_read_table(path, splits[name], files) for name, path in tables.items()]
-    rows, notes = only_found(pd.concat(parts, ignore_index=True), source)
+    parts = [_read_table(path, splits[name]) for name, path in tables.items()]
+    rows = pd.concat(parts, ignore_index=True)
+    rows["path"] = find_images(rows["image_id"], source, FACTS, name_of=_place)
+    rows, notes = only_found(rows, source)
+    facts = FACTS
     if test is None:
+        facts = replace(FACTS, published=COUNTS_WITHOUT_TEST)
         share = options.validation_share
         rows["split"] = cut_split(rows["split"], rows["subject_id"], "validation", share, seed=options.seed)
         notes = (*notes, WITHOUT_TEST)
-    return Imported(facts=FACTS, rows=rows, notes=notes)
+    return Imported(facts=facts, rows=rows, notes=notes)
 
 
-def _files_by_place(files: list[str]) -> dict[str, str]:
-    """Returns the path of each image by its PLACE."""
-    places = ((PLACE.search(path.replace("\\", "/")), path) for path in files)
-    return {place[0]: path for place, path in places if place}
+def _place(path: str) -> str | None:
+    found = PLACE.search(path.replace("\\", "/"))
+    return found[0] if found else None
 
 
-def _read_table(path: Path, split: str, files: dict[str, str]) -> pd.DataFrame:
+def _read_table(path: Path, split: str) -> pd.DataFrame:
     with user_errors():
         table = parse_values(path, read_csv(path, ["Path", *LABELS], optional=OPTIONAL), list(LABELS))
     places = table["Path"].map(PLACE.search)
@@ -71,7 +76,7 @@ def _read_table(path: Path, split: str, files: dict[str, str]) -> pd.DataFrame:
     patient, study, place = (places.map(lambda found, part=part: found[part]) for part in (1, 2, 0))
     is_lateral = places.map(lambda found: found[4] == "lateral")
     codes = table["AP/PA"] if "AP/PA" in table else pd.Series("", index=table.index)
-    rows = pd.DataFrame({"image_id": place, "path": place.map(files), "subject_id": patient})
+    rows = pd.DataFrame({"image_id": place, "subject_id": patient})
     rows["study_id"] = patient + "/" + study
     rows["view_position"] = codes.where(codes.isin(["AP", "PA"]), "FRONTAL").mask(is_lateral, "LATERAL")
     return rows.assign(split=split, **{name: table[name].astype("Int8") for name in LABELS})

@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.errors import UserError
 from cxr.run_folder.files import new_folder
+from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.labels import read_labels
 from mimic_cxr_dataset.manifest import COLUMNS
 from mimic_cxr_dataset.tables import read_images
@@ -49,14 +49,18 @@ class Options:
 class Imported:
     """An imported collection: `rows` has COLUMNS and a column for each label, 1, 0, -1 or blank.
 
-    `write_images` writes files into the new folder, for collections whose images are in no files; `notes` are
-    lines for the user about what was left out or decided.
+    `write_images` writes files into the new folder, for collections whose images are in no files; `view_of`
+    reads the view of a file, where the tables lack view_position. `notes` are lines for the user about what
+    was left out or decided. `of_table` has the counts of the published table,
+    where they differ because images are left out on purpose.
     """
 
     facts: Facts
     rows: pd.DataFrame
     notes: tuple[str, ...] = ()
+    of_table: dict[str, int] = field(default_factory=dict)
     write_images: Callable[[Path, pd.DataFrame], None] | None = None
+    view_of: Callable[[str], str] | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -71,7 +75,7 @@ class Imported:
 
     def differences(self) -> list[str]:
         """Returns a line for each count that is not the published one."""
-        found, published = self.counts(), self.facts.published
+        found, published = self.counts() | self.of_table, self.facts.published
         return [
             f"{name}: {found[name]:,}, published: {count:,}"
             for name, count in published.items()
@@ -144,24 +148,41 @@ def find_paths(source: Path, facts: Facts) -> list[str]:
     return found
 
 
-def find_files(source: Path, facts: Facts) -> dict[str, str]:
-    """Returns the same paths by the name of the file."""
-    return {os.path.basename(path): path for path in find_paths(source, facts)}  # noqa: PTH119
+def find_images(
+    names: pd.Series, source: Path, facts: Facts, *, name_of: Callable[[str], str | None] = os.path.basename
+) -> pd.Series:
+    """Returns the path of the image of each name, NaN without a file; `name_of` has the name of a path.
+
+    Raises UserError for two files of one name.
+    """
+    paths = pd.Series({path: name_of(path) for path in sorted(find_paths(source, facts))})
+    paths = pd.Series(paths.index, index=paths)
+    paths = paths[paths.index.isin(names)]
+    if (again := paths.index.duplicated(keep=False)).any():
+        first, second, *_ = paths[paths.index == paths.index[again][0]]
+        raise UserError(
+            f"{source}: found {first} and {second}, expected one file of each image; move one, or name a "
+            "folder that has only one of them"
+        )
+    return names.map(paths)
+
+
+def locate_file(source: Path, *names: str) -> Path | None:
+    """Returns the first of the files `names`, in `source` or one folder below; None without any."""
+    paths = (path for name in names for path in (source / name, *sorted(source.glob(f"*/{name}"))))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find_file(source: Path, facts: Facts, *names: str) -> Path:
-    """Returns the first of the files `names`, in `source` or one folder below. Raises UserError."""
-    for name in names:
-        paths = (source / name, *sorted(source.glob(f"*/{name}")))
-        if path := next((path for path in paths if path.is_file()), None):
-            return path
+    """Returns the same file. Raises UserError without any."""
+    if path := locate_file(source, *names):
+        return path
     raise lacking(source, f"no {names[0]}", facts)
 
 
 def lacking(source: Path, found: str, facts: Facts) -> UserError:
-    return UserError(
-        f"{source}: found {found}, expected {facts.layout}; download {facts.name} from {facts.address}"
-    )
+    hint = f"download {facts.name} from {facts.address}" if facts.address else "name another"
+    return UserError(f"{source}: found {found}, expected {facts.layout}; {hint}")
 
 
 def only_found(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -192,9 +213,15 @@ def write_manifest(imported: Imported, out: Path) -> None:
     with new_folder(out) as folder:
         if imported.write_images:
             imported.write_images(folder, imported.rows)
-        rows = imported.rows[[*COLUMNS, *labels]]
+        rows = imported.rows
+        if imported.view_of:
+            paths = tqdm(rows["path"], desc="reading views", unit=" image")
+            rows = rows.assign(view_position=[imported.view_of(path) for path in paths])
+        rows = rows[[*COLUMNS, *labels]]
         rows.to_csv(folder / "manifest.csv", index=False, lineterminator="\n", encoding="utf-8")
         text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
         (folder / "collection.json").write_text(text, encoding="utf-8")
-        with user_errors():
+        try:
             read_labels(folder, "", labels, images=read_images(folder))
+        except DatasetError as error:  # the temporary folder is gone when the user reads this
+            raise UserError(str(error).replace(folder.name, out.name)) from error

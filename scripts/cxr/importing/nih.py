@@ -12,7 +12,7 @@ from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_split
 from cxr.importing.manifest_table import find_file
-from cxr.importing.manifest_table import find_files
+from cxr.importing.manifest_table import find_images
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import read_csv
 
@@ -58,7 +58,7 @@ def read(source: Path, options: Options) -> Imported:
     rows = pd.DataFrame(
         {
             "image_id": table["Image Index"],
-            "path": table["Image Index"].map(find_files(source, FACTS)),
+            "path": find_images(table["Image Index"], source, FACTS),
             "subject_id": patient,
             "study_id": table["Image Index"],
             "view_position": table["View Position"],

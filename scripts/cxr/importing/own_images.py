@@ -1,5 +1,6 @@
 """Images of one's own: a folder for each class, or a table whose columns the user names."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ import pandas as pd
 from cxr.choices import LABELS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
-from cxr.errors import did_you_mean
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -20,6 +20,7 @@ from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import parse_values
 from mimic_cxr_dataset.csv_files import read_csv
 from mimic_cxr_dataset.manifest import COLUMNS
+from mimic_cxr_dataset.manifest import check_rows
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validate": "validation"}
 SPLITS |= {"validation": "validation", "test": "test"}
@@ -54,8 +55,9 @@ def read_folder(
     `subject_pattern` finds the patient in a path, in its first group; without it, each image is a patient.
     Raises UserError.
     """
-    paths = [Path(path) for path in sorted(find_paths(source.absolute(), facts))]
-    parts = [path.relative_to(source.absolute()).parts for path in paths]
+    root = Path(os.path.abspath(source))  # noqa: PTH100 - without "..", as `find_paths`
+    paths = [Path(path) for path in sorted(find_paths(root, facts))]
+    parts = [path.relative_to(root).parts for path in paths]
     kept = [place for place, one in enumerate(parts) if not _is_hidden(one)]
     paths, parts = [paths[place] for place in kept], [parts[place] for place in kept]
     depth = _depth_of_splits(source, {one[0] for one in parts})
@@ -115,22 +117,17 @@ def read_table(
     names = {name: label_name(name) for name in columns.labels}
     _check_names(source, [label_name(name) for name in columns.labels])
     named = [getattr(columns, name) for name in vars(columns) if name != "labels"]
+    named = dict.fromkeys((*filter(None, named), *columns.labels))
     with user_errors():
-        table = read_csv(source, None)
-        for name in [*filter(None, named), *columns.labels]:
-            if name not in table:
-                raise UserError(
-                    f"{source}: found no column {name!r}{did_you_mean(name, table.columns)}, expected one of "
-                    f"{', '.join(table.columns)}; name another"
-                )
+        table = read_csv(source, list(named), spans_lines=True)
         labels = parse_values(source, table[list(columns.labels)].copy(), list(columns.labels))
-    _check_ids(source, table, columns)
-    ids = table[columns.image_id] if columns.image_id else table[columns.path].map(image_id_of)
-    rows = pd.DataFrame({"path": table[columns.path], "image_id": ids})
-    rows["subject_id"] = table[columns.subject_id] if columns.subject_id else rows["image_id"]
-    rows["study_id"] = table[columns.study_id] if columns.study_id else rows["image_id"]
+    paths = table[columns.path].str.strip()
+    ids = table[columns.image_id].str.strip() if columns.image_id else paths.map(image_id_of)
+    rows = pd.DataFrame({"path": paths, "image_id": ids})
+    rows["subject_id"] = table[columns.subject_id].str.strip() if columns.subject_id else ids
+    rows["study_id"] = table[columns.study_id].str.strip() if columns.study_id else ids
     rows["view_position"] = table[columns.view_position] if columns.view_position else "FRONTAL"
-    split = pd.Series("train", index=rows.index)
+    rows["split"] = "train"
     if columns.split:
         split = table[columns.split].str.strip().str.lower()
         if (unknown := ~split.isin(list(SPLITS))).any():
@@ -138,8 +135,10 @@ def read_table(
                 f"{source}, column {columns.split}: found {split[unknown].iloc[0]!r}, expected one of "
                 f"{', '.join(SPLITS)}; correct it, or leave --split_column out"
             )
-        split = split.map(SPLITS)
-    rows["split"] = cut_missing_splits(split, rows["subject_id"], options)
+        rows["split"] = split.map(SPLITS)
+    with user_errors():
+        check_rows(source, rows)
+    rows["split"] = cut_missing_splits(rows["split"], rows["subject_id"], options)
     paths = [(images_dir / path).absolute() for path in rows["path"]]
     rows["path"] = [str(path) if path.is_file() else None for path in paths]
     rows, notes = only_found(rows.join(labels.rename(columns=names).astype("Int8")), images_dir)
@@ -155,28 +154,4 @@ def _check_names(source: Path, names: list[str]) -> None:
             raise UserError(
                 f"{source}: found {names.count(name)} columns for the label {name}, expected one, and no "
                 f"label named {', '.join(COLUMNS)}; rename a column, or leave it out of --label_columns"
-            )
-
-
-def _check_ids(source: Path, table: pd.DataFrame, columns: Columns) -> None:
-    """Raises UserError for a blank path or id, an image that is named twice, and a patient in two splits."""
-    for name in filter(None, (columns.path, columns.image_id, columns.subject_id, columns.study_id)):
-        table[name] = table[name].str.strip()
-        if (blank := table[name].isna() | (table[name] == "")).any():
-            raise UserError(
-                f"{source}, column {name}: found {blank.sum():,} blank cells, the first in row "
-                f"{blank.argmax() + 2}, expected a value in each; fill them in, or delete the rows"
-            )
-    ids = table[columns.image_id or columns.path]
-    if (again := ids.duplicated()).any():
-        raise UserError(
-            f"{source}: found the image {ids[again].iloc[0]} in two rows, expected one; delete one, or name "
-            "another column"
-        )
-    if columns.split and columns.subject_id:
-        num_splits = table.groupby(columns.subject_id)[columns.split].nunique()
-        if (num_splits > 1).any():
-            raise UserError(
-                f"{source}: found the patient {num_splits.idxmax()} in more than one split, expected one; "
-                "correct it, or leave --split_column out"
             )

@@ -13,7 +13,7 @@ from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_missing_splits
 from cxr.importing.manifest_table import find_file
-from cxr.importing.manifest_table import find_files
+from cxr.importing.manifest_table import find_images
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import read_csv
 
@@ -38,6 +38,7 @@ def read(source: Path, options: Options) -> Imported:
     terms = (
         table["Labels"].str.findall(r"'([^']*)'").map(lambda found: [one.strip().lower() for one in found])
     )
+    of_table = {"images": len(table), "patients": table["PatientID"].nunique()}
     has_labels = terms.map(lambda found: any(one not in NEUTRAL_OF_PADCHEST for one in found))
     is_used = has_labels & table["Projection"].isin(list(VIEWS))
     left_out = f"{(~is_used).sum():,} images without labels, or of a projection that is excluded or unknown"
@@ -45,7 +46,7 @@ def read(source: Path, options: Options) -> Imported:
     rows = pd.DataFrame(
         {
             "image_id": table["ImageID"],
-            "path": table["ImageID"].map(find_files(source, FACTS)),
+            "path": find_images(table["ImageID"], source, FACTS),
             "subject_id": table["PatientID"],
             "study_id": table["StudyID"],
             "view_position": table["Projection"].map(VIEWS),
@@ -54,7 +55,7 @@ def read(source: Path, options: Options) -> Imported:
     train = pd.Series("train", index=rows.index)
     rows["split"] = cut_missing_splits(train, rows["subject_id"], options)
     rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keeps_labels)), source)
-    return Imported(facts=FACTS, rows=rows, notes=(f"left out: {left_out}", *notes))
+    return Imported(facts=FACTS, rows=rows, notes=(f"left out: {left_out}", *notes), of_table=of_table)
 
 
 def _labels(terms: pd.Series, *, keeps_labels: bool) -> pd.DataFrame:

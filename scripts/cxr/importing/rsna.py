@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from cxr.data.images import user_errors
 from cxr.errors import UserError
@@ -13,9 +12,11 @@ from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_missing_splits
 from cxr.importing.manifest_table import find_file
-from cxr.importing.manifest_table import find_files
+from cxr.importing.manifest_table import find_images
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import read_csv
+from mimic_cxr_dataset.dicom import read_view
+from mimic_cxr_dataset.errors import DatasetError
 
 FACTS = Facts(
     name="RSNA Pneumonia Detection Challenge",
@@ -52,25 +53,21 @@ def read(source: Path, options: Options) -> Imported:
             "the same stage; download them again"
         )
     ids = table.index.to_series().reset_index(drop=True)
-    files = {Path(name).stem: path for name, path in find_files(source, FACTS).items()}
-    rows = pd.DataFrame({"image_id": ids, "path": ids.map(files), "subject_id": ids, "study_id": ids})
+    paths = find_images(ids, source, FACTS, name_of=lambda path: Path(path).stem)
+    rows = pd.DataFrame({"image_id": ids, "path": paths, "subject_id": ids, "study_id": ids})
     rows["split"] = cut_missing_splits(pd.Series("train", index=rows.index), ids, options)
     found = table.reset_index(drop=True)
     for label, ours in RSNA.items():
         rows[ours] = (found == label).astype("Int8")
     rows["Other Abnormality"] = rows["Other Abnormality"].mask(rows["Lung Opacity"] == 1)
     rows, notes = only_found(rows, source)
-    rows["view_position"] = [_view(path) for path in tqdm(rows["path"], desc="reading views", unit=" image")]
-    return Imported(facts=FACTS, rows=rows, notes=(*NOTES, *notes))
+    return Imported(facts=FACTS, rows=rows, notes=(*NOTES, *notes), view_of=_view)
 
 
 def _view(path: str) -> str:
-    """Returns AP or PA from the header of a DICOM file, FRONTAL if it does not say it."""
-    import pydicom  # slow to import, and needed here only
-
+    """Returns AP or PA, FRONTAL if the header does not say it. Raises UserError."""
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ViewPosition"])
-    except (OSError, pydicom.errors.InvalidDicomError) as error:
-        raise UserError(f"{path}: found no DICOM file; download it again") from error
-    view = str(header.get("ViewPosition", ""))
+        view = read_view(path)
+    except DatasetError as error:
+        raise UserError(f"{path}: {error}; download it again") from error
     return view if view in ("AP", "PA") else "FRONTAL"

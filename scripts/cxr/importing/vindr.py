@@ -4,6 +4,7 @@ A label of a training image is that of the majority. Kaggle's edition, without l
 read as well: its table has a row for each finding that a radiologist marked.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +17,9 @@ from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_missing_splits
 from cxr.importing.manifest_table import find_file
-from cxr.importing.manifest_table import find_files
+from cxr.importing.manifest_table import find_images
 from cxr.importing.manifest_table import lacking
+from cxr.importing.manifest_table import locate_file
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import parse_values
 from mimic_cxr_dataset.csv_files import read_csv
@@ -40,26 +42,26 @@ NOTE = "patients are not published: each image counts as a patient of its own"
 
 def read(source: Path, options: Options) -> Imported:
     """Reads the collection; validation is cut from its training images. Raises UserError."""
-    if any([*source.glob(TRAIN), *source.glob(f"*/{TRAIN}")]):
-        tables = {"train": _majority(find_file(source, FACTS, TRAIN))}
-        tables["test"] = _consensus(find_file(source, FACTS, TEST))
-        notes = (NOTE,)
-    elif any([*source.glob(OF_KAGGLE), *source.glob(f"*/{OF_KAGGLE}")]):
-        tables = {"train": _majority_of_boxes(find_file(source, FACTS, OF_KAGGLE))}
+    if path := locate_file(source, TRAIN):
+        tables = {"train": _majority(path), "test": _consensus(find_file(source, FACTS, TEST))}
+        facts, notes = FACTS, (NOTE,)
+    elif path := locate_file(source, OF_KAGGLE):
+        tables = {"train": _majority_of_boxes(path)}
+        facts = replace(FACTS, published={"images": 15_000})
         notes = (NOTE, "Kaggle's edition has no labels of test images: test is cut from the training images")
     else:
         raise lacking(source, f"no {TRAIN}", FACTS)
     labels = pd.concat([table.assign(split=split) for split, table in tables.items()])
     split = labels.pop("split").reset_index(drop=True)
     ids = labels.index.to_series().reset_index(drop=True)
-    files = {Path(name).stem: path for name, path in find_files(source, FACTS).items()}
-    rows = pd.DataFrame({"image_id": ids, "path": ids.map(files), "subject_id": ids, "study_id": ids})
+    paths = find_images(ids, source, FACTS, name_of=lambda path: Path(path).stem)
+    rows = pd.DataFrame({"image_id": ids, "path": paths, "subject_id": ids, "study_id": ids})
     rows = rows.assign(view_position="PA", split=cut_missing_splits(split, ids, options))
     columns = label_maps.rename(label_maps.VINDR, keeps_labels=options.keeps_labels)
     columns = {label: ours for label, ours in columns.items() if label in labels}
     labels = label_maps.join_columns(labels, columns).reset_index(drop=True).astype("Int8")
     rows, lost = only_found(rows.join(labels), source)
-    return Imported(facts=FACTS, rows=rows, notes=(*notes, *lost))
+    return Imported(facts=facts, rows=rows, notes=(*notes, *lost))
 
 
 def _majority(path: Path) -> pd.DataFrame:
