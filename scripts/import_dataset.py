@@ -3,7 +3,7 @@
     # PneumoniaMNIST: one file of 4 MB, in seconds.
     python scripts/import_dataset.py medmnist pneumoniamnist.npz data/pneumoniamnist
 
-    # NIH ChestX-ray14, and a small subset of it: half pneumonia, half normal.
+    # NIH ChestX-ray14, and a small subset of it: about half pneumonia, half normal.
     python scripts/import_dataset.py nih /data/ChestXray-NIHCC data/nih
     python scripts/import_dataset.py nih /data/ChestXray-NIHCC data/small --max_images 600 --balance Pneumonia
 
@@ -81,7 +81,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--balance",
         metavar="LABEL",
-        help="keep only images with this label, and as many of No Finding, such as Pneumonia",
+        help="keep only images with this label, such as Pneumonia, and in each split as many of No Finding",
     )
     number(
         parser,
