@@ -48,7 +48,15 @@ PUBLISHED = {
     "rsna": rsna.read,
     "padchest": padchest.read,
 }
-OWN = ("folder", "table")
+# Collections of one's own -> the flags that only these have; both have also those in NAMING.
+OWN = {
+    "folder": ("view", "subject_pattern"),
+    "table": (
+        *("images_dir", "path_column", "label_columns"),
+        *("image_column", "subject_column", "study_column", "view_column", "split_column"),
+    ),
+}
+NAMING = ("name", "license", "citation")
 JOINED = ("nih", "medmnist", "vindr", "padchest")  # some of their labels are joined to one of ours
 FACTS = {
     "nih": nih.FACTS,
@@ -154,11 +162,8 @@ def regular_expression(text: str) -> re.Pattern:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.collection == "table" and not args.label_columns:
         parser.error("table: found no --label_columns, expected the names of the columns with labels")
-    own = {"folder": ("view", "subject_pattern"), "table": ("images_dir", "path_column", "label_columns")}
-    own["table"] += tuple(f"{name}_column" for name in ("image", "subject", "study", "view", "split"))
-    both = ("name", "license", "citation")
-    for name in (*both, *own["folder"], *own["table"]):
-        for_it = [kind for kind, flags in own.items() if name in (*both, *flags)]
+    for name in (*NAMING, *OWN["folder"], *OWN["table"]):
+        for_it = [kind for kind, flags in OWN.items() if name in (*NAMING, *flags)]
         if args.collection not in for_it and getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name} is for {' and '.join(for_it)}, not for {args.collection}; leave it out")
     if args.keep_labels and args.collection not in JOINED:

@@ -53,6 +53,15 @@ def test_what_is_the_same_for_all_is_said_once(tmp_path):
     assert expected.items() <= common.items()
 
 
+def test_flags_of_an_augmentation_are_said_only_where_it_is_used(tmp_path):
+    flags = SETTINGS | {"randaugment": "rand-m6-mstd0.5-inc1", "crop_scale": [0.5, 1.0]}
+    write_run(tmp_path / "a", flags=flags, **MEASURED, augmentation="mae")
+    write_run(tmp_path / "b", flags=flags, **MEASURED, augmentation="classic")
+    _, (table,) = facts_of(tmp_path)
+    found = {row["augmentation"] for row in table}
+    assert found == {"mae, rand-m6-mstd0.5-inc1, crop 0.5 to 1", "classic"} and "randaugment" not in table[0]
+
+
 def test_what_differs_between_models_and_between_rows_stands_in_tables(tmp_path):
     large = {"model": "resnet-50", "num_parameters": 23_500_000}
     write_run(tmp_path / "a", flags=SETTINGS | {"max_grad_norm": 1.0}, **MEASURED)

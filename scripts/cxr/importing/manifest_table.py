@@ -51,8 +51,8 @@ class Imported:
 
     `write_images` writes files into the new folder, for collections whose images are in no files; `view_of`
     reads the view of a file, where the tables lack view_position. `notes` are lines for the user about what
-    was left out or decided. `of_table` has the counts of the published table,
-    where they differ because images are left out on purpose.
+    was left out or decided. `of_table` has the counts of the published table, where images are left out on
+    purpose.
     """
 
     facts: Facts

@@ -35,7 +35,15 @@ SAID_BY_FACTS = FREE_TO_CHANGE | {
     *FINE_TUNING,
     *("seed", "dataset_config_name", "labeler", "view", "uncertain", "blank", "findings"),
     *("evaluation_level", "max_train_samples", "image_size"),
-    *("augmentation", "mask_ratio", "random_erasing_prob", "train_last_layer_only", "weight_decay"),
+    *(
+        "augmentation",
+        "randaugment",
+        "crop_scale",
+        "mask_ratio",
+        "random_erasing_prob",
+        "train_last_layer_only",
+        "weight_decay",
+    ),
     *("num_train_epochs", "max_train_steps", "learning_rate", "base_learning_rate"),
     *(
         "lr_scheduler_type",
@@ -135,6 +143,17 @@ def schedule(run: Run) -> str:
     return ", ".join(said)
 
 
+def augmentation(run: Run) -> str:
+    """Returns the name; of `mae` also its two flags, which no other augmentation uses."""
+    name, flags = run.results.augmentation, run.args.flags
+    said = [name]
+    if name == "mae" and flags.get("randaugment"):
+        said.append(flags["randaugment"])
+    if name == "mae" and flags.get("crop_scale"):
+        said.append("crop {:g} to {:g}".format(*flags["crop_scale"]))
+    return ", ".join(said)
+
+
 def masking(run: Run) -> str:
     shares = {
         "of the patches": run.results.mask_ratio,
@@ -205,7 +224,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "recipe": lambda run: run.results.recipe,
     "parameters": parameters,
     "configuration": configuration,
-    "augmentation": lambda run: run.results.augmentation,
+    "augmentation": augmentation,
     "masking": masking,
     "image size": image_size,
     "trained layers": lambda run: "last layer only" if run.results.train_last_layer_only else "all",
