@@ -236,6 +236,8 @@ def test_models_of_several_findings_are_compared_finding_by_finding_too(world, m
     of_model = {one.model.rpartition("/")[2]: one for one in results.evaluations}
     counted = set(of_model["several"].findings) - set(of_model["several"].left_out)
     found = results.differences_by_finding
+    (of_mean,) = results.differences
+    assert sorted(of_mean.findings) == sorted(name for one in found for name in one.findings)
     assert sorted(one.findings[0] for one in found) == sorted(counted) and counted
     for one in found:
         first, second = (

@@ -212,7 +212,7 @@ def compare_scores(test: OneFinding, reference: OneFinding, *, name: str) -> Shi
 
 
 def common_findings(first: Scores, second: Scores) -> list[str] | str:
-    """Returns the findings on which two models can be compared, or why there is none."""
+    """Returns the findings on which two models can be compared, those of a mean, or why there is none."""
     if first.is_multi_label != second.is_multi_label or (
         not first.is_multi_label and first.names != second.names
     ):
@@ -226,7 +226,11 @@ def common_findings(first: Scores, second: Scores) -> list[str] | str:
     if not common:
         return "they have no finding in common"
     labels = [of_findings(one, common).labels for one in (first, second)]
-    return common if np.array_equal(*labels) else "their label rules give different labels"
+    if not np.array_equal(*labels):
+        return "their label rules give different labels"
+    without = findings.left_out(labels[0], common)
+    counted = [name for name in common if name not in without]
+    return counted or f"no finding has {findings.MIN_POSITIVES} positive labels and a negative one"
 
 
 def resampled_auroc(scores: Scores, common: list[str]) -> np.ndarray:
@@ -251,7 +255,7 @@ def compare_models(data: str, first: tuple[str, Scores], second: tuple[str, Scor
 def compare_findings(
     data: str, first: tuple[str, Scores], second: tuple[str, Scores]
 ) -> list[ModelDifference]:
-    """Tests two models of several findings on each one that counts in their mean; [] for any others."""
+    """Tests two models of several findings on each one that is in their mean; [] for models of one label."""
     common = common_findings(first[1], second[1])
     if isinstance(common, str) or not first[1].is_multi_label:
         return []
