@@ -1,28 +1,18 @@
 """The run folder: whole files or none, and nothing that was there is lost."""
 
-import errno
 import os
-import socket
 import stat
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from cxr.run_folder import files
-from cxr.run_folder import lock as lock_module
 from cxr.run_folder.files import new_folder
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import remove_folder
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
-from cxr.run_folder.lock import LOCK_FILE
-from cxr.run_folder.lock import OWNER_FILE
-from cxr.run_folder.lock import claim_output_dir
-from cxr.run_folder.lock import is_in_use
-from cxr.run_folder.lock import lock_folder
 from cxr.run_folder.lock import remove_leftovers
 from cxr.run_folder.record import BAD_STEPS_FILE
 from cxr.run_folder.record import Epoch
@@ -117,31 +107,6 @@ def test_folder_that_is_being_removed_has_lost_its_name(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_output_folder_is_made_with_its_parents(tmp_path):
-    claim_output_dir(tmp_path / "runs" / "a", resume=False)
-    claim_output_dir(tmp_path / "runs" / "a", resume=False)  # empty: still free
-    assert names(tmp_path / "runs") == ["a"]
-
-
-def test_output_folder_with_something_in_it_is_refused_unless_the_run_continues_it(tmp_path):
-    (tmp_path / "args.json").write_text("{}", encoding="utf-8")
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(
-        ValueError, match=r"has an unfinished run, .* continue that run with --resume_from_checkpoint latest"
-    ):
-        claim_output_dir(tmp_path, resume=False)
-    claim_output_dir(tmp_path, resume=True)
-    assert (tmp_path / "args.json").read_text(encoding="utf-8") == "{}"
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_file_in_place_of_the_output_folder_is_refused(tmp_path, resume):
-    (tmp_path / "a").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="is a file, expected a folder"):
-        claim_output_dir(tmp_path / "a", resume=resume)
-    assert (tmp_path / "a").read_text(encoding="utf-8") == "mine"
-
-
 def test_images_of_bad_steps_are_private(tmp_path):
     record = RunRecord(tmp_path, enabled=True)
     record.append_bad_step(3, ["a", "b"])
@@ -217,92 +182,6 @@ def test_json_that_no_run_wrote_is_refused_with_its_name(tmp_path, text, found):
     (tmp_path / "results.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"results\.json: found {found}.*that a run wrote; restore it"):
         read_json(tmp_path / "results.json")
-
-
-def test_locked_folder_is_in_use_and_refused_to_others_with_its_holder_until_it_is_released(tmp_path):
-    assert not is_in_use(tmp_path / "absent")
-    assert not is_in_use(tmp_path) and names(tmp_path) == []  # asking does not take it
-    lock = lock_folder(tmp_path)
-    assert is_in_use(tmp_path) and is_in_use(tmp_path)
-    holder = rf"\(pid {os.getpid()} on {socket.gethostname()} since 20.*remove .*\.lock"
-    with pytest.raises(ValueError, match=holder):
-        lock_folder(tmp_path)
-    lock.release()
-    assert not is_in_use(tmp_path)
-    lock_folder(tmp_path).release()
-
-
-def test_lock_that_a_dead_run_seems_to_hold_is_waited_for_and_explained(tmp_path, monkeypatch):
-    """As where a process that it started still lives; flock is held by all that inherited it."""
-    monkeypatch.setattr(lock_module, "ORPHANS_SECONDS", 2)
-    lock = lock_folder(tmp_path)
-    owner = read_json(tmp_path / OWNER_FILE)
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    write_json(tmp_path / OWNER_FILE, {**owner, "pid": process.pid})
-    began = time.monotonic()
-    with pytest.raises(ValueError, match="if you are sure that the run has ended, remove"):
-        lock_folder(tmp_path)
-    assert time.monotonic() - began >= 2
-    (tmp_path / LOCK_FILE).unlink()  # what the message says
-    lock_folder(tmp_path).release()
-    lock.release()
-
-
-def test_leftovers_of_a_killed_run_go_and_what_it_was_replacing_comes_back(tmp_path):
-    for name in (".model.old", ".model.tmp", "checkpoints/step_2", "checkpoints/.step_2.old", ".mine.old"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "file").write_text(name, encoding="utf-8")
-    for name in (".results.json.12.tmp", ".lock", ".hidden", "args.json", ".mine.tmp", ".bashrc.old"):
-        (tmp_path / name).write_text("", encoding="utf-8")
-    remove_leftovers(tmp_path)
-    mine = {".mine.old", ".mine.tmp", ".bashrc.old", ".hidden"}  # a user's own
-    assert set(names(tmp_path)) == {".lock", "args.json", "checkpoints", "model"} | mine
-    assert (tmp_path / "model" / "file").read_text(encoding="utf-8") == ".model.old"
-    assert names(tmp_path / "checkpoints") == ["step_2"]
-
-
-def test_run_that_was_killed_at_its_start_can_be_resumed_but_a_folder_that_is_no_run_cannot(tmp_path):
-    for name in (".lock", ".owner.json", "train.log", ".args.json.123.tmp"):
-        (tmp_path / name).touch()
-    claim_output_dir(tmp_path, resume=True).release()
-    assert names(tmp_path) == [".lock", ".owner.json", "train.log"]
-    (tmp_path / "plan.json").write_text("{}", encoding="utf-8")  # a study's
-    with pytest.raises(ValueError, match="--resume_from_checkpoint: found no run in"):
-        claim_output_dir(tmp_path, resume=True)
-
-
-@pytest.mark.parametrize("pid", [None, 10**30, "x", -1, 2.5])
-def test_edited_owner_of_a_lock_is_still_one_line(pid, tmp_path):
-    lock = lock_folder(tmp_path)
-    owner = read_json(tmp_path / OWNER_FILE)
-    write_json(tmp_path / OWNER_FILE, {**owner, "pid": pid})
-    with pytest.raises(ValueError, match="another run is writing to it"):
-        lock_folder(tmp_path)
-    lock.release()
-
-
-def test_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ValueError, match=r"cannot write there.*Read-only file system.*choose another"):
-        claim_output_dir(tmp_path / "run", resume=False)
-
-
-def test_lock_of_a_killed_process_is_free(tmp_path):
-    code = (
-        f"import sys, time; sys.path.insert(0, {str(Path(files.__file__).parents[2])!r});"
-        "from cxr.run_folder import lock; from pathlib import Path;"
-        f"held = lock.lock_folder(Path({str(tmp_path)!r})); print('locked', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "locked\n"
-        assert is_in_use(tmp_path)
-        process.kill()
-        process.wait()
-    assert not is_in_use(tmp_path)
 
 
 def test_same_flags_are_unchanged_and_others_of_the_run_do_not_matter(tmp_path):

@@ -78,7 +78,7 @@ def test_results_have_every_metric_of_both_splits(vit_run):
 
 
 def test_run_folder_has_every_record_and_picture(vit_run):
-    names = {path.name for path in vit_run.iterdir()} - {".lock", ".owner.json"}
+    names = {path.name for path in vit_run.iterdir()} - {".lock", ".claims"}
     records = {
         "README.md",
         "args.json",

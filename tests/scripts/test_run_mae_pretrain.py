@@ -44,7 +44,7 @@ def test_results_have_the_losses_the_speed_and_what_was_trained_on(finished_run)
 
 def test_run_folder_has_every_record_and_picture(finished_run):
     output_dir, _ = finished_run
-    names = {path.name for path in output_dir.iterdir()} - {".lock", ".owner.json"}
+    names = {path.name for path in output_dir.iterdir()} - {".lock", ".claims"}
     expected = {
         "README.md",
         "args.json",

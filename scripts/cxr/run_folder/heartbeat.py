@@ -13,21 +13,27 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cxr.run_folder.files import write_json
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0  # longer than NFS may show an old file, which is a minute
+RELEASED = "released"  # in place of a heartbeat
 
 
 class Claim:
     """A claim that this process holds; a thread renews it until it is released or lost."""
 
-    def __init__(self, path: Path, content: dict[str, str], *, beat: float):
+    def __init__(
+        self, path: Path, content: dict[str, str | int], *, beat: float, on_lost: Callable[[], None] | None
+    ):
         self.path = path
         self.content = content
         self.lost = False  # another process took over, because this one seemed dead
+        self.on_lost = on_lost
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, args=(beat,), daemon=True)
         self._thread.start()
@@ -38,15 +44,28 @@ class Claim:
                 name, number = split(self.path.name)
                 if highest(self.path.parent).get(name, 0) > number:
                     self.lost = True
-                    return
+                    break
                 write_json(self.path, self.content | {"beat": secrets.token_hex(8)})
+        if self.lost and self.on_lost:
+            self.on_lost()
 
     def release(self) -> None:
+        if self.content["pid"] != os.getpid():  # a copy in a process that was forked
+            return
         self._end.set()
         self._thread.join()
         if not self.lost:
             with contextlib.suppress(OSError):  # the work is done; others wait until the claim is stale
-                write_json(self.path, self.content | {"beat": "released"})
+                write_json(self.path, self.content | {"beat": RELEASED})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a process has seen of the claim of another one."""
+
+    content: bytes
+    since: float  # by time.monotonic()
+    has_changed: bool  # since the first look: its holder lives
 
 
 class Claims:
@@ -56,20 +75,21 @@ class Claims:
         self.folder = folder
         self.beat = beat
         self.stale = stale
-        self.seen: dict[Path, tuple[bytes, float]] = {}  # the content of a claim, and since when it is that
-        folder.mkdir(parents=True, exist_ok=True)
+        self.seen: dict[Path, Seen] = {}
 
-    def take(self, name: str, *, owner: str = "") -> Claim | None:
+    def take(self, name: str, *, owner: str = "", on_lost: Callable[[], None] | None = None) -> Claim | None:
         """Returns a claim on `name`, None while another process holds it.
 
         `owner` names a holder of which only one lives, such as a job: its old claim is taken over at once.
+        `on_lost` is called in a thread if another process takes this claim over.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         number = highest(self.folder).get(name, 0)
         if number and not self._is_free(self.folder / f"{name}.{number}", owner):
             return None
         path = self.folder / f"{name}.{number + 1}"
-        where = f"{socket.gethostname()}, pid {os.getpid()}"
-        content = {"where": where, "owner": owner, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        content: dict[str, str | int] = {"pid": os.getpid(), "host": socket.gethostname(), "owner": owner}
+        content["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
             with path.open("x", encoding="utf-8") as file:
                 json.dump(content, file)
@@ -80,7 +100,30 @@ class Claims:
             return None
         for old in range(max(1, number - 1), number + 1):
             (self.folder / f"{name}.{old}").unlink(missing_ok=True)
-        return Claim(path, content, beat=self.beat)
+        return Claim(path, content, beat=self.beat, on_lost=on_lost)
+
+    def last(self, name: str) -> Path | None:
+        """Returns the file of the last claim on `name`, None if there never was one."""
+        number = highest(self.folder).get(name)
+        return number and self.folder / f"{name}.{number}"
+
+    def is_taken(self, name: str, *, owner: str = "") -> bool:
+        """Returns whether `take` would find a holder; creates nothing."""
+        path = self.last(name)
+        return path is not None and not self._is_free(path, owner)
+
+    def holder(self, name: str) -> dict[str, str | int]:
+        """Returns the last claim on `name`: pid, host, owner and since; {} if there is none."""
+        path = self.last(name)
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(path.read_bytes()) if path else {}
+            return content if isinstance(content, dict) else {}
+        return {}
+
+    def has_beaten(self, name: str) -> bool:
+        """Returns whether the last claim has changed since this process first looked at it."""
+        seen = self.seen.get(self.last(name))
+        return seen is not None and seen.has_changed
 
     def _is_free(self, path: Path, owner: str) -> bool:
         """Returns whether a claim was released, is an earlier one of `owner`, or has no heartbeat."""
@@ -88,13 +131,15 @@ class Claims:
             found = path.read_bytes()
         except FileNotFoundError:  # just replaced by one of a higher number
             return False
-        if found != self.seen.get(path, (None, 0.0))[0]:
-            self.seen[path] = found, time.monotonic()
+        before = self.seen.get(path)
+        if before is None or found != before.content:
+            has_changed = before is not None
+            self.seen[path] = Seen(content=found, since=time.monotonic(), has_changed=has_changed)
         with contextlib.suppress(ValueError):  # a claim that is just being written
             content = json.loads(found)
-            if content.get("beat") == "released" or (owner and content["owner"] == owner):
+            if content.get("beat") == RELEASED or (owner and content["owner"] == owner):
                 return True
-        return time.monotonic() - self.seen[path][1] > self.stale
+        return time.monotonic() - self.seen[path].since > self.stale
 
 
 def split(file_name: str) -> tuple[str, int]:
@@ -104,9 +149,9 @@ def split(file_name: str) -> tuple[str, int]:
 
 
 def highest(folder: Path) -> dict[str, int]:
-    """Returns the number of the last claim on each name."""
+    """Returns the number of the last claim on each name, {} if the folder is absent."""
     found: dict[str, int] = {}
-    for file_name in (path.name for path in folder.iterdir()):
+    for file_name in (path.name for path in folder.glob("*")):
         if re.fullmatch(r"[^.].*\.\d+", file_name):  # not a temporary file
             name, number = split(file_name)
             found[name] = max(number, found.get(name, 0))

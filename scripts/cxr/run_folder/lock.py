@@ -1,12 +1,20 @@
-"""Allows one run at a time in a run folder, by a lock, and removes the leftovers of a killed run."""
+"""Allows one run at a time in a run folder, by a lock, and removes the leftovers of a killed run.
 
-import contextlib
+A lock is two things. The file lock counts on this machine, and the operating system frees it when its holder
+ends in any way. On a disk that several machines share, a file lock may not work, or not count for the others:
+they see a claim with a heartbeat (`heartbeat.py`).
+"""
+
+import errno
+import functools
 import logging
 import os
 import re
 import shutil
 import socket
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,14 +22,68 @@ from filelock import FileLock
 from filelock import Timeout
 
 from cxr.errors import UserError
-from cxr.run_folder.files import read_json
-from cxr.run_folder.files import write_json
+from cxr.run_folder.heartbeat import Claim
+from cxr.run_folder.heartbeat import Claims
+
+logger = logging.getLogger("cxr")
 
 LOCK_FILE = ".lock"
-OWNER_FILE = ".owner.json"  # the process that holds the lock, or held it last
+CLAIMS_DIR = ".claims"
+THE_FOLDER = "folder"  # the name of the claim on all of a folder
+NO_FILE_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # as on some NFS
 # Names of temporary files (with the process id) and folders (without).
 LEFTOVERS = re.compile(r"\.(?:[\w.-]+\.(?:csv|json|jsonl|md|png)\.\d+\.tmp|(?:model|step_\d+)\.(?:tmp|old))")
 ORPHANS_SECONDS = 20  # how long the workers of a killed run may take to end
+
+
+class Lock:
+    """A file lock, where the disk has them, and a claim: held until `release`, or while this object lives."""
+
+    def __init__(self, file_lock: FileLock | None, claim: Claim):
+        self.claim = claim
+        self.release = weakref.finalize(self, _release, file_lock, claim)
+
+
+def _release(file_lock: FileLock | None, claim: Claim) -> None:
+    claim.release()  # first, so that the next holder of the file lock finds it released
+    if file_lock:
+        file_lock.release()
+
+
+def hold(file: Path, claims: Claims, name: str, *, on_lost: Callable[[], None] | None = None) -> Lock | None:
+    """Returns a lock on `name`, whose file lock is `file`; None while another process holds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file_lock = _lock_file(file)
+    except Timeout:
+        return None
+    # Who has the file lock knows that the last holder on this machine has ended.
+    claim = claims.take(name, owner=socket.gethostname() if file_lock else "", on_lost=on_lost)
+    if claim is None and file_lock:
+        file_lock.release()
+    return claim and Lock(file_lock, claim)
+
+
+def _lock_file(file: Path) -> FileLock | None:
+    """Returns the file lock, None where the disk has none. Raises Timeout if another process has it."""
+    file_lock = FileLock(file, blocking=False, fallback_to_soft=False)
+    try:
+        file_lock.acquire()
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in NO_FILE_LOCKS:
+            raise
+        return None
+    return file_lock
+
+
+@functools.cache
+def _claims_in(folder: Path) -> Claims:
+    return Claims(folder)
+
+
+def claims_on(output_dir: Path) -> Claims:
+    """Returns the claims on a folder, the same each time: a heartbeat is seen only by looking repeatedly."""
+    return _claims_in(output_dir.absolute() / CLAIMS_DIR)
 
 
 def remove_leftovers(output_dir: Path) -> None:
@@ -39,8 +101,10 @@ def remove_leftovers(output_dir: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
+def claim_output_dir(output_dir: Path, *, resume: bool) -> Lock:
     """Makes `output_dir` and returns a lock that keeps other runs out of it while this process lives.
+
+    If another machine takes the folder over, because this process was silent for too long, this process ends.
 
     Raises UserError, and leaves the folder unchanged, if it is not empty and not to be resumed, or has no run
     to resume. The files of a run that ended before its first step do not count and are removed.
@@ -50,12 +114,13 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     was_there, was_run = output_dir.is_dir(), (output_dir / LOCK_FILE).is_file()
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(output_dir)  # before looking inside, so that the content cannot change
+        # Before looking inside, so that the content cannot change.
+        lock = _acquire(output_dir, on_lost=functools.partial(_stop_writing, output_dir))
     except OSError as error:
         raise UserError(
             f"--output_dir {output_dir}: cannot write there ({error.strerror}); choose another folder"
         ) from error
-    found = {path.name for path in output_dir.iterdir()} - {LOCK_FILE, OWNER_FILE}
+    found = {path.name for path in output_dir.iterdir()} - {LOCK_FILE, CLAIMS_DIR}
     found = {name for name in found if not LEFTOVERS.fullmatch(name)}
     # A run that was killed at its start may have left only its lock.
     is_run = "args.json" in found or (was_run and not found - {"train.log"})
@@ -71,7 +136,6 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> FileLock:
     if refusal:
         _give_back(output_dir, lock, was_run=was_run, was_there=was_there)
         raise UserError(refusal)
-    _note_owner(output_dir)
     remove_leftovers(output_dir)
     if not resume:
         for name in found:
@@ -91,16 +155,17 @@ def _describe(found: set[str]) -> str:
     return "is not empty, expected a new or empty folder; choose another folder"
 
 
-def _give_back(output_dir: Path, lock: FileLock, *, was_run: bool, was_there: bool) -> None:
+def _give_back(output_dir: Path, lock: Lock, *, was_run: bool, was_there: bool) -> None:
     """Releases the lock and removes what claiming the folder created."""
     lock.release()
     if not was_run:
         (output_dir / LOCK_FILE).unlink(missing_ok=True)
+        shutil.rmtree(output_dir / CLAIMS_DIR)
     if not was_there:
         output_dir.rmdir()
 
 
-def abandon(output_dir: Path, lock: FileLock, *, was_there: bool) -> None:
+def abandon(output_dir: Path, lock: Lock, *, was_there: bool) -> None:
     """Removes the folder of a run that ended before its first step, or empties it if it existed before."""
     for handler in logging.getLogger().handlers:
         handler.close()  # Windows cannot remove an open train.log
@@ -111,50 +176,77 @@ def abandon(output_dir: Path, lock: FileLock, *, was_there: bool) -> None:
         output_dir.rmdir()
 
 
-def lock_folder(output_dir: Path) -> FileLock:
-    """Returns a lock, held as long as the object lives. Raises UserError if another process holds it."""
-    lock = _acquire(output_dir)
-    _note_owner(output_dir)
-    return lock
+def lock_folder(output_dir: Path, *, patience: float = 0) -> Lock:
+    """Returns a lock. Raises UserError if another process still holds it after `patience` seconds."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return _acquire(output_dir)
+        except UserError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(0.2)
 
 
-def _note_owner(output_dir: Path) -> None:
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-    write_json(output_dir / OWNER_FILE, owner)
+def _stop_writing(output_dir: Path) -> None:
+    logger.error("%s: another machine took this run over, because this one was silent; ending", output_dir)
+    os._exit(1)  # at once: what this process wrote now would be mixed with the files of the other run
 
 
-def _acquire(output_dir: Path) -> FileLock:
-    """Returns the lock, after waiting for the workers of a dead holder.
+def _acquire(output_dir: Path, *, on_lost: Callable[[], None] | None = None) -> Lock:
+    """Returns the lock, after waiting for the workers of a dead holder, or for a heartbeat elsewhere.
 
-    The operating system frees a lock when its holder ends in any way. With filelock 3, the holder's worker
-    processes keep it until they end, seconds later.
+    Worker processes may keep the file lock of their dead parent until they end, seconds later. A claim of
+    another machine is free when it has had no heartbeat for a while.
     """
-    lock = FileLock(output_dir / LOCK_FILE, blocking=False)
-    for _ in range(ORPHANS_SECONDS):
-        with contextlib.suppress(Timeout):
-            lock.acquire()
-            return lock
-        owner = read_json(output_dir / OWNER_FILE)
-        here = owner.get("host") == socket.gethostname()
-        pid = owner.get("pid")
-        if not here or type(pid) is not int or not 0 < pid < 2**31 or psutil.pid_exists(pid):
+    claims, waited, is_said = claims_on(output_dir), 0, False
+    while (lock := hold(output_dir / LOCK_FILE, claims, THE_FOLDER, on_lost=on_lost)) is None:
+        holder = claims.holder(THE_FOLDER)
+        if claims.has_beaten(THE_FOLDER):
             break
+        if _is_locked_here(output_dir / LOCK_FILE):
+            if waited >= ORPHANS_SECONDS or not is_dead_process(holder):
+                break
+            waited += 1
+        elif not is_said:
+            is_said = True
+            logger.warning(
+                "%s: %s held it; waiting for a sign of life, at most %.0f s",
+                *(output_dir, describe_holder(holder), claims.stale),
+            )
         time.sleep(1)
-    who = "pid {pid} on {host} since {since}".format_map({"pid": "?", "host": "?", "since": "?", **owner})
+    if lock:
+        return lock
     raise UserError(
-        f"--output_dir {output_dir}: another run is writing to it ({who}); wait for it, or choose another "
-        f"folder; if you are sure that the run has ended, remove {output_dir / LOCK_FILE}"
+        f"--output_dir {output_dir}: another run is writing to it ({describe_holder(holder)}); wait for it, "
+        f"or choose another folder; if you are sure that the run has ended, remove {output_dir / LOCK_FILE}"
     )
 
 
+def is_dead_process(holder: dict[str, str | int]) -> bool:
+    """Returns whether the holder was a process of this machine that has ended."""
+    pid = holder.get("pid")
+    here = holder.get("host") == socket.gethostname()
+    return here and type(pid) is int and 0 < pid < 2**31 and not psutil.pid_exists(pid)
+
+
+def describe_holder(holder: dict[str, str | int]) -> str:
+    return "pid {pid} on {host} since {since}".format_map({"pid": "?", "host": "?", "since": "?", **holder})
+
+
 def is_in_use(output_dir: Path) -> bool:
-    if not (output_dir / LOCK_FILE).exists():
+    """Returns whether a run holds the folder; of one on another machine, only its silence shows its end."""
+    claims, here = claims_on(output_dir), socket.gethostname()
+    if not claims.is_taken(THE_FOLDER):  # the file lock is not touched: a run may just be starting
         return False
-    lock = FileLock(output_dir / LOCK_FILE, blocking=False)
+    return _is_locked_here(output_dir / LOCK_FILE) or claims.is_taken(THE_FOLDER, owner=here)
+
+
+def _is_locked_here(file: Path) -> bool:
     try:
-        lock.acquire()
+        file_lock = _lock_file(file)
     except Timeout:
         return True
-    lock.release()
+    if file_lock:
+        file_lock.release()
     return False

@@ -9,7 +9,6 @@ from typing import Annotated
 from typing import Any
 from typing import Literal
 
-from filelock import FileLock
 from pydantic import Field
 from pydantic import model_validator
 from typing_extensions import Self
@@ -27,6 +26,7 @@ from cxr.run_folder.fields import Share
 from cxr.run_folder.fields import Word
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
+from cxr.run_folder.lock import Lock
 from cxr.run_folder.measured import AgainstRadiologist
 from cxr.run_folder.measured import EitherMeasured
 
@@ -275,7 +275,7 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], *, where: Path)
 class RunRecord:
     """Writes the records of one run; `enabled` is false on all processes except the main one."""
 
-    def __init__(self, output_dir: Path, *, enabled: bool, lock: FileLock | None = None):
+    def __init__(self, output_dir: Path, *, enabled: bool, lock: Lock | None = None):
         self.output_dir = output_dir
         self.enabled = enabled
         self.lock = lock  # held as long as this object lives

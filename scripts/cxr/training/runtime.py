@@ -21,7 +21,6 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed
-from filelock import FileLock
 from torch import distributed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -30,6 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.errors import undo_on_user_error
+from cxr.run_folder.lock import Lock
 from cxr.run_folder.lock import abandon
 from cxr.run_folder.lock import claim_output_dir
 from cxr.run_folder.privacy import MaskingFormatter
@@ -215,7 +215,7 @@ def log_epoch(accelerator: Accelerator, record: dict[str, float | int | None]) -
 
 def _agree_on_output_dir(
     accelerator: Accelerator, args: argparse.Namespace, default_output_dir: str
-) -> tuple[Path, FileLock | None]:
+) -> tuple[Path, Lock | None]:
     """Claims the run folder on the main process; returns the folder and, on the main process, its lock."""
     locks = []
 
