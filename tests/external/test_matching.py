@@ -67,6 +67,15 @@ def test_labels_of_a_manifest_have_no_labeler_and_other_findings_count(tmp_path,
     assert not any("labeler" in note for note in found.notes)
 
 
+def test_model_of_a_manifest_has_no_labeler_of_its_own_which_is_said(tmp_path, sample_root):
+    own = {"uncertain": "exclude", "blank": "negative"}
+    found = match(subject_of(tmp_path / "model", trained_labels=own), sample_root, OWN)
+    said = "trained on labels of a manifest, which has no labeler: measured with labeler negbio."
+    assert found.rule.uncertain == "exclude" and any(said in note for note in found.notes)
+    found = match(subject_of(tmp_path / "null", trained_labels=own | {"labeler": None}), sample_root, OWN)
+    assert any(said in note for note in found.notes)
+
+
 def test_flag_without_effect_is_said(tmp_path, collection):
     collection("No Finding", "Tuberculosis")
     found = match(subject_of(tmp_path / "model"), tmp_path, OWN | {"labeler": "chexpert", "blank": "exclude"})

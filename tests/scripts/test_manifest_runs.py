@@ -6,6 +6,8 @@ import describe_dataset
 import pytest
 import run_classification
 import run_mae_pretrain
+from cxr.cli import pretraining
+from cxr.cli import probing
 from cxr.cli.classification import parse_args
 from cxr.data.images import load_images
 from cxr.errors import UserError
@@ -61,6 +63,20 @@ def test_labeler_has_no_effect_and_an_unknown_finding_is_refused(root, caplog, c
     assert "found 'Hernja', expected a finding (did you mean 'Hernia'?)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("labels", "found"), [(["No Finding"], "only No Finding"), ([], "no label")])
+def test_task_finding_is_refused_where_no_image_can_be_positive(labels, found, tmp_path, capsys):
+    write_manifest(tmp_path, manifest_rows(4), labels=labels)
+    data = ["--data_dir", str(tmp_path)]
+    for parse, model in ((parse_args, []), (probing.parse_args, ["some/model"])):
+        with pytest.raises(SystemExit):
+            parse([*model, *data])
+        error = capsys.readouterr().err
+        assert f"--dataset_config_name finding: found {found} in" in error and error.count("\n") == 1
+    pretraining.parse_args(data)  # which needs no labels
+    if labels:
+        parse_args([*data, "--dataset_config_name", "findings"])
+
+
 def test_damaged_collection_json_is_refused_when_flags_are_parsed(root, tmp_path, capsys):
     write_manifest(tmp_path, manifest_rows(4), labels="Edema")
     with pytest.raises(SystemExit):
@@ -88,3 +104,4 @@ def test_training_scripts_record_the_collection_and_the_card_cites_it(root, tmp_
     assert "each of 4 labels how probable it is: Edema, No Finding, Pleural Effusion, Hernia." in card
     config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
     assert list(config["id2label"].values()) == origin["labels"]
+    assert config["trained_labels"] == {"uncertain": "negative", "blank": "negative"}  # and no labeler

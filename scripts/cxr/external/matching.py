@@ -88,7 +88,10 @@ def _notes_on_rule(subject: Subject, own: dict[str, str], options: dict[str, str
     notes = []
     if unknown := [name for name in RULE_FLAGS if name in options and name not in subject.known]:
         used = ", ".join(f"{name} {options[name]}" for name in unknown)
-        notes.append(f"The model does not say by which label rule it was trained: measured with {used}.")
+        why = "The model does not say by which label rule it was trained"
+        if unknown == ["labeler"]:
+            why = "The model was trained on labels of a manifest, which has no labeler"
+        notes.append(f"{why}: measured with {used}.")
     for name, value in options.items():
         is_known = name == "view" or name in subject.known
         if is_known and value != own[name]:
