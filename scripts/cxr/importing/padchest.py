@@ -38,6 +38,8 @@ def read(source: Path, options: Options) -> Imported:
     with user_errors():
         table = read_csv(find_file(source, FACTS, TABLE, f"{TABLE}.gz"), COLUMNS)
     terms = table["Labels"].str.findall(r"'([^']*)'").map(_read_terms)
+    is_unreadable = ~table["Labels"].str.strip().isin(["", "[]"]) & (terms.map(len) == 0)
+    unreadable = _describe_unreadable(table.loc[is_unreadable, "Labels"])
     of_table = {"images": len(table), "patients": table["PatientID"].nunique()}
     has_labels = terms.map(lambda found: any(one not in NEUTRAL_OF_PADCHEST for one in found))
     has_labels &= ~terms.map(lambda found: EXCLUDED_OF_PADCHEST in found)
@@ -59,7 +61,17 @@ def read(source: Path, options: Options) -> Imported:
     train = pd.Series("train", index=rows.index)
     rows["split"] = cut_missing_splits(train, rows["subject_id"], options)
     rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keeps_labels)), source)
-    return Imported(facts=FACTS, rows=rows, notes=(f"left out: {left_out}", *notes), of_table=of_table)
+    notes = (f"left out: {left_out}", *unreadable, *notes)
+    return Imported(facts=FACTS, rows=rows, notes=notes, of_table=of_table)
+
+
+def _describe_unreadable(cells: pd.Series) -> tuple[str, ...]:
+    if cells.empty:
+        return ()
+    return (
+        f"{len(cells):,} of the images without labels have something else than a list such as ['nodule']: "
+        f"{cells.iloc[0]!r:.60}",
+    )
 
 
 def _read_terms(found: list[str]) -> list[str]:
