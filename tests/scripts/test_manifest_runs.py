@@ -41,6 +41,12 @@ def test_images_have_text_ids_and_the_labels_of_the_collection(root, tmp_path):
     assert train["subject_id"][0] == "p000" and len(train.read([0, 1, 2])) == 3
 
 
+def test_view_that_no_image_has_is_named(root, tmp_path):
+    options = {"shortest_side": 32, "cache_dir": tmp_path, "num_proc": 1, "shows_progress": True}
+    with pytest.raises(UserError, match="found no image of the view lateral"):
+        load_images(root, LabelRule(view="lateral"), on_bad_image="error", **options)
+
+
 def test_patients_of_mimic_iv_are_refused(root, tmp_path):
     with pytest.raises(UserError, match="--patients_dir: found a manifest"):
         load_images(root, LabelRule(), on_bad_image="error", patients_dir=tmp_path)

@@ -43,6 +43,11 @@ class Subject:
     measured: dict[str, Scores]  # what it predicted in its own run: test, validation, as far as it is there
     card: dict[tuple[str, str], float]  # (split, metric) -> the value on the card
 
+    @property
+    def is_of_manifest(self) -> bool:
+        """Returns whether the model is known to have learned the labels of a manifest, without a labeler."""
+        return bool(self.known) and "labeler" not in self.known
+
     def options(self) -> dict[str, str]:
         """Returns the model's own label rule and level; what is not recorded has the default."""
         defaults = {name: DATASET_DEFAULTS[name] for name in RULE_FLAGS}
