@@ -53,7 +53,6 @@ from cxr.external.report import write_report
 from cxr.external.subject import RULE_FLAGS
 from cxr.external.subject import Subject
 from cxr.external.subject import load_subject
-from cxr.external.subject import read_internal
 from cxr.external.tables import as_text
 from cxr.run_folder.evaluation_record import Evaluation
 from cxr.run_folder.evaluation_record import EvaluationResults
@@ -143,7 +142,7 @@ def evaluate(
     """Measures a model on a folder; `before` is the first folder that it was measured on, with its name."""
     subject, images = case.subject, case.images["test"]
     scores = {split: case.predict(split, batch_size=args.batch_size) for split in case.images}
-    internal, reference = read_internal(subject), read_internal(subject, ("validation",))
+    internal, reference = next(iter(subject.measured.values()), None), subject.measured.get("validation")
     splits = measuring.Splits(
         test=scores["test"],
         validation=scores.get("validation"),

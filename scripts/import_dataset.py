@@ -36,6 +36,7 @@ from cxr.importing import vindr
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
+from cxr.importing.manifest_table import describe_views
 from cxr.importing.manifest_table import write_manifest
 from rich.console import Console
 from rich.table import Table
@@ -174,6 +175,15 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def check_places(args: argparse.Namespace) -> None:
     """Raises UserError if there is no SOURCE, or something in OUT."""
+    for what, path in (("SOURCE", args.source), ("OUT", args.out)):
+        try:
+            path.stat()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:  # such as a name that is too long
+            raise UserError(
+                f"{what} {path}: cannot be read ({one_line(error)}); name another folder"
+            ) from error
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"OUT {args.out}: found something there, expected a new folder; name another")
     if not args.source.exists():
@@ -230,7 +240,8 @@ def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
         table.add_row(label, *(f"{int((part[label] == 1).sum()):,}" for part in of_split))
     print(f"{imported.facts.name}: images, and those that are positive")
     Console(markup=False, highlight=False).print(table)
-    for note in imported.notes:
+    views = None if imported.view_of else describe_views(rows)
+    for note in filter(None, (*imported.notes, views)):
         print(f"Note: {note}.")
     differences = imported.differences()
     if is_sample:

@@ -391,6 +391,13 @@ def describe_sets(sets: dict[str, ChestXrays]) -> dict[str, str]:
     }
 
 
+def trained_labels(args: argparse.Namespace) -> dict[str, str]:
+    """Returns the fields of TrainedLabels; a manifest has no labeler."""
+    has_labeler = arguments.labels_in(args.data_dir) is None
+    flags = [flag for flag in TrainedLabels.model_fields if has_labeler or flag != "labeler"]
+    return {flag: getattr(args, flag) for flag in flags}
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = Run.start(args, default_output_dir="classification")
@@ -402,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
     # Stored in config.json, so that users of the model prepare images as this run does.
     model.config.cache_image_size = args.cache_image_size or default_cache_image_size(image_size)
     model.config.trained_view = args.view
-    model.config.trained_labels = {flag: getattr(args, flag) for flag in TrainedLabels.model_fields}
+    model.config.trained_labels = trained_labels(args)
     model.config.equalized = are_equalized(sets["train"].images, args.data_dir)
     image_processor = pretrained.load_image_processor(
         args.model_name_or_path, image_size=image_size, **arguments.source_of(args)

@@ -59,6 +59,15 @@ def test_nothing_called_positive_gives_zeros_and_one_class_gives_no_auroc():
     assert intervals.percentile_interval(found["auroc"][1:]) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_resample_without_a_labelled_image_has_no_metrics_and_gives_no_warning():
+    found = intervals.weighted_metrics(
+        np.array([0, 1]), np.array([0.2, 0.7]), np.array([[1, 1], [0, 0]]), threshold=0.5
+    )
+    assert all(np.isfinite(values[0]) for values in found.values())
+    assert np.isnan([found[name][1] for name in ("accuracy", "auroc", "brier", "ece")]).all()
+
+
 def test_resamples_draw_patients_whole_and_are_the_same_for_every_row():
     patients = ["a", "b", "b", "c", "c", "c"]
     weights = intervals.patient_weights(patients, num_resamples=500, seed=3)

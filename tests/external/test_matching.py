@@ -67,6 +67,23 @@ def test_labels_of_a_manifest_have_no_labeler_and_other_findings_count(tmp_path,
     assert not any("labeler" in note for note in found.notes)
 
 
+def test_model_of_a_manifest_has_no_labeler_of_its_own_which_is_said(tmp_path, sample_root):
+    own = {"uncertain": "exclude", "blank": "negative"}
+    found = match(subject_of(tmp_path / "model", trained_labels=own), sample_root, OWN)
+    said = "trained on labels of a manifest, which has no labeler: measured with labeler negbio."
+    assert found.rule.uncertain == "exclude" and any(said in note for note in found.notes)
+    assert any(note.startswith("A finding is any of the labels that the folder has") for note in found.notes)
+    found = match(subject_of(tmp_path / "null", trained_labels=own | {"labeler": None}), sample_root, OWN)
+    assert any(said in note for note in found.notes)
+
+
+@pytest.mark.parametrize("policy", ["maybe", "smooth"])
+def test_label_rule_that_a_model_cannot_have_is_refused_with_its_name(policy, tmp_path, sample_root):
+    subject = subject_of(tmp_path / "model", trained_labels=LABELS | {"uncertain": policy})
+    with pytest.raises(UserError, match=f"model: its label rule has uncertain='{policy}'"):
+        match(subject, sample_root, OWN)
+
+
 def test_flag_without_effect_is_said(tmp_path, collection):
     collection("No Finding", "Tuberculosis")
     found = match(subject_of(tmp_path / "model"), tmp_path, OWN | {"labeler": "chexpert", "blank": "exclude"})

@@ -313,10 +313,12 @@ def test_labels_of_another_task_are_refused(world, tmp_path, capsys):
         (["a", "b", "a", "--data_dir", "{0}"], "MODEL a: found the same as a"),
         (["a", "--data_dir", "{0}", "{0}/../{0.name}"], "found the same as"),
         (["a", "--data_dir", "{0}", "--conformal=1"], "expected a number above 0 and below 1"),
+        (["a", "--data_dir", "{0}", "--output_dir", "{0}/a.txt"], "a.txt: found a file, expected a folder"),
         (["a"], "--data_dir"),
     ],
 )
 def test_wrong_flags_are_refused_before_torch_is_needed(argv, said, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     with pytest.raises(SystemExit):
         evaluating.parse_args([word.format(tmp_path) for word in argv])
     message = capsys.readouterr().err

@@ -6,6 +6,8 @@ import describe_dataset
 import pytest
 import run_classification
 import run_mae_pretrain
+from cxr.cli import pretraining
+from cxr.cli import probing
 from cxr.cli.classification import parse_args
 from cxr.data.images import load_images
 from cxr.errors import UserError
@@ -39,6 +41,12 @@ def test_images_have_text_ids_and_the_labels_of_the_collection(root, tmp_path):
     assert train["subject_id"][0] == "p000" and len(train.read([0, 1, 2])) == 3
 
 
+def test_view_that_no_image_has_is_named(root, tmp_path):
+    options = {"shortest_side": 32, "cache_dir": tmp_path, "num_proc": 1, "shows_progress": True}
+    with pytest.raises(UserError, match="found no image of the view lateral"):
+        load_images(root, LabelRule(view="lateral"), on_bad_image="error", **options)
+
+
 def test_patients_of_mimic_iv_are_refused(root, tmp_path):
     with pytest.raises(UserError, match="--patients_dir: found a manifest"):
         load_images(root, LabelRule(), on_bad_image="error", patients_dir=tmp_path)
@@ -59,6 +67,20 @@ def test_labeler_has_no_effect_and_an_unknown_finding_is_refused(root, caplog, c
     with pytest.raises(SystemExit):
         parse_args(["--data_dir", str(root), "--dataset_config_name", "findings", "--findings", "Hernja"])
     assert "found 'Hernja', expected a finding (did you mean 'Hernia'?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("labels", "found"), [(["No Finding"], "only No Finding"), ([], "no label")])
+def test_task_finding_is_refused_where_no_image_can_be_positive(labels, found, tmp_path, capsys):
+    write_manifest(tmp_path, manifest_rows(4), labels=labels)
+    data = ["--data_dir", str(tmp_path)]
+    for parse, model in ((parse_args, []), (probing.parse_args, ["some/model"])):
+        with pytest.raises(SystemExit):
+            parse([*model, *data])
+        error = capsys.readouterr().err
+        assert f"--dataset_config_name finding: found {found} in" in error and error.count("\n") == 1
+    pretraining.parse_args(data)  # which needs no labels
+    if labels:
+        parse_args([*data, "--dataset_config_name", "findings"])
 
 
 def test_damaged_collection_json_is_refused_when_flags_are_parsed(root, tmp_path, capsys):
@@ -88,3 +110,4 @@ def test_training_scripts_record_the_collection_and_the_card_cites_it(root, tmp_
     assert "each of 4 labels how probable it is: Edema, No Finding, Pleural Effusion, Hernia." in card
     config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
     assert list(config["id2label"].values()) == origin["labels"]
+    assert config["trained_labels"] == {"uncertain": "negative", "blank": "negative"}  # and no labeler

@@ -402,6 +402,19 @@ def check_label_arguments(parser: argparse.ArgumentParser, args: argparse.Namesp
         logger.warning("--labeler %s has no effect: %s has one set of labels", args.labeler, MANIFEST_FILE)
 
 
+def check_target(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses the task finding on a manifest without a finding, where no image would be positive.
+
+    A pretraining does without labels.
+    """
+    labels = labels_in(args.data_dir)
+    if labels is not None and args.dataset_config_name == "finding" and not {*labels} - {"No Finding"}:
+        parser.error(
+            f"--dataset_config_name finding: found {'only No Finding' if labels else 'no label'} in "
+            f"{args.data_dir / MANIFEST_FILE}, expected a column of a finding; add one, or name another task"
+        )
+
+
 def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
     """Warns about flags of both scripts that have no effect in this run."""
     if args.report_to != TRACKERS[0] and not args.with_tracking:

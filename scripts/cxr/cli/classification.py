@@ -66,6 +66,7 @@ def parse_args(
             "warmup_ratio": 0.1,
         },
     )
+    arguments.check_target(parser, args)
     if args.other_data_dirs:
         parser.error(
             f"--data_dir: found {1 + len(args.other_data_dirs)} folders, expected one, because collections "

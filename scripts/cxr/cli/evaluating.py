@@ -83,7 +83,9 @@ def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses a model or a folder that is named twice."""
+    """Refuses a model or a folder that is named twice, and an output folder that is a file."""
+    if args.output_dir and args.output_dir.exists() and not args.output_dir.is_dir():
+        parser.error(f"--output_dir {args.output_dir}: found a file, expected a folder; name another")
     for flag, names in (("MODEL", args.models), ("--data_dir", args.data_dir)):
         seen = {}
         for name in names:

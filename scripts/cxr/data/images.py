@@ -159,8 +159,11 @@ def load_images(
         images = add_groups(images, patients_dir)
         kept, exclusions = label_images(images, labels, rule)
         groups = group_images(images)
+        in_view = groups.eq(rule.view) | (rule.view == "all")
+        if not in_view.any():
+            raise UserError(f"{data_dir}: found no image of the view {rule.view}; name another")
         pixels, bad = load_pixels(
-            images.assign(group=groups)[groups.eq(rule.view) | (rule.view == "all")],
+            images.assign(group=groups)[in_view],
             data_dir,
             on_bad_image=on_bad_image,
             **of_pixels,

@@ -70,6 +70,7 @@ def weighted_metrics(
     for block in in_blocks(weights):
         total, positives, alarms, hits, squares = (block @ sums).T
         auroc, average_precision = _areas(labels, probabilities, block)
+        total = np.where(total, total, np.nan)  # a resample may have no labelled image
         parts.append(
             {
                 "accuracy": (total - positives - alarms + 2 * hits) / total,

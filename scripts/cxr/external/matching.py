@@ -15,6 +15,7 @@ from cxr.data.transforms import evaluation_transform
 from cxr.errors import UserError
 from cxr.external.subject import RULE_FLAGS
 from cxr.external.subject import Subject
+from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.gray_levels import equalize
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.labels import labels_of_collection
@@ -46,7 +47,7 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
     if not common:
         raise UserError(
             f"model {subject.name} and --data_dir {data_dir}: found no label that both have; the model has "
-            f"{', '.join(wanted)[:300]}, the folder {', '.join(columns)[:300]}: name others"
+            f"{', '.join(wanted)[:300]}, the folder {', '.join(columns)[:300] or 'none'}: name others"
         )
     own = subject.options()
     options = own | {name: value for name, value in chosen.items() if value is not None}
@@ -62,18 +63,16 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
         missing = ", ".join(name for name in wanted if name not in common)
         notes.append(f"The folder has no labels for {missing}: they are not measured.")
     others = [name for name in columns if name != "No Finding"]
-    if subject.task == "finding" and set(others) != set(FINDINGS):
+    if subject.task == "finding" and (subject.is_of_manifest or set(others) != set(FINDINGS)):
         notes.append(f"A finding is any of the labels that the folder has: {', '.join(others)}.")
     level = options.pop("evaluation_level")
     if chosen["uncertain"] is None:
         options["uncertain"] = of_columns(options["uncertain"], columns)
-    with user_errors():
-        rule = LabelRule(
-            task=subject.task,
-            findings=common if is_multi_label else None,
-            collection=of_manifest,
-            **options,
-        )
+    findings = common if is_multi_label else None
+    try:
+        rule = LabelRule(task=subject.task, findings=findings, collection=of_manifest, **options)
+    except DatasetError as error:  # of a flag, or of what the model's config.json says
+        raise UserError(f"model {subject.name}: its label rule has {error}") from error
     return Match(rule=rule, labeler=options.get("labeler"), level=level, notes=notes)
 
 
@@ -88,7 +87,10 @@ def _notes_on_rule(subject: Subject, own: dict[str, str], options: dict[str, str
     notes = []
     if unknown := [name for name in RULE_FLAGS if name in options and name not in subject.known]:
         used = ", ".join(f"{name} {options[name]}" for name in unknown)
-        notes.append(f"The model does not say by which label rule it was trained: measured with {used}.")
+        why = "The model does not say by which label rule it was trained"
+        if subject.is_of_manifest:
+            why = "The model was trained on labels of a manifest, which has no labeler"
+        notes.append(f"{why}: measured with {used}.")
     for name, value in options.items():
         is_known = name == "view" or name in subject.known
         if is_known and value != own[name]:

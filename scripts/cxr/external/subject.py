@@ -40,7 +40,13 @@ class Subject:
     known: dict[str, str]  # RULE_FLAGS and evaluation_level, as far as they are recorded
     history: list[Stage]  # all trainings of its weights, the oldest first
     run: Path | None  # the run folder that the model is in
+    measured: dict[str, Scores]  # what it predicted in its own run: test, validation, as far as it is there
     card: dict[tuple[str, str], float]  # (split, metric) -> the value on the card
+
+    @property
+    def is_of_manifest(self) -> bool:
+        """Returns whether the model is known to have learned the labels of a manifest, without a labeler."""
+        return bool(self.known) and "labeler" not in self.known
 
     def options(self) -> dict[str, str]:
         """Returns the model's own label rule and level; what is not recorded has the default."""
@@ -55,7 +61,7 @@ def load_subject(name: str, *, device: str, hub_dir: Path | None, revision: str)
     classifier = load_classifier(name, device=device, **source)
     source["hub_dir"] = pretrained.download(name, **source)
     fields = ModelFields.of(pretrained.read_config(name, **source), where=f"model {name}: config.json")
-    known = fields.trained_labels.as_json() if fields.trained_labels else {}
+    known = fields.trained_labels.model_dump(exclude_none=True) if fields.trained_labels else {}
     run = Path(name).parent if Path(name).is_dir() and (Path(name).parent / "args.json").is_file() else None
     if run is not None:
         args = Arguments.read(run / "args.json")
@@ -69,6 +75,7 @@ def load_subject(name: str, *, device: str, hub_dir: Path | None, revision: str)
         known=known,
         history=fields.training_history,
         run=run,
+        measured=read_measured(run, classifier.labels),
         card=read_card(pretrained.find_file(name, "README.md", **source)),
     )
 
@@ -104,27 +111,28 @@ def read_card(path: Path | None) -> dict[tuple[str, str], float]:
     }
 
 
-def read_internal(subject: Subject, splits: tuple[str, ...] = ("test", "validation")) -> Scores | None:
-    """Returns what the model predicted in its own run on the first of `splits` that was measured.
+def read_measured(run: Path | None, labels: tuple[str, ...]) -> dict[str, Scores]:
+    """Returns what a model with these labels predicted in its own run, by split, the test first.
 
-    None if the model is not in its run folder, or the table of predictions is no longer there.
+    A split is left out if it was not measured, or if its table of predictions is no longer there.
     """
-    results = read_results(subject.run) if subject.run else None
+    results = read_results(run) if run else None
     if not isinstance(results, ClassificationResults):
-        return None
-    for split in splits:
-        path, measured = subject.run / f"predictions_{split}.csv", getattr(results, split)
+        return {}
+    found = {}
+    for split in ("test", "validation"):
+        path, measured = run / f"predictions_{split}.csv", getattr(results, split)
         if measured is not None and path.is_file():
-            return as_scores(read_predictions(path, measured), measured, subject, split=split)
-    return None
+            found[split] = as_scores(read_predictions(path, measured), measured, labels, split=split)
+    return found
 
 
-def as_scores(predictions: pd.DataFrame, measured: Any, subject: Subject, *, split: str) -> Scores:
+def as_scores(predictions: pd.DataFrame, measured: Any, labels: tuple[str, ...], *, split: str) -> Scores:
     if isinstance(measured, MeasuredFindings):
         names = tuple(measured.findings)
-        labels, probabilities = finding_arrays(predictions, names)
+        values, probabilities = finding_arrays(predictions, names)
     else:
-        names = subject.classifier.labels
-        labels, probabilities = arrays(predictions)
+        names = labels
+        values, probabilities = arrays(predictions)
     rows = predictions[[name for name in ID_COLUMNS if name in predictions]]
-    return Scores(split=split, names=names, rows=rows, labels=labels, probabilities=probabilities)
+    return Scores(split=split, names=names, rows=rows, labels=values, probabilities=probabilities)

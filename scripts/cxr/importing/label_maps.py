@@ -73,6 +73,7 @@ RSNA = {
     "Lung Opacity": "Lung Opacity",
     "No Lung Opacity / Not Normal": "Other Abnormality",
 }
+# A term is joined with the terms below it in PadChest's hierarchy: an empyema is a pleural effusion.
 PADCHEST = {
     "normal": "No Finding",
     **dict.fromkeys(
@@ -83,7 +84,7 @@ PADCHEST = {
         "Atelectasis",
     ),
     "cardiomegaly": "Cardiomegaly",
-    "consolidation": "Consolidation",
+    **dict.fromkeys(("consolidation", "air bronchogram"), "Consolidation"),
     "pulmonary edema": "Edema",
     **dict.fromkeys(
         ("mediastinal enlargement", "superior mediastinal enlargement"), "Enlarged Cardiomediastinum"
@@ -100,11 +101,16 @@ PADCHEST = {
         (
             *("infiltrates", "alveolar pattern", "interstitial pattern", "ground glass pattern"),
             *("reticular interstitial pattern", "reticulonodular interstitial pattern"),
+            *("miliary opacities", "increased density"),
         ),
         "Lung Opacity",
     ),
     **dict.fromkeys(
-        ("pleural effusion", "loculated pleural effusion", "loculated fissural effusion"), "Pleural Effusion"
+        (
+            *("pleural effusion", "loculated pleural effusion", "loculated fissural effusion"),
+            *("empyema", "hemothorax"),
+        ),
+        "Pleural Effusion",
     ),
     **dict.fromkeys(
         (
@@ -128,7 +134,13 @@ PADCHEST = {
     ),
     "air trapping": "Air Trapping",
     "aortic atheromatosis": "Aortic Atheromatosis",
-    "aortic elongation": "Aortic Elongation",
+    **dict.fromkeys(
+        (
+            *("aortic elongation", "ascendent aortic elongation", "descendent aortic elongation"),
+            *("aortic button enlargement", "supra aortic elongation"),
+        ),
+        "Aortic Elongation",
+    ),
     "bronchiectasis": "Bronchiectasis",
     "copd signs": "COPD",
     "costophrenic angle blunting": "Costophrenic Angle Blunting",
@@ -137,16 +149,23 @@ PADCHEST = {
     "calcified granuloma": "Granuloma",
     "hemidiaphragm elevation": "Hemidiaphragm Elevation",
     "hiatal hernia": "Hernia",
-    "hilar enlargement": "Hilar Enlargement",
-    "vascular hilar enlargement": "Hilar Enlargement",
-    "pulmonary fibrosis": "Fibrosis",
+    **dict.fromkeys(
+        (
+            *("hilar enlargement", "vascular hilar enlargement", "pulmonary artery enlargement"),
+            *("adenopathy", "calcified adenopathy"),
+        ),
+        "Hilar Enlargement",
+    ),
+    **dict.fromkeys(("pulmonary fibrosis", "post radiotherapy changes", "asbestosis signs"), "Fibrosis"),
     "scoliosis": "Scoliosis",
     "tuberculosis": "Tuberculosis",
     "tuberculosis sequelae": "Tuberculosis",
     "volume loss": "Volume Loss",
 }
-OTHER_OF_PADCHEST = "Other Abnormality"  # any of the other 120 findings
-NEUTRAL_OF_PADCHEST = ("", "unchanged", "suboptimal study", "exclude")  # neither normal nor a finding
+TWO_OF_PADCHEST = {"hydropneumothorax": ["pleural effusion", "pneumothorax"]}  # both, in its own hierarchy
+OTHER_OF_PADCHEST = "Other Abnormality"  # any of its other findings
+NEUTRAL_OF_PADCHEST = ("", "unchanged", "suboptimal study")  # neither normal nor a finding
+EXCLUDED_OF_PADCHEST = "exclude"  # of a report that its authors do not use
 
 LABEL_MAPS = {
     "nih": NIH,

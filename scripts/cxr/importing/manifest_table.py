@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field
@@ -11,8 +12,10 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from cxr.choices import VIEWS
 from cxr.data.seeding import derive_seed
 from cxr.errors import UserError
+from cxr.errors import one_line
 from cxr.run_folder.files import new_folder
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.labels import read_labels
@@ -120,10 +123,19 @@ def patient_order(subject_ids: pd.Series, purpose: str, *, seed: int) -> pd.Seri
 
 
 def cut_split(split: pd.Series, subject_ids: pd.Series, to: str, share: float, *, seed: int) -> pd.Series:
-    """Returns `split`, where a share of the patients of "train" was moved to `to`, at least one."""
+    """Returns `split`, where a share of the patients of "train" was moved to `to`, at least one.
+
+    Raises UserError if no patient is left to train on.
+    """
     is_train = split == "train"
     order = patient_order(subject_ids[is_train], to, seed=seed)
-    moved = order.index[order < max(1, round(share * len(order)))]
+    num_moved = max(1, round(share * len(order)))
+    if is_train.any() and num_moved >= len(order):
+        raise UserError(
+            f"--{to}_share {share:g}: found {num_moved} of {len(order)} training patients for the {to} "
+            "split, expected some that are left; choose a smaller share, or import more patients"
+        )
+    moved = order.index[order < num_moved]
     return split.mask(is_train & subject_ids.isin(moved), to)
 
 
@@ -136,16 +148,31 @@ def cut_missing_splits(split: pd.Series, subject_ids: pd.Series, options: Option
 
 
 def find_paths(source: Path, facts: Facts) -> list[str]:
-    """Returns the absolute paths of all image files below `source`. Raises UserError without any."""
+    """Returns the absolute paths of all image files below `source`, but for hidden ones.
+
+    Raises UserError without any, for a folder that cannot be read, and for a name that is not UTF-8.
+    """
     found = []
-    walk = tqdm(os.walk(source, followlinks=True), desc="looking for images", unit=" folder")
-    for folder, _, names in walk:
+    walk = os.walk(source, followlinks=True, onerror=_refuse_folder)
+    for folder, folders, names in tqdm(walk, desc="looking for images", unit=" folder"):
+        folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
         for name in names:
+            if name.startswith("."):
+                continue
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - Path takes seconds
                 found.append(os.path.join(os.path.abspath(folder), name))  # noqa: PTH100, PTH118
     if not found:
         raise lacking(source, "no image", facts)
+    for path in found:
+        if re.search("[\ud800-\udfff]", path):  # how Python shows bytes that are no UTF-8
+            raise UserError(f"{source}: found a file named {path!r:.300}, expected UTF-8; rename it")
     return found
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(
+        f"{error.filename}: found a folder that cannot be read ({one_line(error)}); make it readable"
+    )
 
 
 def find_images(
@@ -173,6 +200,14 @@ def locate_file(source: Path, *names: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def read_words(path: Path) -> list[str]:
+    """Returns the words of a text file. Raises UserError if it is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: found no text ({one_line(error)}); download it again") from error
+
+
 def find_file(source: Path, facts: Facts, *names: str) -> Path:
     """Returns the same file. Raises UserError without any."""
     if path := locate_file(source, *names):
@@ -187,6 +222,8 @@ def lacking(source: Path, found: str, facts: Facts) -> UserError:
 
 def only_found(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Returns the rows whose path was found, and a note about the others. Raises UserError if none was."""
+    if rows.empty:
+        raise UserError(f"{folder}: found no image that can be used in the table, expected some with labels")
     is_found = rows["path"].notna()
     if not is_found.any():
         raise UserError(
@@ -200,6 +237,18 @@ def only_found(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[st
         f"{len(lost):,} of {len(rows):,} images have no file and were left out, the first is {lost.iloc[0]}"
     )
     return rows[is_found].reset_index(drop=True), (note,)
+
+
+def describe_views(rows: pd.DataFrame) -> str | None:
+    """Returns a note about images that are neither frontal nor lateral, which few runs use; None without."""
+    known = {code for codes in VIEWS.values() for code in codes or ()}
+    is_other = ~rows["view_position"].str.strip().str.upper().isin(known)
+    if not is_other.any():
+        return None
+    return (
+        f"{is_other.sum():,} of {len(rows):,} images have a view that is neither frontal nor lateral, such "
+        f"as {rows.loc[is_other, 'view_position'].iloc[0]!r:.40}: only --view all uses them"
+    )
 
 
 def write_manifest(imported: Imported, out: Path) -> None:

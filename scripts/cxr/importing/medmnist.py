@@ -67,14 +67,14 @@ def _load(path: Path, kind: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {f"{split}_{what}": file[f"{split}_{what}"] for split in SPLITS for what in WHAT}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: found no arrays of MedMNIST ({one_line(error)}); download it again"
         ) from error
     width = len(label_maps.CHESTMNIST) if kind == "chestmnist" else 1
     for split in SPLITS:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        is_right = images.dtype == np.uint8 and images.ndim == 3 and len(images) > 0
+        is_right = images.dtype == np.uint8 and images.ndim == 3 and images.size > 0
         if not is_right or labels.shape != (len(images), width) or not np.isin(labels, (0, 1)).all():
             raise UserError(
                 f"{path}: found {split} images {images.shape} and labels {labels.shape}, expected gray "

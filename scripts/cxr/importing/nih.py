@@ -14,6 +14,7 @@ from cxr.importing.manifest_table import cut_split
 from cxr.importing.manifest_table import find_file
 from cxr.importing.manifest_table import find_images
 from cxr.importing.manifest_table import only_found
+from cxr.importing.manifest_table import read_words
 from mimic_cxr_dataset.csv_files import read_csv
 
 FACTS = Facts(
@@ -43,9 +44,7 @@ def read(source: Path, options: Options) -> Imported:
         split: find_file(source, FACTS, f"{name}_list.txt", f"{name}_list_NIH.txt")
         for split, name in (("train", "train_val"), ("test", "test"))
     }
-    split = pd.Series(dtype=str)
-    for name, listing in lists.items():
-        split = pd.concat([split, pd.Series(name, index=listing.read_text(encoding="utf-8").split())])
+    split = pd.concat([pd.Series(name, index=read_words(listing)) for name, listing in lists.items()])
     if (unlisted := ~table["Image Index"].isin(split.index)).any() or split.index.duplicated().any():
         raise UserError(
             f"{path}: found {unlisted.sum():,} images that are in no list, and "

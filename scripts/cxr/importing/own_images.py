@@ -58,10 +58,8 @@ def read_folder(
     root = Path(os.path.abspath(source))  # noqa: PTH100 - without "..", as `find_paths`
     paths = [Path(path) for path in sorted(find_paths(root, facts))]
     parts = [path.relative_to(root).parts for path in paths]
-    kept = [place for place, one in enumerate(parts) if not _is_hidden(one)]
-    paths, parts = [paths[place] for place in kept], [parts[place] for place in kept]
     depth = _depth_of_splits(source, {one[0] for one in parts})
-    if not parts or any(len(one) < depth + 2 for one in parts):
+    if any(len(one) < depth + 2 for one in parts):
         raise UserError(
             f"{source}: found {len(parts):,} images, not all of them in the folder of a class, expected "
             "SOURCE/CLASS/image.png or SOURCE/train/CLASS/image.png; move them, or import a table"
@@ -70,6 +68,7 @@ def read_folder(
     ids = [image_id_of(name) for name in names]
     subjects = [_subject(name, subject_pattern) for name in names] if subject_pattern else ids
     classes = pd.Series([label_name(one[depth]) for one in parts])
+    _check_names(source, sorted({*classes}))
     split = pd.Series([SPLITS[one[0].lower()] if depth else "train" for one in parts])
     rows = pd.DataFrame({"image_id": ids, "path": [str(path) for path in paths]})
     rows = rows.assign(subject_id=subjects, study_id=ids, view_position=view)
@@ -82,11 +81,6 @@ def read_folder(
 def image_id_of(path: str) -> str:
     """Returns a relative path as an image id, whose other characters are percent-encoded."""
     return quote(path, safe="/ ()[]+,")
-
-
-def _is_hidden(parts: tuple[str, ...]) -> bool:
-    """Returns whether a file is one of those that systems put beside others."""
-    return "__MACOSX" in parts or any(name.startswith(".") for name in parts)
 
 
 def _depth_of_splits(source: Path, folders: set[str]) -> int:
@@ -152,6 +146,6 @@ def _check_names(source: Path, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1 or name in COLUMNS:
             raise UserError(
-                f"{source}: found {names.count(name)} columns for the label {name}, expected one, and no "
-                f"label named {', '.join(COLUMNS)}; rename a column, or leave it out of --label_columns"
+                f"{source}: found {names.count(name)} labels named {name}, expected one, and none named "
+                f"{', '.join(COLUMNS)}; rename it, or leave it out"
             )

@@ -6,8 +6,10 @@ import pandas as pd
 
 from cxr.data.images import user_errors
 from cxr.importing import label_maps
+from cxr.importing.label_maps import EXCLUDED_OF_PADCHEST
 from cxr.importing.label_maps import NEUTRAL_OF_PADCHEST
 from cxr.importing.label_maps import OTHER_OF_PADCHEST
+from cxr.importing.label_maps import TWO_OF_PADCHEST
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -35,13 +37,17 @@ def read(source: Path, options: Options) -> Imported:
     """Reads the collection; validation and test are cut by patient. Raises UserError."""
     with user_errors():
         table = read_csv(find_file(source, FACTS, TABLE, f"{TABLE}.gz"), COLUMNS)
-    terms = (
-        table["Labels"].str.findall(r"'([^']*)'").map(lambda found: [one.strip().lower() for one in found])
-    )
+    terms = table["Labels"].str.findall(r"'([^']*)'").map(_read_terms)
+    is_unreadable = ~table["Labels"].str.strip().isin(["", "[]"]) & (terms.map(len) == 0)
+    unreadable = _describe_unreadable(table.loc[is_unreadable, "Labels"])
     of_table = {"images": len(table), "patients": table["PatientID"].nunique()}
     has_labels = terms.map(lambda found: any(one not in NEUTRAL_OF_PADCHEST for one in found))
+    has_labels &= ~terms.map(lambda found: EXCLUDED_OF_PADCHEST in found)
     is_used = has_labels & table["Projection"].isin(list(VIEWS))
-    left_out = f"{(~is_used).sum():,} images without labels, or of a projection that is excluded or unknown"
+    left_out = (
+        f"{(~has_labels).sum():,} images without labels or with the label {EXCLUDED_OF_PADCHEST}, and "
+        f"{(has_labels & ~is_used).sum():,} of a projection that is excluded or unknown"
+    )
     table, terms = table[is_used].reset_index(drop=True), terms[is_used].reset_index(drop=True)
     rows = pd.DataFrame(
         {
@@ -55,7 +61,22 @@ def read(source: Path, options: Options) -> Imported:
     train = pd.Series("train", index=rows.index)
     rows["split"] = cut_missing_splits(train, rows["subject_id"], options)
     rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keeps_labels)), source)
-    return Imported(facts=FACTS, rows=rows, notes=(f"left out: {left_out}", *notes), of_table=of_table)
+    notes = (f"left out: {left_out}", *unreadable, *notes)
+    return Imported(facts=FACTS, rows=rows, notes=notes, of_table=of_table)
+
+
+def _describe_unreadable(cells: pd.Series) -> tuple[str, ...]:
+    if cells.empty:
+        return ()
+    return (
+        f"{len(cells):,} of the images without labels have something else than a list such as ['nodule']: "
+        f"{cells.iloc[0]!r:.60}",
+    )
+
+
+def _read_terms(found: list[str]) -> list[str]:
+    terms = [one.strip().lower() for one in found]
+    return [part for one in terms for part in TWO_OF_PADCHEST.get(one, [one])]
 
 
 def _labels(terms: pd.Series, *, keeps_labels: bool) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from cxr.importing.manifest_table import locate_file
 from cxr.importing.manifest_table import only_found
 from mimic_cxr_dataset.csv_files import parse_values
 from mimic_cxr_dataset.csv_files import read_csv
+from mimic_cxr_dataset.csv_files import reject
 
 FACTS = Facts(
     name="VinDr-CXR",
@@ -68,7 +69,7 @@ def _majority(path: Path) -> pd.DataFrame:
     """Returns the labels by image_id, from a row for each radiologist. Raises UserError."""
     names = list(label_maps.VINDR)
     with user_errors():
-        table = parse_values(path, read_csv(path, ["image_id", "rad_id", *names]), names)
+        table = _parse_marks(path, read_csv(path, ["image_id", "rad_id", *names]))
     of_image = table.groupby("image_id")
     if (wrong := of_image["rad_id"].nunique() != NUM_RADIOLOGISTS).any():
         raise UserError(
@@ -78,6 +79,15 @@ def _majority(path: Path) -> pd.DataFrame:
     return ((table[names] == 1).groupby(table["image_id"]).sum() >= MAJORITY).astype(float)
 
 
+def _parse_marks(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the table with labels as 0 or 1. Raises DatasetError for others, also for a blank."""
+    for name in label_maps.VINDR:
+        texts = table[name]
+        table = parse_values(path, table, [name])
+        reject(~table[name].isin((0, 1)), path, texts, "0 or 1")
+    return table
+
+
 def _consensus(path: Path) -> pd.DataFrame:
     """Returns the labels by image_id, from a row for each image. Raises UserError."""
     names = list(label_maps.VINDR)
@@ -85,7 +95,7 @@ def _consensus(path: Path) -> pd.DataFrame:
         table = read_csv(path, ["image_id"], optional=(*names, *RENAMED)).rename(columns=RENAMED)
         if missing := [name for name in names if name not in table]:
             raise UserError(f"{path}: found no column {missing[0]!r}; use the table as published")
-        table = parse_values(path, table, names)
+        table = _parse_marks(path, table)
     return (table.set_index("image_id")[names] == 1).astype(float)
 
 

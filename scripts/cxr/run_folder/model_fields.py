@@ -34,7 +34,7 @@ class Stage(Record):
 class TrainedLabels(Record):
     """How the labels of the training images were read, as the flags of `run_classification.py` say it."""
 
-    labeler: Word
+    labeler: Word | None = Field(default=None, description="null: the labels of a manifest have none")
     uncertain: Name
     blank: Word
 
