@@ -57,6 +57,7 @@ from cxr.errors import run_script
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import is_untrained
 from cxr.run_folder.files import write_json
+from cxr.run_folder.lock import Lock
 from cxr.run_folder.lock import lock_folder
 from cxr.study import checks
 from cxr.study import grid
@@ -71,6 +72,8 @@ from cxr.study.machine import A_GPU
 from cxr.study.machine import Launch
 from cxr.study.machine import measure_device
 from cxr.study.machine import plan_launch
+
+PATIENCE_SECONDS = 300  # how long another call may write the plan, or the report
 
 
 class PrintPresets(argparse.Action):
@@ -335,11 +338,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launch) -> None:
-    """Runs the cells here, or submits those that have no job yet and exits unless all cells have ended."""
+def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launch, lock: Lock) -> Lock:
+    """Runs the cells here, or submits those that have no job yet and exits unless all cells have ended.
+
+    Returns the lock on the study's folder; while cells run here, other machines may work on the study, too.
+    """
     if not args.slurm:
+        lock.release()
         study.run(launch)
-        return
+        return lock_folder(study.output_dir, patience=PATIENCE_SECONDS)
     options = slurm.Options(
         partition=args.slurm_partition,
         account=args.slurm_account,
@@ -351,6 +358,7 @@ def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launc
     jobs = slurm.SlurmStudy(study, options, launch.config_file)
     if not slurm.run_on_slurm(jobs, cancel=args.cancel, wait=args.wait):
         sys.exit(0)
+    return lock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -377,11 +385,11 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     output_dir.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(output_dir)
+    lock = lock_folder(output_dir, patience=PATIENCE_SECONDS)
     plan = runner.check_study(output_dir, cells)  # again, now that the lock keeps other writers out
     write_json(output_dir / "plan.json", plan.as_json())
     study = runner.StudyRunner(cells, output_dir, seconds=seconds, parallel=len(launch.gpus))
-    run_cells(study, args, launch)
+    lock = run_cells(study, args, launch, lock)
     is_reported = report(output_dir) if study.has_classifier() else True
     lock.release()
     if study.print_failures() or not is_reported:

@@ -25,7 +25,7 @@ from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_json
-from cxr.run_folder.lock import OWNER_FILE
+from cxr.run_folder.lock import CLAIMS_DIR
 from cxr.run_folder.lock import lock_folder
 from cxr.run_folder.record import check_unchanged
 from cxr.study import runner
@@ -154,7 +154,7 @@ def folder(tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != OWNER_FILE]
+    files = [path for path in folder.rglob("*") if path.is_file() and CLAIMS_DIR not in path.parts]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -503,7 +503,8 @@ def test_cell_with_a_checkpoint_goes_on_from_it_with_the_same_flags_only(study, 
     assert (folder / RESNET / "metrics.jsonl").read_text(encoding="utf-8") == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
-def test_second_study_on_a_folder_is_refused_at_once(study, cells, folder, capsys):
+def test_study_whose_plan_another_call_writes_for_long_is_refused(study, cells, folder, capsys, monkeypatch):
+    monkeypatch.setattr(run_study, "PATIENCE_SECONDS", 0)
     folder.mkdir()
     lock = lock_folder(folder)
     assert study() == 2
@@ -603,7 +604,9 @@ def test_cell_that_a_killed_study_left_running_is_waited_for(study, cells, folde
     monkeypatch.setattr(runner.time, "sleep", sleep)
     assert study("--models", "resnet-18") == 0
     assert len(turns) >= 3 and not cells.launched
-    assert f"{RESNET} is still running, started by a study that was killed" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{RESNET} is running in another process (pid {os.getpid()} on" in printed
+    assert f"{RESNET}: test AUROC undefined, in another process; the last one" in printed
 
 
 def test_table_shows_results_so_far_progress_and_time_left(sample_root, folder):

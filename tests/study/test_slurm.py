@@ -15,6 +15,7 @@ from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
 from cxr.run_folder.heartbeat import Claims
+from cxr.run_folder.lock import CLAIMS_DIR
 from cxr.study import grid
 from cxr.study import presets
 from cxr.study import runner
@@ -266,7 +267,7 @@ def test_a_job_near_its_time_limit_waits_for_the_checkpoint_and_then_starts_agai
     with pytest.raises(SystemExit, match="75"):
         job()
     signal.signal(signal.SIGUSR2, before)
-    assert Claims(slurm_job.claims_dir(job.output_dir)).take(job.cell.run_id)
+    assert Claims(job.output_dir / CLAIMS_DIR).take(job.cell.run_id)
 
 
 def test_a_job_that_waited_runs_its_cell_with_the_flags_of_the_last_call(job, monkeypatch):
@@ -285,7 +286,7 @@ def test_a_job_that_waited_runs_its_cell_with_the_flags_of_the_last_call(job, mo
 
 def test_a_job_leaves_a_finished_cell_and_one_that_another_job_runs(job, monkeypatch, capsys):
     monkeypatch.setattr(runner, "start_cell", lambda *_, **__: pytest.fail("started"))
-    claims = Claims(slurm_job.claims_dir(job.output_dir), beat=0.1)
+    claims = Claims(job.output_dir / CLAIMS_DIR, beat=0.1)
     claim = claims.take(job.cell.run_id, owner="5")
     monkeypatch.setattr(slurm_job, "Claims", lambda folder: Claims(folder, beat=0.1, stale=0.5))
     job()

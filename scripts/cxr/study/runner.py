@@ -1,4 +1,7 @@
-"""Runs the cells of a study, each in its own process, and shows their progress."""
+"""Runs the cells of a study, each in its own process, and shows their progress.
+
+Several calls, also on several machines, may work on one study: each claims a cell before it starts it.
+"""
 
 import contextlib
 import os
@@ -21,6 +24,12 @@ from rich.table import Table
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.run_folder import record
+from cxr.run_folder.lock import CLAIMS_DIR
+from cxr.run_folder.lock import THE_FOLDER
+from cxr.run_folder.lock import Lock
+from cxr.run_folder.lock import claims_on
+from cxr.run_folder.lock import describe_holder
+from cxr.run_folder.lock import hold
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.privacy import mask_ids
 from cxr.study import grid
@@ -32,6 +41,8 @@ from cxr.training.progress import has_checkpoint
 
 LOG_TAIL = 12  # lines
 SAVING_SECONDS = 120  # how long a cell may take to finish its step and save a checkpoint
+LOOK_SECONDS = 2.0  # between two looks for a cell that has become free, while none is
+TABLE_SECONDS = 30.0  # between two looks for results of other processes
 
 
 def state_on_disk(run: Path) -> str:
@@ -58,8 +69,7 @@ def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
     plan = grid.Plan.read(path) if path.is_file() else grid.Plan(cells={})
     for cell in cells:
         run = output_dir / cell.run_id
-        has_begun = state_on_disk(run) != "to run" or is_in_use(run)
-        if has_begun and (run / "args.json").is_file():
+        if (run / "args.json").is_file() and (state_on_disk(run) != "to run" or is_in_use(run)):
             record.check_unchanged(record.Arguments.read(run / "args.json").flags, cell.flags, where=run)
             # args.json also has the defaults; only the old plan says which flags were set.
             before = plan.cells.get(cell.run_id, cell).flags
@@ -136,6 +146,9 @@ class StudyRunner:
         for cell in cells:
             self.note_results(cell)
         self.finished_before = set(self.results)
+        self.claims = claims_on(output_dir)
+        self.locks: dict[str, Lock] = {}  # of the running cells
+        self.elsewhere: set[str] = set()  # waiting cells that another process runs
 
     def note_results(self, cell: grid.Cell) -> bool:
         """Returns whether a cell is finished; if so, keeps its results and removes its checkpoints."""
@@ -147,42 +160,74 @@ class StudyRunner:
         return results is not None
 
     def next_cell(self) -> grid.Cell | None:
-        """Returns the first cell that can start, None if there is none.
-
-        A cell that a killed study left running cannot start until that process has ended.
-        """
+        """Returns the first cell that can start, claimed for this process, None if there is none."""
         for cell in self.cells:
-            if self.states[cell.run_id] != "waiting" or is_in_use(self.output_dir / cell.run_id):
+            if self.states[cell.run_id] != "waiting":
                 continue
             needed = self.states[cell.needs] if cell.needs else "done"
             if needed in ("failed", "impossible"):
                 self.states[cell.run_id] = "impossible"
                 self.say(f"{cell.run_id} skipped: it starts from the model of {cell.needs}, which failed")
-            elif needed == "done" and not self.note_results(cell):
-                return cell
+            elif needed == "done" and self.take(cell):
+                # Another call may have changed the flags of a cell that has not begun.
+                return grid.read_plan(self.output_dir).get(cell.run_id, cell)
         return None
+
+    def take(self, cell: grid.Cell) -> bool:
+        """Claims a cell; returns whether it is this process that has to run it."""
+        name = cell.run_id
+        if self.note_others_results(cell):
+            return False
+        lock = None
+        if not is_in_use(self.output_dir / name):  # by a process that a killed study left
+            lock = hold(self.output_dir / CLAIMS_DIR / f"{name}.lock", self.claims, name)
+        if lock is None:
+            self.say_it_runs_elsewhere(name)
+            return False
+        if self.note_others_results(cell):  # just now
+            lock.release()
+            return False
+        self.elsewhere.discard(name)
+        self.locks[name] = lock
+        return True
+
+    def note_others_results(self, cell: grid.Cell) -> bool:
+        """Returns whether a waiting cell was finished by another process."""
+        if not self.note_results(cell):
+            return False
+        self.elsewhere.discard(cell.run_id)
+        self.say_end(cell, "in another process")
+        return True
+
+    def say_it_runs_elsewhere(self, name: str) -> None:
+        """Says once who runs a cell."""
+        if name not in self.elsewhere:
+            self.elsewhere.add(name)
+            of_cell = self.claims.holder(name) if self.claims.is_taken(name) else None
+            holder = of_cell or claims_on(self.output_dir / name).holder(THE_FOLDER)
+            self.say(f"{name} is running in another process ({describe_holder(holder)})")
 
     def end_cell(self, cell: grid.Cell, *, took: float) -> None:
         """Records how a cell's process ended, and prints a line about it."""
-        log = log_of(cell, self.output_dir)
+        self.locks.pop(cell.run_id).release()
         if is_in_use(self.output_dir / cell.run_id):  # a process that a killed study left has claimed it
             self.states[cell.run_id] = "waiting"
-            self.say_it_still_runs(cell)
-            return
-        if not self.note_results(cell):
+            self.say_it_runs_elsewhere(cell.run_id)
+        elif self.note_results(cell):
+            self.say_end(cell, f"{took:.0f} s")
+        else:
             self.states[cell.run_id] = "failed"
+            log = log_of(cell, self.output_dir)
             self.say(f"{cell.run_id} FAILED after {duration(took)}; last lines of {log}:\n{tail(log)}")
-            return
+
+    def say_end(self, cell: grid.Cell, how: str) -> None:
         ended = sum(state not in ("waiting", "running") for state in self.states.values())
         left = f"about {duration(self.seconds_left())} left" if ended < len(self.cells) else "the last one"
         if isinstance(cell, grid.ClassificationCell):
             headline = f"test AUROC {format_number(self.test_auroc(cell))}"
         else:
             headline = f"validation loss {self.results[cell.run_id].eval_loss:.3f}"
-        self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {headline}, {took:.0f} s; {left}")
-
-    def say_it_still_runs(self, cell: grid.Cell) -> None:
-        self.say(f"{cell.run_id} is still running, started by a study that was killed; waiting for its end")
+        self.say(f"[{ended}/{len(self.cells)}] {cell.run_id}: {headline}, {how}; {left}")
 
     def test_auroc(self, cell: grid.ClassificationCell) -> float | None:
         results = self.results.get(cell.run_id)
@@ -238,6 +283,7 @@ class StudyRunner:
         running = [f"{name} {self.share_done(name):.0%}" for name in self.names_in("running")]
         states = ("done", "running", "waiting", "failed", "impossible")
         shown = ", ".join(f"{len(self.names_in(one))} {one}" for one in states if self.names_in(one))
+        shown += f" ({len(self.elsewhere)} of them in other processes)" * bool(self.elsewhere)
         # The states come first, because a table that is longer than the terminal is cut at its end.
         return Group(f"{shown}; about {duration(self.seconds_left())} left", *running, table)
 
@@ -251,30 +297,45 @@ class StudyRunner:
 
     def run(self, launch: Launch) -> None:
         """Runs the waiting cells, one in each slot of `launch`, until all have ended or a signal arrives."""
-        slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
-        for cell in self.cells:
-            if self.states[cell.run_id] == "waiting" and is_in_use(self.output_dir / cell.run_id):
-                self.say_it_still_runs(cell)
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
         for name in ("SIGTERM", "SIGUSR1"):  # SLURM can send SIGUSR1 before the time limit; not on Windows
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
+        slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
         with live if self.console.is_terminal else contextlib.nullcontext():
             try:
-                while slots or self.names_in("waiting"):
-                    for slot in range(len(launch.gpus)):
-                        if slot not in slots and (cell := self.next_cell()):
-                            process = start_cell(cell, self.output_dir, launch, gpu=launch.gpus[slot])
-                            slots[slot] = cell, process, time.monotonic()
-                            self.states[cell.run_id] = "running"
-                    time.sleep(0.2)
-                    for slot, (cell, process, started) in list(slots.items()):
-                        if process.poll() is not None:
-                            del slots[slot]
-                            self.end_cell(cell, took=time.monotonic() - started)
+                self.run_in_slots(slots, launch)
             except (KeyboardInterrupt, SystemExit):
                 print(f"Stopped. The same command continues the study {self.output_dir}.", file=sys.stderr)
                 raise
             finally:
-                for _, process, _ in slots.values():
+                for cell, process, _ in slots.values():
                     stop_process(process)
+                    self.locks.pop(cell.run_id).release()
+
+    def run_in_slots(
+        self, slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]], launch: Launch
+    ) -> None:
+        look, look_at_others = 0.0, time.monotonic() + TABLE_SECONDS
+        while slots or self.names_in("waiting"):
+            for slot in range(len(launch.gpus)):
+                if slot in slots or time.monotonic() < look:
+                    continue
+                if cell := self.next_cell():
+                    process = start_cell(cell, self.output_dir, launch, gpu=launch.gpus[slot])
+                    slots[slot] = cell, process, time.monotonic()
+                    self.states[cell.run_id] = "running"
+                else:
+                    look = time.monotonic() + LOOK_SECONDS
+            time.sleep(0.2)
+            for slot, (cell, process, started) in list(slots.items()):
+                if self.locks[cell.run_id].claim.lost:
+                    stop_process(process)
+                if process.poll() is not None:
+                    del slots[slot]
+                    look = 0.0
+                    self.end_cell(cell, took=time.monotonic() - started)
+            if time.monotonic() >= look_at_others:
+                look_at_others = time.monotonic() + TABLE_SECONDS
+                for cell in [cell for cell in self.cells if self.states[cell.run_id] == "waiting"]:
+                    self.note_others_results(cell)

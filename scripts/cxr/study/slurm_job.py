@@ -12,6 +12,7 @@ import psutil
 
 from cxr.run_folder.heartbeat import Claim
 from cxr.run_folder.heartbeat import Claims
+from cxr.run_folder.lock import CLAIMS_DIR
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.record import read_results
 from cxr.study import grid
@@ -34,9 +35,10 @@ class CellJob:
 
     def __call__(self) -> None:
         """Runs the cell, unless it is finished or runs elsewhere. Raises RuntimeError if it fails."""
-        claims = Claims(claims_dir(self.output_dir))
+        claims, run = Claims(self.output_dir / CLAIMS_DIR), self.output_dir / self.cell.run_id
         until = time.monotonic() + claims.stale + 4 * claims.beat
-        while (claim := claims.take(self.cell.run_id, owner=job_id())) is None:
+        # A process that died on another node holds both until its heartbeat is missed.
+        while is_in_use(run) or (claim := claims.take(self.cell.run_id, owner=job_id())) is None:
             if time.monotonic() > until:
                 print(f"{self.cell.run_id}: another process runs it; nothing to do", flush=True)
                 return
@@ -48,7 +50,7 @@ class CellJob:
 
     def run(self, claim: Claim) -> None:
         run = self.output_dir / self.cell.run_id
-        if read_results(run) or is_in_use(run):
+        if read_results(run):
             return
         # The flags of a cell may change while its job waits in the queue.
         self.cell = grid.read_plan(self.output_dir).get(self.cell.run_id, self.cell)
@@ -114,7 +116,3 @@ def job_id() -> str:
     """Returns the name of this job in the queue, such as 17_3 in an array, "" outside Slurm."""
     array, index = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
     return f"{array}_{index}" if array else os.environ.get("SLURM_JOB_ID", "")
-
-
-def claims_dir(output_dir: Path) -> Path:
-    return output_dir / ".claims"
