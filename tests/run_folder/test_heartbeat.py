@@ -80,9 +80,9 @@ def test_a_holder_outlives_a_folder_that_cannot_be_reached_for_a_while(tmp_path)
 
 
 def test_earlier_claim_of_the_same_job_is_taken_over_at_once(tmp_path):
-    Claims(tmp_path, beat=600).take("cell", owner="17_3")
-    assert Claims(tmp_path).take("cell", owner="18") is None
-    assert Claims(tmp_path).take("cell", owner="17_3")
+    Claims(tmp_path, beat=600).take("cell", owners=["17_3"])
+    assert Claims(tmp_path).take("cell", owners=["18"]) is None
+    assert Claims(tmp_path).take("cell", owners=["17_3"])
 
 
 def test_slow_process_cannot_take_a_number_that_has_passed(tmp_path, monkeypatch):

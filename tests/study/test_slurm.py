@@ -287,7 +287,7 @@ def test_a_job_that_waited_runs_its_cell_with_the_flags_of_the_last_call(job, mo
 def test_a_job_leaves_a_finished_cell_and_one_that_another_job_runs(job, monkeypatch, capsys):
     monkeypatch.setattr(runner, "start_cell", lambda *_, **__: pytest.fail("started"))
     claims = Claims(job.output_dir / CLAIMS_DIR, beat=0.1)
-    claim = claims.take(job.cell.run_id, owner="5")
+    claim = claims.take(job.cell.run_id, owners=["5"])
     monkeypatch.setattr(slurm_job, "Claims", lambda folder: Claims(folder, beat=0.1, stale=0.5))
     job()
     assert "another process runs it" in capsys.readouterr().out

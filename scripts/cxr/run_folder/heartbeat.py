@@ -14,8 +14,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cxr.run_folder.files import write_json
 
@@ -28,7 +30,7 @@ class Claim:
     """A claim that this process holds; a thread renews it until it is released or lost."""
 
     def __init__(
-        self, path: Path, content: dict[str, str | int], *, beat: float, on_lost: Callable[[], None] | None
+        self, path: Path, content: dict[str, Any], *, beat: float, on_lost: Callable[[], None] | None
     ):
         self.path = path
         self.content = content
@@ -77,18 +79,20 @@ class Claims:
         self.stale = stale
         self.seen: dict[Path, Seen] = {}
 
-    def take(self, name: str, *, owner: str = "", on_lost: Callable[[], None] | None = None) -> Claim | None:
+    def take(
+        self, name: str, *, owners: Collection[str] = (), on_lost: Callable[[], None] | None = None
+    ) -> Claim | None:
         """Returns a claim on `name`, None while another process holds it.
 
-        `owner` names a holder of which only one lives, such as a job: its old claim is taken over at once.
+        `owners` name holders of which only one lives, such as a job: their old claims are taken over at once.
         `on_lost` is called in a thread if another process takes this claim over.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         number = highest(self.folder).get(name, 0)
-        if number and not self._is_free(self.folder / f"{name}.{number}", owner):
+        if number and not self._is_free(self.folder / f"{name}.{number}", owners):
             return None
         path = self.folder / f"{name}.{number + 1}"
-        content: dict[str, str | int] = {"pid": os.getpid(), "host": socket.gethostname(), "owner": owner}
+        content = {"pid": os.getpid(), "host": socket.gethostname(), "owners": [*owners]}
         content["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -107,13 +111,13 @@ class Claims:
         number = highest(self.folder).get(name)
         return number and self.folder / f"{name}.{number}"
 
-    def is_taken(self, name: str, *, owner: str = "") -> bool:
+    def is_taken(self, name: str, *, owners: Collection[str] = ()) -> bool:
         """Returns whether `take` would find a holder; creates nothing."""
         path = self.last(name)
-        return path is not None and not self._is_free(path, owner)
+        return path is not None and not self._is_free(path, owners)
 
-    def holder(self, name: str) -> dict[str, str | int]:
-        """Returns the last claim on `name`: pid, host, owner and since; {} if there is none."""
+    def holder(self, name: str) -> dict[str, Any]:
+        """Returns the last claim on `name`: pid, host, owners and since; {} if there is none."""
         path = self.last(name)
         with contextlib.suppress(OSError, ValueError):
             content = json.loads(path.read_bytes()) if path else {}
@@ -125,8 +129,8 @@ class Claims:
         seen = self.seen.get(self.last(name))
         return seen is not None and seen.has_changed
 
-    def _is_free(self, path: Path, owner: str) -> bool:
-        """Returns whether a claim was released, is an earlier one of `owner`, or has no heartbeat."""
+    def _is_free(self, path: Path, owners: Collection[str]) -> bool:
+        """Returns whether a claim was released, is an earlier one of `owners`, or has no heartbeat."""
         try:
             found = path.read_bytes()
         except FileNotFoundError:  # just replaced by one of a higher number
@@ -137,7 +141,7 @@ class Claims:
             self.seen[path] = Seen(content=found, since=time.monotonic(), has_changed=has_changed)
         with contextlib.suppress(ValueError):  # a claim that is just being written
             content = json.loads(found)
-            if content.get("beat") == RELEASED or (owner and content["owner"] == owner):
+            if content.get("beat") == RELEASED or not {*owners}.isdisjoint(content["owners"]):
                 return True
         return time.monotonic() - self.seen[path].since > self.stale
 

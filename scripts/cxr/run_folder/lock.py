@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock
@@ -50,15 +51,21 @@ def _release(file_lock: FileLock | None, claim: Claim) -> None:
         file_lock.release()
 
 
-def hold(file: Path, claims: Claims, name: str, *, on_lost: Callable[[], None] | None = None) -> Lock | None:
-    """Returns a lock on `name`, whose file lock is `file`; None while another process holds it."""
+def hold(
+    file: Path, claims: Claims, name: str, *, job: str = "", on_lost: Callable[[], None] | None = None
+) -> Lock | None:
+    """Returns a lock on `name`, whose file lock is `file`; None while another process holds it.
+
+    An earlier lock of the same `job`, which may have run on another machine, is taken over at once.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         file_lock = _lock_file(file)
     except Timeout:
         return None
     # Who has the file lock knows that the last holder on this machine has ended.
-    claim = claims.take(name, owner=socket.gethostname() if file_lock else "", on_lost=on_lost)
+    owners = [owner for owner in (job, this_machine() if file_lock else "") if owner]
+    claim = claims.take(name, owners=owners, on_lost=on_lost)
     if claim is None and file_lock:
         file_lock.release()
     return claim and Lock(file_lock, claim)
@@ -74,6 +81,12 @@ def _lock_file(file: Path) -> FileLock | None:
             raise
         return None
     return file_lock
+
+
+def this_machine() -> str:
+    """Returns a name of this machine since its start; host names may not be unique, such as localhost."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}"
 
 
 @functools.cache
@@ -223,23 +236,23 @@ def _acquire(output_dir: Path, *, on_lost: Callable[[], None] | None = None) -> 
     )
 
 
-def is_dead_process(holder: dict[str, str | int]) -> bool:
+def is_dead_process(holder: dict[str, Any]) -> bool:
     """Returns whether the holder was a process of this machine that has ended."""
     pid = holder.get("pid")
     here = holder.get("host") == socket.gethostname()
     return here and type(pid) is int and 0 < pid < 2**31 and not psutil.pid_exists(pid)
 
 
-def describe_holder(holder: dict[str, str | int]) -> str:
+def describe_holder(holder: dict[str, Any]) -> str:
     return "pid {pid} on {host} since {since}".format_map({"pid": "?", "host": "?", "since": "?", **holder})
 
 
 def is_in_use(output_dir: Path) -> bool:
     """Returns whether a run holds the folder; of one on another machine, only its silence shows its end."""
-    claims, here = claims_on(output_dir), socket.gethostname()
+    claims = claims_on(output_dir)
     if not claims.is_taken(THE_FOLDER):  # the file lock is not touched: a run may just be starting
         return False
-    return _is_locked_here(output_dir / LOCK_FILE) or claims.is_taken(THE_FOLDER, owner=here)
+    return _is_locked_here(output_dir / LOCK_FILE) or claims.is_taken(THE_FOLDER, owners=[this_machine()])
 
 
 def _is_locked_here(file: Path) -> bool:

@@ -13,6 +13,7 @@ import psutil
 from cxr.run_folder.heartbeat import Claim
 from cxr.run_folder.heartbeat import Claims
 from cxr.run_folder.lock import CLAIMS_DIR
+from cxr.run_folder.lock import hold
 from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.record import read_results
 from cxr.study import grid
@@ -38,15 +39,16 @@ class CellJob:
         claims, run = Claims(self.output_dir / CLAIMS_DIR), self.output_dir / self.cell.run_id
         until = time.monotonic() + claims.stale + 4 * claims.beat
         # A process that died on another node holds both until its heartbeat is missed.
-        while is_in_use(run) or (claim := claims.take(self.cell.run_id, owner=job_id())) is None:
+        file = self.output_dir / CLAIMS_DIR / f"{self.cell.run_id}.lock"
+        while is_in_use(run) or (lock := hold(file, claims, self.cell.run_id, job=job_id())) is None:
             if time.monotonic() > until:
                 print(f"{self.cell.run_id}: another process runs it; nothing to do", flush=True)
                 return
             time.sleep(POLL_SECONDS)
         try:
-            self.run(claim)
+            self.run(lock.claim)
         finally:
-            claim.release()
+            lock.release()
 
     def run(self, claim: Claim) -> None:
         run = self.output_dir / self.cell.run_id
