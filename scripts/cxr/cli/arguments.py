@@ -112,6 +112,11 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, data_dir: str = DATA_
         "shortest side of the cached images, in pixels (default: 8/7 of the image size)",
     )
     folder("--cache_dir", "keep the shrunk images here (default: the cache of `datasets`)")
+    folder(
+        "--stage_dir",
+        "copy the shrunk images to this folder, on a disk of the machine itself, and read them there; for a "
+        "--cache_dir on a shared disk (default: read them where they are)",
+    )
     number(
         "--max_train_samples",
         positive_int,

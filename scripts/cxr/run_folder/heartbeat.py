@@ -82,6 +82,12 @@ class Claims:
             (self.folder / f"{name}.{old}").unlink(missing_ok=True)
         return Claim(path, content, beat=self.beat)
 
+    def holder(self, name: str) -> dict[str, str]:
+        """Returns `where` the last claim on `name` is held and `since` when, {} if that cannot be read."""
+        with contextlib.suppress(OSError, ValueError):  # a claim that is just being replaced or written
+            return json.loads((self.folder / f"{name}.{highest(self.folder).get(name, 0)}").read_bytes())
+        return {}
+
     def _is_free(self, path: Path, owner: str) -> bool:
         """Returns whether a claim was released, is an earlier one of `owner`, or has no heartbeat."""
         try:
