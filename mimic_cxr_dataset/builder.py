@@ -111,9 +111,13 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
             part.unlink()
         return notes
 
+    def _final_dir(self) -> str:
+        """Returns what the folder is named when it is complete."""
+        return str(self._output_dir).removesuffix(".incomplete")
+
     def _list_images(self, split: str) -> None:
         """Lists and counts the images of a finished split that were left out or used with a warning."""
-        folder = str(self._output_dir).removesuffix(".incomplete")
+        folder = self._final_dir()
         bad, doubtful = (self._join_notes(kind, split) for kind in (BAD_IMAGES, DOUBTFUL_IMAGES))
         if len(bad):
             num_damaged = int((bad["reason"] != MISSING_FILE).sum())

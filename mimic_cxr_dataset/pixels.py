@@ -41,6 +41,9 @@ class Pixels(RadiographBuilder):
         features = {"image": datasets.Image(mode="L"), "dicom_id": datasets.Value("string")}
         return datasets.DatasetInfo(features=datasets.Features(features))
 
+    def _final_dir(self) -> str:
+        return self.cache_dir  # although each process that shrinks images begins in a folder of its own
+
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         # Without `files`, which would be sent to each process with the builder.
         files, self.config.files = self.config.files, None

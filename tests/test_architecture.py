@@ -23,7 +23,8 @@ SCRIPT_NAMES = {path.stem for path in SCRIPTS.glob("*.py")}
 FLOORS = (
     {"mimic_cxr_dataset"},
     {"choices", "errors", "version"},
-    {"data", "evaluation", "run_folder", "synthetic"},
+    {"evaluation", "run_folder", "synthetic"},
+    {"data"},
     {"sharing", "importing"},
     {"models"},
     {"training"},

@@ -74,7 +74,7 @@ def test_any_other_error_keeps_its_trace_and_gets_no_advice(error, capsys):
         (OSError(28, "No space left on device"), "the disk is full: make room and continue", "make room"),
         (
             PermissionError(13, "Permission denied", "a.csv"),
-            "--cache_dir or --hub_dir",
+            "--cache_dir, --stage_dir or --hub_dir",
             "may read and write",
         ),
         (torch.distributed.DistNetworkError("recv"), "another process of this run has ended", None),

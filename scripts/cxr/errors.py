@@ -27,7 +27,7 @@ TRAINING_ADVICE = {
     "InductorError": "--torch_compile needs a C++ compiler and, on a GPU, Triton: install them, or leave the "
     "flag out",
     DISK: f"the disk is full: make room and {RESUME}; the last complete checkpoint is intact",
-    RIGHTS: "name a folder that you may write to with --output_dir, --cache_dir or --hub_dir",
+    RIGHTS: "name a folder that you may write to with --output_dir, --cache_dir, --stage_dir or --hub_dir",
     "DataLoader worker": "a process that loads images was killed, most likely because memory ran out: lower "
     f"--dataloader_num_workers and {RESUME}",
     PEERS: f"another process of this run has ended: see its last lines, and {RESUME} on all machines; if the "

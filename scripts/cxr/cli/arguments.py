@@ -112,6 +112,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, data_dir: str = DATA_
         "shortest side of the cached images, in pixels (default: 8/7 of the image size)",
     )
     folder("--cache_dir", "keep the shrunk images here (default: the cache of `datasets`)")
+    folder("--stage_dir", "read a copy of the shrunk images here, on a disk of the machine itself")
     number(
         "--max_train_samples",
         positive_int,

@@ -5,8 +5,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from PIL import Image
 
+from cxr.data.shared_cache import shrink_once
+from cxr.data.shared_cache import stage_once
 from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_record
@@ -43,7 +42,6 @@ from mimic_cxr_dataset.labels import read_radiologist
 from mimic_cxr_dataset.patients import describe_patients
 from mimic_cxr_dataset.patients import read_patients
 from mimic_cxr_dataset.patients import scanner_of
-from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import group_images
 from mimic_cxr_dataset.tables import read_images
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
     from mimic_cxr_dataset.pixels import Pixels
 
 logger = logging.getLogger(__name__)
-HEAD_START_SECONDS = 2
 ROW_COLUMNS = ("dicom_id", "subject_id", "study_id", "view_position", "label", "position")
 # What metrics are also measured by, where it is known, beside the view.
 GROUP_COLUMNS = ("scanner", "sex", "age", "race", "is_known_patient")
@@ -139,10 +136,10 @@ def load_images(
     """Loads the images by split, with the labels of the current tables.
 
     The first call shrinks all images of the view into the Arrow cache; later calls, of any script and with
-    any labels, find them there and open no image file. Several processes may call it at once: one shrinks,
-    and the others wait for its lock without a time limit. Without `data_dir` the images are the synthetic
-    sample. `patients_dir`, MIMIC-IV's hosp/, adds sex, age and race. `with_radiologist` adds the split
-    RADIOLOGIST, if its table is there: test images with the radiologist's labels. `of_pixels` are the
+    any labels, find them there and open no image file. Several processes, on any machines, may call it at
+    once: one shrinks, and the others wait without a time limit. Without `data_dir` the images are the
+    synthetic sample. `patients_dir`, MIMIC-IV's hosp/, adds sex, age and race. `with_radiologist` adds the
+    split RADIOLOGIST, if its table is there: test images with the radiologist's labels. `of_pixels` are the
     keywords of `load_pixels`. Raises UserError, also if a split of `needs` has no image.
     """
     if data_dir is None:
@@ -222,42 +219,36 @@ def load_pixels(
     images: pd.DataFrame,
     data_dir: Path,
     *,
-    shortest_side: int,
-    cache_dir: Path | None,
     num_proc: int | None,
     shows_progress: bool,
-    on_bad_image: str,
+    stage_dir: Path | None = None,
+    **of_builder: Any,
 ) -> tuple["datasets.Dataset", pd.DataFrame]:
     """Returns the pixels of images in Arrow format, and a table with BAD_COLUMNS of the bad ones.
 
-    `images` has dicom_id, path and group: frontal, lateral or other. The pixels have this shortest side; bad
-    images have none. Of several processes, usually the one that `shows_progress` shrinks the images, as its
-    terminal is the one that the user reads.
+    `images` has dicom_id, path and group: frontal, lateral or other. Bad images have no pixels. With
+    `stage_dir`, the pixels are read from a copy there. `of_builder` are the keywords of `make_builder`.
+    Raises UserError.
     """
     import datasets  # not at the top: some scripts use this file without it
 
-    parts, bad = [], []
-    options = {"shortest_side": shortest_side, "cache_dir": cache_dir, "on_bad_image": on_bad_image}
+    caches, bad = {}, []
+    plumbing = {"num_proc": num_proc or num_cores(), "shows_progress": shows_progress}
     for group, files in images.groupby("group"):
-        builder = make_builder(group, files, data_dir, **options)
-        cache, listing = Path(builder.cache_dir), Path(builder.cache_dir, f"bad_images_{group}.csv")
-        with FileLock(f"{cache.parent}.lock"):  # the first of several processes removes it, and no other
-            if listing.is_file() and has_new_files(listing):
-                logger.warning(
-                    "Bad images (%s views) were replaced: shrinking all images of these views again", group
-                )
-                shutil.rmtree(cache)
-        if not shows_progress and not cache.exists():
-            time.sleep(HEAD_START_SECONDS)
+        builder = make_builder(group, files, data_dir, **of_builder)
         try:
-            builder.download_and_prepare(num_proc=num_proc or num_cores())
+            cache = shrink_once(builder, **plumbing)
         except NoGoodImage as error:  # such as all lateral ones, of somebody who has downloaded the others
             logger.warning("%s", error)
             bad.append(files.assign(reason=MISSING_FILE)[[*BAD_COLUMNS]])
             continue
-        parts.append(builder.as_dataset(split=group))
-        if listing.is_file():
+        caches[builder] = cache
+        if (listing := cache / f"bad_images_{group}.csv").is_file():
             bad.append(pd.read_csv(listing, dtype=str))
+    folders = list(caches.values())
+    if stage_dir:
+        folders = stage_once(folders, stage_dir, shows_progress=shows_progress)
+    parts = [read_cache(builder, folder) for builder, folder in zip(caches, folders)]
     if not parts:
         view = images["group"].iloc[0] if images["group"].nunique() == 1 else "all"
         raise UserError(f"--view {view}: found no good image of this view; name another, or check the files")
@@ -288,6 +279,12 @@ def make_builder(
     )
 
 
+def read_cache(builder: "Pixels", folder: Path) -> "datasets.Dataset":
+    """Returns the images of a group from its cache folder, or from a copy of it."""
+    builder.download_and_prepare(output_dir=str(folder))  # finds them
+    return builder.as_dataset(split=builder.config.name)
+
+
 def find_cached(
     data_dir: Path, dicom_ids: Sequence[str], *, shortest_side: int, cache_dir: Path | None
 ) -> LabelledImages | None:
@@ -314,17 +311,6 @@ def find_cached(
         return None
     rows = pd.DataFrame({"dicom_id": list(dicom_ids), "position": position})
     return LabelledImages(pixels=pixels.select_columns("image"), rows=rows, label_names=())
-
-
-def has_new_files(listing: Path) -> bool:
-    """Returns whether a file in a list of bad images was added or changed after the list was written."""
-    written = listing.stat().st_mtime
-    for bad in pd.read_csv(listing, dtype=str).itertuples():
-        path = find_image(bad.path)
-        changed = path and max(Path(path).stat().st_mtime, Path(path).stat().st_ctime) > written
-        if changed or (path and bad.reason == MISSING_FILE):
-            return True
-    return False
 
 
 def leave_out_bad_images(

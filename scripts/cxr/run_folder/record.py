@@ -61,6 +61,7 @@ FREE_TO_CHANGE = {
     "dataloader_num_workers",
     "preprocessing_num_workers",
     "cache_dir",
+    "stage_dir",
     "patients_dir",
     "other_data_dirs",
     "data_dir",  # where it is mounted; `samples.json` says what is in it

@@ -122,6 +122,7 @@ class Run:
         splits = load(
             shortest_side=self.args.cache_image_size or default_cache_image_size(image_size),
             shows_progress=self.accelerator.is_local_main_process,
+            stage_dir=self.args.stage_dir,
             **options,
         )
         runtime.wait_for_all(self.accelerator, "images")  # machines may take different times

@@ -1,0 +1,196 @@
+"""One image cache for all machines, and a machine's own copy of it: one process works, the others wait.
+
+File locks may not work between machines, so the work is claimed with a heartbeat. Who works writes into a
+folder of its own and renames it when it is complete: nobody reads half a cache, whoever is killed and when.
+"""
+
+import contextlib
+import hashlib
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from cxr.errors import UserError
+from cxr.errors import one_line
+from cxr.run_folder.files import sync_folder
+from cxr.run_folder.heartbeat import STALE_SECONDS
+from cxr.run_folder.heartbeat import Claims
+from cxr.run_folder.lock import describe_holder
+from cxr.run_folder.lock import hold
+from mimic_cxr_dataset.labels import MISSING_FILE
+from mimic_cxr_dataset.radiographs import find_image
+
+if TYPE_CHECKING:
+    from mimic_cxr_dataset.pixels import Pixels
+
+logger = logging.getLogger(__name__)
+WORK = "work"  # the name of the claim
+NEW = ".new."  # begins the names of unfinished folders
+BEATS = 12  # of a claim in the time after which it is stale
+HEAD_START_SECONDS = 2
+POLLING_SECONDS = 0.5
+SAY_SECONDS = 60
+
+
+def shrink_once(
+    builder: "Pixels", *, num_proc: int, shows_progress: bool, stale: float = STALE_SECONDS
+) -> Path:
+    """Returns the cache folder of a group of images, after one process of all machines has shrunk them.
+
+    Of several processes, usually the one that `shows_progress` does it, as its terminal is the one that the
+    user reads. `stale` is how many seconds without a heartbeat mean that another process is dead.
+    """
+    cache, group = Path(builder.cache_dir), builder.config.name
+    listing = cache / f"bad_images_{group}.csv"
+    if is_complete(cache) and not has_new_files(listing):
+        return cache
+    what = f"is shrinking the {group} images into {cache}"
+    with working(cache.parent, what, goes_first=shows_progress, stale=stale) as new:
+        if is_complete(cache) and has_new_files(listing):
+            logger.warning(
+                "Bad images (%s views) were replaced: shrinking all images of these views again", group
+            )
+        elif is_complete(cache):  # by now
+            return cache
+        builder.download_and_prepare(output_dir=str(new), num_proc=num_proc)
+        sync_folder(new)
+        if cache.exists() and has_new_files(listing):
+            cache.rename(f"{new}.old")
+        if not cache.exists():  # else another process took over, and was quicker
+            new.rename(cache)
+    return cache
+
+
+def stage_once(
+    caches: list[Path], stage_dir: Path, *, shows_progress: bool, stale: float = STALE_SECONDS
+) -> list[Path]:
+    """Returns copies of cache folders below `stage_dir`, after one process of the machine has made them.
+
+    Raises UserError if the disk has no room for those that are missing.
+    """
+    folder = stage_dir / "shrunk_images"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--stage_dir {stage_dir}: cannot write there ({one_line(error)}); name a folder on a disk of "
+            "this machine, or leave the flag out"
+        ) from error
+    copies = {cache: folder / name_copy(cache) for cache in caches}
+    if not all(map(is_complete, copies.values())):
+        what = f"is copying shrunk images to {folder}"
+        with working(folder, what, goes_first=shows_progress, stale=stale) as new:
+            missing = {cache: copy for cache, copy in copies.items() if not is_complete(copy)}
+            check_room(missing, folder)
+            for cache, copy in missing.items():
+                copy_folder(cache, new)
+                new.rename(copy)
+    return list(copies.values())
+
+
+def is_complete(cache: Path) -> bool:
+    return (cache / "dataset_info.json").is_file()
+
+
+def has_new_files(listing: Path) -> bool:
+    """Returns whether a file in a list of bad images was added or changed after the list was written."""
+    if not listing.is_file():
+        return False
+    written = listing.stat().st_mtime
+    for bad in pd.read_csv(listing, dtype=str).itertuples():
+        path = find_image(bad.path)
+        changed = path and max(Path(path).stat().st_mtime, Path(path).stat().st_ctime) > written
+        if changed or (path and bad.reason == MISSING_FILE):
+            return True
+    return False
+
+
+def name_copy(cache: Path) -> str:
+    """Returns a name for a copy of `cache`; it is another one after the cache was made again."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(cache.iterdir()):
+        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    return f"{cache.parent.name}-{digest.hexdigest()}"
+
+
+def check_room(caches: dict[Path, Path], folder: Path) -> None:
+    """Raises UserError if the disk of `folder` has no room for copies of the caches."""
+    needed, free = sum(map(num_bytes, caches)), shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"--stage_dir {folder.parent}: found {megabytes(free)} free, expected {megabytes(needed)} for "
+            f"the shrunk images; make room (copies of ended runs in {folder.name} may go), name another "
+            "folder, or leave the flag out"
+        )
+
+
+def copy_folder(cache: Path, new: Path) -> None:
+    """Copies the files of `cache` to the new folder `new`, which only its owner may read, as the cache."""
+    size, began = num_bytes(cache), time.monotonic()
+    logger.info("Copying %s of shrunk images to %s", megabytes(size), new.parent)
+    new.mkdir(mode=0o700)
+    said = began
+    for path in sorted(cache.iterdir()):
+        shutil.copyfile(path, new / path.name)
+        (new / path.name).chmod(0o600)
+        if time.monotonic() - said > SAY_SECONDS:
+            said = time.monotonic()
+            logger.info("%s of %s, %.0f s", megabytes(num_bytes(new)), megabytes(size), said - began)
+    sync_folder(new)
+    logger.info("Copied %s in %.1f s", megabytes(size), time.monotonic() - began)
+
+
+def num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+@contextlib.contextmanager
+def working(folder: Path, what: str, *, goes_first: bool, stale: float) -> Iterator[Path]:
+    """Waits until no other process works in `folder`, then keeps the others waiting.
+
+    Who waits says `what` the other does. Yields the path of a folder to write into, which must be renamed
+    when it is complete. What is not renamed is removed, also that of dead processes. Raises UserError if
+    others took this process for dead.
+    """
+    if not goes_first:
+        time.sleep(HEAD_START_SECONDS)
+    claims = Claims(folder, beat=stale / BEATS, stale=stale)
+    said = -float(SAY_SECONDS)
+    while (lock := hold(folder / f".{WORK}.lock", claims, WORK)) is None:
+        if time.monotonic() - said >= SAY_SECONDS:
+            said = time.monotonic()
+            logger.info("Waiting: %s %s", describe_holder(claims.holder(WORK)), what)
+        time.sleep(POLLING_SECONDS)
+    new = folder / f"{NEW}{secrets.token_hex(4)}"
+    try:
+        remove(folder, NEW)
+        yield new
+    except Exception as error:
+        if not lock.claim.lost:
+            raise
+        raise UserError(
+            f"{folder}: found that another process took over, because this one gave no sign of life for "
+            f"{stale:.0f} s, expected to finish; start again"
+        ) from error
+    finally:
+        remove(folder, new.name)
+        lock.release()
+
+
+def remove(folder: Path, beginning: str) -> None:
+    """Removes the files and folders of `folder` whose names begin so."""
+    for path in folder.glob(f"{beginning}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # NFS keeps files that are open
+        else:
+            path.unlink(missing_ok=True)
