@@ -52,6 +52,13 @@ OPTIONS = {
     "args": {"mem": "8G"},
     "max_jobs": None,
 }
+# Of each pretraining: three sizes, and three arms.
+NINE_CLASSIFIERS = {
+    "models": ["vit-mae-tiny"],
+    "tasks": ["finding"],
+    "train_sizes": [16, 17, 18],
+    "recipes": ["paper", "mae"],
+}
 
 
 @pytest.fixture
@@ -207,13 +214,34 @@ def test_absent_or_refusing_slurm_is_one_line(fake, tmp_path, monkeypatch):
         jobs_of(cells, folder)
 
 
+def test_jobs_that_were_submitted_before_sbatch_refused_one_are_known(fake, tmp_path):
+    folder = tmp_path / "study"
+    cells = planned(folder)
+    (fake / "bin" / "sbatch").write_text(
+        "#!/bin/bash\ngrep -q dependency $1 && { echo 'too many jobs' >&2; exit 1; }\n" + PROGRAMS["sbatch"]
+    )
+    with pytest.raises(UserError, match="too many jobs"):
+        jobs_of(cells, folder).submit()
+    jobs = grid.Plan.read(folder / "plan.json").jobs
+    assert jobs and set(jobs.values()) == set(queue(fake))
+
+
 @pytest.mark.slow
-def test_5000_cells_are_planned_submitted_and_shown_in_a_minute(fake, tmp_path, capsys):
+@pytest.mark.timing
+@pytest.mark.parametrize(
+    ("axes", "num_pretrainings"),
+    [
+        ({"seeds": list(range(17)), "train_sizes": list(range(16, 66))}, 17),
+        (NINE_CLASSIFIERS | {"seeds": list(range(500))}, 500),
+    ],
+)
+def test_5000_cells_are_planned_submitted_and_shown_in_a_minute(fake, tmp_path, axes, num_pretrainings):
     tracemalloc.start()  # the process may hold more from other tests
     started = time.monotonic()
     folder = tmp_path / "study"
-    cells = planned(folder, seeds=list(range(17)), train_sizes=list(range(16, 66)))
+    cells = planned(folder, **axes)
     assert len(cells) >= 5000
+    assert sum(cell.script == grid.PRETRAINING for cell in cells) == num_pretrainings
     assert jobs_of(cells, folder).submit() == len(cells)
     jobs_of(cells, folder).show()
     took, peak = time.monotonic() - started, tracemalloc.get_traced_memory()[1] / 2**30
