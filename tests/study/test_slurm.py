@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import run_study
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
@@ -20,6 +21,7 @@ from cxr.study import presets
 from cxr.study import runner
 from cxr.study import slurm
 from cxr.study import slurm_job
+from cxr.study.machine import Device
 from finished_runs import classification_results
 from finished_runs import finish
 from finished_runs import measured
@@ -189,6 +191,38 @@ def test_a_queue_that_cannot_be_read_for_a_while_does_not_end_the_waiting(fake, 
     jobs.follow(sleep=sleep)
     assert "squeue failed (socket timed out)" in capsys.readouterr().out
     assert not jobs.study.names_in("waiting", "running")
+
+
+def test_waiting_goes_on_while_slurm_is_silent_and_a_cell_fails_and_ends_with_status_1(
+    fake, tmp_path, sample_root, monkeypatch, capsys
+):
+    folder, squeue = tmp_path / "study", fake / "bin" / "squeue"
+    answers = iter(["#!/bin/bash\necho 'socket timed out' >&2; exit 1\n", squeue.read_text()])
+
+    def sleep(_):
+        squeue.write_text(text := next(answers))
+        if "exit 1" in text:
+            return
+        # The pretraining has failed, and Slurm has removed the classifier that needs it.
+        finish(folder / "resnet-18-scratch_none_16_finding_s0", classification_results(test=measured()))
+        (folder / "logs" / "vit-mae-tiny-scratch_pretrain_s0.log").write_text("the reason\n")
+        (fake / "queue").write_text("")
+
+    monkeypatch.setattr(slurm.SlurmStudy.follow, "__defaults__", (sleep,))
+    monkeypatch.setattr(run_study, "report", lambda folder: True)
+    device = Device(kind="cpu", tflops={"vit": 1.0, "resnet": 1.0})
+    monkeypatch.setattr(run_study, "measure_device", lambda launch: device)
+    flags = ["--preset=smoke", "--augmentations=none", "--mask_ratios=0", "--train_sizes=16"]
+    flags += ["--tasks=finding", "--set", "per_device_train_batch_size=8", "--slurm", "--wait"]
+    with pytest.raises(SystemExit) as ended:
+        run_study.main([f"--data_dir={sample_root}", f"--output_dir={folder}", *flags])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "squeue failed (socket timed out)" in printed
+    shown = printed.partition("socket timed out")[2]
+    assert "1 done, 1 failed, 1 impossible" in shown
+    assert "vit-mae-tiny-scratch_pretrain_s0 FAILED in job 100" in shown and "the reason" in shown
+    assert "2 of 3 cells failed or were skipped" in shown
 
 
 def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path):
