@@ -222,6 +222,12 @@ def finish(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
     epochs = run.record.epochs()
+    plots.plot_reconstructions(
+        {name: images[:NUM_PICTURES].cpu().numpy() for name, images in pictures.items()},
+        run.record.output_dir / "reconstructions.png",
+    )
+    title = f"masked autoencoder, {run.args.mask_ratio:.0%} of patches hidden"
+    plots.plot_losses(epochs, run.record.output_dir / "loss.png", title=title)
     results = PretrainingResults(
         task="mae_pretraining",
         train_loss=epochs[-1]["train_loss"],
@@ -229,12 +235,6 @@ def finish(run: Run) -> None:
         num_eval_images=len(run.eval_loader.dataset),
         **run.finished_results(),
     )
-    plots.plot_reconstructions(
-        {name: images[:NUM_PICTURES].cpu().numpy() for name, images in pictures.items()},
-        run.record.output_dir / "reconstructions.png",
-    )
-    title = f"masked autoencoder, {run.args.mask_ratio:.0%} of patches hidden"
-    plots.plot_losses(epochs, run.record.output_dir / "loss.png", title=title)
     push.share_finished(run.record, results)
     logger.info("Model: %s", model_dir)
     logger.info("Figures: %s and loss.png beside it", run.record.output_dir / "reconstructions.png")

@@ -28,6 +28,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,10 @@ from cxr.study import presets
 from cxr.study import runner
 from cxr.study import slurm
 from cxr.study.cells import check_cells
+from cxr.study.costs import compare
 from cxr.study.costs import count_images
 from cxr.study.costs import estimate_seconds
+from cxr.study.costs import wall_seconds
 from cxr.study.machine import A_GPU
 from cxr.study.machine import Launch
 from cxr.study.machine import measure_device
@@ -300,28 +303,30 @@ def report(output_dir: Path) -> bool:
 
 
 def check(
-    cells: list[grid.Cell], data_dir: Path, output_dir: Path, launch: Launch, *, prints: bool, elsewhere: bool
+    cells: list[grid.Cell], data_dir: Path, launch: Launch, args: argparse.Namespace
 ) -> dict[str, float]:
     """Checks the plan before the first cell starts; returns the estimated seconds of each cell.
 
-    `prints` prints the plan before the checks of disk and device, so that it can be read without a GPU.
-    `elsewhere`: the cells run on other machines than this one.
+    A dry run prints the plan before the checks of disk and device, so that it can be read without a GPU.
     """
+    output_dir = args.output_dir.expanduser().absolute()
     with user_errors():
         labels_in(data_dir)
     images = count_images(cells, data_dir)
     facts = check_cells(cells)
     runner.check_study(output_dir, cells)
     checks.check_batches(facts, images, launch.num_processes)
-    device = A_GPU if elsewhere and not launch.on_cpu else measure_device(launch)
+    device = A_GPU if args.slurm and not launch.on_cpu else measure_device(launch)
     seconds, basis = estimate_seconds(facts, images, output_dir, device)
     left = {name: facts[name] for name in facts if runner.state_on_disk(output_dir / name) != "finished"}
-    if prints:
+    at_once = (args.max_jobs or checks.JOBS_AT_ONCE) if args.slurm else len(launch.gpus)
+    space = checks.disk_space(left, output_dir, at_once)
+    if args.dry_run:
         plan_tables.print_cells(cells, facts, images, seconds, output_dir)
         plan_tables.print_kinds(cells, facts, images, num_processes=launch.num_processes)
         plan_tables.print_cost([cell for cell in cells if cell.run_id in left], seconds, launch)
-        print(f"{len(cells)} cells, {len(left)} left to run, estimated {basis}.")
-    checks.check_disk(left, output_dir, len(launch.gpus))
+        print(f"{len(cells)} cells, {len(left)} left to run, estimated {basis}.", space, sep="\n")
+    checks.check_disk(space, output_dir, num_cells=len(left), at_once=at_once)
     checks.check_device(facts, launch, device)
     return seconds
 
@@ -345,7 +350,12 @@ def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launc
     """
     if not args.slurm:
         lock.release()
+        left = [cell for cell in study.cells if study.states[cell.run_id] != "done"]
+        started = time.monotonic()
         study.run(launch)
+        if left and not study.by_others and not study.names_in("failed", "impossible"):
+            estimated = wall_seconds(left, study.seconds, study.parallel)
+            print(compare(estimated, time.monotonic() - started))
         return lock_folder(study.output_dir, patience=PATIENCE_SECONDS)
     options = slurm.Options(
         partition=args.slurm_partition,
@@ -379,7 +389,7 @@ def main(argv: list[str] | None = None) -> None:
             f"Preset {preset}; flags of the cells:",
             *plan_tables.settings_in_words((*chosen.settings, *chosen.given)),
         )
-    seconds = check(cells, data_dir, output_dir, launch, prints=args.dry_run, elsewhere=args.slurm)
+    seconds = check(cells, data_dir, launch, args)
     if args.dry_run:
         print("Nothing was run. To start this study, use the same command without --dry_run.")
         return

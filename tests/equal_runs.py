@@ -8,7 +8,8 @@ from tiny_runs import read_epochs
 
 
 def without_times(results: dict) -> dict:
-    return {name: value for name, value in results.items() if name not in ("images_per_second", "data_wait")}
+    times = ("images_per_second", "data_wait", "other_seconds")
+    return {name: value for name, value in results.items() if name not in times}
 
 
 def final_state(output_dir: Path) -> dict[str, torch.Tensor]:

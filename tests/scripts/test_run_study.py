@@ -388,6 +388,7 @@ def test_study_runs_each_cell_once_in_order_reports_and_changes_nothing_of_what_
     printed = capsys.readouterr().out
     assert f"[1/3] {PRETRAINED}: validation loss 0.250" in printed
     assert f"[3/3] {RESNET}: test AUROC 0.750" in printed and "the last one" in printed
+    assert re.search(r"^Estimated .+, took .+ \(\d+% (less|more)\)\.$", printed, re.MULTILINE)
     plan = read_json(folder / "plan.json")["cells"]
     assert list(plan) == ALL and plan[TUNED]["needs"] == PRETRAINED
     assert {path.name for path in (folder / "logs").iterdir()} == {f"{name}.log" for name in ALL}
@@ -561,6 +562,19 @@ def test_models_that_do_not_fit_on_the_disk_are_refused(dry, study, cells, folde
     assert study(*dry) == 2
     assert "0.0 GB free, expected 0.3 GB for the models of 3 cells" in error_line(capsys)
     assert not cells.launched and not folder.exists()
+
+
+def test_plan_shows_the_disk_for_the_models_and_the_checkpoints_at_once(study, cells, capsys):
+    def disk(*flags: str) -> list[float]:
+        seeds = map(str, range(20))
+        assert study("--dry_run", "--models=resnet-18", *flags, "--seeds", *seeds) == 0
+        sizes = re.findall(r"([\d.,]+) GB", capsys.readouterr().out)
+        return [float(size.replace(",", "")) for size in sizes]
+
+    models, checkpoints = 20 * 0.0447, 6 * 0.0447  # 11.2 million parameters of 4 bytes
+    assert disk() == pytest.approx([models + checkpoints, models, checkpoints, 10_000], abs=0.06)
+    for flags, at_once in (((), 16), (("--max_jobs=3",), 3)):
+        assert disk("--slurm", *flags)[2] == pytest.approx(at_once * checkpoints, abs=0.06)
 
 
 def test_dry_run_shows_the_kinds_of_cells_and_the_flags_of_the_preset(study, cells, capsys):

@@ -21,6 +21,8 @@ from cxr.study.results import point_of
 from finished_runs import classification_results
 from finished_runs import finish
 
+START = 15.0
+
 
 def classification(run_id: str = "a", *, model: str = "microsoft/resnet-18", **flags) -> ClassificationCell:
     start = "config_name" if model in CONFIGS else "model_name_or_path"
@@ -39,7 +41,7 @@ def gflop(cell: Cell) -> tuple[float, float]:
 
 
 def estimate(cells: list[Cell], counts: dict, output_dir: Path) -> tuple[dict[str, float], str]:
-    device = Device(kind="cuda", tflops={"vit": 20.0, "resnet": 20.0})
+    device = Device(kind="cuda", tflops={"vit": 20.0, "resnet": 20.0}, start_seconds=START)
     return costs.estimate_seconds(check_cells(cells), counts, output_dir, device)
 
 
@@ -51,7 +53,7 @@ def training_seconds(cells: list[Cell], images: int, output_dir: Path) -> list[f
     """Without the start of each cell."""
     counts = {cell.run_id: counted(images) for cell in cells}
     seconds, _ = estimate(cells, counts, output_dir)
-    return [seconds[cell.run_id] - costs.START_SECONDS for cell in cells]
+    return [seconds[cell.run_id] - START for cell in cells]
 
 
 # Images -----------------------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def test_without_a_finished_cell_the_estimate_is_by_the_speed_of_the_device_and_
     cell = classification()
     seconds, basis = estimate([cell], {"a": counted(1000)}, tmp_path)
     assert basis == "from a few steps of small layers on this cuda (TFLOP/s: vit 20, resnet 20)"
-    assert seconds["a"] == pytest.approx(costs.START_SECONDS + 20 * 1000 * 3 * cost("resnet-18") / 20e3)
+    assert seconds["a"] == pytest.approx(START + 20 * 1000 * 3 * cost("resnet-18") / 20e3)
 
 
 def test_estimate_follows_from_the_speed_of_finished_cells(tmp_path):
@@ -173,13 +175,41 @@ def test_one_slow_cell_of_many_does_not_move_the_estimate(tmp_path):
     assert training_seconds(cells, 100, tmp_path)[3] == pytest.approx(100 * 20 / 100)
 
 
+def test_the_most_similar_finished_cells_say_how_fast_a_cell_is(tmp_path):
+    plain, same = (classification(name, seed=seed) for seed, name in enumerate("ab"))
+    longer = classification("c", num_train_epochs=40)
+    augmented, other = (classification(name, augmentation="mae") for name in "de")
+    finish(tmp_path / "a", classification_results(images_per_second=500.0))
+    finish(tmp_path / "d", classification_results(images_per_second=100.0))
+    seconds = training_seconds([plain, same, longer, augmented, other], 1000, tmp_path)
+    assert seconds[1] == pytest.approx(1000 * 20 / 500) and seconds[2] == pytest.approx(2 * seconds[1])
+    assert seconds[4] == pytest.approx(1000 * 20 / 100)
+
+
+def test_start_is_that_of_finished_cells_without_their_validation(tmp_path):
+    cells = [classification(name, seed=seed) for seed, name in enumerate("abc")]
+    counts = {cell.run_id: counted(1000, 300) for cell in cells}
+    for name in "ab":
+        before = estimate(cells, counts, tmp_path)[0]["c"]
+        results = classification_results(images_per_second=500.0, num_epochs=20, other_seconds=42.0)
+        finish(tmp_path / name, results)
+    # The start of the first cell alone does not count; the second one's validation is in the 42 seconds.
+    assert before == pytest.approx(START + 20 * (1000 + 300 / 3) / 500)
+    assert estimate(cells, counts, tmp_path)[0]["c"] == pytest.approx(42 + 20 * 1000 / 500)
+
+
+def test_an_estimate_is_compared_with_the_time_taken():
+    assert costs.compare(720, 660) == "Estimated 12 min, took 11 min (8% less)."
+    assert costs.compare(50, 75) == "Estimated 50 s, took 75 s (50% more)."
+
+
 def test_evaluating_every_epoch_is_counted(tmp_path):
     head = classification(train_last_layer_only=True)
     for validation in (0, 3000):
         counts = {"a": counted(1000, validation)}
         seconds, _ = estimate([head], counts, tmp_path)
         expected = 20 * (1000 + validation) * cost("resnet-18") / 20e3
-        assert seconds["a"] == pytest.approx(costs.START_SECONDS + expected)
+        assert seconds["a"] == pytest.approx(START + expected)
 
 
 def test_steps_count_instead_of_epochs_when_they_are_limited(tmp_path):

@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import run_study
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.run_folder.files import write_json
@@ -21,6 +22,7 @@ from cxr.study import presets
 from cxr.study import runner
 from cxr.study import slurm
 from cxr.study import slurm_job
+from cxr.study.machine import Device
 from finished_runs import classification_results
 from finished_runs import finish
 from finished_runs import measured
@@ -52,6 +54,13 @@ OPTIONS = {
     "gpus": 1,
     "args": {"mem": "8G"},
     "max_jobs": None,
+}
+# Of each pretraining: three sizes, and three arms.
+NINE_CLASSIFIERS = {
+    "models": ["vit-mae-tiny"],
+    "tasks": ["finding"],
+    "train_sizes": [16, 17, 18],
+    "recipes": ["paper", "mae"],
 }
 
 
@@ -185,6 +194,38 @@ def test_a_queue_that_cannot_be_read_for_a_while_does_not_end_the_waiting(fake, 
     assert not jobs.study.names_in("waiting", "running")
 
 
+def test_waiting_goes_on_while_slurm_is_silent_and_a_cell_fails_and_ends_with_status_1(
+    fake, tmp_path, sample_root, monkeypatch, capsys
+):
+    folder, squeue = tmp_path / "study", fake / "bin" / "squeue"
+    answers = iter(["#!/bin/bash\necho 'socket timed out' >&2; exit 1\n", squeue.read_text()])
+
+    def sleep(_):
+        squeue.write_text(text := next(answers))
+        if "exit 1" in text:
+            return
+        # The pretraining has failed, and Slurm has removed the classifier that needs it.
+        finish(folder / "resnet-18-scratch_none_16_finding_s0", classification_results(test=measured()))
+        (folder / "logs" / "vit-mae-tiny-scratch_pretrain_s0.log").write_text("the reason\n")
+        (fake / "queue").write_text("")
+
+    monkeypatch.setattr(slurm.SlurmStudy.follow, "__defaults__", (sleep,))
+    monkeypatch.setattr(run_study, "report", lambda folder: True)
+    device = Device(kind="cpu", tflops={"vit": 1.0, "resnet": 1.0})
+    monkeypatch.setattr(run_study, "measure_device", lambda launch: device)
+    flags = ["--preset=smoke", "--augmentations=none", "--mask_ratios=0", "--train_sizes=16"]
+    flags += ["--tasks=finding", "--set", "per_device_train_batch_size=8", "--slurm", "--wait"]
+    with pytest.raises(SystemExit) as ended:
+        run_study.main([f"--data_dir={sample_root}", f"--output_dir={folder}", *flags])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "squeue failed (socket timed out)" in printed
+    shown = printed.partition("socket timed out")[2]
+    assert "1 done, 1 failed, 1 impossible" in shown
+    assert "vit-mae-tiny-scratch_pretrain_s0 FAILED in job 100" in shown and "the reason" in shown
+    assert "2 of 3 cells failed or were skipped" in shown
+
+
 def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path):
     folder = tmp_path / "study"
     jobs = jobs_of(planned(folder), folder)
@@ -208,13 +249,34 @@ def test_absent_or_refusing_slurm_is_one_line(fake, tmp_path, monkeypatch):
         jobs_of(cells, folder)
 
 
+def test_jobs_that_were_submitted_before_sbatch_refused_one_are_known(fake, tmp_path):
+    folder = tmp_path / "study"
+    cells = planned(folder)
+    (fake / "bin" / "sbatch").write_text(
+        "#!/bin/bash\ngrep -q dependency $1 && { echo 'too many jobs' >&2; exit 1; }\n" + PROGRAMS["sbatch"]
+    )
+    with pytest.raises(UserError, match="too many jobs"):
+        jobs_of(cells, folder).submit()
+    jobs = grid.Plan.read(folder / "plan.json").jobs
+    assert jobs and set(jobs.values()) == set(queue(fake))
+
+
 @pytest.mark.slow
-def test_5000_cells_are_planned_submitted_and_shown_in_a_minute(fake, tmp_path, capsys):
+@pytest.mark.timing
+@pytest.mark.parametrize(
+    ("axes", "num_pretrainings"),
+    [
+        ({"seeds": list(range(17)), "train_sizes": list(range(16, 66))}, 17),
+        (NINE_CLASSIFIERS | {"seeds": list(range(500))}, 500),
+    ],
+)
+def test_5000_cells_are_planned_submitted_and_shown_in_a_minute(fake, tmp_path, axes, num_pretrainings):
     tracemalloc.start()  # the process may hold more from other tests
     started = time.monotonic()
     folder = tmp_path / "study"
-    cells = planned(folder, seeds=list(range(17)), train_sizes=list(range(16, 66)))
+    cells = planned(folder, **axes)
     assert len(cells) >= 5000
+    assert sum(cell.script == grid.PRETRAINING for cell in cells) == num_pretrainings
     assert jobs_of(cells, folder).submit() == len(cells)
     jobs_of(cells, folder).show()
     took, peak = time.monotonic() - started, tracemalloc.get_traced_memory()[1] / 2**30

@@ -21,6 +21,7 @@ from cxr.errors import UserError
 from cxr.run_folder.fields import Count
 from cxr.run_folder.fields import Name
 from cxr.run_folder.fields import Record
+from cxr.run_folder.fields import Seconds
 from cxr.run_folder.fields import Seed
 from cxr.run_folder.fields import Share
 from cxr.run_folder.fields import Word
@@ -200,6 +201,10 @@ class Results(Training):
     data_wait: Share | None = Field(
         default=None,
         description="share of the training time that the device waited for data, since the last start",
+    )
+    other_seconds: Seconds | None = Field(
+        default=None,
+        description="time since the last start that training steps did not take: imports, tables, evaluation",
     )
     bad_steps: Count = Field(description="steps skipped for a NaN or infinite loss or gradient")
     num_train_images: Annotated[int, Field(gt=0, le=10**9)]

@@ -1,6 +1,7 @@
 """Checks batches, device and disk before the first cell, so that a study does not fail after hours."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from cxr.errors import UserError
@@ -10,6 +11,7 @@ from cxr.study.machine import Device
 from cxr.study.machine import Launch
 
 BYTES = 4  # per parameter: weights are saved in float32
+JOBS_AT_ONCE = 16  # assumed for jobs without --max_jobs, of which a cluster may run any number
 COPIES_WHILE_TRAINING = 6  # the last checkpoint and the next one, each with weights and two moments
 
 
@@ -42,16 +44,41 @@ def check_device(facts: dict[str, CellFacts], launch: Launch, device: Device) ->
                 )
 
 
-def check_disk(facts: dict[str, CellFacts], output_dir: Path, parallel: int) -> None:
-    """Raises UserError if the disk has no room for the models of the cells and the checkpoints in use."""
-    sizes = [BYTES * of_cell.num_parameters for of_cell in facts.values()]
-    needed = sum(sizes) + COPIES_WHILE_TRAINING * sum(sorted(sizes)[-parallel:])
+@dataclass(frozen=True, kw_only=True)
+class DiskSpace:
+    """Bytes: what the models of the cells and the checkpoints of running cells need, and what is free."""
+
+    models: int
+    checkpoints: int
+    free: int
+
+    def __str__(self) -> str:
+        needed = gigabytes(self.models + self.checkpoints)
+        return (
+            f"Disk: {needed} ({gigabytes(self.models)} for the models, {gigabytes(self.checkpoints)} for "
+            f"checkpoints while cells run), {gigabytes(self.free)} free."
+        )
+
+
+def disk_space(facts: dict[str, CellFacts], output_dir: Path, at_once: int) -> DiskSpace:
+    """Returns what the cells need if the largest `at_once` of them run at the same time, and what is free."""
+    sizes = sorted(BYTES * of_cell.num_parameters for of_cell in facts.values())
     existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
+    return DiskSpace(
+        models=sum(sizes),
+        checkpoints=COPIES_WHILE_TRAINING * sum(sizes[-at_once:]),
+        free=shutil.disk_usage(existing).free,
+    )
+
+
+def check_disk(space: DiskSpace, output_dir: Path, *, num_cells: int, at_once: int) -> None:
+    """Raises UserError if the disk has no room for the models of the cells and the checkpoints in use."""
+    needed = space.models + space.checkpoints
+    if space.free < needed:
         raise UserError(
-            f"--output_dir {output_dir}: found {gigabytes(free)} free, expected {gigabytes(needed)} for the "
-            f"models of {len(facts)} cells and their checkpoints; free some space, or use another disk"
+            f"--output_dir {output_dir}: found {gigabytes(space.free)} free, expected {gigabytes(needed)} "
+            f"for the models of {num_cells} cells and the checkpoints of {min(at_once, num_cells)} at once; "
+            "free some space, or use another disk"
         )
 
 

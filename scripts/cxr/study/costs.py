@@ -2,10 +2,14 @@
 
 import heapq
 import itertools
+from collections import defaultdict
+from collections.abc import Hashable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from statistics import median_low
 
 from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import LABEL_OPTIONS
@@ -21,7 +25,10 @@ from mimic_cxr_dataset.labels import index_images
 
 USUAL_BATCH = 32  # assumed for a batch size of auto, which is not known yet
 LABEL_FLAGS = LABEL_OPTIONS | {"blank": DATASET_DEFAULTS["blank"]}
-START_SECONDS = 20  # before a cell trains: imports, tables, the first batch
+# Flags in which cells that cost the same may differ: first those of other seeds, then of other lengths.
+SEED_FLAGS = {"seed", "model_name_or_path"}  # a model pretrained here has another folder for each seed
+LENGTH_FLAGS = SEED_FLAGS | {"max_train_samples", "num_train_epochs", "max_train_steps", "learning_rate"}
+LENGTH_FLAGS |= set(LABEL_FLAGS) | {"findings"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +85,64 @@ def num_epochs(facts: CellFacts, num_images: int) -> float:
     return facts.args.max_train_steps * (facts.images_per_step(1, num_images) or USUAL_BATCH) / num_images
 
 
+class Speeds:
+    """What the finished cells of a study took: TFLOP/s, and seconds without training and validation."""
+
+    def __init__(self, facts: dict[str, CellFacts], images: dict[str, ImageCounts], output_dir: Path):
+        self.rates: dict[Hashable, list[float]] = defaultdict(list)
+        self.starts: dict[Hashable, list[float]] = defaultdict(list)
+        for name, of_cell in facts.items():
+            if not (results := read_results(output_dir / name)):
+                continue
+            training, evaluation = gflop_per_image(of_cell)
+            rate = results.images_per_second * training / 1e3
+            validated = (results.num_epochs or 1) * images[name].validation * evaluation / 1e3
+            for kind in kinds_of(of_cell):
+                self.rates[kind].append(rate)
+            if results.other_seconds is not None:
+                for kind in (*kinds_of(of_cell), of_cell.is_pretraining):
+                    self.starts[kind].append(max(0.0, results.other_seconds - validated / rate))
+
+    def rate(self, facts: CellFacts) -> float | None:
+        """Returns the median TFLOP/s of the finished cells that are most like this one, None without any."""
+        found = [self.rates[kind] for kind in kinds_of(facts) if kind in self.rates]
+        return median(found[0]) if found else None
+
+    def start(self, facts: CellFacts) -> float | None:
+        """Returns the median start of the finished cells that are most like this one.
+
+        A single cell does not count, because the first one may have shrunk the images of all.
+        """
+        kinds = (*kinds_of(facts), facts.is_pretraining)
+        found = [self.starts[kind] for kind in kinds if len(self.starts.get(kind, [])) > 1]
+        return median_low(found[0]) if found else None
+
+
+def kinds_of(facts: CellFacts) -> Iterator[Hashable]:
+    """Yields keys of cells that are alike: in all but the seed or the length, in the model, in the family."""
+    flags, model = vars(facts.args), (repr(facts.architecture), facts.image_size)
+    for free in (SEED_FLAGS, LENGTH_FLAGS):
+        yield (*model, repr([(name, flags[name]) for name in sorted(flags.keys() - free)]))
+    yield (*model, facts.is_pretraining)
+    yield model
+    yield facts.architecture.family
+
+
 def estimate_seconds(
     facts: dict[str, CellFacts], images: dict[str, ImageCounts], output_dir: Path, device: Device
 ) -> tuple[dict[str, float], str]:
     """Returns the estimated seconds of each cell, by run_id, and the basis of the estimate in words."""
-    measured: dict[str, list[float]] = {}  # family -> TFLOP/s
-    for name, of_cell in facts.items():
-        if results := read_results(output_dir / name):
-            rate = results.images_per_second * gflop_per_image(of_cell)[0] / 1e3
-            measured.setdefault(of_cell.architecture.family, []).append(rate)
-    rates = {name: median(of_family) for name, of_family in measured.items()}
-    seconds = {}
+    speeds, seconds = Speeds(facts, images, output_dir), {}
     for name, of_cell in facts.items():
         counts, (training, evaluation) = images[name], gflop_per_image(of_cell)
-        epochs, family = num_epochs(of_cell, counts.train), of_cell.architecture.family
-        gflop = epochs * (counts.train * training + counts.validation * evaluation)
-        seconds[name] = START_SECONDS + gflop / 1e3 / (rates.get(family) or device.tflops[family])
-    shown = ", ".join(f"{name} {rate:.2g}" for name, rate in (rates or device.tflops).items())
-    if rates:
+        gflop = num_epochs(of_cell, counts.train) * (counts.train * training + counts.validation * evaluation)
+        rate, start = speeds.rate(of_cell), speeds.start(of_cell)
+        seconds[name] = (device.start_seconds if start is None else start) + gflop / 1e3 / (
+            rate or device.tflops[of_cell.architecture.family]
+        )
+    families = {name: median(speeds.rates[name]) for name in device.tflops if name in speeds.rates}
+    shown = ", ".join(f"{name} {rate:.2g}" for name, rate in (families or device.tflops).items())
+    if families:
         return seconds, f"from the speed of the finished cells (TFLOP/s: {shown})"
     if device == A_GPU:
         return seconds, f"for an assumed GPU (TFLOP/s: {shown}), as the jobs run elsewhere"
@@ -115,6 +162,13 @@ def wall_seconds(cells: list[Cell], seconds: dict[str, float], num_slots: int) -
         now, ended = heapq.heappop(running)
         unfinished.remove(ended)
     return now
+
+
+def compare(estimated: float, took: float) -> str:
+    """Returns an estimate beside the time that was taken, in words."""
+    difference = took / estimated - 1
+    direction = "more" if difference > 0 else "less"
+    return f"Estimated {duration(estimated)}, took {duration(took)} ({abs(difference):.0%} {direction})."
 
 
 def duration(seconds: float) -> str:

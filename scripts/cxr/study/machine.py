@@ -28,12 +28,16 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """The device of a cell: its type, and the TFLOP/s that it sustains for each model family."""
+    """The device of a cell: its type, the TFLOP/s that it sustains for each model family, and its start."""
 
     kind: str  # cpu, cuda or mps
     tflops: dict[str, float]
+    start_seconds: float = 20.0  # of a cell: imports, tables, the last evaluation; see `STARTS_PER_IMPORT`
 
 
+# A cell without its training takes about so many times as long as Python with torch needs to start. Measured
+# on two cores: 24 and 3 seconds.
+STARTS_PER_IMPORT = 8
 # A GPU of a cluster, which the machine that submits does not have; not measured, but a cautious guess.
 A_GPU = Device(kind="cuda", tflops={"vit": 60.0, "resnet": 20.0})
 
@@ -109,4 +113,5 @@ def measure_device(launch: Launch) -> Device:
             "packages of requirements.txt, or end other programs that use the device"
         )
     found = json.loads(done.stdout.splitlines()[-1])
-    return Device(kind=found["device"], tflops=found["tflops"])
+    start_seconds = STARTS_PER_IMPORT * found["import_seconds"]
+    return Device(kind=found["device"], tflops=found["tflops"], start_seconds=start_seconds)

@@ -149,6 +149,7 @@ class StudyRunner:
         self.claims = claims_on(output_dir)
         self.locks: dict[str, Lock] = {}  # of the running cells
         self.elsewhere: set[str] = set()  # waiting cells that another process runs
+        self.by_others: set[str] = set()  # cells that another process finished during this call
 
     def note_results(self, cell: grid.Cell) -> bool:
         """Returns whether a cell is finished; if so, keeps its results and removes its checkpoints."""
@@ -196,6 +197,7 @@ class StudyRunner:
         if not self.note_results(cell):
             return False
         self.elsewhere.discard(cell.run_id)
+        self.by_others.add(cell.run_id)
         self.say_end(cell, "in another process")
         return True
 

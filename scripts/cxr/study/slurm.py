@@ -34,6 +34,7 @@ SETUP = [
     'if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
 ]
 FOLLOW_SECONDS = 15.0
+NOTE_SECONDS = 5.0  # between two writes of plan.json while jobs are submitted; with 5,000 cells one takes 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +109,25 @@ class SlurmStudy:
             # A pretraining that was finished before has no job to wait for.
             is_done = cell.needs is None or self.study.states.get(cell.needs) == "done"
             arrays.setdefault(None if is_done else cell.needs, []).append(cell)
-        size = max_array_size()
-        for needs, alike in [(None, pretrainings), *arrays.items()]:
-            for start in range(0, len(alike), size):
-                self._submit_array(alike[start : start + size], needs)
+        size, written = max_array_size(), time.monotonic()
+        try:
+            for needs, alike in [(None, pretrainings), *arrays.items()]:
+                for start in range(0, len(alike), size):
+                    self._submit_array(alike[start : start + size], needs)
+                    if time.monotonic() - written > NOTE_SECONDS:
+                        self._note(self.plan.jobs)
+                        written = time.monotonic()
+        finally:
+            self._note(self.plan.jobs)
         return len(cells)
 
     def _submit_array(self, cells: list[grid.Cell], needs: str | None) -> None:
-        """Submits one array and notes its jobs in plan.json. Raises UserError if sbatch refuses it."""
+        """Submits one array and keeps its jobs in `plan`. Raises UserError if sbatch refuses it.
+
+        The classifiers of each pretraining are an array with afterok. One array for many pretrainings, with
+        aftercorr, would need fewer calls of sbatch, but Slurm resolves aftercorr for ten tasks at a time: it
+        removes a later task whose pretraining ended more than MinJobAge (five minutes) ago.
+        """
         import submitit
 
         executor = submitit.SlurmExecutor(self.output_dir / "logs" / "slurm", max_num_timeout=MAX_REQUEUES)
@@ -130,7 +142,7 @@ class SlurmStudy:
                 "the --slurm flags, or submit fewer with --max_jobs"
             ) from error
         ids = {cell.run_id: job.job_id for cell, job in zip(cells, submitted)}
-        self._note(self.plan.jobs | ids)
+        self.plan = self.plan.model_copy(update={"jobs": self.plan.jobs | ids})
         self.queue |= dict.fromkeys(ids.values(), "PENDING")
 
     def _parameters(self, needs: str | None) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Measures the speed of the training device, in a second or two, and prints it as JSON.
+"""Measures the speed of the training device and of Python's start, in a few seconds; prints them as JSON.
 
 cd scripts && python -m cxr.training.device_speed no    # or fp16, bf16; --cpu ignores a GPU
 """
@@ -7,8 +7,11 @@ import json
 import sys
 import time
 
+import psutil
 import torch
 from torch import nn
+
+IMPORT_SECONDS = time.time() - psutil.Process().create_time()  # the start of Python and the imports above
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MEASURED_SECONDS = 0.3  # without the warm-up steps
@@ -70,4 +73,5 @@ def one_step(layer: nn.Module, inputs: torch.Tensor, dtype: torch.dtype | None) 
 if __name__ == "__main__":
     chosen = find_device(on_cpu="--cpu" in sys.argv)
     precision = "no" if chosen == "cpu" and sys.argv[1] == "fp16" else sys.argv[1]  # not on a CPU
-    print(json.dumps({"device": chosen, "tflops": sustained_tflops(chosen, precision)}))
+    found = {"device": chosen, "tflops": sustained_tflops(chosen, precision)}
+    print(json.dumps(found | {"import_seconds": IMPORT_SECONDS}))

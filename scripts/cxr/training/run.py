@@ -65,6 +65,7 @@ from cxr.training.progress import Progress
 from cxr.training.step_size import StepFlags
 from cxr.training.step_size import StepSize
 from cxr.training.throughput import Stopwatch
+from cxr.training.throughput import seconds_of_process
 
 logger = logging.getLogger(__name__)
 
@@ -432,6 +433,7 @@ class Run:
             "model": args.config_name or args.model_name_or_path,
             "images_per_second": progress.step * self.schedule.images_per_step / progress.train_seconds,
             "data_wait": self.stopwatch.data_wait,
+            "other_seconds": max(0.0, seconds_of_process() - self.stopwatch.total_seconds),
             "steps": progress.step,
             "bad_steps": progress.num_bad_steps,
             "images_per_step": self.schedule.images_per_step,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -72,6 +73,14 @@ def count_training_flops(model: nn.Module, synthetic_loss: Callable[[nn.Module, 
     with FlopCounterMode(display=False) as counter:
         synthetic_loss(shapes_only, 1).backward()
     return counter.get_total_flops()
+
+
+def seconds_of_process() -> float:
+    """Returns the time since this process was started or, if it has one, its launcher of Accelerate."""
+    process = psutil.Process()
+    launcher = process.parent()
+    is_launched = launcher and "accelerate" in " ".join(launcher.cmdline())
+    return time.time() - (launcher if is_launched else process).create_time()
 
 
 class Stopwatch:
