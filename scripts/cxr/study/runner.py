@@ -41,6 +41,7 @@ from cxr.training.progress import has_checkpoint
 
 LOG_TAIL = 12  # lines
 SAVING_SECONDS = 120  # how long a cell may take to finish its step and save a checkpoint
+OF_A_MACHINE = {"cache_dir", "stage_dir"}  # flags that change no result
 LOOK_SECONDS = 2.0  # between two looks for a cell that has become free, while none is
 TABLE_SECONDS = 30.0  # between two looks for results of other processes
 
@@ -70,10 +71,12 @@ def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
     for cell in cells:
         run = output_dir / cell.run_id
         if (run / "args.json").is_file() and (state_on_disk(run) != "to run" or is_in_use(run)):
-            record.check_unchanged(record.Arguments.read(run / "args.json").flags, cell.flags, where=run)
+            now = {name: cell.flags[name] for name in cell.flags.keys() - OF_A_MACHINE}
+            record.check_unchanged(record.Arguments.read(run / "args.json").flags, now, where=run)
             # args.json also has the defaults; only the old plan says which flags were set.
             before = plan.cells.get(cell.run_id, cell).flags
-            record.check_unchanged(before, {name: cell.flags.get(name) for name in before}, where=run)
+            set_before = before.keys() - OF_A_MACHINE
+            record.check_unchanged(before, {name: cell.flags.get(name) for name in set_before}, where=run)
     return plan.model_copy(update={"cells": plan.cells | {cell.run_id: cell for cell in cells}})
 
 
