@@ -94,6 +94,42 @@ def test_a_study_whose_jobs_and_nodes_fail_ends_as_on_one_machine(cluster, sampl
     assert (folder / "report.html").is_file()
 
 
+# In place of `accelerate`: it runs until SIGUSR2, and after a restart it ends at once.
+LAUNCHER = """
+import os, pathlib, signal, sys, time
+folder, node = pathlib.Path(sys.argv[0]).parent, os.environ["SLURM_NODEID"]
+if "SLURM_RESTART_COUNT" in os.environ:
+    (folder / f"again{node}").write_text(" ".join(sys.argv))
+    sys.exit()
+def save(*_):
+    (folder / f"saved{node}").touch()
+    sys.exit(143)
+signal.signal(signal.SIGUSR2, save)
+(folder / f"started{node}").touch()
+time.sleep(300)
+"""
+
+
+def test_two_nodes_go_back_into_the_queue_before_the_time_limit_and_resume(cluster, tmp_path):
+    (tmp_path / "accelerate").write_text(f"#!{sys.executable}\n{LAUNCHER}")
+    (tmp_path / "accelerate").chmod(0o755)
+    environment = cluster.environment | {"PATH": f"{tmp_path}:{cluster.environment['PATH']}"}
+    batch = SCRIPTS.parent / "accelerate_configs" / "two_nodes.sbatch"
+    submit = ["sbatch", "--parsable", "--gres=none", "--cpus-per-task=1", f"--output={tmp_path / 'job.log'}"]
+    job = subprocess.run([*submit, batch, "train.py"], env=environment, capture_output=True, text=True).stdout
+    job = job.strip()
+
+    def both(what: str) -> bool:
+        return all((tmp_path / f"{what}{node}").is_file() for node in (0, 1))
+
+    wait_for(lambda: both("started"))
+    cluster.run("scancel", "--signal=USR2", "--batch", job)  # as Slurm does before the time limit
+    wait_for(lambda: both("saved") and cluster.queue().get(job) == "PENDING")
+    cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")  # not after two minutes
+    wait_for(lambda: both("again") and not cluster.queue())
+    assert (tmp_path / "again1").read_text().endswith("train.py --resume_from_checkpoint latest")
+
+
 def test_two_nodes_have_the_losses_of_one_process(cluster, sample_root, tmp_path):
     pretraining = SCRIPTS / "run_mae_pretrain.py"
     flags = [*TINY_VIT, f"--data_dir={sample_root}", "--num_train_epochs=2", "--learning_rate=1e-3"]
