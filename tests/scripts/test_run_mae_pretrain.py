@@ -121,12 +121,13 @@ def test_mask_that_hides_nothing_is_refused(sample_root, tmp_path):
 
 def test_full_output_folder_is_refused_and_left_as_it_was(finished_run, sample_root):
     output_dir, _ = finished_run
-    files = [path for path in output_dir.rglob("*") if path.name != ".lock"]
+    kept = [path for path in output_dir.iterdir() if path.name not in (".lock", ".claims")]
+    files = [*kept, *(path for folder in kept for path in folder.rglob("*"))]
     before = [path.stat().st_mtime_ns for path in files]
     with pytest.raises(ValueError, match="has a finished run, expected a new or empty folder"):
         run_main(run_mae_pretrain, output_dir, *TINY_VIT, *QUICK, f"--data_dir={sample_root}")
     assert [path.stat().st_mtime_ns for path in files] == before
-    assert {*files, output_dir / ".lock"} == set(output_dir.rglob("*"))
+    assert {*kept, output_dir / ".lock", output_dir / ".claims"} == set(output_dir.iterdir())
 
 
 def test_tensorboard_gets_the_losses(sample_root, tmp_path):
