@@ -224,7 +224,7 @@ def _acquire(output_dir: Path, *, on_lost: Callable[[], None] | None = None) -> 
         elif not is_said:
             is_said = True
             logger.warning(
-                "%s: %s held it; waiting for a sign of life, at most %.0f s",
+                "%s is locked by %s; waiting at most %.0f s to see whether that run still lives",
                 *(output_dir, describe_holder(holder), claims.stale),
             )
         time.sleep(1)
