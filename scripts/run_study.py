@@ -53,6 +53,7 @@ from cxr.cli.command_line import share_below_one
 from cxr.data.images import user_errors
 from cxr.data.sources import REPOSITORY
 from cxr.data.sources import make_sample_data_once
+from cxr.errors import UserError
 from cxr.errors import did_you_mean
 from cxr.errors import run_script
 from cxr.models.architectures import CONFIGS
@@ -310,6 +311,11 @@ def check(
     A dry run prints the plan before the checks of disk and device, so that it can be read without a GPU.
     """
     output_dir = args.output_dir.expanduser().absolute()
+    if launch.num_machines > 1 and not args.slurm:
+        raise UserError(
+            f"--config_file {launch.config_file}: found num_machines {launch.num_machines}, expected 1 "
+            "without --slurm; to share the cells among machines, start the same command on each of them"
+        )
     with user_errors():
         labels_in(data_dir)
     images = count_images(cells, data_dir)
@@ -361,6 +367,7 @@ def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launc
         partition=args.slurm_partition,
         account=args.slurm_account,
         minutes=args.slurm_time or 24 * 60,
+        nodes=launch.num_machines,
         gpus=slurm.gpus_of(launch, args.gpus_per_cell),
         args=dict(args.slurm_args),
         max_jobs=args.max_jobs,

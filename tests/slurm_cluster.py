@@ -35,7 +35,8 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2
 ReturnToService=2
 KillWait=15
-NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=1
+GresTypes=gpu
+NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=1 Gres=gpu:1
 PartitionName=all Nodes=ALL Default=YES
 """
 
@@ -53,6 +54,7 @@ class SlurmCluster:
         }
         text = CONFIGURATION.format(folder=self.folder, user=getpass.getuser(), ports=free_ports())
         configuration.write_text(text, encoding="utf-8")
+        (self.folder / "gres.conf").write_text("Name=gpu Count=1\n", encoding="utf-8")  # only counted
         (self.folder / "state").mkdir()
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(64))

@@ -155,3 +155,30 @@ def test_two_nodes_have_the_losses_of_one_process(cluster, sample_root, tmp_path
     for alone, together in zip(read_epochs(tmp_path / "one"), read_epochs(tmp_path / "two"), strict=True):
         assert together["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
         assert together["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-4)
+
+
+def test_a_study_whose_cells_take_two_nodes_has_the_losses_of_one_process(cluster, sample_root, tmp_path):
+    text = (SCRIPTS.parent / "accelerate_configs" / "multi_node_fp16.yaml").read_text(encoding="utf-8")
+    text = text.replace("num_processes: 8", "num_processes: 2").replace("fp16", '"no"')
+    (tmp_path / "two.yaml").write_text(text, encoding="utf-8")
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = ["--models=vit-mae-tiny", "--seeds=0", "--set", "num_train_epochs=10"]
+    status, said = study(cluster, sample_root, one, *flags)
+    assert status == 0, said
+    on_two = [*flags, "per_device_train_batch_size=4", f"--config_file={tmp_path / 'two.yaml'}", "--slurm"]
+    status, said = study(cluster, sample_root, two, *on_two)
+    assert status == 0 and "Submitted 2 cells" in said, said
+    name = PRETRAINING.format(0)
+    job = jobs_of(two)[name]
+    wait_for(lambda: has_begun(two / name), seconds=120)
+    cluster.run("scancel", "--signal=USR2", job)  # as Slurm does before the time limit
+    wait_for(lambda: cluster.queue().get(job) == "PENDING", seconds=120)
+    assert not (two / name / "results.json").exists()
+    cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")  # not after two minutes
+    wait_for(lambda: not cluster.queue(), seconds=300)
+    status, said = study(cluster, sample_root, two, *on_two)
+    assert status == 0 and "Submitted 0 cells" in said, said
+    for run in sorted(path.parent for path in one.glob("*/results.json")):
+        assert read_results(two / run.name)["images_per_step"] == 8
+        for alone, together in zip(read_epochs(run), read_epochs(two / run.name), strict=True):
+            assert together["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)

@@ -115,9 +115,9 @@ def cells(monkeypatch):
     cells = Cells()
     real = runner.command
 
-    def command(cell, run, config_file, gpu):
+    def command(cell, run, launch, **slot):
         cells.launched.append(cell.run_id)
-        cells.commands[cell.run_id] = real(cell, run, config_file, gpu)
+        cells.commands[cell.run_id] = real(cell, run, launch, **slot)
         end = cells.ends.get(cell.run_id, "finish")
         return [sys.executable, "-I", "-S", "-c", CELL, str(run), json.dumps(cell.flags), end]
 
@@ -264,9 +264,10 @@ def cell_named(name: str, study_dir: Path, **changes):
 
 def test_cell_is_launched_by_accelerate_with_its_config_script_and_flags(tmp_path):
     cell = cell_named(RESNET, tmp_path)
-    words = command(cell, tmp_path / RESNET, CONFIGS / "cpu.yaml", "3")
+    launch = plan_launch(CONFIGS / "cpu.yaml", parallel=1)
+    words = command(cell, tmp_path / RESNET, launch, gpu="3")
     assert words[words.index("--gpu_ids") + 1] == "3"  # the slot's
-    words = command(cell, tmp_path / RESNET, CONFIGS / "cpu.yaml", None)
+    words = command(cell, tmp_path / RESNET, launch)
     script = words.index(str(REPOSITORY / "scripts" / "run_classification.py"))
     assert words[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
     assert words[3:script] == ["--config_file", str(CONFIGS / "cpu.yaml"), "--quiet"]
@@ -280,7 +281,7 @@ def test_resume_flag_is_given_when_there_is_a_whole_and_sound_checkpoint(tmp_pat
     for progress, resumes in ((None, False), ({}, False), (PROGRESS, True)):
         if progress is not None:
             write_json(run / "checkpoints" / "step_1" / "progress.json", progress)
-        words = command(cell, run, CONFIGS / "cpu.yaml", None)
+        words = command(cell, run, plan_launch(CONFIGS / "cpu.yaml", parallel=1))
         assert ("--resume_from_checkpoint=latest" in words) == resumes
 
 
@@ -353,6 +354,12 @@ def test_no_accelerate_config_is_refused_before_anything_is_written(text, study,
         config.write_text(text, encoding="utf-8")
     assert study(f"--config_file={config}") == 2
     assert f"--config_file {config}: found no Accelerate configuration" in error_line(capsys)
+    assert not folder.exists() and not cells.launched
+
+
+def test_cells_on_several_machines_need_slurm(study, cells, folder, capsys):
+    assert study(f"--config_file={CONFIGS / 'multi_node_fp16.yaml'}") == 2
+    assert "found num_machines 2, expected 1 without --slurm" in error_line(capsys)
     assert not folder.exists() and not cells.launched
 
 
@@ -664,7 +671,7 @@ import sys
 sys.path.insert(0, {str(REPOSITORY / "scripts")!r})
 import run_study
 code = "import subprocess, sys; subprocess.run([sys.executable, '-I', '-S', '-c', *sys.argv[1:]])"
-def command(cell, run, config_file, gpu):
+def command(cell, run, *_, **__):
     import json
     return [sys.executable, "-I", "-S", "-c", code, {CELL!r}, str(run), json.dumps(cell.flags), "hang"]
 from cxr.study import runner

@@ -51,6 +51,7 @@ OPTIONS = {
     "partition": "gpu",
     "account": None,
     "minutes": 60,
+    "nodes": 1,
     "gpus": 1,
     "args": {"mem": "8G"},
     "max_jobs": None,
@@ -126,6 +127,13 @@ def test_a_job_has_the_cores_that_were_asked_for_and_the_shells_python_path(fake
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     said = subprocess.run(["bash", fake / "batch" / "100"], capture_output=True, text=True).stdout
     assert said.split() == ["8", f"{REPOSITORY}/scripts:{REPOSITORY}:/mine"]
+
+
+def test_a_job_on_two_nodes_has_the_gpus_of_each_and_ends_as_one(fake, tmp_path):
+    jobs_of(planned(tmp_path / "study"), tmp_path / "study", nodes=2, gpus=8).submit()
+    for text in batch_files(fake):
+        assert "#SBATCH --nodes=2" in text and "#SBATCH --gpus-per-node=4" in text
+        assert "--wait=60 --kill-on-bad-exit=1" in text
 
 
 def test_the_same_command_again_submits_no_cell_twice(fake, tmp_path):
@@ -305,7 +313,7 @@ def job(tmp_path, monkeypatch) -> slurm_job.CellJob:
     cell = planned(tmp_path / "study")[0]
     config = Path(__file__).parents[2] / "accelerate_configs" / "cpu.yaml"
     command = [sys.executable, "-I", "-S", "-c", CELL, str(tmp_path / "study" / cell.run_id)]
-    monkeypatch.setattr(runner, "command", lambda *_: command)
+    monkeypatch.setattr(runner, "command", lambda *_, **__: command)
     before = signal.getsignal(signal.SIGTERM)
     yield slurm_job.CellJob(cell, tmp_path / "study", config)
     signal.signal(signal.SIGTERM, before)
@@ -344,6 +352,19 @@ def test_a_job_that_waited_runs_its_cell_with_the_flags_of_the_last_call(job, mo
     planned(job.output_dir, settings=(("", {"learning_rate": 0.5}),))
     job()
     assert started == [0.5]
+
+
+def test_another_node_of_a_job_holds_no_claim_and_ends_with_the_first_one(job, monkeypatch):
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    monkeypatch.setattr(runner, "command", lambda *_, **__: [sys.executable, "-I", "-S", "-c", ""])
+    run = job.output_dir / job.cell.run_id
+    run.mkdir()
+    (run / "of the first node").touch()
+    threading.Timer(1, finish, args=(run, pretraining_results())).start()
+    job()
+    assert (run / "of the first node").is_file()
+    assert (job.output_dir / "logs" / f"{run.name}.node1.log").is_file()
+    assert not Claims(job.output_dir / CLAIMS_DIR).holder(run.name)
 
 
 def test_a_job_leaves_a_finished_cell_and_one_that_another_job_runs(job, monkeypatch, capsys):

@@ -20,10 +20,32 @@ class Launch:
 
     config_file: Path
     on_cpu: bool
-    num_processes: int
+    num_machines: int  # of one cell
+    num_processes: int  # on all of them
     mixed_precision: str
     gpus: list[str | None]  # one per slot; None: Accelerate chooses
     num_threads: int | None  # per cell; None: torch chooses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine that runs a cell, alone or with others: its rank, and where the first one listens."""
+
+    rank: int = 0
+    address: str = ""
+    port: int = 0  # 0: Accelerate's
+
+    def words(self, launch: Launch) -> list[str]:
+        """Returns the flags of `accelerate launch` for this machine."""
+        if not self.port or launch.num_processes == 1:
+            return []
+        port = ["--main_process_port", str(self.port)]
+        if launch.num_machines == 1:
+            return port
+        return [*port, "--main_process_ip", self.address, "--machine_rank", str(self.rank)]
+
+
+ALONE = Node()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +69,18 @@ def plan_launch(config_file: Path, parallel: int) -> Launch:
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
         on_cpu, num_processes = bool(config["use_cpu"]), int(config["num_processes"])
+        num_machines = int(config.get("num_machines") or 1)
         mixed_precision = str(config.get("mixed_precision") or "no").lower()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"--config_file {config_file}: found no Accelerate configuration ({error}); use one as in "
             "accelerate_configs/"
         ) from error
+    if num_processes % num_machines:
+        raise UserError(
+            f"--config_file {config_file}: found num_machines {num_machines} and num_processes "
+            f"{num_processes}, expected a multiple; num_processes counts those of all machines"
+        )
     if num_processes > 1 and parallel > 1:
         raise UserError(
             f"--parallel {parallel} needs cells of one process, but {config_file} has num_processes "
@@ -61,6 +89,7 @@ def plan_launch(config_file: Path, parallel: int) -> Launch:
     return Launch(
         config_file=config_file,
         on_cpu=on_cpu,
+        num_machines=num_machines,
         num_processes=num_processes,
         mixed_precision=mixed_precision,
         gpus=slots(parallel, on_cpu=on_cpu, one_process=num_processes == 1),

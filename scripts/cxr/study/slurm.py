@@ -33,6 +33,8 @@ SETUP = [
     f"export PYTHONPATH={shlex.quote(f'{REPOSITORY}/scripts:{REPOSITORY}')}${{PYTHONPATH:+:$PYTHONPATH}}",
     'if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
 ]
+# Of a job on several nodes: when the first node has ended, or one has failed, the others end.
+TOGETHER = ["--wait=60", "--kill-on-bad-exit=1"]
 FOLLOW_SECONDS = 15.0
 NOTE_SECONDS = 5.0  # between two writes of plan.json while jobs are submitted; with 5,000 cells one takes 2
 
@@ -44,7 +46,8 @@ class Options:
     partition: str | None
     account: str | None
     minutes: int
-    gpus: int
+    nodes: int
+    gpus: int  # on all nodes
     args: dict[str, str]  # further options of sbatch
     max_jobs: int | None
 
@@ -154,7 +157,9 @@ class SlurmStudy:
         return {name: value for name, value in named.items() if value} | {
             "job_name": self.output_dir.name,
             "time": options.minutes,
-            "gpus_per_node": options.gpus or None,
+            "nodes": options.nodes,
+            "gpus_per_node": options.gpus // options.nodes or None,
+            "srun_args": TOGETHER if options.nodes > 1 else None,
             "signal_delay_s": SAVING_SECONDS,
             "stderr_to_stdout": True,
             "setup": SETUP,
