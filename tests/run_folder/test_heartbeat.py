@@ -1,5 +1,8 @@
 """Claims with a heartbeat: one holder at a time, and a dead one is taken over."""
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -62,6 +65,44 @@ def test_a_holder_that_was_silent_sees_that_it_was_taken_over(tmp_path):
     assert wait_for_claim(Claims(tmp_path, **QUICK), "cell")
     silent._keep(0.01)
     assert silent.lost
+
+
+def test_a_holder_sees_that_it_was_taken_over_also_after_its_folder_was_removed(tmp_path):
+    silent = Claims(tmp_path / "claims", beat=600).take("cell")
+    shutil.rmtree(tmp_path / "claims")
+    new = Claims(tmp_path / "claims", beat=600).take("cell")
+    assert new.path == silent.path
+    content = new.path.read_bytes()
+    silent._keep(0.01)
+    assert silent.lost
+    silent.release()
+    assert new.path.read_bytes() == content
+
+
+def test_a_holder_that_was_silent_until_its_release_leaves_the_claim_of_the_next_one_alone(tmp_path):
+    silent = Claims(tmp_path, beat=600).take("cell")
+    silent.path.write_text('{"token": "of the next one"}', encoding="utf-8")
+    silent.release()
+    assert silent.path.read_text(encoding="utf-8") == '{"token": "of the next one"}'
+
+
+def test_a_claim_that_cannot_be_read_for_a_moment_is_taken(tmp_path, monkeypatch):
+    Claims(tmp_path).take("cell").release()
+    claims = Claims(tmp_path)
+
+    def refuse(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        assert claims.take("cell") is None and claims.is_taken("cell")
+    assert claims.take("cell")
+
+
+def test_names_with_a_common_beginning_are_different_claims(tmp_path):
+    claims = Claims(tmp_path)
+    for name in ("cell", "cell.5", "cell[1]", "cell.5_s0"):
+        assert claims.take(name).path.name == f"{name}.1"
 
 
 def test_a_holder_outlives_a_folder_that_cannot_be_reached_for_a_while(tmp_path):

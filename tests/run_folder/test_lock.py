@@ -37,7 +37,8 @@ from cxr.run_folder.heartbeat import Claims
 lock.socket.gethostname = lambda: "other"
 lock._lock_file = lambda file: None
 lock._claims_in = lambda folder: Claims(folder, beat=0.1, stale=1.0)
-held = lock.claim_output_dir(Path(sys.argv[1]), resume=False)
+held = lock.claim_output_dir(Path(sys.argv[1]), resume=False) if sys.argv[2] == "run" else \
+    lock.lock_folder(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(600)
 """
@@ -50,8 +51,8 @@ def quick_claims(monkeypatch):
 
 
 @pytest.fixture
-def other_machine(tmp_path, quick_claims):
-    command = [sys.executable, "-c", OTHER_MACHINE, str(tmp_path)]
+def other_machine(tmp_path, quick_claims, request):
+    command = [sys.executable, "-c", OTHER_MACHINE, str(tmp_path), getattr(request, "param", "run")]
     with subprocess.Popen(
         command, cwd=SCRIPTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as started:
@@ -196,12 +197,13 @@ def test_folder_of_a_machine_that_died_is_taken_over_after_its_heartbeat(tmp_pat
     assert not is_in_use(tmp_path)
 
 
-def test_run_that_was_taken_over_ends_at_once(tmp_path, other_machine):
+@pytest.mark.parametrize("other_machine", ["run", "study"], indirect=True)
+def test_run_or_study_that_was_taken_over_ends_at_once(tmp_path, other_machine):
     other_machine.send_signal(signal.SIGSTOP)  # as a machine whose disk does not answer
     lock_folder(tmp_path)
     other_machine.send_signal(signal.SIGCONT)
     assert other_machine.wait(20) == 1
-    assert "another machine took this run over" in other_machine.stderr.read()
+    assert "another machine took this folder over" in other_machine.stderr.read()
 
 
 def test_disk_without_file_locks_has_heartbeats_only(tmp_path, monkeypatch, quick_claims):

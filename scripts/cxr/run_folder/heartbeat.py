@@ -6,6 +6,7 @@ by a clock of its own, takes over by creating NAME.N+1: only one can. Files of l
 """
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -42,14 +43,24 @@ class Claim:
 
     def _keep(self, beat: float) -> None:
         while not self._end.wait(beat):
-            with contextlib.suppress(OSError):  # such as a server that restarts; the next beat tries again
-                name, number = split(self.path.name)
-                if highest(self.path.parent).get(name, 0) > number:
-                    self.lost = True
-                    break
-                write_json(self.path, self.content | {"beat": secrets.token_hex(8)})
+            self._write(secrets.token_hex(8))
+            if self.lost:
+                break
         if self.lost and self.on_lost:
             self.on_lost()
+
+    def _write(self, beat: str) -> None:
+        """Writes the claim again, unless another process took over."""
+        # Such as a server that restarts, or a claim that is just being written; the next beat tries again.
+        with contextlib.suppress(OSError, ValueError):
+            name, number = split(self.path.name)
+            self.lost = highest(self.path.parent, name) > number or not self._is_mine()
+            if not self.lost:
+                write_json(self.path, self.content | {"beat": beat})
+
+    def _is_mine(self) -> bool:
+        """Returns whether the file is still this claim's; numbers begin again when the folder is removed."""
+        return json.loads(self.path.read_bytes()).get("token") == self.content["token"]
 
     def release(self) -> None:
         if self.content["pid"] != os.getpid():  # a copy in a process that was forked
@@ -57,8 +68,7 @@ class Claim:
         self._end.set()
         self._thread.join()
         if not self.lost:
-            with contextlib.suppress(OSError):  # the work is done; others wait until the claim is stale
-                write_json(self.path, self.content | {"beat": RELEASED})
+            self._write(RELEASED)  # if that fails, others wait until the claim is stale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +98,18 @@ class Claims:
         `on_lost` is called in a thread if another process takes this claim over.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        number = highest(self.folder).get(name, 0)
-        if number and not self._is_free(self.folder / f"{name}.{number}", owners):
+        number = self._last_if_free(name, owners)
+        if number is None:
             return None
         path = self.folder / f"{name}.{number + 1}"
         content = {"pid": os.getpid(), "host": socket.gethostname(), "owners": [*owners]}
-        content["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        content |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": secrets.token_hex(8)}
         try:
             with path.open("x", encoding="utf-8") as file:
                 json.dump(content, file)
         except FileExistsError:
             return None
-        if highest(self.folder)[name] > number + 1:  # others went on while this process was slow
+        if highest(self.folder, name) > number + 1:  # others went on while this process was slow
             path.unlink()
             return None
         for old in range(max(1, number - 1), number + 1):
@@ -108,18 +118,17 @@ class Claims:
 
     def last(self, name: str) -> Path | None:
         """Returns the file of the last claim on `name`, None if there never was one."""
-        number = highest(self.folder).get(name)
-        return number and self.folder / f"{name}.{number}"
+        number = highest(self.folder, name)
+        return self.folder / f"{name}.{number}" if number else None
 
     def is_taken(self, name: str, *, owners: Collection[str] = ()) -> bool:
         """Returns whether `take` would find a holder; creates nothing."""
-        path = self.last(name)
-        return path is not None and not self._is_free(path, owners)
+        return self._last_if_free(name, owners) is None
 
     def holder(self, name: str) -> dict[str, Any]:
         """Returns the last claim on `name`: pid, host, owners and since; {} if there is none."""
-        path = self.last(name)
         with contextlib.suppress(OSError, ValueError):
+            path = self.last(name)
             content = json.loads(path.read_bytes()) if path else {}
             return content if isinstance(content, dict) else {}
         return {}
@@ -129,12 +138,18 @@ class Claims:
         seen = self.seen.get(self.last(name))
         return seen is not None and seen.has_changed
 
+    def _last_if_free(self, name: str, owners: Collection[str]) -> int | None:
+        """Returns the number of the last claim, 0 if there is none, and None if a process holds it."""
+        try:
+            number = highest(self.folder, name)
+            is_free = not number or self._is_free(self.folder / f"{name}.{number}", owners)
+        except OSError:  # just replaced by one of a higher number, or a network disk does not answer
+            return None
+        return number if is_free else None
+
     def _is_free(self, path: Path, owners: Collection[str]) -> bool:
         """Returns whether a claim was released, is an earlier one of `owners`, or has no heartbeat."""
-        try:
-            found = path.read_bytes()
-        except FileNotFoundError:  # just replaced by one of a higher number
-            return False
+        found = path.read_bytes()
         before = self.seen.get(path)
         if before is None or found != before.content:
             has_changed = before is not None
@@ -152,11 +167,8 @@ def split(file_name: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def highest(folder: Path) -> dict[str, int]:
-    """Returns the number of the last claim on each name, {} if the folder is absent."""
-    found: dict[str, int] = {}
-    for file_name in (path.name for path in folder.glob("*")):
-        if re.fullmatch(r"[^.].*\.\d+", file_name):  # not a temporary file
-            name, number = split(file_name)
-            found[name] = max(number, found.get(name, 0))
-    return found
+def highest(folder: Path, name: str) -> int:
+    """Returns the number of the last claim on `name`, 0 if there is none or the folder is absent."""
+    files = (path.name for path in folder.glob(f"{glob.escape(name)}.*"))
+    found = (re.fullmatch(rf"{re.escape(name)}\.(\d+)", file) for file in files)
+    return max((int(match[1]) for match in found if match), default=0)

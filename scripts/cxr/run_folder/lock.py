@@ -128,7 +128,7 @@ def claim_output_dir(output_dir: Path, *, resume: bool) -> Lock:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         # Before looking inside, so that the content cannot change.
-        lock = _acquire(output_dir, on_lost=functools.partial(_stop_writing, output_dir))
+        lock = _acquire(output_dir)
     except OSError as error:
         raise UserError(
             f"--output_dir {output_dir}: cannot write there ({error.strerror}); choose another folder"
@@ -190,7 +190,10 @@ def abandon(output_dir: Path, lock: Lock, *, was_there: bool) -> None:
 
 
 def lock_folder(output_dir: Path, *, patience: float = 0) -> Lock:
-    """Returns a lock. Raises UserError if another process still holds it after `patience` seconds."""
+    """Returns a lock. Raises UserError if another process still holds it after `patience` seconds.
+
+    If another machine takes the folder over, because this process was silent for too long, this process ends.
+    """
     until = time.monotonic() + patience
     while True:
         try:
@@ -202,17 +205,18 @@ def lock_folder(output_dir: Path, *, patience: float = 0) -> Lock:
 
 
 def _stop_writing(output_dir: Path) -> None:
-    logger.error("%s: another machine took this run over, because this one was silent; ending", output_dir)
-    os._exit(1)  # at once: what this process wrote now would be mixed with the files of the other run
+    logger.error("%s: another machine took this folder over, because this one was silent; ending", output_dir)
+    os._exit(1)  # at once: what this process wrote now would be mixed with the files of the other one
 
 
-def _acquire(output_dir: Path, *, on_lost: Callable[[], None] | None = None) -> Lock:
+def _acquire(output_dir: Path) -> Lock:
     """Returns the lock, after waiting for the workers of a dead holder, or for a heartbeat elsewhere.
 
     Worker processes may keep the file lock of their dead parent until they end, seconds later. A claim of
     another machine is free when it has had no heartbeat for a while.
     """
     claims, waited, is_said = claims_on(output_dir), 0, False
+    on_lost = functools.partial(_stop_writing, output_dir)
     while (lock := hold(output_dir / LOCK_FILE, claims, THE_FOLDER, on_lost=on_lost)) is None:
         holder = claims.holder(THE_FOLDER)
         if claims.has_beaten(THE_FOLDER):
