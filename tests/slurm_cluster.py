@@ -47,6 +47,14 @@ class SlurmCluster:
     def __enter__(self) -> "SlurmCluster":
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short, for the path of a socket
         self.daemons: dict[str, subprocess.Popen] = {}
+        try:
+            self.start_all()
+        except BaseException:  # such as a node that does not come up
+            self.__exit__()
+            raise
+        return self
+
+    def start_all(self) -> None:
         configuration = self.folder / "slurm.conf"
         self.environment = os.environ | {
             "SLURM_CONF": str(configuration),
@@ -67,7 +75,6 @@ class SlurmCluster:
         for node in ("node1", "node2"):
             self.start(node, "slurmd", "-D", "-N", node)
         wait_for(lambda: self.run("sinfo", "--noheader", "--format=%T").split() == ["idle"])
-        return self
 
     def __exit__(self, *_: object) -> None:
         for name in reversed(list(self.daemons)):

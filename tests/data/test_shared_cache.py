@@ -1,5 +1,6 @@
 """One process of all machines shrinks the images, one of each copies them; dead ones are taken over."""
 
+import errno
 import logging
 import os
 import re
@@ -90,19 +91,23 @@ def read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+def run_after_a_kill(processes, root: Path, folder: Path, *, stale: float, **machines: str) -> None:
+    """Shrinks images on machine `a`, is killed there, and shrinks them on `machines`, by the logs' names."""
+    assert run_all(processes, shrink, ("killed", root, folder, "a", stale, 5)) == [-signal.SIGKILL]
+    live = [(name, root, folder, machine, stale, None) for name, machine in machines.items()]
+    assert run_all(processes, shrink, *live) == [0] * len(live)
+
+
 @pytest.mark.slow
 @needs_kill
 def test_builder_killed_on_another_machine_is_taken_over_and_images_are_shrunk_once(
     processes, sample_root, tmp_path
 ):
-    killed = ("killed", sample_root, tmp_path, "a", 1.0, 5)
-    assert run_all(processes, shrink, killed) == [-signal.SIGKILL]
-    names = {"b": "one", "c": "other"}
-    live = [(name, sample_root, tmp_path, machine, 1.0, None) for machine, name in names.items()]
-    assert run_all(processes, shrink, *live) == [0, 0]
+    names = {"one": "b", "other": "c"}
+    run_after_a_kill(processes, sample_root, tmp_path, stale=1.0, **names)
     num_images = len(index_images(sample_root)[0])
-    assert sorted(read(tmp_path / f"{name}.count") for name in names.values()) == ["", str(num_images)]
-    for name in names.values():
+    assert sorted(read(tmp_path / f"{name}.count") for name in names) == ["", str(num_images)]
+    for name in names:
         line = r"Waiting: pid \d+ on \S+ since 20\d\d-\S+ \S+ is shrinking the frontal images into \S+1\.0\.0"
         assert re.search(line, read(tmp_path / f"{name}.log"))
     assert not list(tmp_path.rglob(f"{shared_cache.NEW}*"))
@@ -113,9 +118,7 @@ def test_builder_killed_on_another_machine_is_taken_over_and_images_are_shrunk_o
 def test_builder_killed_on_the_same_machine_is_taken_over_without_waiting_for_its_heartbeat(
     processes, sample_root, tmp_path
 ):
-    killed = ("killed", sample_root, tmp_path, "a", 600.0, 5)
-    assert run_all(processes, shrink, killed) == [-signal.SIGKILL]
-    assert run_all(processes, shrink, ("next", sample_root, tmp_path, "a", 600.0, None)) == [0]
+    run_after_a_kill(processes, sample_root, tmp_path, stale=600.0, next="a")
     assert "Waiting" not in read(tmp_path / "next.log")
 
 
@@ -125,7 +128,7 @@ def test_copy_is_made_once_per_machine_and_again_after_a_kill_in_its_middle(proc
     pixels = load(sample_root, tmp_path)["train"].pixels
     caches = [Path(pixels.cache_files[0]["filename"]).parent]
     assert run_all(processes, stage, ("killed", caches, tmp_path, True)) == [-signal.SIGKILL]
-    folder = tmp_path / "disk" / "shrunk_images"
+    folder = tmp_path / "disk" / f"shrunk_images_{shared_cache.name_user()}"
     assert not list(folder.glob("frontal*")) and list(folder.glob(f"{shared_cache.NEW}*"))
     live = [(name, caches, tmp_path, False) for name in ("one", "other")]
     assert run_all(processes, stage, *live) == [0, 0]
@@ -177,8 +180,35 @@ def test_disk_without_room_for_the_copy_is_one_line_before_copying(sample_root, 
 
 def test_stage_dir_that_is_a_file_is_refused(sample_root, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--stage_dir .*cannot write there"):
+    with pytest.raises(UserError, match=r"--stage_dir .*cannot copy the shrunk images there"):
         load(sample_root, tmp_path, stage_dir=tmp_path / "file")
+
+
+def test_disk_that_fills_during_the_copy_is_one_line_and_no_part_of_it_stays(
+    sample_root, tmp_path, monkeypatch
+):
+    load(sample_root, tmp_path)
+
+    def fill(source, copy):
+        Path(copy).touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(copy))
+
+    monkeypatch.setattr(shared_cache.shutil, "copyfile", fill)
+    said = r"--stage_dir \S+disk: cannot copy the shrunk images there \(No space left on device\); make room"
+    with pytest.raises(UserError, match=said):
+        load(sample_root, tmp_path, stage_dir=tmp_path / "disk")
+    assert not list(tmp_path.glob("disk/*/*/"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no user ids")
+def test_users_of_one_disk_have_folders_of_their_own(sample_root, tmp_path, monkeypatch):
+    for uid in (1, 2):
+        monkeypatch.setattr(os, "getuid", lambda uid=uid: uid)
+        load(sample_root, tmp_path, stage_dir=tmp_path / "disk")
+    assert {path.parent.name for path in tmp_path.glob("disk/*/frontal-*")} == {
+        "shrunk_images_1",
+        "shrunk_images_2",
+    }
 
 
 def test_process_that_was_taken_for_dead_says_so_and_leaves_the_work_of_the_next_one_alone(tmp_path):

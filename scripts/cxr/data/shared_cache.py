@@ -5,8 +5,10 @@ folder of its own and renames it when it is complete: nobody reads half a cache,
 """
 
 import contextlib
+import getpass
 import hashlib
 import logging
+import os
 import secrets
 import shutil
 import time
@@ -72,26 +74,32 @@ def stage_once(
 ) -> list[Path]:
     """Returns copies of cache folders below `stage_dir`, after one process of the machine has made them.
 
-    Raises UserError if the disk has no room for those that are missing.
+    Each user has a folder of copies. Raises UserError if the disk has no room for those that are missing, or
+    if they cannot be written.
     """
-    folder = stage_dir / "shrunk_images"
+    folder = stage_dir / f"shrunk_images_{name_user()}"
+    copies = {cache: folder / name_copy(cache) for cache in caches}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not all(map(is_complete, copies.values())):
+            what = f"is copying shrunk images to {folder}"
+            with working(folder, what, goes_first=shows_progress, stale=stale) as new:
+                missing = {cache: copy for cache, copy in copies.items() if not is_complete(copy)}
+                check_room(missing, folder)
+                for cache, copy in missing.items():
+                    copy_folder(cache, new)
+                    new.rename(copy)
     except OSError as error:
         raise UserError(
-            f"--stage_dir {stage_dir}: cannot write there ({one_line(error)}); name a folder on a disk of "
-            "this machine, or leave the flag out"
+            f"--stage_dir {stage_dir}: cannot copy the shrunk images there ({one_line(error)}); make room, "
+            "name a folder on a disk of this machine that you may write to, or leave the flag out"
         ) from error
-    copies = {cache: folder / name_copy(cache) for cache in caches}
-    if not all(map(is_complete, copies.values())):
-        what = f"is copying shrunk images to {folder}"
-        with working(folder, what, goes_first=shows_progress, stale=stale) as new:
-            missing = {cache: copy for cache, copy in copies.items() if not is_complete(copy)}
-            check_room(missing, folder)
-            for cache, copy in missing.items():
-                copy_folder(cache, new)
-                new.rename(copy)
     return list(copies.values())
+
+
+def name_user() -> str:
+    """Returns the user's number, which also a container without a list of users knows; or the name."""
+    return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
 
 
 def is_complete(cache: Path) -> bool:
