@@ -1,6 +1,7 @@
 """The study's runner: what is launched, skipped, refused, resumed and reported; most cells do not train."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -23,8 +24,11 @@ from cxr.choices import VIEWS
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.errors import run_script
+from cxr.run_folder import lock as lock_module
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_json
+from cxr.run_folder.heartbeat import Claim
+from cxr.run_folder.heartbeat import Claims
 from cxr.run_folder.lock import CLAIMS_DIR
 from cxr.run_folder.lock import lock_folder
 from cxr.run_folder.record import check_unchanged
@@ -654,13 +658,141 @@ def test_table_shows_results_so_far_progress_and_time_left(sample_root, folder):
     assert study.share_done(PRETRAINED) == 0.75
 
 
-def test_time_left_follows_how_the_estimates_held(folder, monkeypatch):
+def four_cells(folder: Path, *, parallel: int = 1) -> StudyRunner:
+    """Returns a study of four cells, each estimated at 100 seconds."""
     cells = [cell_named(RESNET, folder, run_id=name, needs=None) for name in "abcd"]
-    study = StudyRunner(cells, folder, seconds=dict.fromkeys("abcd", 100.0), parallel=1)
+    return StudyRunner(cells, folder, seconds=dict.fromkeys("abcd", 100.0), parallel=parallel)
+
+
+def start_and_finish(study: StudyRunner, monkeypatch, *, took: float) -> None:
+    """Does the first cell in so many seconds."""
+    cell = study.cells[0]
+    assert study.take(cell)
+    study.begin_cell(cell)
+    later = time.monotonic() + took
+    finish(study.output_dir / cell.run_id, classification_results(test=measured()))
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.time, "monotonic", lambda: later)
+        study.end_cell(cell)
+
+
+def note_epochs(folder: Path, name: str, num_epochs: int) -> Path:
+    """Writes what a cell of four epochs has written after so many; returns the metrics."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    write_json(folder / name / "args.json", arguments(num_train_epochs=4).as_json())
+    metrics = folder / name / "metrics.jsonl"
+    metrics.write_text("{}\n" * num_epochs, encoding="utf-8")
+    return metrics
+
+
+def test_time_left_follows_how_the_estimates_held(folder, monkeypatch):
+    study = four_cells(folder)
     assert study.seconds_left() == 400
-    study.results["a"], study.states["a"] = pretraining_results(), "done"
-    monkeypatch.setattr(runner.time, "monotonic", lambda: study.started + 50)  # twice as fast as estimated
-    assert study.seconds_left() == pytest.approx(150)
+    start_and_finish(study, monkeypatch, took=50)  # twice as fast as estimated
+    assert study.seconds_left() == pytest.approx(150, rel=0.01)
+
+
+def test_time_left_does_not_count_what_was_done_before_or_by_others(folder, monkeypatch):
+    study = four_cells(folder)
+    note_epochs(folder, "a", 3)
+    start_and_finish(study, monkeypatch, took=50)  # the last quarter, in twice the time
+    finish(folder / "b", classification_results(test=measured()))
+    assert study.note_others_results(study.cells[1])
+    assert study.seconds_left() == pytest.approx(400, rel=0.01)
+
+
+@pytest.mark.parametrize(("parallel", "running", "elsewhere"), [(2, 0, 0), (1, 2, 0), (1, 0, 1)])
+def test_time_left_is_that_of_the_cells_at_once_here_in_slurm_or_on_other_machines(
+    parallel, running, elsewhere, folder
+):
+    study = four_cells(folder, parallel=parallel)
+    study.states |= dict.fromkeys("ab"[:running], "running")
+    study.elsewhere |= {*"cd"[:elsewhere]}
+    assert study.seconds_left() == 200
+
+
+def test_metrics_of_a_running_cell_are_read_when_they_have_changed(folder, monkeypatch):
+    study = four_cells(folder)
+    study.states["a"] = "running"
+    metrics = note_epochs(folder, "a", 1)
+    read, reads = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
+    study.render(), study.render()
+    assert reads.count(metrics) == 1
+    note_epochs(folder, "a", 2)
+    assert study.share_done("a") == 0.5
+
+
+# Cells that other machines take over ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_claims(monkeypatch):
+    quick = functools.cache(lambda folder: Claims(folder, beat=0.1, stale=1.5))
+    monkeypatch.setattr(lock_module, "_claims_in", quick)
+
+
+def test_cell_of_a_dead_machine_and_its_run_are_free_after_one_silence(folder, quick_claims):
+    study, claims_of_run = four_cells(folder), folder / "a" / CLAIMS_DIR
+    Claims(folder / CLAIMS_DIR, beat=600).take("a")
+    Claims(claims_of_run, beat=600).take("folder")
+    until = time.monotonic() + 2.5  # less than two silences
+    while not study.take(study.cells[0]):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert not Claims(claims_of_run).is_taken("folder")  # the cell's process need not wait for another one
+
+
+def take_over(study: StudyRunner, name: str) -> Claim | None:
+    """Claims a running cell as another machine does that has found this process silent."""
+    return Claims(study.output_dir / CLAIMS_DIR, beat=0.1, stale=-1).take(name)
+
+
+def test_cell_that_was_taken_over_has_not_failed_while_its_new_owner_still_starts(folder, capsys):
+    study = four_cells(folder)
+    cell = study.cells[0]
+    assert study.take(cell)
+    study.begin_cell(cell)
+    assert take_over(study, "a")
+    study.end_cell(cell)
+    assert study.states["a"] == "waiting"
+    assert "a is running in another process" in capsys.readouterr().out
+
+
+# Notes that it has begun, and that it saves after SIGTERM.
+SAVING = """
+import pathlib, signal, sys, time
+run = pathlib.Path(sys.argv[1])
+run.mkdir(parents=True, exist_ok=True)
+def save(*_):
+    (run / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+(run / "begun").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
+def test_cell_that_was_taken_over_ends_without_saving(folder, monkeypatch, quick_claims):
+    """The test plays the other machine while the study sleeps."""
+    study = StudyRunner(four_cells(folder).cells[:1], folder, seconds={"a": 100.0}, parallel=1)
+    words = [sys.executable, "-I", "-S", "-c", SAVING, str(folder / "a")]
+    monkeypatch.setattr(runner, "command", lambda *_, **__: words)
+    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.1)
+    sleep, taken = time.sleep, []
+
+    def play(seconds):
+        sleep(seconds)
+        if (folder / "a" / "begun").is_file() and not taken:
+            taken.append(take_over(study, "a"))
+        if taken and study.states["a"] == "waiting":  # the study has ended its cell
+            finish(folder / "a", classification_results(test=measured()))
+
+    monkeypatch.setattr(runner.time, "sleep", play)
+    study.run_in_slots({}, plan_launch(CONFIGS / "cpu.yaml", parallel=1))
+    assert taken and study.by_others == {"a"} and not (folder / "a" / "saved").is_file()
+    taken[0].release()
 
 
 # Signals, in a process of its own ---------------------------------------------------------------------------
@@ -694,8 +826,9 @@ def wait_until(condition, *, seconds: float, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_ends_the_cells_and_all_that_they_started(number, status, sample_root, folder):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
+def test_signal_ends_the_cells_and_all_that_they_started(name, sample_root, folder):
+    number = getattr(signal, name)
     flags = [*SMALL, f"--data_dir={sample_root}", f"--output_dir={folder}", "--parallel=2"]
     with (
         subprocess.Popen(
@@ -706,9 +839,13 @@ def test_signal_ends_the_cells_and_all_that_they_started(number, status, sample_
         wait_until(lambda: len(list(folder.glob("*/hanging"))) == 2, seconds=60, process=process)
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) == 4
+        if name == "SIGUSR2":  # Slurm sends it to all; the study ends the cells when they have saved
+            for child in children:
+                child.send_signal(number)
+            assert not psutil.wait_procs(children, timeout=0.5)[0]
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == status and "Traceback" not in said
+    assert process.returncode == (130 if name == "SIGINT" else 143) and "Traceback" not in said
     assert not [child for child in children if child.is_running()]
     assert not list(folder.glob("*/results.json"))
 

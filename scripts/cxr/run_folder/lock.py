@@ -259,6 +259,15 @@ def is_in_use(output_dir: Path) -> bool:
     return _is_locked_here(output_dir / LOCK_FILE) or claims.is_taken(THE_FOLDER, owners=[this_machine()])
 
 
+def release_dead(output_dir: Path) -> None:
+    """Releases the claim of a dead run, so that the next one need not wait until its silence is seen again.
+
+    Only for who has found the folder not in use, and keeps others from starting a run in it.
+    """
+    if lock := hold(output_dir / LOCK_FILE, claims_on(output_dir), THE_FOLDER):
+        lock.release()
+
+
 def _is_locked_here(file: Path) -> bool:
     try:
         file_lock = _lock_file(file)

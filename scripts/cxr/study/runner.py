@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.run_folder import record
+from cxr.run_folder.heartbeat import Claims
 from cxr.run_folder.lock import CLAIMS_DIR
 from cxr.run_folder.lock import THE_FOLDER
 from cxr.run_folder.lock import Lock
@@ -31,10 +33,12 @@ from cxr.run_folder.lock import claims_on
 from cxr.run_folder.lock import describe_holder
 from cxr.run_folder.lock import hold
 from cxr.run_folder.lock import is_in_use
+from cxr.run_folder.lock import release_dead
 from cxr.run_folder.privacy import mask_ids
 from cxr.study import grid
 from cxr.study import presets
 from cxr.study.costs import duration
+from cxr.study.costs import wall_seconds
 from cxr.study.machine import ALONE
 from cxr.study.machine import Launch
 from cxr.study.machine import Node
@@ -46,6 +50,8 @@ SAVING_SECONDS = 120  # how long a cell may take to finish its step and save a c
 OF_A_MACHINE = {"cache_dir", "stage_dir"}  # flags that change no result
 LOOK_SECONDS = 2.0  # between two looks for a cell that has become free, while none is
 TABLE_SECONDS = 30.0  # between two looks for results of other processes
+# Slurm can send them before the time limit; Windows has none of them.
+BEFORE_LIMIT = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 def state_on_disk(run: Path) -> str:
@@ -108,11 +114,40 @@ def start_cell(
     log = log_of(cell, output_dir, node)
     log.parent.mkdir(exist_ok=True)
     log.touch(mode=0o600)  # private: an error may name the file of a patient
-    with log.open("w", encoding="utf-8") as file:
+    with log.open("w", encoding="utf-8") as file, blocked_before_limit():
         words = command(cell, run, launch, gpu=gpu, node=node)
         return subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
         )
+
+
+@contextlib.contextmanager
+def blocked_before_limit() -> Iterator[None]:
+    """Lets processes start that ignore BEFORE_LIMIT: Slurm may send it to all, and a launcher would end."""
+    if not BEFORE_LIMIT:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, BEFORE_LIMIT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hold_cell(output_dir: Path, name: str, claims: Claims, *, job: str = "") -> Lock | None:
+    """Returns a lock on a cell, None while another process runs it. `claims` are those on `output_dir`.
+
+    A process that died on another machine holds the cell and its run. Both are looked at each time, so that
+    their silence is measured from the first look on.
+    """
+    claims.is_taken(name)
+    run = output_dir / name
+    if is_in_use(run):  # by a process that a killed study left
+        return None
+    lock = hold(output_dir / CLAIMS_DIR / f"{name}.lock", claims, name, job=job)
+    if lock and run.is_dir():
+        release_dead(run)
+    return lock
 
 
 def log_of(cell: grid.Cell, output_dir: Path, node: Node = ALONE) -> Path:
@@ -127,17 +162,22 @@ def tail(log: Path) -> str:
     return "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-LOG_TAIL:])
 
 
-def stop_process(process: subprocess.Popen) -> None:
-    """Ends the launcher of a cell and all its children; a signal to the launcher alone would leave them."""
+def stop_process(process: subprocess.Popen, *, may_save: bool) -> None:
+    """Ends the launcher of a cell and all its children; a signal to the launcher alone would leave them.
+
+    `may_save` lets them save a checkpoint; a cell that another machine took over may not.
+    """
     try:
         launcher = psutil.Process(process.pid)
         processes = [*launcher.children(recursive=True), launcher]
     except psutil.NoSuchProcess:
         return
+    if may_save:
+        for one in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
+        processes = psutil.wait_procs(processes, timeout=SAVING_SECONDS)[1]
     for one in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.terminate()
-    for one in psutil.wait_procs(processes, timeout=SAVING_SECONDS)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
 
@@ -152,15 +192,18 @@ class StudyRunner:
         self.parallel = parallel
         self.states = {cell.run_id: "waiting" for cell in cells}
         self.results: dict[str, record.Results] = {}
-        self.started = time.monotonic()
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         for cell in cells:
             self.note_results(cell)
-        self.finished_before = set(self.results)
         self.claims = claims_on(output_dir)
         self.locks: dict[str, Lock] = {}  # of the running cells
         self.elsewhere: set[str] = set()  # waiting cells that another process runs
         self.by_others: set[str] = set()  # cells that another process finished during this call
+        self.begun: dict[
+            str, tuple[float, float]
+        ] = {}  # of the running cells: when, and their share_done then
+        self.estimated, self.took = 0.0, 0.0  # seconds of what this call has finished
+        self.shares: dict[str, tuple[object, float]] = {}  # by run_id: a version of its metrics, share_done
 
     def note_results(self, cell: grid.Cell) -> bool:
         """Returns whether a cell is finished; if so, keeps its results and removes its checkpoints."""
@@ -190,9 +233,7 @@ class StudyRunner:
         name = cell.run_id
         if self.note_others_results(cell):
             return False
-        lock = None
-        if not is_in_use(self.output_dir / name):  # by a process that a killed study left
-            lock = hold(self.output_dir / CLAIMS_DIR / f"{name}.lock", self.claims, name)
+        lock = hold_cell(self.output_dir, name, self.claims)
         if lock is None:
             self.say_it_runs_elsewhere(name)
             return False
@@ -220,13 +261,24 @@ class StudyRunner:
             holder = of_cell or claims_on(self.output_dir / name).holder(THE_FOLDER)
             self.say(f"{name} is running in another process ({describe_holder(holder)})")
 
-    def end_cell(self, cell: grid.Cell, *, took: float) -> None:
+    def begin_cell(self, cell: grid.Cell) -> None:
+        """Records that a cell's process has started."""
+        self.states[cell.run_id] = "running"
+        self.begun[cell.run_id] = time.monotonic(), self.share_done(cell.run_id)
+
+    def end_cell(self, cell: grid.Cell) -> None:
         """Records how a cell's process ended, and prints a line about it."""
-        self.locks.pop(cell.run_id).release()
-        if is_in_use(self.output_dir / cell.run_id):  # a process that a killed study left has claimed it
+        began, share = self.begun.pop(cell.run_id)
+        took = time.monotonic() - began
+        lock = self.locks.pop(cell.run_id)
+        lock.release()
+        # Another machine took the cell over, or a process that a killed study left has claimed the run.
+        if lock.claim.lost or is_in_use(self.output_dir / cell.run_id):
             self.states[cell.run_id] = "waiting"
             self.say_it_runs_elsewhere(cell.run_id)
         elif self.note_results(cell):
+            self.estimated += self.seconds[cell.run_id] * (1 - share)
+            self.took += took
             self.say_end(cell, f"{took:.0f} s")
         else:
             self.states[cell.run_id] = "failed"
@@ -247,13 +299,18 @@ class StudyRunner:
         return results.test.auroc if results and results.test else None
 
     def seconds_left(self) -> float:
-        """Returns the estimated seconds left, corrected by the actual times of this call so far."""
-        left = sum(
-            self.seconds[name] * (1 - self.share_done(name)) for name in self.names_in("waiting", "running")
-        )
-        here = sum(self.seconds[name] for name in self.results.keys() - self.finished_before)
-        here += sum(self.seconds[name] * self.share_done(name) for name in self.names_in("running"))
-        return left * (time.monotonic() - self.started) / here if here else left / self.parallel
+        """Returns the estimated seconds until all cells end, corrected by the times of this call so far."""
+        left = [cell for cell in self.cells if self.states[cell.run_id] in ("waiting", "running")]
+        names = [cell.run_id for cell in left]
+        seconds = {name: self.seconds[name] * (1 - self.share_done(name)) for name in names}
+        estimated, took = self.estimated, self.took
+        for name, (began, share) in list(self.begun.items()):  # a thread shows this while cells begin and end
+            if (now := self.share_done(name)) > share:
+                estimated += self.seconds[name] * (now - share)
+                took += time.monotonic() - began
+        running = max(self.parallel, len(self.names_in("running")))  # Slurm runs more
+        slots = running + len(self.elsewhere)
+        return wall_seconds(left, seconds, slots) * (took / estimated if estimated else 1)
 
     def print_failures(self) -> bool:
         """Prints which cells failed, if any; returns whether any did."""
@@ -275,8 +332,12 @@ class StudyRunner:
         metrics = run / record.METRICS_FILE
         if self.states[name] != "running" or not metrics.is_file():
             return 0.0
-        num_epochs = record.Arguments.read(run / "args.json").num_train_epochs or 1
-        return min(1.0, metrics.read_bytes().count(b"\n") / num_epochs)
+        found = metrics.stat()
+        version = found.st_size, found.st_mtime_ns
+        if self.shares.get(name, (None, 0.0))[0] != version:
+            num_epochs = record.Arguments.read(run / "args.json").num_train_epochs or 1
+            self.shares[name] = version, min(1.0, metrics.read_bytes().count(b"\n") / num_epochs)
+        return self.shares[name][1]
 
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError, SystemExit):  # if the terminal or pipe is closed, continue
@@ -311,10 +372,9 @@ class StudyRunner:
     def run(self, launch: Launch) -> None:
         """Runs the waiting cells, one in each slot of `launch`, until all have ended or a signal arrives."""
         live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1, transient=True)
-        for name in ("SIGTERM", "SIGUSR1"):  # SLURM can send SIGUSR1 before the time limit; not on Windows
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
-        slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]] = {}
+        for number in (signal.SIGTERM, *BEFORE_LIMIT):
+            signal.signal(number, lambda *_: sys.exit(143))
+        slots: dict[int, tuple[grid.Cell, subprocess.Popen]] = {}
         with live if self.console.is_terminal else contextlib.nullcontext():
             try:
                 self.run_in_slots(slots, launch)
@@ -322,13 +382,12 @@ class StudyRunner:
                 print(f"Stopped. The same command continues the study {self.output_dir}.", file=sys.stderr)
                 raise
             finally:
-                for cell, process, _ in slots.values():
-                    stop_process(process)
-                    self.locks.pop(cell.run_id).release()
+                for cell, process in slots.values():
+                    lock = self.locks.pop(cell.run_id)
+                    stop_process(process, may_save=not lock.claim.lost)
+                    lock.release()
 
-    def run_in_slots(
-        self, slots: dict[int, tuple[grid.Cell, subprocess.Popen, float]], launch: Launch
-    ) -> None:
+    def run_in_slots(self, slots: dict[int, tuple[grid.Cell, subprocess.Popen]], launch: Launch) -> None:
         look, look_at_others = 0.0, time.monotonic() + TABLE_SECONDS
         while slots or self.names_in("waiting"):
             for slot in range(len(launch.gpus)):
@@ -336,18 +395,18 @@ class StudyRunner:
                     continue
                 if cell := self.next_cell():
                     process = start_cell(cell, self.output_dir, launch, gpu=launch.gpus[slot])
-                    slots[slot] = cell, process, time.monotonic()
-                    self.states[cell.run_id] = "running"
+                    slots[slot] = cell, process
+                    self.begin_cell(cell)
                 else:
                     look = time.monotonic() + LOOK_SECONDS
             time.sleep(0.2)
-            for slot, (cell, process, started) in list(slots.items()):
+            for slot, (cell, process) in list(slots.items()):
                 if self.locks[cell.run_id].claim.lost:
-                    stop_process(process)
+                    stop_process(process, may_save=False)
                 if process.poll() is not None:
                     del slots[slot]
                     look = 0.0
-                    self.end_cell(cell, took=time.monotonic() - started)
+                    self.end_cell(cell)
             if time.monotonic() >= look_at_others:
                 look_at_others = time.monotonic() + TABLE_SECONDS
                 for cell in [cell for cell in self.cells if self.states[cell.run_id] == "waiting"]:

@@ -13,8 +13,6 @@ import psutil
 from cxr.run_folder.heartbeat import Claim
 from cxr.run_folder.heartbeat import Claims
 from cxr.run_folder.lock import CLAIMS_DIR
-from cxr.run_folder.lock import hold
-from cxr.run_folder.lock import is_in_use
 from cxr.run_folder.record import read_results
 from cxr.study import grid
 from cxr.study import runner
@@ -45,11 +43,10 @@ class CellJob:
         if node.rank:
             self.run(node)
             return
-        claims, run = Claims(self.output_dir / CLAIMS_DIR), self.output_dir / self.cell.run_id
+        claims = Claims(self.output_dir / CLAIMS_DIR)
         until = time.monotonic() + claims.stale + 4 * claims.beat
-        # A process that died on another node holds both until its heartbeat is missed.
-        file = self.output_dir / CLAIMS_DIR / f"{self.cell.run_id}.lock"
-        while is_in_use(run) or (lock := hold(file, claims, self.cell.run_id, job=job_id())) is None:
+        # A process that died on another node holds the cell until its heartbeat is missed.
+        while (lock := runner.hold_cell(self.output_dir, self.cell.run_id, claims, job=job_id())) is None:
             if time.monotonic() > until:
                 print(f"{self.cell.run_id}: another process runs it; nothing to do", flush=True)
                 return
@@ -69,7 +66,7 @@ class CellJob:
         self.process = start(self.cell, self.output_dir, self.config_file, node)
         while self.process.poll() is None:
             if claim and claim.lost:
-                runner.stop_process(self.process)
+                runner.stop_process(self.process, may_save=False)
                 raise RuntimeError(f"{self.cell.run_id}: this job was silent, and another one took it over")
             time.sleep(POLL_SECONDS)
         # After SIGTERM, Slurm cancels or requeues the job, and after SIGUSR2, its first node does: it may not
