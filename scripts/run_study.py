@@ -323,7 +323,7 @@ def check(
     runner.check_study(output_dir, cells)
     checks.check_batches(facts, images, launch.num_processes)
     device = A_GPU if args.slurm and not launch.on_cpu else measure_device(launch)
-    seconds, basis = estimate_seconds(facts, images, output_dir, device)
+    seconds, basis = estimate_seconds(facts, images, output_dir, device, num_processes=launch.num_processes)
     left = {name: facts[name] for name in facts if runner.state_on_disk(output_dir / name) != "finished"}
     at_once = (args.max_jobs or checks.JOBS_AT_ONCE) if args.slurm else len(launch.gpus)
     space = checks.disk_space(left, output_dir, at_once)

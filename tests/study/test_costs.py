@@ -40,19 +40,22 @@ def gflop(cell: Cell) -> tuple[float, float]:
     return costs.gflop_per_image(check_cell(cell))
 
 
-def estimate(cells: list[Cell], counts: dict, output_dir: Path) -> tuple[dict[str, float], str]:
-    device = Device(kind="cuda", tflops={"vit": 20.0, "resnet": 20.0}, start_seconds=START)
-    return costs.estimate_seconds(check_cells(cells), counts, output_dir, device)
+def estimate(
+    cells: list[Cell], counts: dict, output_dir: Path, *, num_processes: int = 1, kind: str = "cuda"
+) -> tuple[dict[str, float], str]:
+    device = Device(kind=kind, tflops={"vit": 20.0, "resnet": 20.0}, start_seconds=START)
+    facts = check_cells(cells)
+    return costs.estimate_seconds(facts, counts, output_dir, device, num_processes=num_processes)
 
 
 def counted(train: int, validation: int = 0) -> costs.ImageCounts:
     return costs.ImageCounts(train=train, validation=validation)
 
 
-def training_seconds(cells: list[Cell], images: int, output_dir: Path) -> list[float]:
+def training_seconds(cells: list[Cell], images: int, output_dir: Path, **machine) -> list[float]:
     """Without the start of each cell."""
     counts = {cell.run_id: counted(images) for cell in cells}
-    seconds, _ = estimate(cells, counts, output_dir)
+    seconds, _ = estimate(cells, counts, output_dir, **machine)
     return [seconds[cell.run_id] - START for cell in cells]
 
 
@@ -219,6 +222,24 @@ def test_steps_count_instead_of_epochs_when_they_are_limited(tmp_path):
     assert first == pytest.approx(second)
     unknown = classification("c", max_train_steps=10, per_device_train_batch_size="auto")
     assert training_seconds([unknown], 100, tmp_path)[0] == pytest.approx(second * 32 / 20)
+
+
+def test_gpus_of_a_cell_share_its_work_also_before_a_cell_has_finished(tmp_path):
+    cells = [classification("a"), classification("b")]
+    alone = training_seconds(cells, 1000, tmp_path)
+    assert training_seconds(cells, 1000, tmp_path, num_processes=8) == pytest.approx(
+        [seconds / 8 for seconds in alone]
+    )
+    assert training_seconds(cells, 1000, tmp_path, num_processes=8, kind="cpu") == alone
+    finish(tmp_path / "a", classification_results(images_per_second=500.0))  # of all GPUs together
+    assert training_seconds(cells, 1000, tmp_path, num_processes=8)[1] == pytest.approx(1000 * 20 / 500)
+
+
+@pytest.mark.parametrize("batch", [20, "auto"])
+def test_a_step_has_the_images_of_all_gpus_where_steps_are_limited(batch, tmp_path):
+    cell = classification("a", max_train_steps=10, per_device_train_batch_size=batch)
+    alone = training_seconds([cell], 1000, tmp_path)
+    assert training_seconds([cell], 1000, tmp_path, num_processes=8) == pytest.approx(alone)
 
 
 @pytest.mark.parametrize(

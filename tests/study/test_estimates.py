@@ -49,7 +49,7 @@ def test_after_ten_cells_the_others_take_what_was_estimated(sample_root, tmp_pat
     run_cells(cells[:NUM_FINISHED], tmp_path, monkeypatch)
     device = Device(kind="cpu", tflops={"vit": 1e-9, "resnet": 1e-9}, start_seconds=1e9)  # has no effect
     facts, images = check_cells(cells), costs.count_images(cells, sample_root)
-    seconds, _ = costs.estimate_seconds(facts, images, tmp_path, device)
+    seconds, _ = costs.estimate_seconds(facts, images, tmp_path, device, num_processes=1)
     took = run_cells(cells[NUM_FINISHED:], tmp_path, monkeypatch)
     estimated = sum(seconds[name] for name in took)
     print(costs.compare(estimated, sum(took.values())), {name: (seconds[name], took[name]) for name in took})

@@ -1,5 +1,6 @@
 """Cells as Slurm jobs, with programs that stand in for Slurm's: what is submitted, shown and cancelled."""
 
+import functools
 import os
 import re
 import signal
@@ -14,9 +15,11 @@ import pytest
 import run_study
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
+from cxr.run_folder import lock
 from cxr.run_folder.files import write_json
 from cxr.run_folder.heartbeat import Claims
 from cxr.run_folder.lock import CLAIMS_DIR
+from cxr.run_folder.record import read_results
 from cxr.study import grid
 from cxr.study import presets
 from cxr.study import runner
@@ -365,6 +368,24 @@ def test_another_node_of_a_job_holds_no_claim_and_ends_with_the_first_one(job, m
     assert (run / "of the first node").is_file()
     assert (job.output_dir / "logs" / f"{run.name}.node1.log").is_file()
     assert not Claims(job.output_dir / CLAIMS_DIR).holder(run.name)
+
+
+def test_a_job_takes_over_from_a_node_that_died_with_a_claim_on_the_cell_and_on_its_run(job, monkeypatch):
+    run = job.output_dir / job.cell.run_id
+    Claims(job.output_dir / CLAIMS_DIR, beat=600).take(run.name)
+    Claims(run / CLAIMS_DIR, beat=600).take("folder")
+    quick = functools.cache(lambda folder: Claims(folder, beat=0.2, stale=2.0))
+    monkeypatch.setattr(lock, "_claims_in", quick)
+    monkeypatch.setattr(slurm_job, "Claims", quick)
+    monkeypatch.setattr(slurm_job, "POLL_SECONDS", 0.05)
+
+    def start_cell(*_, **__):
+        finish(run, pretraining_results())
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(runner, "start_cell", start_cell)
+    job()
+    assert read_results(run)
 
 
 def test_a_job_leaves_a_finished_cell_and_one_that_another_job_runs(job, monkeypatch, capsys):

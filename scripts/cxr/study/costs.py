@@ -78,11 +78,12 @@ def gflop_per_image(facts: CellFacts) -> tuple[float, float]:
     return trained if facts.args.train_last_layer_only else 3 * trained, evaluated
 
 
-def num_epochs(facts: CellFacts, num_images: int) -> float:
+def num_epochs(facts: CellFacts, num_images: int, num_processes: int) -> float:
     """Returns how many times a cell sees each training image."""
     if not facts.args.max_train_steps:
         return facts.args.num_train_epochs
-    return facts.args.max_train_steps * (facts.images_per_step(1, num_images) or USUAL_BATCH) / num_images
+    step = facts.images_per_step(num_processes, num_images) or USUAL_BATCH * num_processes
+    return facts.args.max_train_steps * step / num_images
 
 
 class Speeds:
@@ -129,16 +130,26 @@ def kinds_of(facts: CellFacts) -> Iterator[Hashable]:
 
 
 def estimate_seconds(
-    facts: dict[str, CellFacts], images: dict[str, ImageCounts], output_dir: Path, device: Device
+    facts: dict[str, CellFacts],
+    images: dict[str, ImageCounts],
+    output_dir: Path,
+    device: Device,
+    *,
+    num_processes: int,
 ) -> tuple[dict[str, float], str]:
-    """Returns the estimated seconds of each cell, by run_id, and the basis of the estimate in words."""
+    """Returns the estimated seconds of each cell, by run_id, and the basis of the estimate in words.
+
+    Each process of a cell has a `device`, but the processes on a CPU share it.
+    """
+    num_devices = 1 if device.kind == "cpu" else num_processes
     speeds, seconds = Speeds(facts, images, output_dir), {}
     for name, of_cell in facts.items():
         counts, (training, evaluation) = images[name], gflop_per_image(of_cell)
-        gflop = num_epochs(of_cell, counts.train) * (counts.train * training + counts.validation * evaluation)
+        epochs = num_epochs(of_cell, counts.train, num_processes)
+        gflop = epochs * (counts.train * training + counts.validation * evaluation)
         rate, start = speeds.rate(of_cell), speeds.start(of_cell)
         seconds[name] = (device.start_seconds if start is None else start) + gflop / 1e3 / (
-            rate or device.tflops[of_cell.architecture.family]
+            rate or num_devices * device.tflops[of_cell.architecture.family]
         )
     families = {name: median(speeds.rates[name]) for name in device.tflops if name in speeds.rates}
     shown = ", ".join(f"{name} {rate:.2g}" for name, rate in (families or device.tflops).items())
