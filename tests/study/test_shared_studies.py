@@ -48,7 +48,8 @@ lock._lock_file = lambda file: None
 quick = {}
 lock._claims_in = lambda folder: quick.setdefault(folder, Claims(folder, beat=0.1, stale=1.5))
 runner.LOOK_SECONDS = 0.1
-runner.command = lambda of, run, *_: [sys.executable, "-I", "-S", "-c", cell, str(run), results, machine]
+words = [sys.executable, "-I", "-S", "-c", cell]
+runner.command = lambda of, run, *_, **__: [*words, str(run), results, machine]
 run_study.measure_device = lambda launch: Device(kind="cpu", tflops={"vit": 1.0, "resnet": 1.0})
 run_study.count_images = lambda cells, _: {of.run_id: ImageCounts(train=16, validation=7) for of in cells}
 run_study.report = lambda folder: True
