@@ -17,6 +17,7 @@ from .radiographs import Reading
 
 COLLECTION_FILE = "collection.json"
 SPELLINGS = ("equalized", "equalised")
+MAX_TEXT_LENGTH = 1000
 
 
 def _printable(text: str) -> str:
@@ -25,7 +26,7 @@ def _printable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_LENGTH), AfterValidator(_printable)]
 
 
 class Collection(BaseModel):
