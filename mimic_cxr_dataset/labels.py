@@ -16,7 +16,6 @@ from .csv_files import parse_ids
 from .csv_files import parse_values
 from .csv_files import read_csv
 from .csv_files import reject
-from .errors import DatasetError
 from .label_rule import LabelRule
 from .manifest import has_manifest
 from .manifest import read_label_names
@@ -144,15 +143,9 @@ def index_images(data_dir: str | Path, **options: str) -> tuple[pd.DataFrame, pd
 
     `options` are those of LabelRule. Returns the kept images in the order of the metadata table (dicom_id,
     subject_id, study_id, view_position, split, path, label, and the labels of a task with several), and the
-    exclusion table: one row per split, columns "images", REASONS and "kept". Raises DatasetError, also for
-    the task "finding" without a finding in the tables, where each image would be normal.
+    exclusion table: one row per split, columns "images", REASONS and "kept".
     """
     rule = LabelRule(**{**options, "collection": labels_of_collection(data_dir)})
-    if not rule.columns:
-        raise DatasetError(
-            f"task={rule.task!r}: found no column of a finding in manifest.csv, which has "
-            f"{', '.join(rule.labels) or 'no labels'}; add one, or choose another task"
-        )
     images = read_images(data_dir)
     labels = read_labels(data_dir, rule.labeler, rule.columns, images=images)
     kept, exclusions = label_images(images, labels, rule)
