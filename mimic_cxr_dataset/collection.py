@@ -38,6 +38,9 @@ class Collection(BaseModel):
     labels: list[Text] | None = Field(
         default=None, description="the columns of manifest.csv that are labels; null: those that look so"
     )
+    derived_from: Text | None = Field(
+        default=None, description="name of the collection whose images these are, under other ids or labels"
+    )
     license: Text | None = Field(default=None, description="of the images and labels")
     citation: Text | None = Field(default=None, description="what to cite")
     equalized: bool | None = Field(

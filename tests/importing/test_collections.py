@@ -176,6 +176,8 @@ def test_rsna_tells_normal_from_other_abnormalities_and_reads_the_view_of_the_he
         ["0", "1", ""], ["0", "0", "1"], ["1", "0", "0"]
     ]  # fmt: skip
     assert {*manifest["view_position"]} == {"AP"}
+    said = json.loads((tmp_path / "out" / "collection.json").read_text(encoding="utf-8"))
+    assert said["derived_from"] == "NIH ChestX-ray14"
     (tmp_path / "rsna" / "stage_2_train_images" / f"{manifest.index[5]}.dcm").write_bytes(b"no DICOM")
     with pytest.raises(ValueError, match=r"unreadable DICOM .*; download it again"):
         run("rsna", tmp_path / "rsna", tmp_path / "other")

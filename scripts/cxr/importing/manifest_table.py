@@ -37,6 +37,7 @@ class Facts:
     address: str  # where its publisher offers it
     layout: str  # what SOURCE must hold, in words
     equalized: bool | None = None
+    derived_from: str | None = None  # name of the collection whose images these are
     published: dict[str, int] = field(default_factory=dict)  # what is counted -> the published count
 
 
@@ -283,6 +284,7 @@ def write_manifest(imported: Imported, out: Path) -> None:
     facts, labels = imported.facts, imported.labels
     said = {"name": facts.name, "labels": labels, "equalized": facts.equalized}
     said |= {"license": facts.license or None, "citation": facts.citation or None}
+    said |= {"derived_from": facts.derived_from}
     with new_folder(out) as folder:
         if imported.write_images:
             imported.write_images(folder, imported.rows)

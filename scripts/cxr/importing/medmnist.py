@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cxr.errors import UserError
 from cxr.errors import one_line
 from cxr.importing import label_maps
+from cxr.importing import nih
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -26,6 +27,7 @@ FACTS = {
         address="https://zenodo.org/records/10519652",
         layout=LAYOUT,
         equalized=False,
+        derived_from=nih.FACTS.name if kind == "chestmnist" else None,
         published=dict(zip(("train images", "validation images", "test images"), published, strict=True)),
     )
     for kind, name, source, published in (

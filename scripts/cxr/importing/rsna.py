@@ -6,6 +6,7 @@ import pandas as pd
 
 from cxr.data.images import user_errors
 from cxr.errors import UserError
+from cxr.importing import nih
 from cxr.importing.label_maps import RSNA
 from cxr.importing.manifest_table import SHARES
 from cxr.importing.manifest_table import Facts
@@ -26,6 +27,7 @@ FACTS = Facts(
     address="https://www.kaggle.com/competitions/rsna-pneumonia-detection-challenge/data",
     layout="stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images/",
     equalized=False,
+    derived_from=nih.FACTS.name,
     published={"images": 26_684},
 )
 NOTES = (
