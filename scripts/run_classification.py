@@ -119,6 +119,8 @@ def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
         logger.warning("--crop_scale has no effect without --augmentation mae")
     if args.randaugment != RANDAUGMENT and args.augmentation != "mae":
         logger.warning("--randaugment has no effect without --augmentation mae")
+    if args.drop_path and args.train_last_layer_only:
+        logger.warning("--drop_path has no effect with --train_last_layer_only")
     arguments.warn_of_flags_without_effect(args)
 
 
