@@ -31,7 +31,7 @@ test: install  ## the quick tests
 	$(BIN)/python -m pytest -m "timing and not slow"
 
 test-slow: install  ## the long tests
-	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not timing"
+	$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder --durations=15 -m "slow and not timing"
 	$(BIN)/python -m pytest -m "slow and timing"
 
 # The quick suite with the lowest versions that requirements.txt names; they have wheels for Python 3.10 to 3.12.

@@ -17,6 +17,7 @@ from .radiographs import Reading
 
 COLLECTION_FILE = "collection.json"
 SPELLINGS = ("equalized", "equalised")
+MAX_TEXT_LENGTH = 1000
 
 
 def _printable(text: str) -> str:
@@ -25,7 +26,7 @@ def _printable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_LENGTH), AfterValidator(_printable)]
 
 
 class Collection(BaseModel):
@@ -36,6 +37,9 @@ class Collection(BaseModel):
     name: Text | None = Field(default=None, description="name of the collection, for cards and reports")
     labels: list[Text] | None = Field(
         default=None, description="the columns of manifest.csv that are labels; null: those that look so"
+    )
+    derived_from: Text | None = Field(
+        default=None, description="name of the collection whose images these are, under other ids or labels"
     )
     license: Text | None = Field(default=None, description="of the images and labels")
     citation: Text | None = Field(default=None, description="what to cite")

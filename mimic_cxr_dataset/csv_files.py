@@ -108,16 +108,22 @@ def _first_lines(content: bytes, *, spans_lines: bool) -> list[int]:
     return lines
 
 
-def reject(bad, path: Path, values: pd.Series, expected: str) -> None:
-    """Raises DatasetError with the first line where `bad` holds, and with its value unless that is an id."""
+def reject(bad, path: Path, values: pd.Series, expected: str, *, called: str | None = None) -> None:
+    """Raises DatasetError with the first line where `bad` holds, and with its value unless that is an id.
+
+    The index of `values` has the lines; it may have a name that says what else it has. `called` is the name
+    of the values in the file.
+    """
     bad = np.asarray(bad, dtype=bool)
     if bad.any():
         row = int(np.argmax(bad))
-        found = f"{values.name} is {reprlib.repr(str(values.iloc[row]))}"
+        called, unit = called or values.name, values.index.name or "line"
+        found = f"{called} is {reprlib.repr(str(values.iloc[row]))}"
         if values.name in PRIVATE:
-            found = f"wrong {values.name}"
+            found = f"wrong {called}"
         raise DatasetError(
-            f"{path}, line {values.index[row]}: {found}; expected {expected} ({int(bad.sum()):,} such lines)."
+            f"{path}, {unit} {values.index[row]}: {found}; expected {expected} "
+            f"({int(bad.sum()):,} such {unit}s)."
         )
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger("mimic_cxr_dataset")
 IDS = ("image_id", *PATIENT_IDS)
 COLUMNS = ("image_id", "path", *PATIENT_IDS, "view_position", "split")
 SPLITS = {"train": "train", "validation": "validation", "validate": "validation", "test": "test"}
-MAX_LABELS, MAX_LABEL_LENGTH = 100, 40
+MAX_LABELS, MAX_LABEL_LENGTH, MAX_ID_LENGTH = 100, 40, 200
 # Names that tables of images or of predictions have for something else.
 NOT_LABELS = {*COLUMNS, "dicom_id", "image", "label", "labels", "outcome", "position", "group", "procedure"}
 NOT_LABELS |= {"study_date", "scanner", "sex", "age", "race", "is_known_patient", "probability"}
@@ -55,22 +55,27 @@ def read_manifest(root: Path) -> pd.DataFrame:
     return images.reset_index(drop=True)
 
 
-def check_rows(path: Path, table: pd.DataFrame) -> None:
-    """Raises DatasetError for the first line of `path` that cannot be in a manifest; `table` has COLUMNS."""
-    reject(table["path"].str.strip() == "", path, table["path"], "the path of a file")
-    reject(table["path"].str.contains("::"), path, table["path"], "a path without '::'")
-    reject(table["path"].duplicated(), path, table["path"], "one row per file")
+def check_rows(path: Path, table: pd.DataFrame, *, called: dict[str, str] | None = None) -> None:
+    """Raises DatasetError for the first line of `path` that cannot be in a manifest; `table` has COLUMNS.
+
+    `called` has the names of columns in the file, where they are others.
+    """
+
+    def check(bad: pd.Series | np.ndarray, column: str, expected: str) -> None:
+        reject(bad, path, table[column], expected, called=(called or {}).get(column))
+
+    check(table["path"].str.strip() == "", "path", "the path of a file")
+    check(table["path"].str.contains("::|[\r\n]"), "path", "a path without '::', on one line")
+    check(table["path"].duplicated(), "path", "one row per file")
     for column in IDS:
-        is_id = table[column].str.fullmatch("[!-~]([ -~]{0,198}[!-~])?").astype(bool)
-        expected = "1 to 200 letters, digits and signs of ASCII, without a space at the ends"
-        reject(~is_id, path, table[column], expected)
-    reject(table["image_id"].duplicated(), path, table["image_id"], "one row per image")
-    reject(~table["split"].isin(list(SPLITS)), path, table["split"], "train, validation or test")
-    is_other = differs_from_first(table, "subject_id", within="study_id")
-    reject(is_other, path, table["subject_id"], "one patient per study")
+        is_id = table[column].str.fullmatch(f"[!-~]([ -~]{{0,{MAX_ID_LENGTH - 2}}}[!-~])?").astype(bool)
+        expected = f"1 to {MAX_ID_LENGTH} letters, digits and signs of ASCII, without a space at the ends"
+        check(~is_id, column, expected)
+    check(table["image_id"].duplicated(), "image_id", "one row per image")
+    check(~table["split"].isin(list(SPLITS)), "split", "train, validation or test")
+    check(differs_from_first(table, "subject_id", within="study_id"), "subject_id", "one patient per study")
     splits = table.assign(split=table["split"].map(SPLITS))
-    is_other = differs_from_first(splits, "split", within="subject_id")
-    reject(is_other, path, table["split"], "each patient in one split")
+    check(differs_from_first(splits, "split", within="subject_id"), "split", "each patient in one split")
 
 
 def read_manifest_labels(root: Path, columns: list[str]) -> pd.DataFrame:

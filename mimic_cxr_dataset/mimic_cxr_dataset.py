@@ -77,11 +77,20 @@ class MimicCxrConfig(datasets.BuilderConfig):
 
     @property
     def rule(self) -> LabelRule:
-        """Returns the label rule; not made once, because `datasets` sets options after the config is made."""
+        """Returns the label rule; not made once, because `datasets` sets options after the config is made.
+
+        Raises DatasetError, also for the task "finding" without a finding: each image would be normal.
+        """
         findings = None if self.findings is None else tuple(self.findings)
         options = {name: getattr(self, name) for name in ("labeler", "view", "uncertain", "blank")}
         collection = labels_of_collection(self.data_dir) if self.data_dir else None
-        return LabelRule(task=self.name, findings=findings, collection=collection, **options)
+        rule = LabelRule(task=self.name, findings=findings, collection=collection, **options)
+        if not rule.columns:
+            raise DatasetError(
+                f"task={self.name!r}: found no column of a finding in manifest.csv, which has "
+                f"{', '.join(rule.labels) or 'no labels'}; add one, or choose another task"
+            )
+        return rule
 
     @property
     def has_manifest(self) -> bool:

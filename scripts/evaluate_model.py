@@ -21,6 +21,7 @@ if __name__ == "__main__":  # --help and a wrong flag are answered before the sl
     evaluating.parse_args(None, description=__doc__)
 
 import argparse
+import contextlib
 import functools
 import itertools
 import logging
@@ -32,12 +33,15 @@ from pathlib import Path
 import torch
 from cxr.data.images import LabelledImages
 from cxr.data.images import are_equalized
+from cxr.data.images import check_studies
 from cxr.data.images import load_images
 from cxr.data.images import user_errors
 from cxr.data.loading import whole_image_loader
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
+from cxr.errors import one_line
 from cxr.errors import run_script
+from cxr.errors import undo_on_user_error
 from cxr.evaluation.intervals import NUM_RESAMPLES
 from cxr.external import measuring
 from cxr.external.matching import Match
@@ -123,6 +127,9 @@ def make_case(subject: Subject, data_dir: Path, data: str, load: Loader, args: a
                 f"--data_dir {data_dir}: found no {split} images with a label of {subject.name}, expected "
                 f'some{flag}: write "{split}" in the split column of its table for the patients to use'
             )
+    images = {split: images[split] for split in needed}
+    if matched.level == "study":
+        check_studies(images)
     equalized = are_equalized(images["test"], data_dir)
     equalizes, notes = choose_equalizing(subject, args.equalize, are_equalized=equalized)
     return Case(
@@ -130,7 +137,7 @@ def make_case(subject: Subject, data_dir: Path, data: str, load: Loader, args: a
         data_dir=data_dir,
         data=data,
         match=matched,
-        images={split: images[split] for split in needed},
+        images=images,
         equalizes=equalizes,
         notes=notes,
     )
@@ -230,7 +237,6 @@ def measure(args: argparse.Namespace, output_dir: Path) -> EvaluationResults:
         for folder, name in folders.items()
         for subject in subjects
     ]
-    output_dir.mkdir(parents=True, exist_ok=True)
     record, evaluations, scores = RunRecord(output_dir, enabled=True), [], {}
     for case in tqdm(cases, desc="evaluations", disable=len(cases) == 1):
         label = labels[case.subject.name]
@@ -256,6 +262,22 @@ def measure(args: argparse.Namespace, output_dir: Path) -> EvaluationResults:
     )
 
 
+def make_output_dir(output_dir: Path) -> None:
+    """Makes the folder, which a UserError removes again while it is empty. Raises UserError."""
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):  # it has results
+            output_dir.rmdir()
+
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {output_dir}: cannot be created ({one_line(error)}); name another folder"
+        ) from error
+    undo_on_user_error(remove)
+
+
 def print_results(results: EvaluationResults, console: Console) -> None:
     shown = Table(title="AUROC, with its 95 % interval over patients")
     for name in ("model", "folder", "external", "internal"):
@@ -273,6 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     logging.basicConfig(format="%(message)s")
     output_dir = args.output_dir or REPOSITORY / "runs" / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
+    make_output_dir(output_dir)  # now: an error after hours would lose what was measured
     results = measure(args, output_dir)
     write_report(results, output_dir)
     print_results(results, Console())

@@ -36,10 +36,13 @@ from cxr.importing import vindr
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
+from cxr.importing.manifest_table import check_images
 from cxr.importing.manifest_table import describe_views
 from cxr.importing.manifest_table import write_manifest
 from rich.console import Console
 from rich.table import Table
+
+from mimic_cxr_dataset.collection import MAX_TEXT_LENGTH
 
 PUBLISHED = {
     "nih": nih.read,
@@ -58,7 +61,12 @@ OWN = {
     ),
 }
 NAMING = ("name", "license", "citation")
-JOINED = ("nih", "medmnist", "vindr", "padchest")  # some of their labels are joined to one of ours
+# What `Imported.used` names -> why such a flag has no effect on a collection.
+UNUSED = {
+    "validation_share": "the validation split is already there",
+    "test_share": "the test split is already there",
+    "keep_labels": "none of the labels are joined",
+}
 FACTS = {
     "nih": nih.FACTS,
     "chexpert": chexpert.FACTS,
@@ -97,14 +105,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--validation_share",
         command_line.share_above_zero,
         "share of the training patients for validation, where no split is published",
-        default=0.1,
+        default=Options.validation_share,
     )
     number(
         parser,
         "--test_share",
         command_line.share_above_zero,
         "share of the patients for the test, where no split is published",
-        default=0.2,
+        default=Options.test_share,
     )
     number(parser, "--seed", command_line.seed_number, "seed of the splits and of --max_images", default=0)
     parser.add_argument(
@@ -121,9 +129,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def _add_own_arguments(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("own images (folder and table)")
-    own.add_argument("--name", help="name of the collection (default: that of SOURCE)")
-    own.add_argument("--license", default="", help="license of the images and labels, for the model card")
-    own.add_argument("--citation", default="", help="what to cite, for the model card")
+    for name, what in (
+        ("name", "name of the collection (default: that of OUT)"),
+        ("license", "license of the images and labels, for the model card"),
+        ("citation", "what to cite, for the model card"),
+    ):
+        own.add_argument(f"--{name}", type=text_of_collection, default="", help=what)
     own.add_argument("--view", metavar="CODE", default="FRONTAL", help="folder: the view of all images")
     own.add_argument(
         "--subject_pattern",
@@ -150,6 +161,14 @@ def _add_own_arguments(parser: argparse.ArgumentParser) -> None:
         own.add_argument(f"--{name}_column", metavar="NAME", help=said)
 
 
+def text_of_collection(text: str) -> str:
+    if not text.isprintable() or len(text) > MAX_TEXT_LENGTH:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.50}, expected one line of at most {MAX_TEXT_LENGTH:,} printable characters"
+        )
+    return text
+
+
 def regular_expression(text: str) -> re.Pattern:
     try:
         pattern = re.compile(text)
@@ -167,8 +186,6 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         for_it = [kind for kind, flags in OWN.items() if name in (*NAMING, *flags)]
         if args.collection not in for_it and getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name} is for {' and '.join(for_it)}, not for {args.collection}; leave it out")
-    if args.keep_labels and args.collection not in JOINED:
-        parser.error(f"--keep_labels is for {', '.join(JOINED)}; {args.collection}'s labels are kept anyway")
     if args.validation_share >= 1 or args.test_share >= 1:
         parser.error("--validation_share and --test_share: found 1, expected less: no training image is left")
 
@@ -196,7 +213,7 @@ def check_places(args: argparse.Namespace) -> None:
 def read_collection(args: argparse.Namespace) -> Imported:
     """Reads SOURCE. Raises UserError."""
     options = Options(
-        keeps_labels=args.keep_labels,
+        keep_labels=args.keep_labels,
         validation_share=args.validation_share,
         test_share=args.test_share,
         seed=args.seed,
@@ -204,7 +221,7 @@ def read_collection(args: argparse.Namespace) -> Imported:
     if args.collection in PUBLISHED:
         return PUBLISHED[args.collection](args.source, options)
     facts = Facts(
-        name=args.name or args.source.absolute().stem,
+        name=args.name or args.out.absolute().name,
         license=args.license,
         citation=args.citation,
         address="",
@@ -227,7 +244,13 @@ def read_collection(args: argparse.Namespace) -> Imported:
     return own_images.read_table(args.source, options, facts, columns=columns, images_dir=images_dir)
 
 
-def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
+def describe_flags(args: argparse.Namespace, used: tuple[str, ...]) -> list[str]:
+    """Returns a note about each flag that has no effect on this collection."""
+    given = [name for name in UNUSED if getattr(args, name) != getattr(Options, name)]
+    return [f"--{name} has no effect: {UNUSED[name]}" for name in given if name not in used]
+
+
+def describe(imported: Imported, out: Path, *, notes: list[str], is_sample: bool) -> None:
     """Prints the counts, and how they differ from the published ones."""
     rows, splits = imported.rows, ("train", "validation", "test")
     table = Table()
@@ -241,7 +264,12 @@ def describe(imported: Imported, out: Path, *, is_sample: bool) -> None:
     print(f"{imported.facts.name}: images, and those that are positive")
     Console(markup=False, highlight=False).print(table)
     views = None if imported.view_of else describe_views(rows)
-    for note in filter(None, (*imported.notes, views)):
+    empty = [
+        f"the {split} split has no image: keep more images, or choose another --seed"
+        for split, part in zip(splits, of_split)
+        if part.empty
+    ]
+    for note in filter(None, (*imported.notes, views, *notes, *empty)):
         print(f"Note: {note}.")
     differences = imported.differences()
     if is_sample:
@@ -257,17 +285,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_places(args)
     whole = read_collection(args)
+    check_images(args.source, whole.rows)
     imported = whole.balance(args.balance, seed=args.seed) if args.balance else whole
     imported = imported.sample(args.max_images, seed=args.seed)
-    if imported.rows.empty:
-        raise UserError(f"--max_images {args.max_images}: found more images of one patient; keep more")
     try:
         write_manifest(imported, args.out)
     except OSError as error:
         raise UserError(
             f"OUT {args.out}: cannot be written ({one_line(error)}); name another folder"
         ) from error
-    describe(imported, args.out, is_sample=len(imported.rows) < len(whole.rows))
+    notes = describe_flags(args, whole.used)
+    describe(imported, args.out, notes=notes, is_sample=len(imported.rows) < len(whole.rows))
 
 
 if __name__ == "__main__":

@@ -119,6 +119,8 @@ def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
         logger.warning("--crop_scale has no effect without --augmentation mae")
     if args.randaugment != RANDAUGMENT and args.augmentation != "mae":
         logger.warning("--randaugment has no effect without --augmentation mae")
+    if args.drop_path and args.train_last_layer_only:
+        logger.warning("--drop_path has no effect with --train_last_layer_only")
     arguments.warn_of_flags_without_effect(args)
 
 
@@ -241,6 +243,8 @@ def train(run: Run, patch_dropout: PatchDropout) -> None:
     weights = class_weights(run)
     for _ in run.steps():
         if has_stopped_improving(run):
+            patience, best = run.args.early_stopping_patience, run.progress.best
+            logger.info("Stopped early: %d epochs were not better than epoch %d", patience, best.epoch)
             break
         loss = train_step(run, batches, patch_dropout, weights)
         if not run.end_step(loss):
@@ -252,6 +256,7 @@ def train(run: Run, patch_dropout: PatchDropout) -> None:
             if is_better(epoch, run.progress.best):
                 run.progress.best = Epoch(**epoch)
                 run.save_model()
+            run.saves |= has_stopped_improving(run)  # this step is the last
         if run.saves:
             run.save_checkpoint()
             if run.pushes_now and run.progress.best:
@@ -261,6 +266,8 @@ def train(run: Run, patch_dropout: PatchDropout) -> None:
 
 def validate(run: Run) -> dict:
     """Returns the loss and the metrics of the validation split, at thresholds chosen on it."""
+    if run.average:
+        run.average.share_statistics()
     logits, labels, loss = evaluate(run, run.evaluated, run.eval_loader, split="validation")
     images, level = run.eval_loader.dataset.images, run.args.evaluation_level
     scores = make_scores(logits, labels, images, level=level, split="validation")
@@ -273,10 +280,7 @@ def has_stopped_improving(run: Run) -> bool:
     if patience is None or best is None:
         return False
     num_epochs = run.progress.step // run.schedule.steps_per_epoch
-    if num_epochs - best.epoch >= patience:
-        logger.info("Stopped early: %d epochs were not better than epoch %d", patience, best.epoch)
-        return True
-    return False
+    return num_epochs - best.epoch >= patience
 
 
 def is_better(epoch: dict, best: Epoch | None) -> bool:

@@ -115,9 +115,10 @@ def slurm_option(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not re.fullmatch(r"[a-z][a-z_-]*", name) or not separator or not value:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected KEY=VALUE, such as mem=64G")
-    if name in ("array", "output", "signal"):
+    name = name.replace("_", "-")
+    if name in slurm.OWN_OPTIONS:
         raise argparse.ArgumentTypeError(f"found {text!r}, which this script sets itself; leave it out")
-    return name.replace("_", "-"), value
+    return name, value
 
 
 def train_size(text: str) -> int | None:
@@ -311,7 +312,9 @@ def check(
     A dry run prints the plan before the checks of disk and device, so that it can be read without a GPU.
     """
     output_dir = args.output_dir.expanduser().absolute()
-    if launch.num_machines > 1 and not args.slurm:
+    if args.slurm:
+        slurm.gpus_of(launch, args.gpus_per_cell)
+    elif launch.num_machines > 1:
         raise UserError(
             f"--config_file {launch.config_file}: found num_machines {launch.num_machines}, expected 1 "
             "without --slurm; to share the cells among machines, start the same command on each of them"
@@ -373,20 +376,28 @@ def run_cells(study: runner.StudyRunner, args: argparse.Namespace, launch: Launc
         max_jobs=args.max_jobs,
     )
     jobs = slurm.SlurmStudy(study, options, launch.config_file)
-    if not slurm.run_on_slurm(jobs, cancel=args.cancel, wait=args.wait):
+    if not slurm.run_on_slurm(jobs, wait=args.wait):
         sys.exit(0)
     return lock
 
 
+def sample_data() -> Path:
+    print("No --data_dir given: using the synthetic sample.", file=sys.stderr)
+    return make_sample_data_once()
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    output_dir = args.output_dir.expanduser().absolute()
+    if args.slurm:
+        slurm.check_programs()
+    if args.cancel:
+        slurm.cancel_study(output_dir, patience=PATIENCE_SECONDS)
+        return
     preset = args.preset or default_preset(args)
     chosen = chosen_grid(args, presets.GRIDS[preset])
     config_file = args.config_file or REPOSITORY / "accelerate_configs" / chosen.config_file
-    output_dir = args.output_dir.expanduser().absolute()
-    if args.data_dir is None:
-        print("No --data_dir given: using the synthetic sample.", file=sys.stderr)
-    data_dir = (args.data_dir or make_sample_data_once()).expanduser().absolute()
+    data_dir = (args.data_dir or sample_data()).expanduser().absolute()
 
     # Nothing is written before all checks have passed.
     cells = grid.plan_cells(chosen, data_dir=data_dir, output_dir=output_dir)

@@ -29,6 +29,16 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 LIBRARY_LOGGERS = ("cxr", "datasets", "evaluate", "transformers")
 
 
+# Files whose tests take minutes, the longest first.
+LONG_FILES = ("test_slurm_cluster", "test_exact_resume", "test_processes", "test_kills", "test_full_disk")
+
+
+def pytest_collection_modifyitems(items):
+    """Starts long files first, so that at the end no worker waits for another one."""
+    place = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_unconfigure():
     shutil.rmtree(CACHE_DIR, ignore_errors=True)
 

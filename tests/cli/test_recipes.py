@@ -6,12 +6,13 @@ import pytest
 import run_classification
 import run_mae_pretrain
 from cxr.choices import RECIPES
+from cxr.cli import classification
 from cxr.cli import recipes
 
 VIT, RESNET, DENSENET = (
     f"--config_name={name}" for name in ("vit-mae-tiny", "resnet-18", "timm/densenet121")
 )
-PRETRAINED_VIT = "--model_name_or_path=not/downloaded"
+PRETRAINED_VIT = "--model_name_or_path=facebook/vit-mae-base"
 
 
 def classifier(*flags: str, recipe: str = "mae", model: str = PRETRAINED_VIT):
@@ -102,6 +103,43 @@ def test_a_folder_is_known_by_its_configuration(tmp_path):
     args = classifier(model=f"--model_name_or_path={tmp_path}")
     assert getattr(args, "pooling", None) != "mean"
     assert classifier().pooling == "mean"
+
+
+def test_a_model_that_is_not_downloaded_is_refused_because_its_kind_decides(capsys):
+    unknown = "--model_name_or_path=not/downloaded"
+    with pytest.raises(SystemExit) as ended:
+        classifier(model=unknown)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "model not/downloaded: found no folder" in said
+    assert "download the model first: hf download" in said
+    assert classifier(recipe="paper", model=unknown).model_name_or_path == "not/downloaded"
+    later = classifier(model="--model_name_or_path=study/pretraining/model")  # a study's, which comes first
+    assert (later.pooling, later.layer_decay) == ("mean", 0.65)
+
+
+def test_dinov2_keeps_its_own_pooling(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}', encoding="utf-8")
+    args = classifier(model=f"--model_name_or_path={tmp_path}")
+    assert (args.pooling, args.layer_decay, args.drop_path) == (None, 0.65, 0.1)
+
+
+def test_a_recipes_minimum_is_never_above_the_learning_rate_given_by_hand():
+    args = classifier("--learning_rate=1e-7")
+    assert args.min_learning_rate == 1e-7
+    assert "  min_learning_rate      1e-07 (the recipe: 1e-06)" in recipes.describe(args, "classification")
+    assert classifier("--learning_rate=1e-3").min_learning_rate == 1e-6
+    assert classifier("--learning_rate=1e-7", "--min_learning_rate=1e-5").min_learning_rate == 1e-5
+
+
+def test_a_recipe_has_no_flag_without_effect_beside_those_given_by_hand():
+    assert classifier("--train_last_layer_only").drop_path == 0
+    assert classifier("--lr_scheduler_type=constant").min_learning_rate == 0
+
+
+def test_the_default_learning_rate_of_a_recipe_is_called_so():
+    said = "0.0005 for 256 images per step, that of the recipe mae"
+    assert classification.describe_default_learning_rate(classifier()) == said
+    assert "the paper's" in classification.describe_default_learning_rate(classifier(recipe="paper"))
 
 
 def test_the_sample_keeps_its_tiny_model_and_gets_the_recipes_training():

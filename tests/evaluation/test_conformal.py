@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cxr.evaluation import intervals
 from cxr.evaluation.conformal import FEWEST
 from cxr.evaluation.conformal import ConformalSets
 from cxr.evaluation.conformal import resampled_coverage
@@ -76,3 +77,13 @@ def test_interval_of_a_coverage_is_near_that_of_a_share_if_each_patient_has_one_
     found = percentile_interval(resampled_coverage(labels, sets, weights)["coverage"])
     expected = stats.binomtest(360, 400).proportion_ci(0.95, method="wilson")
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.008)
+
+
+def test_coverage_of_resamples_does_not_depend_on_how_many_are_read_at_once(monkeypatch):
+    labels, probabilities = draw(np.random.default_rng(0), 40, share=0.5)
+    sets = ConformalSets(limits=(0.4, 0.3), num_calibration=(60, 60)).sets(probabilities)
+    weights = patient_weights(range(40), num_resamples=30, seed=0)
+    whole = resampled_coverage(labels, sets, weights)
+    monkeypatch.setattr(intervals, "BLOCK", 90)
+    for name, values in resampled_coverage(labels, sets, weights).items():
+        assert np.array_equal(values, whole[name])

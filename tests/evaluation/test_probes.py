@@ -86,6 +86,17 @@ def test_a_validation_split_with_one_label_only_chooses_the_first_setting():
     assert probes.whole_area(one_class.labels, one_class.features[:, 0], ("no", "yes")) is None
 
 
+@pytest.mark.parametrize("method", probes.PROBES)
+def test_a_finding_without_validation_labels_has_the_first_setting_and_no_part_in_the_mean(method):
+    train, validation = draw(150, seed=1, num_findings=2), draw(80, seed=2, num_findings=2)
+    validation.labels[:, 1] = MASKED
+    found = run(method, train, validation)
+    first = {"linear": probes.STRENGTHS, "knn": probes.NEIGHBOURS}[method][0]
+    assert found.settings[1] == first and found.test.shape == (90, 2)
+    mean = probes.whole_area(validation.labels, found.validation, ("Edema", "Pneumonia"))
+    assert mean == pytest.approx(probes.area(validation.labels[:, 0], found.validation[:, 0]))
+
+
 def test_a_feature_that_never_changes_does_no_harm():
     constant = np.full((150, 1), 7, dtype="float32")
     train = Split(features=np.hstack([TRAIN.features, constant]), labels=TRAIN.labels)

@@ -67,6 +67,13 @@ def test_labels_of_a_manifest_have_no_labeler_and_other_findings_count(tmp_path,
     assert not any("labeler" in note for note in found.notes)
 
 
+def test_labels_of_a_manifest_are_said_not_to_be_those_of_the_labeler_of_the_training(tmp_path, collection):
+    collection("Edema", "Fracture", "Pneumonia")
+    subject = subject_of(tmp_path / "model", labels=("Edema", "Fracture", "Pneumonia"), trained_labels=LABELS)
+    said = "The labels are those of the folder's manifest; the model was trained with those of chexpert."
+    assert said in match(subject, tmp_path, OWN).notes
+
+
 def test_model_of_a_manifest_has_no_labeler_of_its_own_which_is_said(tmp_path, sample_root):
     own = {"uncertain": "exclude", "blank": "negative"}
     found = match(subject_of(tmp_path / "model", trained_labels=own), sample_root, OWN)

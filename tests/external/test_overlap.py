@@ -1,5 +1,6 @@
 """Images of an evaluation that were in the training are found by their ids and by their pixels."""
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -14,6 +15,10 @@ from cxr.external.overlap import overlap_in_words
 from cxr.external.subject import load_subject
 from cxr.run_folder.record import Sample
 from cxr.sharing.card import dataset_name
+from cxr.sharing.card import derived_from
+from cxr.sharing.card import describe_origin
+from manifest_roots import manifest_rows
+from manifest_roots import write_manifest
 from tiny_runs import QUICK
 from tiny_runs import TINY_VIT
 from tiny_runs import run_main
@@ -107,6 +112,33 @@ def test_images_of_a_training_on_several_folders_are_found_too(runs, sample_root
     assert found.num_same_pixels is None  # those of padchest are not here
 
 
+def test_collections_of_other_names_with_the_same_images_are_found(runs, sample_root, tmp_path):
+    images, subject = load(runs, sample_root)["test"], subject_of(runs)
+    rows = manifest_rows(4)
+    nih = write_manifest(tmp_path / "own name", rows, name="NIH ChestX-ray14")
+    rsna = write_manifest(tmp_path / "rsna", rows, name="RSNA", derived_from="NIH ChestX-ray14")
+    small = write_manifest(tmp_path / "small", rows, name="ChestMNIST", derived_from="NIH ChestX-ray14")
+    origins = {}
+    for root in (nih, rsna):
+        data = {"dataset": dataset_name(root), "derived_from": [*filter(None, [derived_from(root)])]}
+        trained = dataclasses.replace(subject, history=[subject.history[0].model_copy(update=data)])
+        found = {other: find_overlap(trained, other, images) for other in (nih, rsna, small, sample_root)}
+        assert {other for other, one in found.items() if one.same_name} == {root}
+        origins[root] = {other for other, one in found.items() if one.same_origin}
+        assert all({*one.same_origin} <= {"nih-chestx-ray14"} for one in found.values())
+        said = overlap_in_words(found[small], num_images=9)[0]
+        assert said.startswith("WARNING: the model was trained on images of nih-chestx-ray14, of which these")
+    assert origins == {nih: {rsna, small}, rsna: {nih, small}}
+
+
+def test_a_training_keeps_from_which_collections_its_images_are(sample_root, tmp_path):
+    rsna = write_manifest(tmp_path, manifest_rows(4), name="RSNA", derived_from="NIH ChestX-ray14")
+    args = argparse.Namespace(model_name_or_path=None, labeler="negbio", hub_dir=None)
+    for data_dir, others in ((rsna, []), (sample_root, [rsna])):
+        args.data_dir, args.other_data_dirs = data_dir, others
+        assert describe_origin(args).derived_from == ["nih-chestx-ray14"]
+
+
 def test_earlier_trainings_whose_images_are_not_known_are_said(runs, sample_root, tmp_path):
     shutil.copytree(runs / "run", tmp_path / "run")
     edit_json(tmp_path / "run" / "args.json", model_name_or_path="somebody/mae")
@@ -117,4 +149,4 @@ def test_earlier_trainings_whose_images_are_not_known_are_said(runs, sample_root
     unsaid = dataclasses.replace(subject, history=[])
     found = find_overlap(unsaid, sample_root, load(runs, sample_root)["test"])
     assert found.same_name is None
-    assert "does not say on which folders" in overlap_in_words(found, num_images=9)[0]
+    assert "does not say on which collections" in overlap_in_words(found, num_images=9)[0]

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import import_dataset
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from collection_files import write_vindr
 from collection_files import write_vindr_of_kaggle
 from cxr.choices import LABELS
 from cxr.data.images import load_images
+from cxr.errors import UserError
 from cxr.importing import label_maps
 from cxr.importing.label_maps import rename
 from cxr.importing.manifest_table import cut_split
@@ -126,6 +128,10 @@ def test_chexpert_without_test_labels_has_valid_as_test_and_says_so(tmp_path, ca
     out = capsys.readouterr().out
     assert "the test split is CheXpert's valid.csv" in out.replace("\n", " ")
     assert "test images: 4, published: 234" in out and "patients: 14, published: 64,740" in out
+    for lost in (root / "train").glob("patient0000[1-5]/*/*"):
+        lost.unlink()
+    rest = run("chexpert", root, tmp_path / "rest", "--validation_share", 0.25)
+    assert len(rest) < len(manifest) and rest["split"].equals(manifest.loc[rest.index, "split"])
 
 
 @pytest.mark.parametrize("name", ["pneumoniamnist", "pneumoniamnist_64", "chestmnist_128"])
@@ -170,6 +176,8 @@ def test_rsna_tells_normal_from_other_abnormalities_and_reads_the_view_of_the_he
         ["0", "1", ""], ["0", "0", "1"], ["1", "0", "0"]
     ]  # fmt: skip
     assert {*manifest["view_position"]} == {"AP"}
+    said = json.loads((tmp_path / "out" / "collection.json").read_text(encoding="utf-8"))
+    assert said["derived_from"] == "NIH ChestX-ray14"
     (tmp_path / "rsna" / "stage_2_train_images" / f"{manifest.index[5]}.dcm").write_bytes(b"no DICOM")
     with pytest.raises(ValueError, match=r"unreadable DICOM .*; download it again"):
         run("rsna", tmp_path / "rsna", tmp_path / "other")
@@ -230,6 +238,66 @@ def test_folder_has_a_label_for_each_class_and_splits_by_name_or_by_patient(tmp_
     assert {*manifest["split"]} == {"train", "validation", "test"}
 
 
+def test_folders_below_a_class_are_said_and_those_of_splits_or_masks_are_refused(tmp_path, capsys):
+    for number in range(14):
+        draw(tmp_path / "own" / "normal" / f"person{number % 7}" / f"{number}.png")
+    assert len(run("folder", tmp_path / "own", tmp_path / "out")) == 14
+    out = " ".join(capsys.readouterr().out.split())
+    assert "have its label, too: normal/person0 (2), normal/person1 (2)," in out
+    assert "normal/person4 (2) and 2 more folders." in out
+    for place, expected in (
+        ("normal/Test", "the folders of classes in those of splits"),
+        ("normal/lung masks", "radiographs and no masks"),
+        ("infection_mask", "radiographs and no masks"),
+    ):
+        draw(tmp_path / "own" / place / "1.png")
+        with pytest.raises(UserError, match=f"found images in {place}, expected {expected}; move them"):
+            run("folder", tmp_path / "own", tmp_path / "other")
+        (tmp_path / "own" / place / "1.png").unlink()
+
+
+def test_collection_has_the_name_of_the_new_folder_if_no_other_is_given(tmp_path):
+    rows = [[f"{n}.png", 1] for n in range(10)]
+    table = write_own_table(tmp_path / "own", ["path", "Edema"], rows)
+    for flags, name in (((), "clinic v1.2"), (("--name", "Ours"), "Ours")):
+        out = tmp_path / f"out{len(flags)}" / "clinic v1.2"
+        run("table", table, out, "--label_columns", "Edema", *flags)
+        assert json.loads((out / "collection.json").read_text(encoding="utf-8"))["name"] == name
+
+
+def test_flag_without_effect_on_the_collection_is_said(tmp_path, capsys):
+    def notes(*command):
+        run(*command)
+        out = " ".join(capsys.readouterr().out.split())
+        return {name for name in import_dataset.UNUSED if f"Note: --{name} has no effect: " in out}
+
+    shares = ("--test_share", 0.3, "--validation_share", 0.2)
+    np.savez(tmp_path / "pneumoniamnist.npz", **medmnist_arrays("pneumoniamnist", (9, 3, 4)))
+    everything = ("--keep_labels", *shares)
+    assert notes("medmnist", tmp_path, tmp_path / "small", *everything) == {*import_dataset.UNUSED}
+    root = write_nih(tmp_path / "nih", ["No Finding", "Hernia"] * 6, num_test=4)
+    assert notes("nih", root, tmp_path / "nih-out", *everything) == {"test_share"}
+    for has_test, unused in ((True, {"test_share", "validation_share"}), (False, {"test_share"})):
+        root = write_chexpert(tmp_path / f"chexpert{has_test}", has_test=has_test)
+        assert notes("chexpert", root, tmp_path / f"out{has_test}", *shares) == unused
+    rows = [[f"{n}.png", "test" if n < 4 else "train", 1] for n in range(20)]
+    table = write_own_table(tmp_path / "own", ["path", "part", "Edema"], rows)
+    split = ("--label_columns", "Edema", "--split_column", "part")
+    assert notes("table", table, tmp_path / "mine", *split, *shares) == {"test_share"}
+    assert notes("table", table, tmp_path / "cut", "--label_columns", "Edema", *shares) == set()
+
+
+def test_sample_that_leaves_a_split_without_images_says_so(tmp_path, capsys):
+    root = write_nih(tmp_path / "nih", ["No Finding"] * 40, num_test=8)
+    manifest = run("nih", root, tmp_path / "out", "--max_images", 4)
+    out = " ".join(capsys.readouterr().out.split())
+    for split in ("train", "validation", "test"):
+        assert (f"the {split} split has no image" in out) == (split not in {*manifest["split"]})
+    assert len({*manifest["split"]}) < 3
+    with pytest.raises(UserError, match="--max_images 1: found 2 images of the first patient"):
+        run("nih", root, tmp_path / "other", "--max_images", 1)
+
+
 def test_folder_of_classes_beside_splits_is_refused_and_hidden_files_are_not_images(tmp_path):
     for name in ("train/a/1.png", "test/a/2.png", "val/a/3.png", "__MACOSX/train/._1.png"):
         draw(tmp_path / "own" / name)
@@ -248,15 +316,13 @@ def test_unused_columns_of_a_table_may_have_no_name_and_several_lines(tmp_path):
     assert len(run("table", table, tmp_path / "out", "--label_columns", "Edema")) == 10
 
 
-def test_ids_of_a_table_are_stripped_and_errors_name_the_new_folder(tmp_path):
+def test_ids_of_a_table_are_stripped_and_errors_name_the_table(tmp_path):
     rows = [[f"{n}.png", f"p{n // 2}" + " " * (n % 2), 1] for n in range(10)]
     table = write_own_table(tmp_path / "own", ["path", "who", "Edema"], rows)
     manifest = run("table", table, tmp_path / "out", "--subject_column", "who", "--label_columns", "Edema")
     assert manifest["subject_id"].nunique() == 5
     table = write_own_table(tmp_path / "own", ["path", "who", "a=b"], rows)
-    with pytest.raises(
-        ValueError, match=re.escape(f"{tmp_path / 'other' / 'collection.json'}: found a label")
-    ):
+    with pytest.raises(UserError, match=re.escape(f"{table}: found a label named 'a=b'")):
         run("table", table, tmp_path / "other", "--label_columns", "a=b")
 
 

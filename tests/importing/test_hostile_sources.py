@@ -19,16 +19,20 @@ from import_runs import write_own_table
 from PIL import Image
 
 OWN_TABLES = {  # a table, the flags for it, and what the message says
-    "blank patient": ([["a.png", " ", "x", 1]], [], "line 2: wrong subject_id; expected 1 to 200"),
+    "blank patient": (
+        [["a.png", " ", "x", 1]],
+        [],
+        "line 2: wrong value in the column 'who'",
+    ),
     "image twice": (
         [["a.png", "p", "train", 1]] * 2,
         [],
-        "labels.csv, line 3: wrong path; expected one row per file",
+        "labels.csv, line 3: wrong value in the column 'path'; expected one row per file",
     ),
     "two splits": (
         [["a.png", "p", "train", 1], ["b.png", "p ", "test", 1]],
         ["--split_column", "part"],
-        "line 3: split is 'test'; expected each patient in one split",
+        "line 3: value in the column 'part' is 'test'; expected each patient in one split",
     ),
     "label twice": (
         [["a.png", "p", "train", 1]],
@@ -150,8 +154,69 @@ def test_folder_that_cannot_be_read_is_refused_and_not_skipped(tmp_path, monkeyp
         run("folder", tmp_path / "own", tmp_path / "out")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right of their own")
+@pytest.mark.parametrize(("link", "target"), [("normal/again", "."), ("ill", "normal")])
+def test_folder_that_a_link_shows_twice_is_refused(link, target, tmp_path):
+    for number in range(8):
+        draw(tmp_path / "own" / "normal" / f"{number}.png")
+    (tmp_path / "own" / link).symlink_to(tmp_path / "own" / target)
+    with pytest.raises(UserError, match=r"found the folder .* again, expected each once; remove a link"):
+        run("folder", tmp_path / "own", tmp_path / "out")
+
+
+def test_image_that_no_manifest_can_have_is_named(tmp_path):
+    for number in range(8):
+        draw(tmp_path / "own" / "normal" / f"{number}.png")
+    draw(tmp_path / "own" / "normal" / "a::b.png")
+    with pytest.raises(UserError, match=r"own, image \S+/normal/a::b.png: wrong path; .* without '::'"):
+        run("folder", tmp_path / "own", tmp_path / "out")
+    root = write_padchest(tmp_path / "padchest", ["['normal']"] * 9, ["PA"] * 9)
+    path = next(root.glob("*.csv"))
+    path.write_text(path.read_text(encoding="utf-8").replace(",P3,", ",P\N{EURO SIGN},"))
+    with pytest.raises(UserError, match=r"padchest, image \S+0003_00-007-001.png: wrong subject_id"):
+        run("padchest", root, tmp_path / "out")
+
+
+def test_long_names_of_files_become_short_ids_and_long_cells_are_images_without_a_file(tmp_path):
+    for number in range(8):
+        draw(tmp_path / "own" / "normal" / ("\N{HEBREW LETTER ALEF}" * 40 + f"{number}.png"))
+    manifest = run("folder", tmp_path / "own", tmp_path / "out")
+    assert len({*manifest.index}) == 8 and max(map(len, manifest.index)) <= 200
+    rows = [[f"{n}.png", f"i{n}", 1] for n in range(8)]
+    table = write_own_table(tmp_path / "table", ["path", "id", "Edema"], rows)
+    with table.open("a", encoding="utf-8") as file:
+        file.write("x" * 5000 + ",i8,1\n")
+    flags = ("--label_columns", "Edema", "--image_column", "id")
+    assert len(run("table", table, tmp_path / "other", *flags)) == 8
+
+
+def test_pattern_with_a_group_for_each_alternative_is_refused_with_what_to_write(tmp_path):
+    for number in range(8):
+        draw(tmp_path / "own" / "normal" / f"{('person', 'case')[number % 2]}{number}.png")
+    pattern = ("--subject_pattern", r"person(\d+)|case(\d+)")
+    with pytest.raises(UserError, match="one group around all alternatives, as in"):
+        run("folder", tmp_path / "own", tmp_path / "out", *pattern)
+
+
 def spoil_npz(path, **arrays):
     np.savez(path, **{**medmnist_arrays("pneumoniamnist", (9, 4, 5)), **arrays})
+
+
+def spoil_bytes(path):
+    np.savez_compressed(path, **medmnist_arrays("pneumoniamnist", (9, 4, 5)))
+    content = bytearray(path.read_bytes())
+    content[100:120] = b"\xff" * 20
+    path.write_bytes(content)
+
+
+def spoil_method(path):
+    """Says that the arrays are packed by a method that no Python unpacks."""
+    spoil_npz(path)
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        for found in re.finditer(re.escape(signature), bytes(content)):
+            content[found.start() + offset] = 97
+    path.write_bytes(content)
 
 
 def save_npy(path):
@@ -160,6 +225,8 @@ def save_npy(path):
 
 
 SPOILT_NPZ = {
+    "changed": (spoil_bytes, "found no arrays of MedMNIST"),
+    "packed otherwise": (spoil_method, "found no arrays of MedMNIST"),
     "pickled": (lambda path: spoil_npz(path, val_images=np.array([{}] * 4)), "found no arrays of MedMNIST"),
     "no split": (lambda path: np.savez(path, train_images=np.zeros(3)), "found no arrays of MedMNIST"),
     "one array": (save_npy, "found no arrays of MedMNIST"),
@@ -219,7 +286,10 @@ WRONG_FLAGS = {
     "no file in it": (["medmnist", "{}", "{}/out"], "found no such file, expected pneumoniamnist.npz"),
     "out is there": (["medmnist", "{}/a.txt", "{}"], "found something there, expected a new folder"),
     "no labels": (["table", "{}/a.txt", "{}/out"], "found no --label_columns"),
-    "nothing joined": (["rsna", "{}", "{}/out", "--keep_labels"], "--keep_labels is for nih, medmnist"),
+    "lines in a name": (
+        ["folder", "{}", "{}/out", "--name", "a\nb"],
+        "--name: found 'a\\nb', expected one",
+    ),
     "not for it": (["nih", "{}", "{}/out", "--view", "PA"], "--view is for folder, not for nih"),
     "no group": (["folder", "{}", "{}/out", "--subject_pattern", "x"], "expected a group in brackets"),
 }

@@ -137,6 +137,7 @@ def test_task_that_the_collection_has_no_labels_for_is_refused(tmp_path):
     refusal(lambda: index_images(root, task="pleural_effusion"), "no column 'Pleural Effusion'", "has Edema")
     write_manifest(tmp_path, rows, labels=[])
     assert {*labels_of(root).values()} == {0}  # enough for pretraining
+    refusal(lambda: build(root, tmp_path, "finding"), "no column of a finding", "has no labels")
     refusal(lambda: index_images(root, task="findings"), "no column of labels")
 
 

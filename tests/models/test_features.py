@@ -109,6 +109,18 @@ def test_name_of_a_configuration_gives_the_same_random_weights_and_leaves_the_ge
     assert load("resnet-18", image_size=32, overrides=SMALL).image_size == 32
 
 
+def test_a_pooling_that_a_network_does_not_have_warns(folders, caplog):
+    load(folders / "vit", pooling="mean")
+    assert not caplog.records
+    load(folders / "resnet", pooling="mean")
+    load("timm/test_vit", pooling="mean")
+    said = [
+        f"--pooling mean has no effect: a {kind} has its own pooling"
+        for kind in ("ResNet", "test_vit of timm")
+    ]
+    assert caplog.messages == said
+
+
 def test_digest_tells_models_poolings_and_sizes_apart(folders):
     digests = [load(folders / kind).digest for kind in ("vit_mae", "vit", "resnet")]
     digests += [load(folders / "vit", pooling="mean").digest]

@@ -107,7 +107,8 @@ def load_weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_pretrained_vit_takes_images_of_another_size_as_timm_interpolates_it(tmp_path):
+def test_a_pretrained_vit_takes_images_of_another_size_as_timm_interpolates_it(tmp_path, caplog):
+    caplog.set_level("INFO")
     folder = on_hub(tmp_path / "model", "test_vit", 64, img_size=64)
     model = load(folder)
     families.set_input_size(model, 96)
@@ -115,11 +116,26 @@ def test_a_pretrained_vit_takes_images_of_another_size_as_timm_interpolates_it(t
     expected.load_state_dict(load_weights(folder))
     expected.set_input_size((96, 96))
     assert torch.equal(model.timm_model.pos_embed, expected.pos_embed)
+    assert "Position embeddings interpolated by timm, 64 to 96 pixels" in caplog.messages
     assert model.config.model_args["img_size"] == 96
     model.save_pretrained(tmp_path / "saved")
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
     pixel_values = torch.rand(1, 3, 96, 96)
     torch.testing.assert_close(again(pixel_values).logits, model.eval()(pixel_values).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "side"),
+    [("vit_tiny_patch16_224", 100, 16), ("beit_base_patch16_224", 100, 16), ("swin_s3_tiny_224", 226, 4)],
+)
+def test_images_that_are_no_multiple_of_the_patches_are_refused_as_for_own_vits(name, size, side):
+    message = f"found image_size={size}, expected a multiple of patch_size={side}, such as "
+    with pytest.raises(UserError, match=message):
+        configs.make_config(f"timm/{name}", overrides=None, image_size=size)
+    pretrained = TimmWrapperConfig(architecture=name, model_args={})
+    with pytest.raises(UserError, match=message):
+        families.check_input_size(pretrained, size)
+    families.check_input_size(pretrained, 224)
 
 
 @pytest.mark.parametrize(

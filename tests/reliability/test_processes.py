@@ -18,6 +18,7 @@ import torch
 from cxr.training.progress import has_checkpoint
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import TINY_RESNET
 from tiny_runs import TINY_VIT
 from tiny_runs import read_epochs
 from tiny_runs import read_results
@@ -169,6 +170,19 @@ def test_two_processes_draw_other_numbers_for_drop_path(two_runs):
     folder = two_runs / "2" / "checkpoints" / f"step_{last}"
     states = [torch.load(folder / f"random_states_{rank}.pkl", weights_only=False) for rank in (0, 1)]
     assert not torch.equal(*(state["torch_manual_seed"] for state in states))
+
+
+def test_two_processes_evaluate_the_average_with_the_saved_statistics_of_batch_normalisation(
+    sample_root, tmp_path
+):
+    flags = [*TINY_RESNET, "--max_train_steps=8", "--learning_rate=1e-3", "--ema_decay=0.9"]
+    command = torchrun(
+        "run_classification.py", tmp_path / "run", *flags, f"--data_dir={sample_root}", num_processes=2
+    )
+    run(command, tmp_path / "log")
+    results, epochs = read_results(tmp_path / "run"), read_epochs(tmp_path / "run")
+    of_best = epochs[results["best_epoch"] - 1]["eval_loss"]
+    assert results["validation"]["loss"] == pytest.approx(of_best, abs=1e-5)
 
 
 # Signals and deaths -----------------------------------------------------------------------------------------

@@ -77,6 +77,8 @@ def test_a_study_whose_jobs_and_nodes_fail_ends_as_on_one_machine(cluster, sampl
     cluster.run("scontrol", "update", "nodename=node2", "state=resume")
     status, said = study(cluster, sample_root, folder, "--slurm")
     assert f"{killed} FAILED in job {jobs[killed]}" in said and "Submitted 2 cells" in said, said
+    again = {name for name, job in jobs_of(folder).items() if job != jobs[name]}
+    assert again == {killed, next(name for name in jobs if "instead" in name and name.endswith("s1"))}
     status, said = study(cluster, sample_root, folder, "--slurm", "--wait")
     assert status == 0 and "Submitted 0 cells" in said, said
 
@@ -91,7 +93,7 @@ def test_a_study_whose_jobs_and_nodes_fail_ends_as_on_one_machine(cluster, sampl
         assert ends[0] == ends[1]
         weights = [(run / "model" / "model.safetensors").read_bytes() for run in (one, other)]
         assert weights[0] == weights[1]
-    assert (folder / "report.html").is_file()
+    assert (folder / "report.csv").read_bytes() == (tmp_path / "local" / "report.csv").read_bytes()
 
 
 # In place of `accelerate`: it runs until SIGUSR2, and after a restart it ends at once.

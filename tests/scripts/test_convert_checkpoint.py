@@ -4,6 +4,7 @@ import json
 import re
 
 import convert_checkpoint
+import probe
 import published_files as files
 import pytest
 import run_classification
@@ -160,6 +161,21 @@ def test_statistics_of_the_flags_win(tmp_path):
     assert list(processor.image_mean) == [0.1, 0.2, 0.3] and list(processor.image_std) == [0.4, 0.5, 0.6]
 
 
+def test_statistics_of_medical_maes_fine_tuning_are_called_so(tmp_path, capsys):
+    file = files.save_checkpoint(tmp_path / "x.pth", files.encoder_tensors(), datasets_names=["mimic_cxr"])
+    convert(file, tmp_path / "mae", *HEADS_FLAGS)
+    assert "those of medical_mae's fine-tuning; its pretraining had ImageNet's for" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"model_type": "bert"}'])
+def test_a_config_beside_the_file_that_is_not_timms_is_not_used(content, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    file = files.save_checkpoint(tmp_path / "x.pth", files.encoder_tensors())
+    convert(file, tmp_path / "mae", *HEADS_FLAGS)
+    said = capsys.readouterr().out
+    assert "not used: config.json (a file beside it, but not timm's)" in said and "ImageNet's" in said
+
+
 # Refusals ---------------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -207,3 +223,11 @@ def test_training_scripts_say_how_to_convert_a_file(script, suffix, sample_root,
     message = f"make one of this file with scripts/convert_checkpoint.py {file} {tmp_path / 'x'}"
     with pytest.raises(UserError, match=re.escape(message)):
         run_main(script, tmp_path / "run", *flags_of_run(sample_root, file))
+
+
+def test_a_probe_says_how_to_convert_a_file(tmp_path):
+    file = tmp_path / "x.pth"
+    file.touch()
+    message = f"make one of this file with scripts/convert_checkpoint.py {file} {tmp_path / 'x'}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        probe.main([str(file), f"--output_dir={tmp_path / 'out'}"])

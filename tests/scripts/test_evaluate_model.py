@@ -20,6 +20,9 @@ from cxr.run_folder.evaluation_record import EvaluationResults
 from cxr.run_folder.record import ClassificationResults
 from external_runs import save_classifier
 from make_sample_data import make_sample_data
+from manifest_roots import draw_images
+from manifest_roots import manifest_rows
+from manifest_roots import write_manifest
 from mimic_roots import patients
 from mimic_roots import write_root
 from PIL import Image
@@ -301,6 +304,27 @@ def test_folder_with_test_images_only_is_enough_unless_validation_is_needed(worl
         evaluate_model.main([*argv, "--conformal=0.1"])
 
 
+def test_output_folder_that_cannot_be_made_is_refused_before_anything_is_measured(world, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    argv = [world / "run", f"--data_dir={world / 'other'}", f"--output_dir={tmp_path / 'a.txt' / 'out'}"]
+    assert "cannot be created (" in refused(evaluate_model.main, [*argv, "--device=cuda:99"], capsys)
+
+
+def test_study_whose_images_have_different_labels_is_refused_at_the_level_of_studies(tmp_path):
+    rows = manifest_rows(24)
+    for first, second in zip(rows[::4], rows[2::4]):  # ill and normal
+        second |= {name: first[name] for name in ("subject_id", "study_id", "split")}
+    root = write_manifest(tmp_path / "root", rows)
+    draw_images(root, rows)
+    model = save_classifier(tmp_path / "model")
+    argv = [str(model), f"--data_dir={root}", "--device=cpu", f"--cache_dir={tmp_path / 'cache'}"]
+    argv += [f"--output_dir={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match=r"images have different labels.*use --evaluation_level image"):
+        evaluate_model.main([*argv, "--evaluation_level=study"])
+    evaluate_model.main(argv)
+    assert EvaluationResults.read(tmp_path / "out" / "evaluation.json").evaluations[0].num_images > 0
+
+
 def test_labels_of_another_task_are_refused(world, tmp_path, capsys):
     save_classifier(tmp_path / "animals", labels=("cat", "dog"))
     argv = [tmp_path / "animals", f"--data_dir={world / 'other'}", "--device=cpu"]
@@ -313,7 +337,12 @@ def test_labels_of_another_task_are_refused(world, tmp_path, capsys):
         (["a", "b", "a", "--data_dir", "{0}"], "MODEL a: found the same as a"),
         (["a", "--data_dir", "{0}", "{0}/../{0.name}"], "found the same as"),
         (["a", "--data_dir", "{0}", "--conformal=1"], "expected a number above 0 and below 1"),
-        (["a", "--data_dir", "{0}", "--output_dir", "{0}/a.txt"], "a.txt: found a file, expected a folder"),
+        (["a", "--data_dir", "{0}", "--output_dir", "{0}/a.txt"], "a.txt: found something there, expected"),
+        (["a", "--data_dir", "{0}", "--output_dir", "{0}"], "found something there, expected a new folder"),
+        (
+            ["a", "--data_dir", "{0}", "--output_dir", "{0}/" + "x" * 300],
+            "cannot be read (File name too",
+        ),
         (["a"], "--data_dir"),
     ],
 )

@@ -132,13 +132,15 @@ def test_run_that_ends_with_its_best_epoch_says_that_it_is_undertrained(sample_r
 def test_early_stopping_ends_training_when_the_best_epoch_is_long_ago(sample_root, tmp_path):
     # At this learning rate the weights soon stop to improve; the folder says what was run.
     flags = [*TINY_VIT, "--per_device_train_batch_size=8", "--learning_rate=0.3", f"--data_dir={sample_root}"]
-    flags += ["--num_train_epochs=40", "--early_stopping_patience=2"]
+    flags += ["--num_train_epochs=40", "--early_stopping_patience=2", "--checkpointing_steps=1000"]
     results = run_main(run_classification, tmp_path / "run", *flags)
     epochs = read_epochs(tmp_path / "run")
     assert len(epochs) == results["num_epochs"] == results["best_epoch"] + 2 < 40
     assert results["steps"] == epochs[-1]["step"]
     log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
-    assert "Stopped early: 2 epochs were not better than epoch" in log
+    assert log.count("Stopped early: 2 epochs were not better than epoch") == 1
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert checkpoint.name == f"step_{results['steps']}"
 
 
 def test_plain_transformers_pipeline_gives_the_same_probabilities(vit_run, sample_root, tmp_path):
@@ -320,7 +322,9 @@ def test_compiled_training_loses_what_plain_training_does(others, sample_root, t
 def test_flags_without_effect_and_a_training_set_of_one_class_warn(sample_root, tmp_path):
     flags = ["--crop_scale", "0.5", "1", "--report_to=wandb", "--max_train_samples=1", "--max_train_steps=1"]
     flags += [*QUICK, "--per_device_train_batch_size=1", f"--data_dir={sample_root}"]
+    flags += ["--min_learning_rate=1e-9", "--drop_path=0.1", "--train_last_layer_only"]
     run_main(run_classification, tmp_path / "run", *TINY_VIT, *flags)
     log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
-    for said in ("--crop_scale has no effect", "--report_to wandb has no effect", "have the same label"):
+    useless = ("--crop_scale", "--report_to wandb", "--min_learning_rate", "--drop_path")
+    for said in [*(f"{flag} has no effect" for flag in useless), "have the same label"]:
         assert said in log

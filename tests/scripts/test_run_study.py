@@ -931,6 +931,7 @@ def test_time_limit_is_read_as_slurm_writes_it(text, minutes):
         (["--slurm", "--parallel=2"], "use --max_jobs"),
         (["--slurm", "--slurm_args=mem"], "expected KEY=VALUE"),
         (["--slurm", "--slurm_args=signal=USR1@60"], "which this script sets itself"),
+        (["--slurm", "--slurm_args=ntasks_per_node=2"], "which this script sets itself"),
         (["--slurm", "--slurm_time=1h"], "expected minutes"),
         (["--slurm", "--slurm_time=05:00"], "which is 5 minutes, expected at least 10"),
         (["--slurm", "--slurm_time=0"], "which is 0 minutes"),

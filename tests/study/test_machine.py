@@ -3,7 +3,6 @@
 import pytest
 from cxr.errors import UserError
 from cxr.study import machine
-from cxr.study import slurm_job
 from cxr.study.machine import measure_device
 from cxr.study.machine import plan_launch
 from cxr.training.device_speed import find_device
@@ -24,23 +23,6 @@ def test_torch_that_fails_is_said_in_one_line_before_a_cell_starts(tmp_path, mon
     launch = plan_launch(CPU, parallel=2)
     with pytest.raises(UserError, match=r"torch failed on this machine: .*No module named 'cxr'.*; expected"):
         measure_device(launch)
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ("single_gpu_fp16.yaml", ""),
-        ("multi_gpu_fp16.yaml", "--main_process_port 15007"),
-        ("multi_node_fp16.yaml", "--main_process_port 15007 --main_process_ip 10.0.0.1 --machine_rank 1"),
-    ],
-)
-def test_a_node_of_a_job_knows_its_rank_and_the_first_node(config, words, monkeypatch):
-    monkeypatch.setenv("SLURM_NODEID", "1")
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1")
-    launch = plan_launch(CPU.with_name(config), parallel=1)
-    assert slurm_job.this_node().words(launch) == words.split()
-    assert machine.ALONE.words(launch) == []  # Accelerate's own port
 
 
 def test_processes_that_the_machines_do_not_share_equally_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Cells as Slurm jobs, with programs that stand in for Slurm's: what is submitted, shown and cancelled."""
 
 import functools
+import json
 import os
 import re
 import signal
@@ -26,6 +27,8 @@ from cxr.study import runner
 from cxr.study import slurm
 from cxr.study import slurm_job
 from cxr.study.machine import Device
+from cxr.training.progress import Progress
+from cxr.training.progress import has_checkpoint
 from finished_runs import classification_results
 from finished_runs import finish
 from finished_runs import measured
@@ -81,6 +84,7 @@ def fake(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(folder))
     monkeypatch.setenv("ARRAY_SIZE", "1001")
+    monkeypatch.setattr(slurm, "LATE_SECONDS", 0.0)
     return folder
 
 
@@ -195,6 +199,8 @@ def test_a_queue_that_cannot_be_read_for_a_while_does_not_end_the_waiting(fake, 
     real = fake / "bin" / "squeue"
     pauses = iter(["#!/bin/bash\necho 'socket timed out' >&2; exit 1\n", real.read_text()])
 
+    submitted = (fake / "batch").stat().st_mtime_ns
+
     def sleep(_):
         real.write_text(text := next(pauses))
         if "exit 1" not in text:
@@ -202,6 +208,7 @@ def test_a_queue_that_cannot_be_read_for_a_while_does_not_end_the_waiting(fake, 
 
     jobs.follow(sleep=sleep)
     assert "squeue failed (socket timed out)" in capsys.readouterr().out
+    assert (fake / "batch").stat().st_mtime_ns == submitted
     assert not jobs.study.names_in("waiting", "running")
 
 
@@ -237,16 +244,19 @@ def test_waiting_goes_on_while_slurm_is_silent_and_a_cell_fails_and_ends_with_st
     assert "2 of 3 cells failed or were skipped" in shown
 
 
-def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path):
+def test_cancel_ends_the_jobs_of_this_study_only(fake, tmp_path, capsys):
     folder = tmp_path / "study"
     jobs = jobs_of(planned(folder), folder)
     (fake / "queue").write_text("7 PENDING\n")
     jobs.submit()
-    assert jobs.cancel() == len(jobs.study.cells)
+    slurm.cancel_study(folder, patience=0)
+    assert f"Cancelled {len(jobs.study.cells)} jobs" in capsys.readouterr().out
     assert queue(fake) == ["7"]
     again = jobs_of(planned(folder), folder)
     assert not again.study.names_in("failed", "impossible")
     assert again.submit() == len(again.study.cells)
+    with pytest.raises(UserError, match="found no study in"):
+        slurm.cancel_study(tmp_path, patience=0)
 
 
 def test_absent_or_refusing_slurm_is_one_line(fake, tmp_path, monkeypatch):
@@ -257,7 +267,60 @@ def test_absent_or_refusing_slurm_is_one_line(fake, tmp_path, monkeypatch):
         jobs_of(cells, folder).submit()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="found no sbatch"):
-        jobs_of(cells, folder)
+        slurm.check_programs()
+
+
+LIMITED = """#!/bin/bash
+room=$(( 4 - $(wc -l < "$FAKE/queue") ))
+wanted=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+[ $(( ${wanted:-0} + 1 )) -gt $room ] && { echo "error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }
+"""
+
+
+def test_the_users_limit_of_jobs_is_filled_and_the_others_follow_when_there_is_room(fake, tmp_path):
+    (fake / "bin" / "sbatch").write_text(LIMITED + PROGRAMS["sbatch"])
+    folder = tmp_path / "study"
+    jobs = jobs_of(planned(folder), folder)
+    assert jobs.submit() == 4 and len(jobs.study.cells) > 6
+    assert jobs.submit() == 0 and not jobs.missing()
+    first = queue(fake)
+    (fake / "queue").write_text("".join(f"{job} PENDING\n" for job in first[2:]))
+    for name in [name for name, job in jobs.plan.jobs.items() if job in first[:2]]:
+        finish(folder / name, pretraining_results())
+    jobs.update()
+    assert jobs.submit() == 2 and len(queue(fake)) == 4
+
+
+def test_a_cell_that_a_call_without_slurm_runs_has_not_failed(fake, tmp_path):
+    folder = tmp_path / "study"
+    cells = planned(folder)
+    jobs = jobs_of(cells, folder)
+    jobs.submit()
+    (fake / "queue").write_text("")
+    name = cells[0].run_id
+    claims = Claims(folder / CLAIMS_DIR)
+    claim = claims.take(name, owners=[jobs.plan.jobs[name]])  # of the job itself, which was killed
+    jobs.update()
+    assert jobs.study.states[name] == "failed"
+    claim.release()
+    claim = claims.take(name)
+    jobs.study.states[name] = "waiting"
+    jobs.update()
+    assert jobs.study.states[name] == "running"
+    claim.release()
+
+
+def test_results_that_a_network_disk_shows_late_are_no_failure(fake, tmp_path):
+    folder = tmp_path / "study"
+    cells = planned(folder)
+    jobs = jobs_of(cells, folder)
+    jobs.submit()
+    (fake / "queue").write_text("")
+    jobs.update(patience=70)
+    assert not jobs.study.names_in("failed", "impossible")
+    finish(folder / cells[0].run_id, pretraining_results())
+    jobs.update(patience=70)
+    assert jobs.study.names_in("done") == [cells[0].run_id]
 
 
 def test_jobs_that_were_submitted_before_sbatch_refused_one_are_known(fake, tmp_path):
@@ -296,6 +359,7 @@ def test_5000_cells_are_planned_submitted_and_shown_in_a_minute(fake, tmp_path, 
     assert took < 60 and peak < 0.5  # and the interpreter with its libraries takes less than the other half
 
 
+PROGRESS = Progress(images_per_step=8, step=2).as_json()
 # A cell that works until SIGTERM and then saves a checkpoint, or finishes where there is one.
 CELL = """
 import pathlib, signal, sys, time
@@ -303,7 +367,9 @@ run = pathlib.Path(sys.argv[1])
 run.mkdir(parents=True, exist_ok=True)
 def save(*_):
     time.sleep(0.5)
-    (run / "saved").touch()
+    checkpoint = run / "checkpoints" / "step_2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "progress.json").write_text(sys.argv[2])
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 (run / "started").touch()
@@ -312,22 +378,22 @@ time.sleep(600)
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch) -> slurm_job.CellJob:
+def job(tmp_path) -> slurm_job.CellJob:
     cell = planned(tmp_path / "study")[0]
     config = Path(__file__).parents[2] / "accelerate_configs" / "cpu.yaml"
-    command = [sys.executable, "-I", "-S", "-c", CELL, str(tmp_path / "study" / cell.run_id)]
-    monkeypatch.setattr(runner, "command", lambda *_, **__: command)
     before = signal.getsignal(signal.SIGTERM)
     yield slurm_job.CellJob(cell, tmp_path / "study", config)
     signal.signal(signal.SIGTERM, before)
 
 
 def test_a_job_near_its_time_limit_waits_for_the_checkpoint_and_then_starts_again(job, monkeypatch):
-    run = job.output_dir / job.cell.run_id
+    run = job.run
+    command = [sys.executable, "-I", "-S", "-c", CELL, str(run), json.dumps(PROGRESS)]
+    monkeypatch.setattr(runner, "command", lambda *_, **__: command)
 
     def requeue(*_):
         again = job.checkpoint()
-        assert (run / "saved").is_file() and again.function.cell == job.cell
+        assert has_checkpoint(run) and again.function.cell == job.cell
         sys.exit(75)
 
     def send():
@@ -357,17 +423,36 @@ def test_a_job_that_waited_runs_its_cell_with_the_flags_of_the_last_call(job, mo
     assert started == [0.5]
 
 
-def test_another_node_of_a_job_holds_no_claim_and_ends_with_the_first_one(job, monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("single_gpu_fp16.yaml", ""),
+        ("multi_gpu_fp16.yaml", "--main_process_port 15007"),
+        ("multi_node_fp16.yaml", "--main_process_port 15007 --main_process_ip 10.0.0.1"),
+    ],
+)
+def test_the_processes_of_a_job_meet_at_its_own_port_on_its_first_node(job, config, words, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "30007")
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1")
+    job.config_file = job.config_file.with_name(config)
+    command = runner.command(job.cell, job.run, job.launch())
+    assert words in " ".join(command) and ("--main_process" in " ".join(command)) == bool(words)
+
+
+def test_another_node_does_what_the_first_one_has_started_in_this_attempt(job, monkeypatch):
     monkeypatch.setenv("SLURM_NODEID", "1")
-    monkeypatch.setattr(runner, "command", lambda *_, **__: [sys.executable, "-I", "-S", "-c", ""])
-    run = job.output_dir / job.cell.run_id
-    run.mkdir()
-    (run / "of the first node").touch()
-    threading.Timer(1, finish, args=(run, pretraining_results())).start()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    code = "import sys; print(sys.argv)"
+    words = [sys.executable, "-c", code, "--resume_from_checkpoint=latest"]
+    job.orders.parent.mkdir()
+    write_json(job.orders, {"attempt": "7 0", "words": [sys.executable, "-c", "1 / 0"]})
+    threading.Timer(1, write_json, args=(job.orders, {"attempt": "7 1", "words": words})).start()
+    threading.Timer(2, finish, args=(job.run, pretraining_results())).start()
     job()
-    assert (run / "of the first node").is_file()
-    assert (job.output_dir / "logs" / f"{run.name}.node1.log").is_file()
-    assert not Claims(job.output_dir / CLAIMS_DIR).holder(run.name)
+    log = job.output_dir / "logs" / f"{job.cell.run_id}.node1.log"
+    assert "'--machine_rank', '1', '--resume_from_checkpoint=latest'" in log.read_text()
+    assert not Claims(job.output_dir / CLAIMS_DIR).holder(job.cell.run_id)
 
 
 def test_a_job_takes_over_from_a_node_that_died_with_a_claim_on_the_cell_and_on_its_run(job, monkeypatch):
@@ -388,13 +473,28 @@ def test_a_job_takes_over_from_a_node_that_died_with_a_claim_on_the_cell_and_on_
     assert read_results(run)
 
 
-def test_a_job_leaves_a_finished_cell_and_one_that_another_job_runs(job, monkeypatch, capsys):
+def test_a_job_waits_for_another_process_that_runs_its_cell_and_leaves_a_finished_one(
+    job, monkeypatch, capsys
+):
     monkeypatch.setattr(runner, "start_cell", lambda *_, **__: pytest.fail("started"))
-    claims = Claims(job.output_dir / CLAIMS_DIR, beat=0.1)
-    claim = claims.take(job.cell.run_id, owners=["5"])
-    monkeypatch.setattr(slurm_job, "Claims", lambda folder: Claims(folder, beat=0.1, stale=0.5))
+    claim = Claims(job.output_dir / CLAIMS_DIR, beat=0.1).take(job.cell.run_id, owners=["5"])
+
+    def end():
+        finish(job.output_dir / job.cell.run_id, pretraining_results())
+        claim.release()
+
+    threading.Timer(1, end).start()
     job()
-    assert "another process runs it" in capsys.readouterr().out
-    claim.release()
-    finish(job.output_dir / job.cell.run_id, pretraining_results())
+    assert f"{job.cell.run_id}: waiting for another process" in capsys.readouterr().out
     job()
+
+
+def test_a_job_that_saved_nothing_before_its_time_limit_does_not_start_again(job):
+    job.start(lambda: subprocess.Popen(["sleep", "60"]))
+    job.steps_before = []
+    with pytest.raises(RuntimeError, match="saved no checkpoint within the time limit; use a longer"):
+        job.checkpoint()
+    checkpoint = job.run / "checkpoints" / "step_2"
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "progress.json", PROGRESS)
+    assert job.checkpoint().function.cell == job.cell

@@ -2,6 +2,7 @@
 
 import math
 import types
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -45,11 +46,11 @@ def test_each_resample_has_its_own_curve():
 
 
 def test_a_resample_with_one_class_does_not_widen_the_interval():
-    row = types.SimpleNamespace(label="a model")
+    row = types.SimpleNamespace(label="a model", architecture="a network")
     resamples = [0.7, math.nan, math.nan, 0.7]  # the first one is measured
     scratch = Curve(row=row, sizes=SIZES, aurocs=np.array([[0.6] * 4, resamples, [0.8] * 4]))
     pretrained = Curve(row=row, sizes=SIZES[:1], aurocs=np.array([resamples]))
-    (one,) = worth.compare(pretrained, scratch)
+    (one,) = worth.compare(None, pretrained, scratch)
     assert (one.times, one.low, one.high) == pytest.approx((10, 10, 10))
 
 
@@ -97,6 +98,45 @@ def test_sentence_tells_of_the_fewest_labels(found):
         "With 100 labels, pretraining is worth 10 times the labels, 95 % interval [10, 10] (vit-mae-tiny, "
     )
     assert worth.sentence([]) == ""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+
+
+def told(table: str, other: str, times: float, *, num_images: int = 100, same_network: bool = False):
+    limits = {"low": times / 2, "high": times * 2, "least": 1, "most": 100}
+    return worth.Worth(
+        table=Table(title=table),
+        pretrained="a ViT",
+        other=other,
+        same_network=same_network,
+        num_images=num_images,
+        auroc=0.8,
+        times=times,
+        **limits,
+    )
+
+
+def test_sentence_leads_with_the_same_network_and_its_interval_and_has_the_others_behind_it():
+    found = [told("Edema", "a ResNet", 3), told("Edema", "the ViT", 4, same_network=True)]
+    first = "With 100 labels, pretraining is worth 4 times the labels, 95 % interval [2, 8] "
+    first += "(a ViT against the ViT)"
+    assert worth.sentence(found) == f"{first}; 1 other comparison gives 3 times."
+    found += [told("Edema", "a CNN", math.inf), told("Edema", "the ViT", 9, num_images=500)]
+    assert worth.sentence(found) == f"{first}; 2 other comparisons give 3 to more than 100 times."
+
+
+def test_each_task_has_a_sentence_with_its_own_fewest_labels():
+    found = [told("Edema", "the ViT", 4), told("Pneumonia", "the ViT", 2, num_images=500)]
+    said = "With {} labels, pretraining is worth {} (a ViT against the ViT)."
+    assert worth.sentence(found) == " ".join(
+        [
+            f"Edema: {said.format(100, '4 times the labels, 95 % interval [2, 8]')}",
+            f"Pneumonia: {said.format(500, '2 times the labels, 95 % interval [1, 4]')}",
+        ]
+    )
 
 
 @pytest.mark.slow

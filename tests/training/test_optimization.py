@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from cxr.errors import UserError
 from cxr.models import configs
 from cxr.models.scratch import new_classifier
 from cxr.models.scratch import new_mae
@@ -48,6 +49,14 @@ def test_warm_up_rises_by_equal_steps_and_reaches_the_peak_exactly(kind):
     assert rates[0] > 0
     assert rates[19] == PEAK and rates[20] == PEAK
     assert max(rates) == PEAK
+
+
+def test_a_learning_rate_that_would_rise_to_its_minimum_is_refused():
+    for kind in ("linear", "cosine"):
+        with pytest.raises(UserError, match=r"--min_learning_rate 0.001: found a peak of 0.0003, expected"):
+            schedule(kind, min_learning_rate=1e-3)
+        assert learning_rates(schedule(kind, min_learning_rate=PEAK))[20:] == pytest.approx([PEAK] * 80)
+    assert max(learning_rates(schedule("constant", min_learning_rate=1e-3))) == PEAK
 
 
 def test_linear_falls_by_equal_steps_to_one_step_above_zero():

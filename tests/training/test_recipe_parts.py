@@ -1,6 +1,7 @@
 """Layer-wise learning rates, drop path, schedules and label smoothing, against facebookresearch/mae."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,16 @@ def test_smoothing_is_torchs_for_one_label_and_moves_both_targets_for_several():
     several = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     expected = F.binary_cross_entropy_with_logits(logits[:2], several * 0.9 + 0.05)
     torch.testing.assert_close(heads.classification_loss(logits[:2], several, smoothing=0.1), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_has_one_loss_as_a_whole_number_and_as_a_share_also_with_weights(smoothing):
+    logits, labels = torch.randn(7, 2), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    for weights in (None, torch.tensor([0.6, 1.9])):
+        loss = partial(heads.classification_loss, logits, weights=weights, smoothing=smoothing)
+        torch.testing.assert_close(loss(labels), loss(labels.float()))
+    by_hand = F.cross_entropy(logits, labels, reduction="none") * weights[labels]
+    assert smoothing or torch.equal(loss(labels), by_hand.mean())
 
 
 def test_a_head_without_blocks_counts_as_one_layer():

@@ -62,9 +62,19 @@ def test_a_resumed_run_divides_the_same_images_on_any_device(before, most, num_p
     assert step.per_device <= most
 
 
-@pytest.mark.parametrize("before", [256, 1024])
-def test_a_resumed_run_with_another_flag_is_not_given_the_number_of_its_checkpoint(before):
-    assert resolve(32, images_per_step=512, resumed_images_per_step=before).images_per_step == 512
+@pytest.mark.parametrize(
+    ("total", "most", "num_processes"),
+    [(1024, 120, 1), (1050, 120, 3), (1024, 113, 2), (256, 24, 2), (1024, 8, 4)],
+)
+def test_a_step_has_all_images_where_at_most_twice_the_passes_divide_them(total, most, num_processes):
+    step = resolve(most, images_per_step=total, num_processes=num_processes, num_images=5000)
+    assert step.images_per_step == total and step.per_device <= most
+    assert step.num_passes <= 2 * -(-total // (most * num_processes))
+
+
+def test_a_prime_number_of_images_is_not_divided_into_passes_of_one():
+    step = resolve(32, images_per_step=1024, num_images=1021)
+    assert (step.per_device, step.num_passes) == (31, 32)
 
 
 def test_the_same_flags_divide_a_resumed_step_as_at_the_first_start():
@@ -84,7 +94,7 @@ def test_auto_is_measured_up_to_the_images_asked_for():
 
     step = resolve("auto", images_per_step=256, num_processes=2, find_largest=find)
     assert limits == [128]
-    assert (step.per_device, step.num_passes) == (21, 6)
+    assert (step.per_device, step.num_passes) == (16, 8)
     assert resolve("auto", num_passes=2, find_largest=find).per_device == 24 and limits[-1] == 500
 
 
@@ -97,3 +107,8 @@ def test_a_step_is_said_in_words():
     )
     several = divide_step(32, most_per_device=32, num_processes=2).describe(32, num_images=32)
     assert several == "16 images x 2 processes = 32 images per step"
+    prime = resolve(32, images_per_step=1024, num_images=1021)
+    assert prime.describe(1024, num_images=1021).endswith(
+        "= 992 images per step (the 1,024 asked for are more than the 1,021 training images; 1,021 cannot be "
+        "divided equally)"
+    )

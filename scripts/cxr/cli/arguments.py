@@ -119,11 +119,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, data_dir: str = DATA_
         "train on N images, drawn with --seed by patient, with the share of positive labels kept; a smaller "
         "sample is part of every larger one (default: all)",
     )
-    number(
-        "--max_eval_samples",
-        positive_int,
-        "evaluate on the first N images of a split only (default: all)",
-    )
+    number("--max_eval_samples", positive_int, "evaluate on the first N images of a split (default: all)")
     number(
         "--preprocessing_num_workers",
         positive_int,
@@ -420,6 +416,8 @@ def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
     """Warns about flags of both scripts that have no effect in this run."""
     if args.report_to != TRACKERS[0] and not args.with_tracking:
         logger.warning("--report_to %s has no effect without --with_tracking", args.report_to)
+    if args.min_learning_rate and args.lr_scheduler_type == "constant":
+        logger.warning("--min_learning_rate has no effect with --lr_scheduler_type constant")
 
 
 def check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

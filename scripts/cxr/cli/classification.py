@@ -14,6 +14,7 @@ from cxr.choices import RANDAUGMENT_NAMES
 from cxr.cli import arguments
 from cxr.cli import command_line
 from cxr.cli import defaults
+from cxr.cli import recipes
 from cxr.cli.command_line import ArgumentParser
 from cxr.models.architectures import CONFIGS
 
@@ -179,6 +180,8 @@ def _add_evaluation_arguments(training: argparse._ArgumentGroup) -> None:
 
 def describe_default_learning_rate(args: argparse.Namespace) -> str:
     """Returns in words which default the learning rate has for this model, given or not, and why."""
+    if rate := recipes.RECIPES[args.recipe]["classification"].get("base_learning_rate"):
+        return f"{rate:g} for 256 images per step, that of the recipe {args.recipe}"
     pretrained, scratch = LEARNING_RATES["pretrained"], LEARNING_RATES["scratch"]
     if args.config_name:
         return f"{scratch:g}, for a model from scratch (pretrained: {pretrained:g})"

@@ -7,6 +7,7 @@ from cxr.choices import RECIPES
 from cxr.cli import recipes
 from cxr.cli.arguments import check_shared_arguments
 from cxr.cli.command_line import ArgumentParser
+from cxr.errors import UserError
 
 # The default if neither data nor a model is given: a CPU trains it on the synthetic sample in minutes.
 SAMPLE_MODEL = {
@@ -39,13 +40,16 @@ def parse_with_defaults(
         defaults = {"model_name_or_path": DEFAULT_MODEL} if "data_dir" in given else dict(sample_defaults)
     defaults = default_learning_rates["scratch" if "config_name" in given else "pretrained"] | defaults
     named = [of.get(name) for of in (given, defaults) for name in ("config_name", "model_name_or_path")]
-    recipe = recipes.defaults_of(
-        given.get("recipe", RECIPES[0]),
-        script,
-        given,
-        model=next(filter(None, named)),
-        from_scratch="config_name" in given | defaults,
-    )
+    try:
+        recipe = recipes.defaults_of(
+            given.get("recipe", RECIPES[0]),
+            script,
+            given,
+            model=next(filter(None, named)),
+            from_scratch="config_name" in given | defaults,
+        )
+    except UserError as error:
+        parser.error(str(error))
     if (given.keys() | recipe.keys()) & set(PEAK_RATES):
         defaults = {name: value for name, value in defaults.items() if name not in PEAK_RATES}
     parser.set_defaults(**defaults | recipe)

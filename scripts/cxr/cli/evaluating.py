@@ -13,6 +13,7 @@ from cxr.cli import command_line
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
 from cxr.cli.command_line import positive_int
+from cxr.errors import one_line
 
 OWN = "(default: the model's own)"
 alpha = command_line.number(float, "a number above 0 and below 1", lambda value: 0 < value < 1)
@@ -83,9 +84,14 @@ def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses a model or a folder that is named twice, and an output folder that is a file."""
-    if args.output_dir and args.output_dir.exists() and not args.output_dir.is_dir():
-        parser.error(f"--output_dir {args.output_dir}: found a file, expected a folder; name another")
+    """Refuses a model or a folder that is named twice, and an output folder with another report."""
+    if out := args.output_dir:
+        try:
+            is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        except OSError as error:  # such as a name that is too long
+            parser.error(f"--output_dir {out}: cannot be read ({one_line(error)}); name another folder")
+        if is_taken:
+            parser.error(f"--output_dir {out}: found something there, expected a new folder; name another")
     for flag, names in (("MODEL", args.models), ("--data_dir", args.data_dir)):
         seen = {}
         for name in names:

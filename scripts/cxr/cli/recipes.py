@@ -3,11 +3,14 @@
 import argparse
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cxr import choices
 from cxr.errors import UserError
+from cxr.models.architectures import Dinov2Fields
 from cxr.models.architectures import find_architecture
+from cxr.sharing.local_hub import MODEL_ID
 
 # Recipe -> script -> flags. The paper's (Fradkin and Boxer 2023, section 5) are the defaults of the flags.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -79,7 +82,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 assert tuple(RECIPES) == choices.RECIPES
 # A recipe's flags that other models are trained without. Layer decay keeps what lower layers have learned.
-ONLY_FOR_VITS = ("pooling", "mask_ratio", "drop_path", "layer_decay")
+ONLY_FOR_VITS = ("pooling", "drop_path", "layer_decay")
 ONLY_FOR_PRETRAINED = ("layer_decay",)
 # A flag of a recipe -> the flags that say the same in another way; if the user gives one, it counts.
 REPLACED_BY = {
@@ -105,13 +108,20 @@ def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
 def defaults_of(
     recipe: str, script: str, given: dict[str, Any], *, model: str | None, from_scratch: bool
 ) -> dict[str, Any]:
-    """Returns the flags of a recipe for a run with the flags `given` by the user, and with this model."""
+    """Returns the flags of a recipe for a run with the flags `given` by the user, and with this model.
+
+    Raises UserError for a model of which nothing is known, as it is not downloaded yet.
+    """
     flags = dict(RECIPES[recipe][script])
     if not flags:
         return flags
-    unfit = () if _is_vit(model, given) else ONLY_FOR_VITS
+    unfit = _unfit_for(model, given)
     if from_scratch:
         unfit += ONLY_FOR_PRETRAINED
+    if given.get("train_last_layer_only"):
+        unfit += ("drop_path",)  # the other layers stay as they are
+    if given.get("lr_scheduler_type") == "constant":
+        unfit += ("min_learning_rate",)
     flags = {name: value for name, value in flags.items() if name not in unfit}
     for name, others in REPLACED_BY.items():
         if given.keys() & set(others):
@@ -121,6 +131,8 @@ def defaults_of(
     given_batch = given.get("per_device_train_batch_size", 1)
     if given_batch != "auto" and given_batch > flags.get("images_per_step", given_batch):
         del flags["images_per_step"]
+    if "min_learning_rate" in flags and "learning_rate" in given:
+        flags["min_learning_rate"] = min(flags["min_learning_rate"], given["learning_rate"])
     return _shorten_warmup(flags, given)
 
 
@@ -135,13 +147,21 @@ def _shorten_warmup(flags: dict[str, Any], given: dict[str, Any]) -> dict[str, A
     return flags | {"warmup_epochs": min(flags["warmup_epochs"], longest)}
 
 
-def _is_vit(model: str | None, given: dict[str, Any]) -> bool:
-    """Returns whether the model has patches; one that is not yet downloaded is taken for a ViT."""
+def _unfit_for(model: str, given: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the flags of a recipe that a model is trained without.
+
+    Raises UserError for a model on the Hub that is not downloaded yet: nobody knows what it is.
+    """
     options = {"hub_dir": given.get("hub_dir"), "revision": given.get("model_revision", "main")}
     try:
-        return find_architecture(model, **options).family == "vit"
-    except UserError:  # loading the model says what is wrong with it
-        return True
+        fields = find_architecture(model, **options)
+    except UserError:
+        if MODEL_ID.fullmatch(model) and not Path(model).exists():
+            raise
+        return ()  # of a study's pretraining, which is not there yet, or wrong: loading it says so
+    if fields.family != "vit":
+        return ONLY_FOR_VITS
+    return ("pooling",) if isinstance(fields, Dinov2Fields) else ()
 
 
 def log_recipe(args: argparse.Namespace, script: str) -> None:

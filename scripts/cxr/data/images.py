@@ -186,7 +186,7 @@ def check_studies(splits: dict[str, LabelledImages]) -> None:
         if (labels.groupby(images.rows["study_id"].to_numpy()).nunique() > 1).any(axis=None):
             raise UserError(
                 f"--evaluation_level study: found a study of the {split} split whose images have different "
-                "labels, expected the same; leave the flag out"
+                "labels, expected the same; use --evaluation_level image"
             )
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cxr.evaluation.intervals import in_blocks
+
 FEWEST = 50  # calibration images of a class, below which the coverage varies much from split to split
 
 
@@ -59,7 +61,7 @@ def resampled_coverage(labels: np.ndarray, sets: np.ndarray, weights: np.ndarray
         ],
         axis=1,
     )
-    found = weights.astype(np.float64) @ sums
+    found = np.concatenate([block @ sums for block in in_blocks(weights)])
     with np.errstate(invalid="ignore", divide="ignore"):
         coverage, negative, positive = (found[:, 3:6] / found[:, :3]).T
         size = found[:, 6] / found[:, 0]

@@ -57,31 +57,32 @@ def probe(method: str, *, train: Split, validation: Split, test_features: np.nda
     `method` is a key of PROBES. Of settings with an equal or an undefined AUROC, the first is chosen.
     """
     if train.labels.ndim == 1:
-        setting, scores, of_test = _probe_finding(method, train, validation, [test_features])
+        setting, scores, of_test = _probe_finding(method, train, validation, test_features)
         return Probed(settings=[setting], validation=scores, test=of_test)
     settings, columns = [], []
     for number in range(train.labels.shape[1]):
-        asked = [validation.features, test_features]
-        found = _probe_finding(method, train.of_finding(number), validation.of_finding(number), asked)
-        settings.append(found[0])
-        columns.append(found[-2:])
+        of_finding = Split(features=validation.features, labels=validation.labels[:, number])
+        setting, *scores = _probe_finding(method, train.of_finding(number), of_finding, test_features)
+        settings.append(setting)
+        columns.append(scores)
     of_validation, of_test = (np.stack(scores, axis=1) for scores in zip(*columns))
     return Probed(settings=settings, validation=of_validation, test=of_test)
 
 
 def _probe_finding(
-    method: str, train: Split, validation: Split, asked: list[np.ndarray]
-) -> tuple[float | None, ...]:
-    """Returns the setting, and the scores of `validation` and of each array of features in `asked`."""
-    wanted = [validation.features, *asked]
+    method: str, train: Split, validation: Split, test_features: np.ndarray
+) -> tuple[float | None, np.ndarray, np.ndarray]:
+    """Returns the setting, and the scores of all validation images, also MASKED ones, and of the test's."""
+    wanted = [validation.features, test_features]
     if len(np.unique(train.labels)) < 2:
         return None, *(np.zeros(len(features)) for features in wanted)
     mean, scale = train.features.mean(axis=0, dtype="float64"), train.features.std(axis=0, dtype="float64")
     scale[scale == 0] = 1  # a feature that never changes says nothing
     standard = [(features - mean) / scale for features in (train.features, *wanted)]
+    labelled = validation.labels != MASKED
     best, highest = (), -1.0
     for found in PROBES[method](standard[0], train.labels, standard[1:]):
-        auroc = float(np.nan_to_num(area(validation.labels, found[1])))
+        auroc = float(np.nan_to_num(area(validation.labels[labelled], found[1][labelled])))
         if auroc > highest:
             best, highest = found, auroc
     return best
@@ -138,7 +139,9 @@ def hard_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def area(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Returns the AUROC of one finding, NaN if all labels are equal."""
+    """Returns the AUROC of one finding, NaN if all labels are equal or there are none."""
+    if not len(labels):
+        return float("nan")
     return float(intervals.weighted_auroc(labels, scores, np.ones((1, len(labels))))[0])
 
 

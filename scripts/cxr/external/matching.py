@@ -59,6 +59,11 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
     options = {name: value for name, value in options.items() if name not in unused}
     notes = _notes_on_rule(subject, own, options)
     notes += [f"--{name} is not used: {why}." for name, why in unused.items() if chosen[name] is not None]
+    if of_manifest is not None and "labeler" in subject.known:
+        trained = subject.known["labeler"]
+        notes.append(
+            f"The labels are those of the folder's manifest; the model was trained with those of {trained}."
+        )
     if is_multi_label and len(common) < len(wanted):
         missing = ", ".join(name for name in wanted if name not in common)
         notes.append(f"The folder has no labels for {missing}: they are not measured.")

@@ -26,22 +26,31 @@ from cxr.run_folder.evaluation_record import Shift
 from cxr.training.scores import Scores
 
 METRICS = ("auroc", "average_precision", "ece", "brier")  # that need no threshold
+UNDEFINED = np.array([np.nan])  # a metric without images
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneFinding:
-    """The labels (n,) 0 or 1 and probabilities (n,) of one finding, and the resamples of the images."""
+    """The labels (n,) 0 or 1 and probabilities (n,) of one finding, of the images with a label for it."""
 
     labels: np.ndarray
     probabilities: np.ndarray
-    subject_ids: np.ndarray
-    weights: np.ndarray  # (1 + R, n): first 1 for every image
+    patients: tuple  # of all N images
+    labelled: np.ndarray  # (N,): which of them these are
+
+    @property
+    def num_patients(self) -> int:
+        return len(np.unique(np.asarray(self.patients)[self.labelled]))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Returns weights (1 + R, n), a large copy: first 1 for every image, then those of the resamples."""
+        return weights_of(self.patients)[:, self.labelled]
 
 
 def one_by_one(scores: Scores) -> Iterator[tuple[str, OneFinding]]:
     """Yields each finding with its labelled images; of a binary task, its positive label."""
-    subject_ids = scores.rows["subject_id"].to_numpy()
-    weights = weights_of(tuple(subject_ids))
+    patients = tuple(scores.rows["subject_id"])
     columns = zip(scores.names, scores.labels.T, scores.probabilities.T)
     if not scores.is_multi_label:
         columns = [(scores.names[1], scores.labels, scores.probabilities)]
@@ -52,8 +61,8 @@ def one_by_one(scores: Scores) -> Iterator[tuple[str, OneFinding]]:
             OneFinding(
                 labels=labels[known],
                 probabilities=probabilities[known],
-                subject_ids=subject_ids[known],
-                weights=weights[:, known],
+                patients=patients,
+                labelled=known,
             ),
         )
 
@@ -66,7 +75,7 @@ def weights_of(patients: tuple) -> np.ndarray:
 
 
 def measure(one: OneFinding, *, threshold: float) -> Measurement:
-    resampled = dict.fromkeys((*METRICS, "sensitivity", "specificity"), np.full(len(one.weights), np.nan))
+    resampled = dict.fromkeys((*METRICS, "sensitivity", "specificity"), UNDEFINED)
     if len(one.labels):
         arrays = one.labels, one.probabilities, one.weights
         found = intervals.weighted_metrics(*arrays, threshold=threshold)
@@ -76,7 +85,7 @@ def measure(one: OneFinding, *, threshold: float) -> Measurement:
     return Measurement(
         n=len(one.labels),
         num_positive=int(one.labels.sum()),
-        num_patients=len(np.unique(one.subject_ids)),
+        num_patients=one.num_patients,
         threshold=threshold,
         metrics={name: as_metric(values, name) for name, values in resampled.items()},
         reliability=[[said, was, float(count)] for said, was, count in bins],
@@ -185,7 +194,7 @@ def recalibrate(test: OneFinding, validation: OneFinding) -> Recalibrated | None
 def measure_sets(test: OneFinding, validation: OneFinding, *, alpha: float) -> Conformal:
     calibrated = ConformalSets.calibrate(validation.labels, validation.probabilities, alpha=alpha)
     names = ("coverage", "coverage_negative", "coverage_positive", "set_size")
-    resampled = dict.fromkeys(names, np.full(len(test.weights), np.nan))
+    resampled = dict.fromkeys(names, UNDEFINED)
     if len(test.labels):
         resampled = resampled_coverage(test.labels, calibrated.sets(test.probabilities), test.weights)
     negative, positive = calibrated.num_calibration

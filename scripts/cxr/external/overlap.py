@@ -1,9 +1,9 @@
 """Finds out whether images of an evaluation were in the training of a model.
 
-Three signs, as far as they can be known here: a training on a folder of the same name, equal ids, and equal
-pixels. Ids are known if the model is in its run folder, which lists its training images; pixels are compared
-if all of these images are still in the cache. Nothing of it is stored with a model, where it could be
-published.
+Three signs, as far as they can be known here: a training on the same collection, by its name or that of its
+origin, equal ids, and equal pixels. Ids are known if the model is in its run folder, which lists its training
+images; pixels are compared if all of these images are still in the cache. Nothing of it is stored with a
+model, where it could be published.
 """
 
 from collections import defaultdict
@@ -19,6 +19,7 @@ from cxr.run_folder.evaluation_record import Overlap
 from cxr.run_folder.record import Arguments
 from cxr.run_folder.record import Sample
 from cxr.sharing.card import dataset_name
+from cxr.sharing.card import derived_from
 from cxr.sharing.card import name_roots
 from cxr.study.names import plural
 
@@ -79,8 +80,12 @@ def find_overlap(subject: Subject, data_dir: Path, images: LabelledImages) -> Ov
     if is_known:
         pixels = {digest for one in cached for digest in one.hashes()}
     names = {name for stage in subject.history for name in stage.dataset.split(", ")}
+    origins = {name for stage in subject.history for name in stage.derived_from}
+    same_name = name_of(data_dir) in names if names else None
+    same_origin = {name_of(data_dir), derived_from(data_dir)} & {*names, *origins}
     return Overlap(
-        same_name=name_of(data_dir) in names if names else None,
+        same_name=same_name,
+        same_origin=[] if same_name else sorted(same_origin),
         num_unknown_trainings=max(0, len(subject.history) - len(trainings)),
         num_same_ids=len(trained_ids & set(images["dicom_id"])) if trainings else None,
         num_same_pixels=sum(digest in pixels for digest in images.hashes()) if is_known else None,
@@ -107,7 +112,12 @@ def overlap_in_words(found: Overlap, *, num_images: int) -> list[str]:
     said = []
     if found.same_name:
         said.append(
-            "WARNING: the model was trained on a folder of the same name: its test split is not external."
+            "WARNING: the model was trained on a collection of the same name: its test split is not external."
+        )
+    if found.same_origin:
+        said.append(
+            f"WARNING: the model was trained on images of {', '.join(found.same_origin)}, of which these "
+            "images are, too: this test split is not external."
         )
     if found.num_same_ids:
         said.append(
@@ -119,7 +129,9 @@ def overlap_in_words(found: Overlap, *, num_images: int) -> list[str]:
             "images."
         )
     if found.same_name is None:
-        said.append("The model does not say on which folders it was trained: their names were not compared.")
+        said.append(
+            "The model does not say on which collections it was trained: their names were not compared."
+        )
     if found.num_same_ids is None:
         said.append(
             "The training images are not known (the model is not in its run folder): their ids and pixels "

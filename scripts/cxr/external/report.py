@@ -65,7 +65,7 @@ def sentence(one: Evaluation) -> str:
     """Returns the main result of a model on a folder in words."""
     external, internal = one.headline("auroc"), one.headline("auroc", internal=True)
     what = "a mean AUROC over findings" if one.is_multi_label else "an AUROC"
-    known = " (a folder of its training)" * bool(one.overlap.same_name)
+    known = " (a collection of its training)" * bool(one.overlap.same_name or one.overlap.same_origin)
     said = f"{one.model} has {what} of {as_text(external)} on {one.data}{known}"
     if internal:
         said += f", and {as_text(internal)} on {one.internal_split}"

@@ -47,15 +47,15 @@ def read(source: Path, options: Options) -> Imported:
         tables["test"] = test
     parts = [_read_table(path, splits[name]) for name, path in tables.items()]
     rows = pd.concat(parts, ignore_index=True)
-    rows["path"] = find_images(rows["image_id"], source, FACTS, name_of=_place)
-    rows, notes = only_found(rows, source)
-    facts = FACTS
+    facts, said, used = FACTS, (), ()
     if test is None:
         facts = replace(FACTS, published=COUNTS_WITHOUT_TEST)
         share = options.validation_share
         rows["split"] = cut_split(rows["split"], rows["subject_id"], "validation", share, seed=options.seed)
-        notes = (*notes, WITHOUT_TEST)
-    return Imported(facts=facts, rows=rows, notes=notes)
+        said, used = (WITHOUT_TEST,), ("validation_share",)
+    rows["path"] = find_images(rows["image_id"], source, FACTS, name_of=_place)
+    rows, notes = only_found(rows, source)
+    return Imported(facts=facts, rows=rows, notes=(*notes, *said), used=used)
 
 
 def _place(path: str) -> str | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxr.choices import LABELS
 from cxr.errors import UserError
 
 NIH = {
@@ -28,7 +27,6 @@ NIH = {
     "Hernia": "Hernia",
     "Infiltration": "Infiltration",
 }
-CHEXPERT = {name: name for name in LABELS}
 # The order of the columns of chestmnist.npz.
 CHESTMNIST = {
     name: NIH[name]
@@ -166,16 +164,6 @@ TWO_OF_PADCHEST = {"hydropneumothorax": ["pleural effusion", "pneumothorax"]}  #
 OTHER_OF_PADCHEST = "Other Abnormality"  # any of its other findings
 NEUTRAL_OF_PADCHEST = ("", "unchanged", "suboptimal study")  # neither normal nor a finding
 EXCLUDED_OF_PADCHEST = "exclude"  # of a report that its authors do not use
-
-LABEL_MAPS = {
-    "nih": NIH,
-    "chexpert": CHEXPERT,
-    "pneumoniamnist": PNEUMONIAMNIST,
-    "chestmnist": CHESTMNIST,
-    "vindr": VINDR,
-    "rsna": RSNA,
-    "padchest": PADCHEST,
-}
 
 
 def rename(label_map: dict[str, str], *, keeps_labels: bool) -> dict[str, str]:

@@ -13,16 +13,18 @@ import pandas as pd
 from tqdm import tqdm
 
 from cxr.choices import VIEWS
+from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.errors import UserError
 from cxr.errors import one_line
 from cxr.run_folder.files import new_folder
-from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.labels import read_labels
 from mimic_cxr_dataset.manifest import COLUMNS
+from mimic_cxr_dataset.manifest import check_rows
 from mimic_cxr_dataset.tables import read_images
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".dcm", ".dicom"}
+SHARES = ("test_share", "validation_share")  # the options by which splits that are missing are cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Facts:
     address: str  # where its publisher offers it
     layout: str  # what SOURCE must hold, in words
     equalized: bool | None = None
+    derived_from: str | None = None  # name of the collection whose images these are
     published: dict[str, int] = field(default_factory=dict)  # what is counted -> the published count
 
 
@@ -42,7 +45,7 @@ class Facts:
 class Options:
     """The choices of the user."""
 
-    keeps_labels: bool = False
+    keep_labels: bool = False
     validation_share: float = 0.1
     test_share: float = 0.2
     seed: int = 0
@@ -55,13 +58,14 @@ class Imported:
     `write_images` writes files into the new folder, for collections whose images are in no files; `view_of`
     reads the view of a file, where the tables lack view_position. `notes` are lines for the user about what
     was left out or decided. `of_table` has the counts of the published table, where images are left out on
-    purpose.
+    purpose. `used` are those of the flags keep_labels and SHARES that had an effect.
     """
 
     facts: Facts
     rows: pd.DataFrame
     notes: tuple[str, ...] = ()
     of_table: dict[str, int] = field(default_factory=dict)
+    used: tuple[str, ...] = ()
     write_images: Callable[[Path, pd.DataFrame], None] | None = None
     view_of: Callable[[str], str] | None = None
 
@@ -107,12 +111,20 @@ class Imported:
         return replace(self, rows=rows[kept].reset_index(drop=True))
 
     def sample(self, num_images: int | None, *, seed: int) -> "Imported":
-        """Returns at most `num_images` images, by whole patients in a random order: samples are nested."""
+        """Returns at most `num_images` images, by whole patients in a random order: samples are nested.
+
+        Raises UserError if the first patient has more images.
+        """
         if num_images is None or num_images >= len(self.rows):
             return self
         rows = self.rows
         order = rows["subject_id"].map(patient_order(rows["subject_id"], "subset", seed=seed))
         num_up_to = order.map(order.value_counts().sort_index().cumsum())
+        if num_up_to.min() > num_images:
+            raise UserError(
+                f"--max_images {num_images}: found {num_up_to.min()} images of the first patient that is "
+                "drawn, and only whole patients are kept; keep at least as many, or choose another --seed"
+            )
         return replace(self, rows=rows[num_up_to <= num_images].reset_index(drop=True))
 
 
@@ -141,20 +153,30 @@ def cut_split(split: pd.Series, subject_ids: pd.Series, to: str, share: float, *
 
 def cut_missing_splits(split: pd.Series, subject_ids: pd.Series, options: Options) -> pd.Series:
     """Returns `split`, with a test and a validation split by patient if it has none."""
-    for to, share in (("test", options.test_share), ("validation", options.validation_share)):
-        if not (split == to).any():
-            split = cut_split(split, subject_ids, to, share, seed=options.seed)
+    for share in shares_for(split):
+        to = share.removesuffix("_share")
+        split = cut_split(split, subject_ids, to, getattr(options, share), seed=options.seed)
     return split
+
+
+def shares_for(split: pd.Series) -> tuple[str, ...]:
+    """Returns those of SHARES by which `cut_missing_splits` cuts a split, which is not there."""
+    return tuple(share for share in SHARES if not (split == share.removesuffix("_share")).any())
 
 
 def find_paths(source: Path, facts: Facts) -> list[str]:
     """Returns the absolute paths of all image files below `source`, but for hidden ones.
 
-    Raises UserError without any, for a folder that cannot be read, and for a name that is not UTF-8.
+    Raises UserError without any, for a folder that cannot be read or is there twice, because of a link, and
+    for a name that is not UTF-8.
     """
-    found = []
+    found, places = [], {}
     walk = os.walk(source, followlinks=True, onerror=_refuse_folder)
     for folder, folders, names in tqdm(walk, desc="looking for images", unit=" folder"):
+        status = os.stat(folder)  # noqa: PTH116 - Path takes seconds
+        same = places.setdefault((status.st_dev, status.st_ino), folder)
+        if same != folder:
+            raise UserError(f"{folder}: found the folder {same} again, expected each once; remove a link")
         folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
         for name in names:
             if name.startswith("."):
@@ -209,7 +231,7 @@ def read_words(path: Path) -> list[str]:
 
 
 def find_file(source: Path, facts: Facts, *names: str) -> Path:
-    """Returns the same file. Raises UserError without any."""
+    """Returns the file that `locate_file` finds. Raises UserError without any."""
     if path := locate_file(source, *names):
         return path
     raise lacking(source, f"no {names[0]}", facts)
@@ -251,14 +273,18 @@ def describe_views(rows: pd.DataFrame) -> str | None:
     )
 
 
-def write_manifest(imported: Imported, out: Path) -> None:
-    """Writes the folder `out`, completely or not at all, and reads it as the other scripts do.
+def check_images(source: Path, rows: pd.DataFrame) -> None:
+    """Raises UserError for the first image that cannot be in a manifest."""
+    with user_errors():
+        check_rows(source, rows.set_axis(pd.Index(rows["path"], name="image")))
 
-    Raises UserError.
-    """
+
+def write_manifest(imported: Imported, out: Path) -> None:
+    """Writes the folder `out`, completely or not at all, and reads it as the other scripts do."""
     facts, labels = imported.facts, imported.labels
     said = {"name": facts.name, "labels": labels, "equalized": facts.equalized}
     said |= {"license": facts.license or None, "citation": facts.citation or None}
+    said |= {"derived_from": facts.derived_from}
     with new_folder(out) as folder:
         if imported.write_images:
             imported.write_images(folder, imported.rows)
@@ -270,7 +296,4 @@ def write_manifest(imported: Imported, out: Path) -> None:
         rows.to_csv(folder / "manifest.csv", index=False, lineterminator="\n", encoding="utf-8")
         text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
         (folder / "collection.json").write_text(text, encoding="utf-8")
-        try:
-            read_labels(folder, "", labels, images=read_images(folder))
-        except DatasetError as error:  # the temporary folder is gone when the user reads this
-            raise UserError(str(error).replace(folder.name, out.name)) from error
+        read_labels(folder, "", labels, images=read_images(folder))

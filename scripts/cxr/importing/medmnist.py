@@ -1,6 +1,7 @@
 """PneumoniaMNIST and ChestMNIST: arrays of 28 to 224 pixels in one .npz file, with the official splits."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from cxr.errors import UserError
 from cxr.errors import one_line
 from cxr.importing import label_maps
+from cxr.importing import nih
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -25,6 +27,7 @@ FACTS = {
         address="https://zenodo.org/records/10519652",
         layout=LAYOUT,
         equalized=False,
+        derived_from=nih.FACTS.name if kind == "chestmnist" else None,
         published=dict(zip(("train images", "validation images", "test images"), published, strict=True)),
     )
     for kind, name, source, published in (
@@ -34,6 +37,8 @@ FACTS = {
 }
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # MedMNIST's names -> ours
 WHAT = ("images", "labels")  # of each split
+# What NumPy raises for a file that is cut off, changed, encrypted or packed by another method.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 NOTE = "the file does not say which images are of one patient: each counts as a patient of its own"
 
 
@@ -48,6 +53,7 @@ def read(source: Path, options: Options) -> Imported:
         facts=FACTS[kind],
         rows=rows,
         notes=(NOTE,),
+        used=("keep_labels",) if kind == "chestmnist" else (),
         write_images=lambda folder, rows: _write_images(folder, rows, pictures),
     )
 
@@ -67,7 +73,7 @@ def _load(path: Path, kind: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {f"{split}_{what}": file[f"{split}_{what}"] for split in SPLITS for what in WHAT}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{path}: found no arrays of MedMNIST ({one_line(error)}); download it again"
         ) from error
@@ -91,7 +97,7 @@ def _rows(arrays: dict[str, np.ndarray], kind: str, split: str, options: Options
     if kind == "pneumoniamnist":  # its images are anterior-posterior, of children
         normal, pneumonia = label_maps.PNEUMONIAMNIST.values()
         return rows.assign(view_position="AP", **{normal: 1 - labels[:, 0], pneumonia: labels[:, 0]})
-    columns = label_maps.rename(label_maps.CHESTMNIST, keeps_labels=options.keeps_labels)
+    columns = label_maps.rename(label_maps.CHESTMNIST, keeps_labels=options.keep_labels)
     named = label_maps.join_columns(pd.DataFrame(labels, columns=list(columns)), columns)
     nothing = (labels == 0).all(axis=1).astype(int)
     return rows.assign(view_position="FRONTAL", **{"No Finding": nothing}).join(named)

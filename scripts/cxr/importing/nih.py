@@ -64,7 +64,7 @@ def read(source: Path, options: Options) -> Imported:
             "split": split,
         }
     )
-    columns = label_maps.rename(label_maps.NIH, keeps_labels=options.keeps_labels)
+    columns = label_maps.rename(label_maps.NIH, keeps_labels=options.keep_labels)
     labels = label_maps.read_lists(table["Finding Labels"].str.split("|"), columns, where=path)
     rows, notes = only_found(rows.join(labels), source)
-    return Imported(facts=FACTS, rows=rows, notes=notes)
+    return Imported(facts=FACTS, rows=rows, notes=notes, used=("validation_share", "keep_labels"))

@@ -1,7 +1,9 @@
 """Images of one's own: a folder for each class, or a table whose columns the user names."""
 
+import hashlib
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -17,13 +19,17 @@ from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import cut_missing_splits
 from cxr.importing.manifest_table import find_paths
 from cxr.importing.manifest_table import only_found
+from cxr.importing.manifest_table import shares_for
 from mimic_cxr_dataset.csv_files import parse_values
 from mimic_cxr_dataset.csv_files import read_csv
 from mimic_cxr_dataset.manifest import COLUMNS
+from mimic_cxr_dataset.manifest import MAX_ID_LENGTH
+from mimic_cxr_dataset.manifest import check_label_names
 from mimic_cxr_dataset.manifest import check_rows
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validate": "validation"}
 SPLITS |= {"validation": "validation", "test": "test"}
+MASKS = {"mask", "masks"}  # words in the names of folders that have no radiographs
 NORMAL = ("normal", "no finding", "no findings", "negative", "healthy")  # class names for No Finding
 
 
@@ -67,6 +73,9 @@ def read_folder(
     names = ["/".join(one) for one in parts]
     ids = [image_id_of(name) for name in names]
     subjects = [_subject(name, subject_pattern) for name in names] if subject_pattern else ids
+    below = Counter("/".join(one[: depth + 2]) for one in parts if len(one) > depth + 2)
+    for folders in sorted({one[:-1] for one in parts}):
+        _check_subfolders(source, folders, depth)
     classes = pd.Series([label_name(one[depth]) for one in parts])
     _check_names(source, sorted({*classes}))
     split = pd.Series([SPLITS[one[0].lower()] if depth else "train" for one in parts])
@@ -75,12 +84,42 @@ def read_folder(
     rows["split"] = cut_missing_splits(split, rows["subject_id"], options)
     labels = pd.get_dummies(classes, dtype=int)
     notes = () if subject_pattern else ("each image counts as a patient of its own: see --subject_pattern",)
-    return Imported(facts=facts, rows=rows.join(labels), notes=notes)
+    notes = (*_describe_subfolders(below), *notes)
+    return Imported(facts=facts, rows=rows.join(labels), notes=notes, used=shares_for(split))
 
 
 def image_id_of(path: str) -> str:
-    """Returns a relative path as an image id, whose other characters are percent-encoded."""
-    return quote(path, safe="/ ()[]+,")
+    """Returns a relative path as an image id, whose other characters are percent-encoded.
+
+    Of a path that is too long, it is a hash of the path and its end.
+    """
+    quoted = quote(path, safe="/ ()[]+,")
+    if len(quoted) <= MAX_ID_LENGTH:
+        return quoted
+    return f"{hashlib.sha256(path.encode('utf-8')).hexdigest()[:20]}-{quoted[-100:]}"
+
+
+def _check_subfolders(source: Path, folders: tuple[str, ...], depth: int) -> None:
+    """Raises UserError for masks, and for a split in the folder of a class, which is folders[depth]."""
+    expected = ""
+    if any(MASKS & {*re.split(r"[\W_]+", name.lower())} for name in folders[depth:]):
+        expected = "radiographs and no masks"
+    elif any(name.lower() in SPLITS for name in folders[depth + 1 :]):
+        expected = "the folders of classes in those of splits"
+    if expected:
+        raise UserError(
+            f"{source}: found images in {'/'.join(folders)}, expected {expected}; move them, or import a "
+            "table"
+        )
+
+
+def _describe_subfolders(num_images: Counter[str], *, most: int = 5) -> tuple[str, ...]:
+    """Returns a note about the folders in those of the classes, given with their numbers of images."""
+    if not num_images:
+        return ()
+    first = [f"{name} ({num_images[name]:,})" for name in sorted(num_images)[:most]]
+    more = f" and {len(num_images) - most:,} more folders" * (len(num_images) > most)
+    return (f"images in folders below a class have its label, too: {', '.join(first)}{more}",)
 
 
 def _depth_of_splits(source: Path, folders: set[str]) -> int:
@@ -100,7 +139,7 @@ def _subject(name: str, pattern: re.Pattern) -> str:
         return found[1]
     raise UserError(
         f"--subject_pattern {pattern.pattern}: found no patient in {name}, expected its first group to match "
-        "in each path; change it"
+        r"in each path; put one group around all alternatives, as in (person\d+|case\d+)"
     )
 
 
@@ -120,7 +159,9 @@ def read_table(
     rows = pd.DataFrame({"path": paths, "image_id": ids})
     rows["subject_id"] = table[columns.subject_id].str.strip() if columns.subject_id else ids
     rows["study_id"] = table[columns.study_id].str.strip() if columns.study_id else ids
-    rows["view_position"] = table[columns.view_position] if columns.view_position else "FRONTAL"
+    rows["view_position"] = "FRONTAL"
+    if columns.view_position:
+        rows["view_position"] = table[columns.view_position].str.split().str.join(" ")
     rows["split"] = "train"
     if columns.split:
         split = table[columns.split].str.strip().str.lower()
@@ -131,21 +172,30 @@ def read_table(
             )
         rows["split"] = split.map(SPLITS)
     with user_errors():
-        check_rows(source, rows)
+        check_rows(source, rows, called=_names_in_table(columns))
+    used = shares_for(rows["split"])
     rows["split"] = cut_missing_splits(rows["split"], rows["subject_id"], options)
-    paths = [(images_dir / path).absolute() for path in rows["path"]]
-    rows["path"] = [str(path) if path.is_file() else None for path in paths]
+    paths = [str((images_dir / path).absolute()) for path in rows["path"]]
+    rows["path"] = [path if os.path.isfile(path) else None for path in paths]  # noqa: PTH113 - any text
     rows, notes = only_found(rows.join(labels.rename(columns=names).astype("Int8")), images_dir)
     if not columns.subject_id:
         notes = (*notes, "each image counts as a patient of its own: see --subject_column")
-    return Imported(facts=facts, rows=rows.reset_index(drop=True), notes=notes)
+    return Imported(facts=facts, rows=rows.reset_index(drop=True), notes=notes, used=used)
+
+
+def _names_in_table(columns: Columns) -> dict[str, str]:
+    """Returns what the user calls the values of each column of the manifest."""
+    instead = columns.image_id or columns.path
+    return {name: f"value in the column {getattr(columns, name) or instead!r}" for name in COLUMNS}
 
 
 def _check_names(source: Path, names: list[str]) -> None:
-    """Raises UserError for two columns of one label, and for a label named like a column of the manifest."""
+    """Raises UserError for two columns of one label, and for a name that a label cannot have."""
     for name in names:
         if names.count(name) > 1 or name in COLUMNS:
             raise UserError(
                 f"{source}: found {names.count(name)} labels named {name}, expected one, and none named "
                 f"{', '.join(COLUMNS)}; rename it, or leave it out"
             )
+    with user_errors():
+        check_label_names(source, names)

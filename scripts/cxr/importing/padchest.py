@@ -10,6 +10,7 @@ from cxr.importing.label_maps import EXCLUDED_OF_PADCHEST
 from cxr.importing.label_maps import NEUTRAL_OF_PADCHEST
 from cxr.importing.label_maps import OTHER_OF_PADCHEST
 from cxr.importing.label_maps import TWO_OF_PADCHEST
+from cxr.importing.manifest_table import SHARES
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -60,9 +61,10 @@ def read(source: Path, options: Options) -> Imported:
     )
     train = pd.Series("train", index=rows.index)
     rows["split"] = cut_missing_splits(train, rows["subject_id"], options)
-    rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keeps_labels)), source)
+    rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keep_labels)), source)
     notes = (f"left out: {left_out}", *unreadable, *notes)
-    return Imported(facts=FACTS, rows=rows, notes=notes, of_table=of_table)
+    used = (*SHARES, "keep_labels")
+    return Imported(facts=FACTS, rows=rows, notes=notes, of_table=of_table, used=used)
 
 
 def _describe_unreadable(cells: pd.Series) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ import pandas as pd
 
 from cxr.data.images import user_errors
 from cxr.errors import UserError
+from cxr.importing import nih
 from cxr.importing.label_maps import RSNA
+from cxr.importing.manifest_table import SHARES
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -25,6 +27,7 @@ FACTS = Facts(
     address="https://www.kaggle.com/competitions/rsna-pneumonia-detection-challenge/data",
     layout="stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images/",
     equalized=False,
+    derived_from=nih.FACTS.name,
     published={"images": 26_684},
 )
 NOTES = (
@@ -61,7 +64,7 @@ def read(source: Path, options: Options) -> Imported:
         rows[ours] = (found == label).astype("Int8")
     rows["Other Abnormality"] = rows["Other Abnormality"].mask(rows["Lung Opacity"] == 1)
     rows, notes = only_found(rows, source)
-    return Imported(facts=FACTS, rows=rows, notes=(*NOTES, *notes), view_of=_view)
+    return Imported(facts=FACTS, rows=rows, notes=(*NOTES, *notes), used=SHARES, view_of=_view)
 
 
 def _view(path: str) -> str:

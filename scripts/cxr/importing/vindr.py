@@ -21,6 +21,7 @@ from cxr.importing.manifest_table import find_images
 from cxr.importing.manifest_table import lacking
 from cxr.importing.manifest_table import locate_file
 from cxr.importing.manifest_table import only_found
+from cxr.importing.manifest_table import shares_for
 from mimic_cxr_dataset.csv_files import parse_values
 from mimic_cxr_dataset.csv_files import read_csv
 from mimic_cxr_dataset.csv_files import reject
@@ -58,11 +59,12 @@ def read(source: Path, options: Options) -> Imported:
     paths = find_images(ids, source, FACTS, name_of=lambda path: Path(path).stem)
     rows = pd.DataFrame({"image_id": ids, "path": paths, "subject_id": ids, "study_id": ids})
     rows = rows.assign(view_position="PA", split=cut_missing_splits(split, ids, options))
-    columns = label_maps.rename(label_maps.VINDR, keeps_labels=options.keeps_labels)
+    columns = label_maps.rename(label_maps.VINDR, keeps_labels=options.keep_labels)
     columns = {label: ours for label, ours in columns.items() if label in labels}
     labels = label_maps.join_columns(labels, columns).reset_index(drop=True).astype("Int8")
     rows, lost = only_found(rows.join(labels), source)
-    return Imported(facts=facts, rows=rows, notes=(*notes, *lost))
+    used = (*shares_for(split), "keep_labels")
+    return Imported(facts=facts, rows=rows, notes=(*notes, *lost), used=used)
 
 
 def _majority(path: Path) -> pd.DataFrame:

@@ -65,12 +65,7 @@ class EncoderFields(Fields):
 
     @model_validator(mode="after")
     def _check_patches_and_heads(self) -> Self:
-        if self.image_size % self.patch_size:
-            below = self.image_size - self.image_size % self.patch_size
-            raise ValueError(
-                f"found image_size={self.image_size}, expected a multiple of patch_size={self.patch_size}, "
-                f"such as {f'{below} or ' if below else ''}{below + self.patch_size}"
-            )
+        check_multiple(self.image_size, patch_size=self.patch_size)
         for side, multiple in self.widths.items():
             width, num_heads = (getattr(self, side + name) for name in ("hidden_size", "num_attention_heads"))
             if width % num_heads or width % multiple:
@@ -79,6 +74,16 @@ class EncoderFields(Fields):
                     f"{side}num_attention_heads={num_heads}"
                 )
         return self
+
+
+def check_multiple(image_size: int, *, patch_size: int) -> None:
+    """Raises ValueError for an image whose right and lower edge would be in no patch."""
+    if image_size % patch_size:
+        below = image_size - image_size % patch_size
+        raise ValueError(
+            f"found image_size={image_size}, expected a multiple of patch_size={patch_size}, "
+            f"such as {f'{below} or ' if below else ''}{below + patch_size}"
+        )
 
 
 class VitFields(EncoderFields):
@@ -390,8 +395,19 @@ def _override_timm(architecture: TimmFields, overrides: str | None, image_size: 
         )
     if not image_size or architecture.own_size is None:
         return architecture
+    check_patches(architecture.architecture, architecture.arguments, image_size)
     arguments = architecture.model_args.model_copy(update={"img_size": image_size})
     return architecture.model_copy(update={"model_args": arguments})
+
+
+def check_patches(name: str, arguments: tuple[tuple[str, Any], ...], image_size: int) -> None:
+    """Raises UserError for an --image_size that is no multiple of the patches of a network of timm."""
+    from cxr.models import timm_networks
+
+    try:
+        check_multiple(image_size, patch_size=timm_networks.patch_size(name, arguments) or 1)
+    except ValueError as error:
+        raise UserError(f"--image_size: {error}: change it") from error
 
 
 def default_image_size(architecture: Fields) -> int:

@@ -1,5 +1,6 @@
 """What differs between the families of models, in one registry: their classifiers, heads and tokens."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from transformers import ViTForImageClassification
 
 from cxr.errors import UserError
 from cxr.models import timm_networks
+from cxr.models.architectures import check_patches
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +90,14 @@ def own_size(config: PretrainedConfig) -> int | None:
 
 
 def check_input_size(config: PretrainedConfig, image_size: int | None) -> None:
-    """Raises UserError for an --image_size that is too small for the strides of a network of timm."""
-    if image_size is not None and config.model_type == "timm_wrapper" and own_size(config) is None:
-        timm_networks.count(config.architecture, tuple(config.model_args.items()), 2, image_size)
+    """Raises UserError for an --image_size that does not fit the strides or patches of a network of timm."""
+    if image_size is None or config.model_type != "timm_wrapper":
+        return
+    arguments = tuple(config.model_args.items())
+    if own_size(config) is None:
+        timm_networks.count(config.architecture, arguments, 2, image_size)
+    else:
+        check_patches(config.architecture, arguments, image_size)
 
 
 def new_parameters(config: PretrainedConfig) -> tuple[str, ...]:
@@ -114,4 +123,5 @@ def set_input_size(model: PreTrainedModel, image_size: int) -> None:
             f"{own_size(config)} pixels, which timm cannot adapt to other images; leave the flag out"
         )
     model.timm_model.set_input_size(img_size=(image_size, image_size))
+    logger.info("Position embeddings interpolated by timm, %d to %d pixels", own_size(config), image_size)
     config.model_args = {**config.model_args, "img_size": image_size}

@@ -1,6 +1,7 @@
 """Computes features of whole images with an encoder that is not trained further, and keeps them in a file."""
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from cxr.models.architectures import find_architecture
 from cxr.models.architectures import is_untrained
 from cxr.models.families import FAMILIES
 from cxr.models.families import check_input_size
+from cxr.models.families import describe_family
 from cxr.models.families import family_of
 from cxr.models.families import has_patches
 from cxr.models.families import new_parameters
@@ -33,6 +35,7 @@ from cxr.models.families import set_input_size
 from cxr.models.scratch import new_classifier
 from cxr.run_folder.model_fields import ModelFields
 
+logger = logging.getLogger(__name__)
 HEAD = ["negative", "positive"]  # the labels of a head that is not used
 VERSION = 1  # of what this file computes: raise it when the same model and images give other features
 
@@ -133,6 +136,10 @@ def _without_head(
 
     Those of timm are what the model's own head reads. A ResNet's are the mean of its last feature map.
     """
+    if pooling and config.model_type in ("timm_wrapper", "resnet"):
+        logger.warning(
+            "--pooling %s has no effect: a %s has its own pooling", pooling, describe_family(config)
+        )
     if config.model_type == "timm_wrapper":
         model.timm_model.reset_classifier(0)
         reads_class_token = has_patches(config) and model.timm_model.global_pool == "token"

@@ -1,5 +1,7 @@
 """What the logits of a classifier mean: one label that is 0 or 1, or several labels at once."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -38,13 +40,13 @@ def classification_loss(
     middle of 0 and 1.
     """
     if labels.ndim == 1:
-        options = {"label_smoothing": smoothing}
+        loss = partial(F.cross_entropy, logits, label_smoothing=smoothing)
         if labels.is_floating_point():  # mixed labels
-            targets = torch.stack([1 - labels, labels], dim=1)
-            return F.cross_entropy(logits, targets, weight=weights, **options)
+            return loss(torch.stack([1 - labels, labels], dim=1), weight=weights)
         if weights is None:
-            return F.cross_entropy(logits, labels, **options)
-        return (F.cross_entropy(logits, labels, reduction="none", **options) * weights[labels]).mean()
+            return loss(labels)
+        # As targets, because of labels torch divides by the sum of the weights, and smooths them otherwise.
+        return loss(F.one_hot(labels, 2).to(logits.dtype), weight=weights, reduction="none").mean()
     negative, positive = (1.0, 1.0) if weights is None else weights
     targets = labels.clamp(min=0) * (1 - smoothing) + smoothing / 2
     losses = positive * targets * F.softplus(-logits) + negative * (1 - targets) * F.softplus(logits)

@@ -59,18 +59,8 @@ def load_config(
 
 def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any]:
     """Returns a pretrained model's config.json, of which only model_type is checked. Raises UserError."""
-    is_folder = Path(name).is_dir()
-    if Path(name).is_file():
-        raise UserError(
-            f"model {name}: found a file; expected a folder with config.json and model.safetensors, or "
-            f"ORG/NAME{how_to_convert(name)}"
-        )
-    if not is_folder and not local_hub.MODEL_ID.fullmatch(name):
-        scratch = did_you_mean(name, CONFIGS).replace("mean ", "mean --config_name ")
-        raise UserError(
-            f"model {name}: found no such folder{scratch}; expected one with a model in it, or ORG/NAME"
-        )
-    if is_folder and revision != "main":
+    _check_name(name)
+    if Path(name).is_dir() and revision != "main":
         raise UserError(
             f"--model_revision {revision}: found the local folder {name}, which has no revisions; leave the "
             "flag out, or name a model in --hub_dir or on the Hub"
@@ -88,6 +78,20 @@ def read_config(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, 
     return fields
 
 
+def _check_name(name: str) -> None:
+    """Raises UserError for a file, and for what can be neither a folder nor a model on the Hub."""
+    if Path(name).is_file():
+        raise UserError(
+            f"model {name}: found a file; expected a folder with config.json and model.safetensors, or "
+            f"ORG/NAME{how_to_convert(name)}"
+        )
+    if not Path(name).is_dir() and not local_hub.MODEL_ID.fullmatch(name):
+        scratch = did_you_mean(name, CONFIGS).replace("mean ", "mean --config_name ")
+        raise UserError(
+            f"model {name}: found no such folder{scratch}; expected one with a model in it, or ORG/NAME"
+        )
+
+
 def how_to_convert(name: str) -> str:
     """Returns what to do with a file that is named in place of a model, "" if it is no checkpoint."""
     path = Path(name)
@@ -102,6 +106,7 @@ def download(name: str, *, hub_dir: Path | None, revision: str) -> Path | None:
     That is the Hub's cache. For a folder or a model in `hub_dir`, nothing is downloaded and `hub_dir` is
     returned. Raises UserError.
     """
+    _check_name(name)
     source = _source(name, hub_dir, revision)
     if Path(name).is_dir() or "cache_dir" in source:
         return hub_dir

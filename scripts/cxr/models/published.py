@@ -70,13 +70,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not weights:
         raise UserError(f"{path}: found no tensors, expected those of a model; name another file")
     others = {} if entry is None else {name: content[name] for name in content if name != entry}
-    settings = others.get("args")
+    settings, of_timm = others.get("args"), _read_timm_config(path)
+    unused = {str(name): _why_unused(name) for name in others}
+    if not of_timm and path.with_name("config.json").is_file():
+        unused["config.json"] = "a file beside it, but not timm's"
     return Checkpoint(
         path=path,
         tensors=_without_prefix(weights, "module."),  # of torch's DistributedDataParallel
         settings=dict(vars(settings)) if isinstance(settings, argparse.Namespace) else {},
-        of_timm=_read_timm_config(path),
-        unused={str(name): _why_unused(name) for name in others},
+        of_timm=of_timm,
+        unused=unused,
     )
 
 
@@ -121,8 +124,11 @@ def _without_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[st
 
 
 def _read_timm_config(path: Path) -> dict[str, Any]:
-    """Returns the config.json that timm keeps beside its weights, {} if there is none."""
-    content = read_json(path.with_name("config.json"))
+    """Returns the config.json that timm keeps beside its weights, {} if there is none, or another file."""
+    try:
+        content = read_json(path.with_name("config.json"))
+    except (UserError, OSError):
+        return {}
     statistics = content.get("pretrained_cfg")
     return content if isinstance(statistics, dict) and {"mean", "std"} <= statistics.keys() else {}
 
@@ -137,7 +143,9 @@ def find_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[fl
     """Returns mean and standard deviation per channel that a checkpoint was trained with, and who says so."""
     settings = checkpoint.settings
     if "datasets_names" in settings:
-        return *MEDICAL_MAE, "medical_mae's for chest X-rays"
+        return *MEDICAL_MAE, (
+            "those of medical_mae's fine-tuning; its pretraining had ImageNet's for CheXpert and MIMIC-CXR"
+        )
     if settings.get("dataset") in MEDICAL_MAE_DATASETS and settings.get("norm_stats") is None:
         return *MEDICAL_MAE, "medical_mae's for chest X-rays"
     if checkpoint.of_timm:

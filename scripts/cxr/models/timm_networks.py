@@ -112,6 +112,12 @@ def num_patches(name: str, arguments: Arguments) -> int:
     return network_of(name, arguments).patch_embed.num_patches
 
 
+def patch_size(name: str, arguments: Arguments) -> int | None:
+    """Returns the side of the patches in pixels, None for a network without patches."""
+    side = getattr(getattr(network_of(name, arguments), "patch_embed", None), "patch_size", None)
+    return side[0] if isinstance(side, tuple | list) else side
+
+
 def has_feature_map(network: nn.Module, image_size: int) -> bool:
     """Returns whether the last features are a map (B, C, H, W), as Grad-CAM needs; `network` is on "meta"."""
     with torch.no_grad():

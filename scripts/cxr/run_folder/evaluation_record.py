@@ -86,7 +86,10 @@ class Overlap(Record):
     """Whether images of the evaluation were in the training of the model."""
 
     same_name: bool | None = Field(
-        description="whether a training was on a folder of the same name; null: the model names no folder"
+        description="whether a training was on a collection of the same name; null: the model names none"
+    )
+    same_origin: list[Name] = Field(
+        default=[], description="collections of other names, of which images are here and were in a training"
     )
     num_unknown_trainings: Count = Field(description="trainings of the weights whose images are not known")
     num_same_ids: Count | None = Field(description="null: the ids of the training images are not known")

@@ -23,6 +23,9 @@ class Stage(Record):
 
     task: Word = Field(description="mae_pretraining, or the task of a classifier")
     dataset: Name = Field(description="name of the data folder")
+    derived_from: list[Name] = Field(
+        default=[], description="collections whose images these are under other ids or labels"
+    )
     is_synthetic: bool
     num_images: Count
     sha256: str = Field(description="hash of the sorted ids of the images")

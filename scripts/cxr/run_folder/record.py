@@ -89,6 +89,9 @@ class Origin(Record):
     git_commit: Name = Field(description="commit of this code; ends in -dirty if files were changed")
     is_synthetic: bool = Field(description="whether the images were drawn by make_sample_data.py")
     dataset: Name = Field(description="name of the data folder, or names of several")
+    derived_from: list[Name] = Field(
+        default=[], description="collections whose images these are, as collection.json says"
+    )
     base_model: str | None = Field(description="the pretrained model that training started from")
     base_model_revision: str | None = Field(description="commit of that model, if it was named on a hub")
     repository: Name | None = Field(

@@ -147,6 +147,7 @@ def describe_origin(args: argparse.Namespace) -> Origin:
         git_commit=source_revision(),
         is_synthetic=all(map(is_synthetic, [args.data_dir, *args.other_data_dirs])),
         dataset=dataset,
+        derived_from=sorted({*map(derived_from, [args.data_dir, *args.other_data_dirs])} - {None}),
         base_model=base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
         base_model_revision=refs.get(args.model_revision, args.model_revision) if is_by_name else None,
         repository=source_address(),
@@ -364,7 +365,20 @@ def dataset_name(data_dir: Path) -> str:
     if (folder / MANIFEST_FILE).is_file():
         with user_errors():
             name = read_collection(folder).name or name
+    return dataset_id(name)
+
+
+def dataset_id(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", mask_ids(name), flags=re.ASCII).strip("-.").lower() or "unnamed"
+
+
+def derived_from(data_dir: Path | None) -> str | None:
+    """Returns the dataset id of the collection whose images those of a manifest are, if it names one."""
+    if data_dir is None or not (data_dir / MANIFEST_FILE).is_file():
+        return None
+    with user_errors():
+        name = read_collection(data_dir).derived_from
+    return name and dataset_id(name)
 
 
 def name_roots(data_dirs: list[Path]) -> dict[str, Path]:

@@ -25,27 +25,7 @@ class Launch:
     mixed_precision: str
     gpus: list[str | None]  # one per slot; None: Accelerate chooses
     num_threads: int | None  # per cell; None: torch chooses
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """A machine that runs a cell, alone or with others: its rank, and where the first one listens."""
-
-    rank: int = 0
-    address: str = ""
-    port: int = 0  # 0: Accelerate's
-
-    def words(self, launch: Launch) -> list[str]:
-        """Returns the flags of `accelerate launch` for this machine."""
-        if not self.port or launch.num_processes == 1:
-            return []
-        port = ["--main_process_port", str(self.port)]
-        if launch.num_machines == 1:
-            return port
-        return [*port, "--main_process_ip", self.address, "--machine_rank", str(self.rank)]
-
-
-ALONE = Node()
+    meeting: tuple[str, ...] = ()  # flags of the launcher: where the processes of a cell meet
 
 
 @dataclass(frozen=True, kw_only=True)

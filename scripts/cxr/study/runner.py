@@ -39,9 +39,7 @@ from cxr.study import grid
 from cxr.study import presets
 from cxr.study.costs import duration
 from cxr.study.costs import wall_seconds
-from cxr.study.machine import ALONE
 from cxr.study.machine import Launch
-from cxr.study.machine import Node
 from cxr.study.names import format_number
 from cxr.training.progress import has_checkpoint
 
@@ -88,34 +86,33 @@ def check_study(output_dir: Path, cells: list[grid.Cell]) -> grid.Plan:
     return plan.model_copy(update={"cells": plan.cells | {cell.run_id: cell for cell in cells}})
 
 
-def command(
-    cell: grid.Cell, run: Path, launch: Launch, *, gpu: str | None = None, node: Node = ALONE
-) -> list[str]:
+def command(cell: grid.Cell, run: Path, launch: Launch, *, gpu: str | None = None) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch.config_file)]
+    launcher += launch.meeting
     launcher += ["--quiet"]  # the launcher's trace would push the script's error out of the log's last lines
     if gpu is not None:
         launcher += ["--gpu_ids", gpu]
-    launcher += node.words(launch)
     resume = "latest" if has_checkpoint(run) else None
     flags = {**cell.flags, "output_dir": run, "resume_from_checkpoint": resume}
     return [*launcher, str(REPOSITORY / "scripts" / cell.script), *grid.to_words(flags)]
 
 
-def start_cell(
-    cell: grid.Cell, output_dir: Path, launch: Launch, *, gpu: str | None, node: Node = ALONE
-) -> subprocess.Popen:
-    """Starts a cell's processes on this machine, which write their output to `logs/RUN_ID.log`."""
+def start_cell(cell: grid.Cell, output_dir: Path, launch: Launch, *, gpu: str | None) -> subprocess.Popen:
+    """Starts a cell's process, which writes its output to `logs/RUN_ID.log`."""
     run = output_dir / cell.run_id
-    if not has_checkpoint(run) and node.rank == 0:
+    if not has_checkpoint(run):
         shutil.rmtree(run, ignore_errors=True)  # a run that ended before its first checkpoint starts again
+    return start(command(cell, run, launch, gpu=gpu), log_of(cell, output_dir), launch)
+
+
+def start(words: list[str], log: Path, launch: Launch) -> subprocess.Popen:
+    """Starts a process that writes its output to `log`."""
     environment = dict(os.environ, TQDM_MININTERVAL="30", PYTHONUNBUFFERED="1")
     if launch.num_threads:
         environment["OMP_NUM_THREADS"] = str(launch.num_threads)
-    log = log_of(cell, output_dir, node)
     log.parent.mkdir(exist_ok=True)
     log.touch(mode=0o600)  # private: an error may name the file of a patient
     with log.open("w", encoding="utf-8") as file, blocked_before_limit():
-        words = command(cell, run, launch, gpu=gpu, node=node)
         return subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
         )
@@ -150,9 +147,8 @@ def hold_cell(output_dir: Path, name: str, claims: Claims, *, job: str = "") -> 
     return lock
 
 
-def log_of(cell: grid.Cell, output_dir: Path, node: Node = ALONE) -> Path:
-    name = f"{cell.run_id}.node{node.rank}" if node.rank else cell.run_id
-    return output_dir / "logs" / f"{name}.log"
+def log_of(cell: grid.Cell, output_dir: Path) -> Path:
+    return output_dir / "logs" / f"{cell.run_id}.log"
 
 
 def tail(log: Path) -> str:

@@ -38,8 +38,10 @@ class Worth:
     A number of times is 0 or infinite where the learning curve of `other` begins or ends before it.
     """
 
+    table: TableName  # without the training size
     pretrained: str
     other: str
+    same_network: bool  # only the start differs
     num_images: int
     auroc: float
     times: float
@@ -50,8 +52,8 @@ class Worth:
 
     def in_words(self, times: float) -> str:
         if times == 0:
-            return f"less than {self.least:.2g}"
-        return f"more than {self.most:.2g}" if math.isinf(times) else f"{times:.2g}"
+            return f"less than {two_digits(self.least)}"
+        return f"more than {two_digits(self.most)}" if math.isinf(times) else two_digits(times)
 
     @property
     def interval(self) -> str:
@@ -64,12 +66,12 @@ def worths(tables: list[ResultTable]) -> list[Worth]:
     for table in tables:
         groups[table.name.of_any_size].append(table)
     found = []
-    for of_group in groups.values():
+    for table, of_group in groups.items():
         curves = learning_curves(of_group)
         for pretrained in [curve for curve in curves if curve.row.start != FROM_SCRATCH]:
             for other in [curve for curve in curves if curve.row.start == FROM_SCRATCH]:
                 if are_comparable(pretrained, other):
-                    found += compare(pretrained, other)
+                    found += compare(table, pretrained, other)
     return found
 
 
@@ -93,13 +95,15 @@ def are_comparable(pretrained: Curve, other: Curve) -> bool:
     return same and len(other.sizes) > 1 and pretrained.row.images == other.row.images
 
 
-def compare(pretrained: Curve, other: Curve) -> Iterator[Worth]:
+def compare(table: TableName, pretrained: Curve, other: Curve) -> Iterator[Worth]:
     for size, aurocs in zip(pretrained.sizes, pretrained.aurocs):
         times = images_needed(other, aurocs) / size  # (1 + R,)
         resampled = times[1:][~np.isnan(times[1:])]
         yield Worth(
+            table=table,
             pretrained=pretrained.row.label,
             other=other.row.label,
+            same_network=pretrained.row.architecture == other.row.architecture,
             num_images=int(size),
             auroc=float(aurocs[0]),
             times=float(times[0]),
@@ -130,21 +134,40 @@ def images_needed(curve: Curve, aurocs: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(aurocs) | np.isnan(curve.aurocs).any(axis=0), np.nan, found)
 
 
+def two_digits(number: float) -> str:
+    """Returns a number with two significant digits, 240 and not 2.4e+02."""
+    return f"{float(f'{number:.2g}'):,.10g}"
+
+
 def sentence(found: list[Worth]) -> str:
-    """Returns what pretraining is worth in one sentence, for the fewest labels; "" without a comparison."""
-    if not found:
-        return ""
-    fewest = min(one.num_images for one in found)
-    shown = [one for one in found if one.num_images == fewest]
-    if len(shown) == 1:
-        (one,) = shown
-        return (
-            f"With {plural(fewest, 'label')}, pretraining is worth {one.in_words(one.times)} times the "
-            f"labels, 95 % interval {one.interval} ({one.pretrained} against {one.other})."
+    """Returns what pretraining is worth, for the fewest labels: a sentence per task; "" without a comparison.
+
+    It tells of one comparison, if possible of the same network from scratch, and then how the others differ.
+    """
+    groups: dict[TableName, list[Worth]] = defaultdict(list)
+    for one in found:
+        groups[one.table].append(one)
+    said = []
+    for table, of_table in groups.items():
+        fewest = min(one.num_images for one in of_table)
+        shown = [one for one in of_table if one.num_images == fewest]
+        first, *others = sorted(shown, key=lambda one: not one.same_network)
+        said.append(
+            f"{table.title}: "
+            * (len(groups) > 1)
+            + f"With {plural(fewest, 'label')}, pretraining is worth {first.in_words(first.times)} times the "
+            f"labels, 95 % interval {first.interval} ({first.pretrained} against {first.other})"
+            + f"; {range_of(others)}" * bool(others)
+            + "."
         )
-    least, most = (choose(shown, key=lambda one: one.times) for choose in (min, max))
-    return (
-        f"With {plural(fewest, 'label')}, pretraining is worth {least.in_words(least.times)} to "
-        f"{most.in_words(most.times)} times the labels, depending on what it is compared with "
-        f"({plural(len(shown), 'comparison')})."
-    )
+    return " ".join(said)
+
+
+def range_of(others: list[Worth]) -> str:
+    """Returns in words the least and the most of these comparisons, "" of none."""
+    if not others:
+        return ""
+    ends = (choose(others, key=lambda one: one.times) for choose in (min, max))
+    values = dict.fromkeys(one.in_words(one.times) for one in ends)  # both may be the same
+    gives = "gives" if len(others) == 1 else "give"
+    return f"{plural(len(others), 'other comparison')} {gives} {' to '.join(values)} times"

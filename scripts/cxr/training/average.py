@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -38,6 +39,13 @@ class WeightAverage:
         decay = (1 - self.num_updates.clamp(min=1) ** -WARMUP_POWER).clamp(max=self.decay)
         self._weight = torch.where(is_finite, 1 - decay, 0.0)
         self.averaged.update_parameters(model)
+
+    def share_statistics(self) -> None:
+        """Gives the statistics of batch normalisation of the first process, which are saved, to all.
+
+        Each process averages those of its own images, which DDP replaces only in the trained model.
+        """
+        broadcast(list(self.model.buffers()))
 
     def _average(self, averaged: list[torch.Tensor], new: list[torch.Tensor], num_averaged: object) -> None:
         for one, other in zip(averaged, new):

@@ -78,7 +78,8 @@ def make_schedule(
 ) -> Schedule:
     """Returns the schedule of a run over `num_images`; `learning_rate` are fields of `Schedule`.
 
-    Raises UserError if the images do not fill one step, or the warm-up takes all steps.
+    Raises UserError if the images do not fill one step, if the warm-up takes all steps, or if the learning
+    rate would rise to its minimum.
     """
     if num_images < images_per_step:
         raise UserError(
@@ -95,7 +96,7 @@ def make_schedule(
                 f"--warmup_epochs {warmup.epochs:g}: found {num_steps:,} steps of training, expected more "
                 f"than the {num_warmup_steps:,} of the warm-up; train longer, or warm up for fewer epochs"
             )
-    return Schedule(
+    schedule = Schedule(
         images_per_step=images_per_step,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
@@ -103,6 +104,13 @@ def make_schedule(
         starts_at_zero=warmup.epochs is not None,
         **learning_rate,
     )
+    least, peak = schedule.min_learning_rate, schedule.peak_learning_rate
+    if schedule.kind != "constant" and least > peak:
+        raise UserError(
+            f"--min_learning_rate {least:g}: found a peak of {peak:.3g}, expected one that is not lower; "
+            "lower --min_learning_rate, or train with a higher learning rate"
+        )
+    return schedule
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -372,13 +372,11 @@ class Run:
         """Returns the entry of this training in the model's `training_history`."""
         origin = Arguments.read(self.record.output_dir / "args.json").origin
         return Stage(
+            **origin.model_dump(include={"dataset", "derived_from", "is_synthetic", "base_model"}),
             task="mae_pretraining" if model_type == "vit_mae" else self.args.dataset_config_name,
-            dataset=origin.dataset,
-            is_synthetic=origin.is_synthetic,
             num_images=self.sample.num_images,
             sha256=self.sample.sha256,
             num_epochs=self.progress.step / self.schedule.steps_per_epoch,
-            base_model=origin.base_model,
             base_model_revision=self.base_commit or origin.base_model_revision,
         )
 

@@ -23,29 +23,29 @@ class StepSize:
         processes = f" x {self.num_processes} processes" * (self.num_processes > 1)
         passes = f" x {self.num_passes} accumulations" * (self.num_passes > 1)
         said = f"{self.per_device:,} images{processes}{passes} = {self.images_per_step:,} images per step"
-        fewer = f" (the {asked:,} asked for are more than the {num_images:,} training images)"
-        return said + fewer * (asked > num_images)
+        possible, why = min(asked, num_images), []
+        if possible < asked:
+            why.append(f"the {asked:,} asked for are more than the {num_images:,} training images")
+        if self.images_per_step < possible:
+            why.append(f"{possible:,} cannot be divided equally")
+        return f"{said} ({'; '.join(why)})" if why else said
 
 
-def divide_step(images_per_step: int, *, most_per_device: int, num_processes: int) -> StepSize:
-    """Returns a step of at most these images in as few passes as `most_per_device` images allow.
+def divide_step(
+    images_per_step: int, *, most_per_device: int, num_processes: int, exactly: bool = False
+) -> StepSize:
+    """Returns a step of these images in as few passes as divide them and as `most_per_device` images allow.
 
-    Where passes and processes do not divide the number, the step has a few images less.
+    Unless `exactly`, a step has a few images less rather than more than twice the passes that it needs.
     """
-    num_passes = math.ceil(images_per_step / (most_per_device * num_processes))
-    num_passes = min(num_passes, max(1, images_per_step // num_processes))  # each has an image per process
-    per_device = max(1, images_per_step // (num_passes * num_processes))
-    return StepSize(per_device=per_device, num_passes=num_passes, num_processes=num_processes)
-
-
-def divide_exactly(images_per_step: int, *, most_per_device: int, num_processes: int) -> StepSize:
-    """Returns a step of these images in more passes than needed, if fewer do not divide the number."""
-    fewest = divide_step(images_per_step, most_per_device=most_per_device, num_processes=num_processes)
-    for num_passes in range(fewest.num_passes, images_per_step // num_processes + 1):
+    most_passes = max(1, images_per_step // num_processes)  # each has an image per process
+    fewest = min(math.ceil(images_per_step / (most_per_device * num_processes)), most_passes)
+    for num_passes in range(fewest, 1 + (most_passes if exactly else min(2 * fewest, most_passes))):
         per_device, rest = divmod(images_per_step, num_passes * num_processes)
         if rest == 0:
             return StepSize(per_device=per_device, num_passes=num_passes, num_processes=num_processes)
-    return fewest
+    per_device = max(1, images_per_step // (fewest * num_processes))
+    return StepSize(per_device=per_device, num_passes=fewest, num_processes=num_processes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +75,19 @@ class StepFlags:
         """Returns the step for this many training images: an epoch has at least one step.
 
         `find_largest`, needed for "auto", returns the largest batch of a process that fits, up to a limit. A
-        resumed run keeps the images per step of its checkpoint (`resumed_images_per_step`), unless the flags
-        say others, which `checkpoints.resume` refuses.
+        resumed run keeps the images per step of its checkpoint (`resumed_images_per_step`).
         """
         resumed, per_device = resumed_images_per_step, self.per_device
         if self.images_per_step:
             total = min(self.images_per_step, num_images)
             if per_device == "auto":
                 per_device = find_largest(max(1, total // num_processes))
-            step = divide_step(total, most_per_device=per_device, num_processes=num_processes)
-            # A division takes less than half of the images away: other numbers come from other flags.
-            if resumed in (None, step.images_per_step) or not total < 2 * resumed <= 2 * total:
+            fitting = {"most_per_device": per_device, "num_processes": num_processes}
+            step = divide_step(total, **fitting)
+            if resumed in (None, step.images_per_step):
                 return step
-            # Another number of processes or images per pass than at the first start.
-            return divide_exactly(resumed, most_per_device=per_device, num_processes=num_processes)
+            # Another number of processes or of images per pass than at the first start.
+            return divide_step(resumed, exactly=True, **fitting)
         batches_per_step = self.num_passes * num_processes
         if per_device == "auto" and resumed is not None:
             per_device = max(1, resumed // batches_per_step)
