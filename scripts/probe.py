@@ -279,7 +279,8 @@ def measure(args: argparse.Namespace, encoders: dict[str, Encoder]) -> ProbeResu
     plan = Plan.of(splits, sizes=args.train_sizes, seeds=args.seeds)
     return ProbeResults(
         task=args.dataset_config_name,
-        **{name: getattr(args, name) for name in ("labeler", "view", "uncertain", "blank")},
+        labeler=args.labeler if arguments.labels_in(args.data_dir) is None else None,
+        **{name: getattr(args, name) for name in ("view", "uncertain", "blank")},
         label_names=list(plan.names),
         left_out=plan.left_out(),
         is_synthetic=is_synthetic(args.data_dir),

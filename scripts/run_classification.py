@@ -359,11 +359,12 @@ def finish(run: Run, sets: dict[str, ChestXrays], measured: dict[str, dict]) -> 
     epochs = run.record.epochs()
     plots.plot_losses(epochs, run.record.output_dir / "loss.png", title=title)
     undertrained = why_undertrained([epoch["eval_loss"] for epoch in epochs], best_epoch=best.epoch)
-    flags = ("labeler", "view", "uncertain", "blank", "findings", "evaluation_level", "class_weights")
+    flags = ("view", "uncertain", "blank", "findings", "evaluation_level", "class_weights")
     flags += ("augmentation", "mask_ratio", "random_erasing_prob")
     results = ClassificationResults(
         task=args.dataset_config_name,
         pretrained=args.config_name is None,
+        labeler=trained_labels(args).get("labeler"),
         **{flag: getattr(args, flag) for flag in flags},
         train_last_layer_only=args.train_last_layer_only,
         learning_rate=run.schedule.peak_learning_rate,

@@ -111,3 +111,4 @@ def test_training_scripts_record_the_collection_and_the_card_cites_it(root, tmp_
     config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
     assert list(config["id2label"].values()) == origin["labels"]
     assert config["trained_labels"] == {"uncertain": "negative", "blank": "negative"}  # and no labeler
+    assert json.loads((run / "results.json").read_text(encoding="utf-8"))["labeler"] is None

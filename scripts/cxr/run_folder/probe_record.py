@@ -55,7 +55,7 @@ class ProbeResults(Record):
     writer: ClassVar[str] = "probe.py"
 
     task: Word
-    labeler: Word
+    labeler: Word | None = Field(description="null: the labels of a manifest have none")
     view: Word
     uncertain: Name
     blank: Word

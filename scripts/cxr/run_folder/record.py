@@ -235,7 +235,7 @@ class ClassificationResults(Results):
     """`results.json` of run_classification.py."""
 
     pretrained: bool
-    labeler: Word
+    labeler: Word | None = Field(description="null: the labels of a manifest have none")
     view: Word
     uncertain: Name
     blank: Word = DATASET_DEFAULTS["blank"]
