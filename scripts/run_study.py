@@ -313,6 +313,7 @@ def check(
     """
     output_dir = args.output_dir.expanduser().absolute()
     if args.slurm:
+        slurm.check_programs()
         slurm.gpus_of(launch, args.gpus_per_cell)
     elif launch.num_machines > 1:
         raise UserError(
@@ -389,8 +390,6 @@ def sample_data() -> Path:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     output_dir = args.output_dir.expanduser().absolute()
-    if args.slurm:
-        slurm.check_programs()
     if args.cancel:
         slurm.cancel_study(output_dir, patience=PATIENCE_SECONDS)
         return
@@ -398,20 +397,16 @@ def main(argv: list[str] | None = None) -> None:
     chosen = chosen_grid(args, presets.GRIDS[preset])
     config_file = args.config_file or REPOSITORY / "accelerate_configs" / chosen.config_file
     data_dir = (args.data_dir or sample_data()).expanduser().absolute()
-
     # Nothing is written before all checks have passed.
     cells = grid.plan_cells(chosen, data_dir=data_dir, output_dir=output_dir)
     launch = plan_launch(config_file, parallel=min(args.parallel, len(cells)))
     if args.dry_run:
-        print(
-            f"Preset {preset}; flags of the cells:",
-            *plan_tables.settings_in_words((*chosen.settings, *chosen.given)),
-        )
+        settings = plan_tables.settings_in_words((*chosen.settings, *chosen.given))
+        print(f"Preset {preset}; flags of the cells:", *settings)
     seconds = check(cells, data_dir, launch, args)
     if args.dry_run:
         print("Nothing was run. To start this study, use the same command without --dry_run.")
         return
-
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(output_dir, patience=PATIENCE_SECONDS)
     plan = runner.check_study(output_dir, cells)  # again, now that the lock keeps other writers out

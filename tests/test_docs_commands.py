@@ -64,6 +64,7 @@ OTHERS = {
     "cp",
     "curl",
     "docker",
+    "exit",
     "export",
     "hf",
     "ls",

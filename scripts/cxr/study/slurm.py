@@ -278,6 +278,7 @@ def cancel_study(output_dir: Path, *, patience: float) -> None:
 
     A call that follows them with --wait ends then; `patience` is how many seconds that may take.
     """
+    check_programs()
     path = output_dir / "plan.json"
     if not path.is_file():
         raise UserError(f"--cancel: found no study in {output_dir} (no plan.json); check --output_dir")
