@@ -334,7 +334,8 @@ def check(
     if args.dry_run:
         plan_tables.print_cells(cells, facts, images, seconds, output_dir)
         plan_tables.print_kinds(cells, facts, images, num_processes=launch.num_processes)
-        plan_tables.print_cost([cell for cell in cells if cell.run_id in left], seconds, launch)
+        left_to_run = [cell for cell in cells if cell.run_id in left]
+        plan_tables.print_cost(left_to_run, seconds, launch, at_once=at_once)
         print(f"{len(cells)} cells, {len(left)} left to run, estimated {basis}.", space, sep="\n")
     checks.check_disk(space, output_dir, num_cells=len(left), at_once=at_once)
     checks.check_device(facts, launch, device)

@@ -99,11 +99,13 @@ def kind_of(cell: grid.Cell, facts: CellFacts, images_per_step: int | None) -> t
     )
 
 
-def print_cost(cells: list[grid.Cell], seconds: dict[str, float], launch: Launch) -> None:
-    """Prints the device hours of the cells that are left, and the wall time for several numbers of slots."""
+def print_cost(cells: list[grid.Cell], seconds: dict[str, float], launch: Launch, *, at_once: int) -> None:
+    """Prints the device hours of the cells that are left, and the wall time for several numbers at once."""
     hours = sum(seconds[cell.run_id] for cell in cells) * launch.num_processes / 3600
-    slots = sorted({len(launch.gpus), *SLOTS})
-    times = (f"{number} at once: about {duration(wall_seconds(cells, seconds, number))}" for number in slots)
+    times = []
+    for number in sorted({at_once, *SLOTS}):
+        gpus = f" ({number * launch.num_processes:,} GPUs)" * (launch.num_processes > 1)
+        times.append(f"{number} at once{gpus}: about {duration(wall_seconds(cells, seconds, number))}")
     print(f"{hours:,.1f} {'process' if launch.on_cpu else 'GPU'} hours; {', '.join(times)}.")
 
 
