@@ -127,7 +127,9 @@ def test_collections_of_other_names_with_the_same_images_are_found(runs, sample_
         origins[root] = {other for other, one in found.items() if one.same_origin}
         assert all({*one.same_origin} <= {"nih-chestx-ray14"} for one in found.values())
         said = overlap_in_words(found[small], num_images=9)[0]
-        assert said.startswith("WARNING: the model was trained on images of nih-chestx-ray14, of which these")
+        assert said.startswith(
+            "WARNING: these images are also in nih-chestx-ray14, on which the model was trained"
+        )
     assert origins == {nih: {rsna, small}, rsna: {nih, small}}
 
 

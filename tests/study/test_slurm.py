@@ -291,13 +291,16 @@ def test_the_users_limit_of_jobs_is_filled_and_the_others_follow_when_there_is_r
     assert jobs.submit() == 2 and len(queue(fake)) == 4
 
 
-def test_a_cell_that_a_call_without_slurm_runs_has_not_failed(fake, tmp_path):
-    folder = tmp_path / "study"
-    cells = planned(folder)
-    jobs = jobs_of(cells, folder)
+def jobs_that_left_the_queue(fake: Path, tmp_path: Path) -> slurm.SlurmStudy:
+    jobs = jobs_of(planned(tmp_path / "study"), tmp_path / "study")
     jobs.submit()
     (fake / "queue").write_text("")
-    name = cells[0].run_id
+    return jobs
+
+
+def test_a_cell_that_a_call_without_slurm_runs_has_not_failed(fake, tmp_path):
+    jobs, folder = jobs_that_left_the_queue(fake, tmp_path), tmp_path / "study"
+    name = jobs.study.cells[0].run_id
     claims = Claims(folder / CLAIMS_DIR)
     claim = claims.take(name, owners=[jobs.plan.jobs[name]])  # of the job itself, which was killed
     jobs.update()
@@ -311,16 +314,13 @@ def test_a_cell_that_a_call_without_slurm_runs_has_not_failed(fake, tmp_path):
 
 
 def test_results_that_a_network_disk_shows_late_are_no_failure(fake, tmp_path):
-    folder = tmp_path / "study"
-    cells = planned(folder)
-    jobs = jobs_of(cells, folder)
-    jobs.submit()
-    (fake / "queue").write_text("")
+    jobs = jobs_that_left_the_queue(fake, tmp_path)
+    name = jobs.study.cells[0].run_id
     jobs.update(patience=70)
     assert not jobs.study.names_in("failed", "impossible")
-    finish(folder / cells[0].run_id, pretraining_results())
+    finish(tmp_path / "study" / name, pretraining_results())
     jobs.update(patience=70)
-    assert jobs.study.names_in("done") == [cells[0].run_id]
+    assert jobs.study.names_in("done") == [name]
 
 
 def test_jobs_that_were_submitted_before_sbatch_refused_one_are_known(fake, tmp_path):

@@ -116,8 +116,8 @@ def overlap_in_words(found: Overlap, *, num_images: int) -> list[str]:
         )
     if found.same_origin:
         said.append(
-            f"WARNING: the model was trained on images of {', '.join(found.same_origin)}, of which these "
-            "images are, too: this test split is not external."
+            f"WARNING: these images are also in {', '.join(found.same_origin)}, on which the model was "
+            "trained: this test split is not external."
         )
     if found.num_same_ids:
         said.append(

@@ -195,9 +195,8 @@ class StudyRunner:
         self.locks: dict[str, Lock] = {}  # of the running cells
         self.elsewhere: set[str] = set()  # waiting cells that another process runs
         self.by_others: set[str] = set()  # cells that another process finished during this call
-        self.begun: dict[
-            str, tuple[float, float]
-        ] = {}  # of the running cells: when, and their share_done then
+        # When each running cell began here, and its share_done then.
+        self.begun: dict[str, tuple[float, float]] = {}
         self.estimated, self.took = 0.0, 0.0  # seconds of what this call has finished
         self.shares: dict[str, tuple[object, float]] = {}  # by run_id: a version of its metrics, share_done
 
