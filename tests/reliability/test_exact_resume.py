@@ -1,5 +1,6 @@
 """An interrupted run is the uninterrupted run: stopped after any step, resumed, and equal bit by bit."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -64,20 +65,28 @@ def stop_after(script, output_dir: Path, step: int, *flags: object) -> None:
             pytest.fail("the run was not stopped")
 
 
-SLOWER = [name for name in RUNS if name not in ("pretraining", "ViT")]
-
-
-@pytest.mark.parametrize(
-    "name", ["pretraining", "ViT", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER)]
-)
+@pytest.mark.parametrize("name", ["pretraining", "ViT"])
 def test_run_stopped_twice_and_resumed_equals_the_uninterrupted_one(name, sample_root, tmp_path):
+    # In the middle of the first epoch, and of the second, after step 8.
+    assert_equal_after_stops(name, (3, 5), sample_root, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_run_stopped_after_every_step_equals_the_uninterrupted_one(name, sample_root, tmp_path):
+    assert_equal_after_stops(name, [1] * 10, sample_root, tmp_path)
+
+
+def assert_equal_after_stops(name: str, steps: Iterable[int], sample_root: Path, tmp_path: Path) -> None:
+    """Stops a run after that many steps, resumes it, stops it after the next, and compares its end."""
     script, flags = RUNS[name]
     flags = [*flags, *SHORT, f"--data_dir={sample_root}"]
     whole = run_main(script, tmp_path / "whole", *flags)
-    resume = "--resume_from_checkpoint=latest"
-    stop_after(script, tmp_path / "resumed", 3, *flags)  # in the middle of the first epoch
-    stop_after(script, tmp_path / "resumed", 5, *flags, resume)  # and of the second, after step 8
-    resumed = run_main(script, tmp_path / "resumed", *flags, resume)
+    resume = []
+    for number in steps:
+        stop_after(script, tmp_path / "resumed", number, *flags, *resume)
+        resume = ["--resume_from_checkpoint=latest"]
+    resumed = run_main(script, tmp_path / "resumed", *flags, *resume)
     assert without_times(resumed) == without_times(whole)
     assert_equal(tmp_path / "resumed", tmp_path / "whole")
 
@@ -112,20 +121,6 @@ def test_run_that_stopped_early_stops_there_again_when_resumed(sample_root, tmp_
         )
         assert without_times(resumed) == without_times(whole)
     assert read_epochs(tmp_path / "resumed") == read_epochs(tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_run_stopped_after_any_step_equals_the_uninterrupted_one(name, sample_root, tmp_path):
-    script, flags = RUNS[name]
-    flags = [*flags, *SHORT, f"--data_dir={sample_root}"]
-    whole = run_main(script, tmp_path / "whole", *flags)
-    for step in range(1, 11):
-        resumed_dir = tmp_path / str(step)
-        stop_after(script, resumed_dir, step, *flags)
-        resumed = run_main(script, resumed_dir, *flags, "--resume_from_checkpoint=latest")
-        assert without_times(resumed) == without_times(whole)
-        assert_equal(resumed_dir, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
