@@ -1,4 +1,4 @@
-"""Checks in the source which room imports which, so that the scripts stay standalone and small."""
+"""Checks in the source which package imports which, so that the scripts stay standalone and small."""
 
 import ast
 import functools
@@ -19,8 +19,8 @@ PRODUCT = [path for path in SOURCES if REPOSITORY / "tests" not in path.parents]
 OF_CXR = [path for path in PRODUCT if CXR in path.parents and path != CXR / "__init__.py"]
 SCRIPT_NAMES = {path.stem for path in SCRIPTS.glob("*.py")}
 
-# The floors, from the lowest: of this repository, a room imports only rooms of lower floors.
-FLOORS = (
+# From the lowest: of this repository, a package imports only packages of lower layers.
+LAYERS = (
     {"mimic_cxr_dataset"},
     {"choices", "errors", "version"},
     {"evaluation", "run_folder", "synthetic"},
@@ -32,7 +32,7 @@ FLOORS = (
     {"study"},
     {"external"},
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 WITHOUT_TORCH = (
     "demo",
     "describe_dataset",
@@ -49,7 +49,7 @@ SLOW_LIBRARIES = {"captum", "gradio", "matplotlib", "sklearn", "scipy.stats"}
 
 @functools.cache
 def imports(path: Path) -> set[str]:
-    """Returns the modules that `path` imports anywhere; `from cxr.room import x` counts as "cxr.room.x"."""
+    """Returns the modules that `path` imports anywhere; `from cxr.data import x` counts as "cxr.data.x"."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -61,15 +61,15 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def room(module: str) -> str | None:
-    """Returns the room of a dotted module name, None for other libraries."""
+def package(module: str) -> str | None:
+    """Returns the package of a dotted module name, None for other libraries."""
     parts = module.split(".")
     if parts[0] == "cxr":
         return parts[1]
     return parts[0] if parts[0] == "mimic_cxr_dataset" else None
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.parent.name if path.parent != CXR else path.stem
 
 
@@ -78,10 +78,10 @@ def of(paths):
 
 
 @of(OF_CXR)
-def test_a_room_imports_lower_floors_only(path):
-    mine = room_of(path)
-    others = {room(module) for module in imports(path)} - {None, mine}
-    assert all(FLOOR_OF[other] < FLOOR_OF[mine] for other in others), (mine, others)
+def test_a_package_imports_lower_layers_only(path):
+    mine = package_of(path)
+    others = {package(module) for module in imports(path)} - {None, mine}
+    assert all(LAYER_OF[other] < LAYER_OF[mine] for other in others), (mine, others)
     assert not {module.split(".")[0] for module in imports(path)} & SCRIPT_NAMES
 
 

@@ -119,7 +119,8 @@ def test_a_diff_that_does_not_fit_is_noticed(tmp_path):
     assert (tmp_path / "a.py").read_text(encoding="utf-8") == "x = 1\nz = 3\n\n"
 
 
-def test_page_names_the_rooms_of_the_house():
-    rooms = {path.stem for path in (REPOSITORY / "scripts" / "cxr").iterdir()} - {"__init__", "__pycache__"}
+def test_page_names_all_packages():
+    paths = (REPOSITORY / "scripts" / "cxr").iterdir()
+    packages = {path.stem for path in paths} - {"__init__", "__pycache__"}
     table = PAGE.partition("\n## Layers\n")[2].partition("\n## ")[0]
-    assert {room for room in rooms if f"`{room}`" not in table} == set()
+    assert {package for package in packages if f"`{package}`" not in table} == set()

@@ -22,7 +22,7 @@ class Stage(Record):
     """One training of a model's weights by these scripts, without names of images or places."""
 
     task: Word = Field(description="mae_pretraining, or the task of a classifier")
-    dataset: Name = Field(description="name of the data folder")
+    dataset: Name = Field(description="name of the collection, in collection.json, or else the data folder's")
     derived_from: list[Name] = Field(
         default=[], description="collections whose images these are under other ids or labels"
     )
