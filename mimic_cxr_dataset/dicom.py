@@ -9,7 +9,7 @@ header declares as padding are ignored in all steps and become black.
 
 All steps depend on the stored value alone, so they are computed once for each of at most 65,536 values.
 
-docs/using-a-model.md lists the attributes of PS3.3 and how each is treated. No attribute that identifies a
+docs/reading-files.md lists the attributes of PS3.3 and how each is treated. No attribute that identifies a
 patient is read: only what the pixels need, the view, and what was imaged.
 """
 

@@ -5,7 +5,7 @@ So a JPEG of MIMIC-CXR-JPG gives, bit for bit, what `run_classification.py` eval
 gives nearly that. dicom.py holds what only DICOM needs.
 
 A property of a file that changes the meaning of its pixels is applied, or the file is refused with a
-DatasetError, or used with a warning; docs/using-a-model.md lists the properties.
+DatasetError, or used with a warning; docs/reading-files.md lists the properties.
 """
 
 import contextlib

@@ -10,7 +10,7 @@
     # Use a model by the name under which it was pushed to a local hub directory.
     python scripts/predict.py my-lab/cxr chest.png --hub_dir /data/hub --output chest.jsonl
 
-JPEG, PNG and DICOM files are prepared exactly as in `run_classification.py`; docs/using-a-model.md has the
+JPEG, PNG and DICOM files are prepared exactly as in `run_classification.py`; docs/reading-files.md has the
 details. The columns are path, probability (of the positive label), decision (at the model's threshold),
 warning (check the image before you trust the row) and error (why this file was not used, or has no heat map).
 A model of several findings has a column for the probability of each, and its decision names those that are at

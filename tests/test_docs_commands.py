@@ -47,6 +47,7 @@ FASTER = (
 )
 RUNS_THAT_ARE_THERE = {
     "docs/results.md": "runs/pneumonia/vit",
+    "docs/reading-files.md": "runs/demo/mae-vit",
     "docs/run-folder.md": "runs/demo/mae-vit",
     "docs/sharing.md": "runs/vit",
     "docs/using-a-model.md": "runs/demo/mae-vit",
