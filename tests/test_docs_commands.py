@@ -93,6 +93,7 @@ def as_bash(found: list[tuple[str | None, str]]) -> list[tuple[str | None, str]]
 def commands(text: str) -> list[list[str]]:
     """The words of each command of a block, without variables that are set for one command."""
     text = re.sub(r"\$\{\w+:\+([^}]*)\}", r"\1", text.replace("\\\n", " "))
+    text = text.replace(".venv-serve/bin/", "")
     found = []
     for line in text.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
