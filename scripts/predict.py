@@ -241,8 +241,12 @@ def find_images(names: list[str], heatmap_dir: Path | None) -> tuple[list[Path],
             f"found no image in {', '.join(missing[:3])}; expected JPEG, PNG or DICOM files, folders of "
             "them, or patterns that match some"
         )
-    error = "no such file, or none that matches"
-    return paths, [Prediction(path=readable(Path(name)), error=error) for name in missing]
+    return paths, [Prediction(path=readable(Path(name)), error=_why_missing(name)) for name in missing]
+
+
+def _why_missing(name: str) -> str:
+    is_folder = Path(name).is_dir()
+    return "no image, or a folder that cannot be read" if is_folder else "no such file, or none that matches"
 
 
 def load_model(args: argparse.Namespace) -> Classifier:

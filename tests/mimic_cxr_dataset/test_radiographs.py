@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,6 +247,24 @@ def test_folder_is_searched_with_all_below_it_for_images_and_dicom_without_suffi
     names = [path.relative_to(tree).as_posix() for path in found]
     assert names == ["a/3.jpeg", "b/1.2.840.99", "b/2.JPG", "b/IM0001", "b/c/1.png", "b/scan.dcm"]
     assert not missing
+
+
+def test_folders_behind_links_are_searched_once_and_one_that_cannot_be_read_is_named(tree, monkeypatch):
+    (tree / "a" / "link").symlink_to(tree / "b" / "c", target_is_directory=True)
+    (tree / "b" / "c" / "again").symlink_to(tree, target_is_directory=True)
+    (tree / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse_closed(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_closed)
+    found, missing = find_radiographs([str(tree)])
+    names = [path.name for path in found]
+    assert sorted(names) == ["1.2.840.99", "1.png", "2.JPG", "3.jpeg", "IM0001", "scan.dcm"]
+    assert missing == [str(tree / "closed")]
 
 
 def test_patterns_are_expanded_and_each_file_comes_once_in_the_order_of_the_names(tree, monkeypatch):

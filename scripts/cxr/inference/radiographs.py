@@ -43,7 +43,8 @@ def find_radiographs(names: Iterable[str]) -> tuple[list[Path], list[str]]:
 
     A name is a file with any suffix; a folder, searched with its subfolders for SUFFIXES and for DICOM files
     without a suffix; or a pattern such as "p10/**/*.dcm", expanded here because not every shell does so. The
-    files keep the order of the names and are sorted within each.
+    files keep the order of the names and are sorted within each. A subfolder that cannot be read is among the
+    names without a file.
     """
     found: dict[str, Path] = {}
     missing = []
@@ -51,17 +52,29 @@ def find_radiographs(names: Iterable[str]) -> tuple[list[Path], list[str]]:
         # The name of an existing file may contain brackets. Path.glob does not take absolute patterns.
         is_pattern = not os.path.lexists(name)
         matches = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]  # noqa: PTH207
-        paths = [path for match in matches for path in _files_of(Path(match))]
-        if not paths:
-            missing.append(name)
+        unreadable: list[str] = []
+        paths = [path for match in matches for path in _files_of(Path(match), unreadable)]
+        missing += unreadable if paths else [name]
         for path in paths:
             found.setdefault(os.path.abspath(path), path)  # noqa: PTH100 (links are kept, not resolved)
     return list(found.values()), missing
 
 
-def _files_of(path: Path) -> list[Path]:
-    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    return sorted(filter(_is_radiograph, files)) if path.is_dir() else [path]
+def _files_of(path: Path, unreadable: list[str]) -> list[Path]:
+    """Returns the radiographs in a folder, also behind links, each folder once; or the file itself."""
+    if not path.is_dir():
+        return [path]
+    files, places = [], set()
+    walk = os.walk(path, followlinks=True, onerror=lambda error: unreadable.append(str(error.filename)))
+    for folder, folders, names in walk:
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in places:  # a link to a folder that was here before
+            folders.clear()
+            continue
+        places.add((status.st_dev, status.st_ino))
+        folders.sort()
+        files += [Path(folder, name) for name in names]
+    return sorted(filter(_is_radiograph, files))
 
 
 def _is_radiograph(path: Path) -> bool:
