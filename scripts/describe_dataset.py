@@ -33,9 +33,9 @@ from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.data.sources import make_sample_data_once
 from cxr.data.subsets import draw_sample
-from cxr.errors import UserError
 from cxr.errors import run_script
 from cxr.evaluation.plots import plot_examples
+from cxr.run_folder.files import make_output_dir
 from cxr.run_folder.files import write_text
 from cxr.study import paper
 from PIL import Image
@@ -378,12 +378,7 @@ def describe(root: Path, args: argparse.Namespace) -> None:
     rule, output_dir = label_rule(args), args.output_dir
     root = resolve_root(root)  # image paths begin with the resolved folder
     kept, exclusions = index_images(root, **vars(rule))
-    try:  # only now: an error in the data leaves no empty folder
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output_dir {output_dir} cannot be created ({error.strerror}); name another folder"
-        ) from error
+    make_output_dir(output_dir)
     print(f"Describing {root}" if args.data_dir else f"No --data_dir given: the synthetic sample in {root}")
     tables, verdicts = count_and_compare(root, kept, exclusions, args)
     # Files first: printing may fail, for example in a closed pipe.

@@ -21,7 +21,6 @@ if __name__ == "__main__":  # --help and a wrong flag are answered before the sl
     evaluating.parse_args(None, description=__doc__)
 
 import argparse
-import contextlib
 import functools
 import itertools
 import logging
@@ -39,9 +38,7 @@ from cxr.data.images import user_errors
 from cxr.data.loading import whole_image_loader
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.errors import run_script
-from cxr.errors import undo_on_user_error
 from cxr.evaluation.intervals import NUM_RESAMPLES
 from cxr.external import measuring
 from cxr.external.matching import Match
@@ -61,6 +58,7 @@ from cxr.external.tables import as_text
 from cxr.run_folder.evaluation_record import Evaluation
 from cxr.run_folder.evaluation_record import EvaluationResults
 from cxr.run_folder.evaluation_record import Metric
+from cxr.run_folder.files import make_output_dir
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import installed_versions
 from cxr.training.scores import Scores
@@ -262,22 +260,6 @@ def measure(args: argparse.Namespace, output_dir: Path) -> EvaluationResults:
     )
 
 
-def make_output_dir(output_dir: Path) -> None:
-    """Makes the folder, which a UserError removes again while it is empty. Raises UserError."""
-
-    def remove() -> None:
-        with contextlib.suppress(OSError):  # it has results
-            output_dir.rmdir()
-
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output_dir {output_dir}: cannot be created ({one_line(error)}); name another folder"
-        ) from error
-    undo_on_user_error(remove)
-
-
 def print_results(results: EvaluationResults, console: Console) -> None:
     shown = Table(title="AUROC, with its 95 % interval over patients")
     for name in ("model", "folder", "external", "internal"):
@@ -295,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     logging.basicConfig(format="%(message)s")
     output_dir = args.output_dir or REPOSITORY / "runs" / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
-    make_output_dir(output_dir)  # now: an error after hours would lose what was measured
+    make_output_dir(output_dir)
     results = measure(args, output_dir)
     write_report(results, output_dir)
     print_results(results, Console())

@@ -46,6 +46,7 @@ from cxr.models.architectures import describe_architecture
 from cxr.models.features import Encoder
 from cxr.models.features import cached_features
 from cxr.models.features import load_encoder
+from cxr.run_folder.files import make_output_dir
 from cxr.run_folder.files import write_json
 from cxr.run_folder.files import write_text
 from cxr.run_folder.probe_record import ProbedModel
@@ -200,7 +201,6 @@ def with_interval(areas: np.ndarray) -> dict[str, float | list[float] | None]:
 
 def write_results(results: ProbeResults, output_dir: Path) -> None:
     """Writes the figure, the table and, last, probe.json."""
-    output_dir.mkdir(parents=True, exist_ok=True)
     of_test = f"{results.num_images['test']:,} test images of {results.num_test_patients:,} patients"
     title = f"Frozen features, {results.task}: {of_test}"
     plot_probes(results.models, output_dir / "probe.png", title=title + ", synthetic" * results.is_synthetic)
@@ -299,8 +299,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
-    results = measure(args, load_encoders(args))
     output_dir = args.output_dir or REPOSITORY / "runs" / f"probe-{time.strftime('%Y%m%d-%H%M%S')}"
+    make_output_dir(output_dir)
+    results = measure(args, load_encoders(args))
     write_results(results, output_dir)
     Console().print(make_table(results))
     print(f"Figure, table and probe.json: {output_dir}")

@@ -22,6 +22,7 @@ from cxr.cli.command_line import add_number
 from cxr.cli.command_line import positive_int
 from cxr.errors import run_script
 from cxr.evaluation import intervals
+from cxr.run_folder.files import make_output_dir
 from cxr.study.answer import answer
 from cxr.study.figures import draw_figures
 from cxr.study.measuring import measure_tables
@@ -52,8 +53,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     output_dir = (args.output_dir or args.folders[0]).expanduser()
-    tables = measure_tables(gather_rows(args.folders), args.num_resamples)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    rows = gather_rows(args.folders)
+    make_output_dir(output_dir)
+    tables = measure_tables(rows, args.num_resamples)
     figures = draw_figures(tables, output_dir / "figures")
     title = f"Chest X-ray study: {args.folders[0].absolute().name}"
     answers = answer(tables)

@@ -357,7 +357,7 @@ def test_output_dir_that_cannot_be_a_folder_is_one_line(tmp_path, capsys, name):
     message = refused(
         describe_dataset.main, ["--data_dir", str(root), "--output_dir", str(tmp_path / name)], capsys
     )
-    assert f"--output_dir {tmp_path / name} cannot be created" in message and "name another" in message
+    assert f"--output_dir {tmp_path / name}: cannot be created" in message and "name another" in message
     assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
 
 

@@ -145,3 +145,10 @@ def test_mistakes_are_refused_in_one_line(flags, said, probed, sample_root, caps
     data = [f"--data_dir={sample_root}", f"--cache_dir={folder / 'cache'}", "--device=cpu"]
     message = refused(probe.main, [*TINY, *data, *flags, f"--output_dir={folder / 'no'}"], capsys)
     assert said in message and not (folder / "no").exists()
+
+
+def test_folder_that_cannot_be_made_is_refused_before_anything_is_computed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(probe, "load_encoders", pytest.fail)
+    message = refused(probe.main, [*TINY, f"--output_dir={tmp_path / 'file' / 'probe'}"], capsys)
+    assert "cannot be created (" in message and "name another folder" in message

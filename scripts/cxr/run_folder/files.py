@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cxr.errors import UserError
+from cxr.errors import one_line
+from cxr.errors import undo_on_user_error
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
@@ -46,6 +48,25 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: found a {type(content).__name__}, expected the JSON object that a run wrote; restore it"
         )
     return content
+
+
+def make_output_dir(output_dir: Path) -> None:
+    """Makes a script's folder, which a UserError removes again while it is empty. Raises UserError.
+
+    Called before the work: an error at its end would lose what was measured.
+    """
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):  # it has results
+            output_dir.rmdir()
+
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {output_dir}: cannot be created ({one_line(error)}); name another folder"
+        ) from error
+    undo_on_user_error(remove)
 
 
 @contextlib.contextmanager
