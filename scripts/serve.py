@@ -51,6 +51,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_MAPS = 14  # heat maps of an image; each takes as long as the prediction, or longer
 MAX_FILE_SIZE = 128 * 2**20  # bytes; an uncompressed DICOM file of 4000 x 4000 pixels has 32 MiB
 EXPECTED = "Expected a chest radiograph as JPEG, PNG or DICOM file."
+FAILED = "There is no answer, because of an error of this program: the terminal has its trace."
 DISCLAIMER = "For research only. Not a medical device, and not for diagnosis."
 # With this header, the browser blocks requests to other servers, whatever a model card links to.
 CONTENT_SECURITY_POLICY = (
@@ -74,8 +75,9 @@ def read_card(path: Path | None, classifier: Classifier) -> str:
         lowest, highest = min(classifier.thresholds), max(classifier.thresholds)
         several = f"its thresholds, from {lowest:.3f} to {highest:.3f}, are"
         thresholds = f"its threshold of {highest:.3f} is" if lowest == highest else several
+        views = f"{classifier.trained_view} views" if classifier.trained_view else "images (views unknown)"
         return (
-            f"This model has no card. It takes {classifier.trained_view} views of "
+            f"This model has no card. It takes {views} of "
             f"{classifier.image_size} x {classifier.image_size} pixels; {thresholds} {chosen}."
         )
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -152,6 +154,9 @@ def make_page(classifier: Classifier, reading: Reading, card: str, *, is_local: 
             reason = f"{html.escape(path.name)} was not used: {html.escape(str(error))}. {EXPECTED}"
             yield None, f'<p class="warning">{reason}</p>'
             raise gr.Error(reason, print_exception=False) from None
+        except Exception:  # gradio prints it in the terminal
+            yield None, f'<p class="warning">{FAILED}</p>'
+            raise
         finally:
             path.unlink(missing_ok=True)
 
