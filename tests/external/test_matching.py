@@ -21,7 +21,7 @@ LABELS = {"labeler": "chexpert", "uncertain": "exclude,Edema=positive", "blank":
 
 
 def subject_of(folder, **options):
-    save_classifier(folder, **options)
+    save_classifier(folder, **{"trained_view": "frontal"} | options)
     return load_subject(str(folder), device="cpu", hub_dir=None, revision="main")
 
 

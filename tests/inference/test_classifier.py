@@ -10,6 +10,7 @@ import torch
 from cxr.data.images import default_cache_image_size
 from cxr.errors import UserError
 from cxr.inference.classifier import load_classifier
+from cxr.inference.radiographs import Radiograph
 from cxr.models import configs
 from cxr.models.heads import MULTI_LABEL_HEAD
 from cxr.models.pretrained import find_file
@@ -55,7 +56,9 @@ def test_what_a_model_of_other_origin_lacks_has_the_documented_default(vit_model
     classifier = load_classifier(edited(vit_model, tmp_path / "model", **absent), device="cpu")
     assert not classifier.has_threshold and classifier.thresholds == (0.5,)
     assert classifier.shortest_side == default_cache_image_size(32) == 37
-    assert classifier.trained_view == "frontal"
+    assert classifier.trained_view is None
+    read = Radiograph(torch.zeros(1, 40, 40, dtype=torch.uint8), "LL", is_equalized=False, warnings=())
+    assert not [doubt for doubt in classifier.find_doubts(read) if "view" in doubt]
 
 
 def test_decision_begins_at_the_threshold(vit_model, tmp_path):

@@ -65,7 +65,7 @@ def models(tmp_path_factory) -> dict[bool | None, Path]:
     folder = tmp_path_factory.mktemp("models")
     make_model(folder / "None", bias=0.1)
     fields = json.loads((folder / "None" / "config.json").read_text(encoding="utf-8"))
-    fields |= {"cache_image_size": 60, "decision_threshold": 0.5}
+    fields |= {"cache_image_size": 60, "decision_threshold": 0.5, "trained_view": "frontal"}
     (folder / "None" / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     for said in (True, False):
         shutil.copytree(folder / "None", folder / str(said))

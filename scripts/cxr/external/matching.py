@@ -90,15 +90,14 @@ def of_columns(uncertain: str, columns: tuple[str, ...]) -> str:
 
 def _notes_on_rule(subject: Subject, own: dict[str, str], options: dict[str, str]) -> list[str]:
     notes = []
-    if unknown := [name for name in RULE_FLAGS if name in options and name not in subject.known]:
+    if unknown := [name for name in (*RULE_FLAGS, "view") if name in options and name not in subject.known]:
         used = ", ".join(f"{name} {options[name]}" for name in unknown)
         why = "The model does not say by which label rule it was trained"
         if subject.is_of_manifest:
             why = "The model was trained on labels of a manifest, which has no labeler"
         notes.append(f"{why}: measured with {used}.")
     for name, value in options.items():
-        is_known = name == "view" or name in subject.known
-        if is_known and value != own[name]:
+        if name in subject.known and value != own[name]:
             notes.append(f"--{name} {value}: the model was trained with {own[name]}.")
     if not subject.classifier.has_threshold:
         notes.append("The model brought no decision threshold along: 0.5 is used.")

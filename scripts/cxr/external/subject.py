@@ -37,7 +37,7 @@ class Subject:
     name: str  # as given by the user
     classifier: Classifier
     task: str
-    known: dict[str, str]  # RULE_FLAGS and evaluation_level, as far as they are recorded
+    known: dict[str, str]  # RULE_FLAGS, view and evaluation_level, as far as they are recorded
     history: list[Stage]  # all trainings of its weights, the oldest first
     run: Path | None  # the run folder that the model is in
     measured: dict[str, Scores]  # what it predicted in its own run: test, validation, as far as it is there
@@ -46,13 +46,12 @@ class Subject:
     @property
     def is_of_manifest(self) -> bool:
         """Returns whether the model is known to have learned the labels of a manifest, without a labeler."""
-        return bool(self.known) and "labeler" not in self.known
+        return "uncertain" in self.known and "labeler" not in self.known
 
     def options(self) -> dict[str, str]:
         """Returns the model's own label rule and level; what is not recorded has the default."""
-        defaults = {name: DATASET_DEFAULTS[name] for name in RULE_FLAGS}
-        defaults |= {"evaluation_level": EVALUATION_LEVELS[0], "view": self.classifier.trained_view}
-        return defaults | self.known
+        defaults = {name: DATASET_DEFAULTS[name] for name in (*RULE_FLAGS, "view")}
+        return defaults | {"evaluation_level": EVALUATION_LEVELS[0]} | self.known
 
 
 def load_subject(name: str, *, device: str, hub_dir: Path | None, revision: str) -> Subject:
@@ -68,6 +67,8 @@ def load_subject(name: str, *, device: str, hub_dir: Path | None, revision: str)
         known = {flag: getattr(args, flag) for flag in (*RULE_FLAGS, "evaluation_level")}
         if args.origin.labels is not None:  # those of a manifest
             del known["labeler"]
+    if fields.trained_view is not None:
+        known["view"] = fields.trained_view
     return Subject(
         name=name,
         classifier=classifier,

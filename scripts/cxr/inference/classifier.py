@@ -62,7 +62,7 @@ class Classifier:
     labels: tuple[str, ...]  # negative and positive; or those of a multi-label model
     thresholds: tuple[float, ...]  # of each finding: it is called at this probability and above
     has_threshold: bool  # whether the thresholds come from the model's config.json
-    trained_view: str  # frontal, lateral or all
+    trained_view: str | None  # frontal, lateral or all; None: unknown
     trained_equalized: bool | None = None  # whether the training images were equalised; None is unknown
 
     @property
@@ -98,7 +98,8 @@ class Classifier:
 
     def find_doubts(self, radiograph: Radiograph) -> list[str]:
         """Returns warnings about a radiograph: about the file itself, and about its use with this model."""
-        doubts, view, known_views = [*radiograph.warnings], radiograph.view_position, VIEWS[self.trained_view]
+        doubts, view = [*radiograph.warnings], radiograph.view_position
+        known_views = VIEWS[self.trained_view or "all"]
         if view and known_views is not None and view not in known_views:
             doubts.append(f"the header says view {view}; the model was trained on {self.trained_view} views")
         is_equalized = radiograph.is_equalized or looks_equalized(radiograph.pixels.numpy())

@@ -9,7 +9,6 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import Self
 
-from cxr.choices import DATASET_DEFAULTS
 from cxr.choices import VIEWS
 from cxr.run_folder.fields import Count
 from cxr.run_folder.fields import Name
@@ -57,8 +56,8 @@ class ModelFields(Record):
         default=None,
         description="shortest side, in pixels, of the cached images; by default 8/7 of the input size",
     )
-    trained_view: Literal[tuple(VIEWS)] = Field(
-        default=DATASET_DEFAULTS["view"], description="views of the images that the model was trained on"
+    trained_view: Literal[tuple(VIEWS)] | None = Field(
+        default=None, description="views of the images that the model was trained on; null: unknown"
     )
     trained_labels: TrainedLabels | None = Field(
         default=None, description="the rest of the label rule of the training; null: unknown"
