@@ -102,10 +102,12 @@ def decide_codes(labels: pd.DataFrame, rule: LabelRule) -> pd.DataFrame:
 
     With `blank` "exclude", a blank is MASKED unless the other labels decide it: a finding is 0 where No
     Finding is 1, except Support Devices, which may stand beside it; No Finding is 0 where a finding is 1.
+    A No Finding that a manifest lacks decides nothing.
     """
     blank = 0 if rule.blank == "negative" else MASKED
     codes_of = {"negative": 0, "positive": 1, "exclude": MASKED, "smooth": SMOOTH}
-    nothing, something = labels["No Finding"] == 1, (labels[list(rule.all_findings)] == 1).any(axis=1)
+    nothing = (labels["No Finding"] == 1) & ("No Finding" in rule.labels)
+    something = (labels[list(rule.all_findings)] == 1).any(axis=1)
     codes = {}
     for name in rule.label_names:
         values, uncertain = labels[name], codes_of[rule.policies[name]]

@@ -8,6 +8,7 @@ from mimic_roots import build
 from mimic_tables import refusal
 
 from mimic_cxr_dataset.choices import LABELS
+from mimic_cxr_dataset.choices import MASKED
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.labels import index_images
@@ -67,6 +68,14 @@ def test_without_the_column_no_finding_an_image_is_normal_if_a_label_is_0_and_no
     assert list(labels_of(root, task="pleural_effusion").values()) == [1, 0, 0]
     assert "No Finding" not in LabelRule(task="findings", collection=labels_of_collection(root)).label_names
     assert read_labels(root, "negbio", ["No Finding"], images=None)["No Finding"].notna().sum() == 2
+
+
+def test_without_the_column_no_finding_a_blank_stays_unknown(tmp_path):
+    rows = manifest_rows(4, **{"Edema": 0, "Pleural Effusion": ""})
+    for row in rows:
+        del row["No Finding"], row["Hernia"]
+    kept, _ = index_images(write_manifest(tmp_path, rows), task="findings", blank="exclude")
+    assert kept["Edema"].tolist() == [0] * 4 and kept["Pleural Effusion"].tolist() == [MASKED] * 4
 
 
 def test_label_columns_are_those_of_collection_json_or_else_those_that_look_so(tmp_path, caplog):
