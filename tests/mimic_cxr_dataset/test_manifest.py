@@ -109,6 +109,8 @@ WRONG = {
     "no patient": ({"subject_id": " "}, "line 3: wrong subject_id; expected 1 to 200 letters"),
     "no path": ({"path": ""}, "line 3: wrong path; expected the path of a file"),
     "path of a chain": ({"path": "a::b"}, "line 3: wrong path; expected a path without '::'"),
+    "long view": ({"view_position": "x" * 41}, "line 3: view_position is 'xxx"),
+    "unprintable view": ({"view_position": "PA\u00a0ERECT"}, "expected at most 40 printable characters"),
     "no split": ({"split": ""}, "line 3: split is ''; expected train, validation or test"),
     "two splits": ({"subject_id": "p000", "split": "test"}, "line 3: split is 'test'; expected each patient"),
     "two patients": ({"study_id": "s000"}, "line 3: wrong subject_id; expected one patient per study"),
