@@ -204,7 +204,9 @@ def add_groups(images: pd.DataFrame, patients_dir: Path | None) -> pd.DataFrame:
 
 def with_pixels(rows: pd.DataFrame, pixels: "datasets.Dataset", rule: LabelRule) -> LabelledImages:
     is_multi_label = rule.task == MULTI_LABEL
-    rows = rows.assign(position=pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(rows["dicom_id"]))
+    position = pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(rows["dicom_id"])
+    assert (position >= 0).all(), "an image has no pixels"  # -1 would be those of the last image
+    rows = rows.assign(position=position)
     columns = [*ROW_COLUMNS, *(name for name in GROUP_COLUMNS if name in rows)]
     columns += rule.label_names if is_multi_label else ()
     return LabelledImages(
@@ -244,7 +246,7 @@ def load_pixels(
             continue
         caches[builder] = cache
         if (listing := cache / f"bad_images_{group}.csv").is_file():
-            bad.append(pd.read_csv(listing, dtype=str))
+            bad.append(pd.read_csv(listing, dtype=str, keep_default_na=False))  # "NA" may be an id
     folders = list(caches.values())
     if stage_dir:
         folders = stage_once(folders, stage_dir, shows_progress=shows_progress)
