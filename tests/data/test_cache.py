@@ -116,6 +116,17 @@ def test_bad_image_with_an_id_that_looks_like_a_missing_value_is_left_out(tmp_pa
     assert images["dicom_id"] == ["image 001", "image 003"]
 
 
+def test_damaged_files_of_a_view_without_a_good_image_are_counted_as_damaged(root, tmp_path, caplog):
+    paths = [Path(path) for path in index_images(root, view="lateral")[0]["path"]]
+    for path in paths:
+        path.write_bytes(b"")
+    paths[0].unlink()
+    caplog.set_level("INFO")
+    load(root, tmp_path / "cache", view="all", on_bad_image="skip")
+    missing, damaged, kept = map(int, caplog.messages[-1].split()[-3:])  # the totals
+    assert (missing, damaged) == (1, len(paths) - 1) and kept > 0
+
+
 def test_bad_image_that_the_labels_do_not_need_stops_no_run(root, tmp_path):
     needed = set(index_images(root, task="pleural_effusion")[0]["path"])
     unneeded = next(path for path in index_images(root)[0]["path"] if path not in needed)

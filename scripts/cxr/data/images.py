@@ -42,6 +42,7 @@ from mimic_cxr_dataset.labels import read_radiologist
 from mimic_cxr_dataset.patients import describe_patients
 from mimic_cxr_dataset.patients import read_patients
 from mimic_cxr_dataset.patients import scanner_of
+from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import group_images
 from mimic_cxr_dataset.tables import read_images
@@ -242,7 +243,8 @@ def load_pixels(
             cache = shrink_once(builder, **plumbing)
         except NoGoodImage as error:  # such as all lateral ones, of somebody who has downloaded the others
             logger.warning("%s", error)
-            bad.append(files.assign(reason=MISSING_FILE)[[*BAD_COLUMNS]])
+            reasons = [DAMAGED_FILE if find_image(path) else MISSING_FILE for path in files["path"]]
+            bad.append(files.assign(reason=reasons)[[*BAD_COLUMNS]])
             continue
         caches[builder] = cache
         if (listing := cache / f"bad_images_{group}.csv").is_file():
