@@ -85,18 +85,20 @@ def check_rows(path: Path, table: pd.DataFrame, *, called: dict[str, str] | None
 
 
 def read_manifest_labels(root: Path, columns: list[str]) -> pd.DataFrame:
-    """Returns dicom_id, subject_id, study_id, and `columns` as 1, 0, -1 or NaN, of each image.
+    """Returns dicom_id, subject_id, study_id, and `columns` as 1, 0, -1 or NaN, of each image with a label.
 
+    An image all of whose labels are blank has no row, as a study of MIMIC-CXR-JPG that was not labelled.
     Where the manifest has no column No Finding, it is 1 if some finding is 0, and the others are 0 or blank;
     otherwise it is NaN.
     """
     path, names = root / MANIFEST_FILE, list(read_label_names(root))
     table = parse_values(path, read_csv(path, [*IDS, *names]), names)
-    table = table.rename(columns={"image_id": "dicom_id"}).reset_index(drop=True)
+    table = table.rename(columns={"image_id": "dicom_id"})
+    table = table[table[names].notna().any(axis=1)]
     if "No Finding" not in names:
         is_normal = (table[names] == 0).any(axis=1) & ~table[names].isin((1, -1)).any(axis=1)
-        table["No Finding"] = is_normal.map({True: 1.0, False: np.nan}).astype("float32")
-    return table[["dicom_id", *PATIENT_IDS, *columns]]
+        table = table.assign(**{"No Finding": np.where(is_normal, 1.0, np.nan).astype("float32")})
+    return table[["dicom_id", *PATIENT_IDS, *columns]].reset_index(drop=True)
 
 
 def read_label_names(root: Path) -> tuple[str, ...]:

@@ -342,6 +342,8 @@ def test_manifest_without_labels_has_the_other_tables(tmp_path):
     root = write_manifest(tmp_path / "root", manifest_rows(8), labels=[])
     describe(root, tmp_path / "out")
     assert section(tmp_path / "out", "Images, studies and patients")[-1] == ["all", "8", "8", "8"]
+    left_out = section(tmp_path / "out", "Images left out, by reason")[-1]
+    assert left_out == ["all", "8", "0", "8", "0", "0", "0"]
     assert "by label and value" not in report(tmp_path / "out")
 
 
