@@ -94,6 +94,18 @@ def test_images_without_a_label_are_pretrained_on_and_not_probed(tmp_path, monke
     assert sample["num_images"] == 24 and len(probed) == 19 and {*probed} == {0, 1}
 
 
+def test_collection_without_labels_is_pretrained_on_and_has_no_auroc(tmp_path):
+    rows = manifest_rows(48)
+    root = write_manifest(tmp_path / "root", rows, labels=[])
+    draw_images(root, rows)
+    flags = [*TINY_VIT, f"--data_dir={root}", "--probe_epochs=1", "--num_train_epochs=1"]
+    run_main(run_mae_pretrain, tmp_path / "run", *flags, "--per_device_train_batch_size=8")
+    (epoch,) = read_epochs(tmp_path / "run")
+    assert epoch["probe_auroc"] is None and epoch["rankme"] >= 1
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "the collection has no labels of findings" in card and "| uncertain labels | none |" in card
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
