@@ -103,7 +103,9 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
         parts = sorted(Path(self._output_dir).glob(f"{kind}_{split}.*.part"))
         if not parts:
             return pd.DataFrame(columns=names)
-        notes = pd.concat([pd.read_csv(part, names=names, dtype={"dicom_id": str}) for part in parts])
+        # An id of a manifest may be the text "NA", which is not a missing value.
+        options = {"names": names, "dtype": {"dicom_id": str}, "keep_default_na": False}
+        notes = pd.concat([pd.read_csv(part, **options) for part in parts])
         # Written without a temporary name: `datasets` renames the whole folder when it is complete.
         path = Path(self._output_dir, f"{kind}_{split}.csv")
         notes.sort_values("row", kind="stable").drop(columns="row").to_csv(path, index=False)

@@ -23,6 +23,7 @@ class LabelRule:
 
     `findings` are those of the task "findings": None is all, "chexpert5" stands for five. `collection` has
     the label columns of a manifest, in which the labeler has no meaning; None is MIMIC-CXR-JPG, with LABELS.
+    `keeps_unlabelled` keeps the images of a manifest that have no label, for a pretraining.
     """
 
     task: str = DEFAULTS["task"]
@@ -32,6 +33,7 @@ class LabelRule:
     blank: str = DEFAULTS["blank"]
     findings: tuple[str, ...] | None = None
     collection: tuple[str, ...] | None = None
+    keeps_unlabelled: bool = False
 
     def __post_init__(self):
         check_options(task=self.task, labeler=self.labeler, view=self.view, blank=self.blank)

@@ -32,7 +32,7 @@ TABLE_REASONS = ("view", "no label row", "uncertain", "other labels")
 MISSING_FILE, DAMAGED_FILE = "missing file", "damaged file"
 REASONS = (*TABLE_REASONS, MISSING_FILE, DAMAGED_FILE)
 # A study's outcome is its label (0 or 1) or one of these.
-NO_LABEL_ROW, UNCERTAIN, OTHER_LABELS = -1, -2, -3
+NO_LABEL_ROW, UNCERTAIN, OTHER_LABELS = MASKED, -2, -3
 RADIOLOGIST_TABLE = "test-set-labeled"
 RENAMED = {"Airspace Opacity": "Lung Opacity"}  # columns of the radiologist's table
 
@@ -42,8 +42,8 @@ def read_labels(
 ) -> pd.DataFrame:
     """Returns one row per study: subject_id, study_id, and `columns` as 1, 0, -1 or NaN (blank).
 
-    Of a manifest, one row per image, also with dicom_id; the labeler is not used. Raises DatasetError for
-    other values, and for a study whose patient is not that of its `images`.
+    Of a manifest, one row per image with a label, also with dicom_id; the labeler is not used. Raises
+    DatasetError for other values, and for a study whose patient is not that of its `images`.
     """
     root = resolve_root(data_dir)
     if has_manifest(root):
@@ -102,10 +102,12 @@ def decide_codes(labels: pd.DataFrame, rule: LabelRule) -> pd.DataFrame:
 
     With `blank` "exclude", a blank is MASKED unless the other labels decide it: a finding is 0 where No
     Finding is 1, except Support Devices, which may stand beside it; No Finding is 0 where a finding is 1.
+    A No Finding that a manifest lacks decides nothing.
     """
     blank = 0 if rule.blank == "negative" else MASKED
     codes_of = {"negative": 0, "positive": 1, "exclude": MASKED, "smooth": SMOOTH}
-    nothing, something = labels["No Finding"] == 1, (labels[list(rule.all_findings)] == 1).any(axis=1)
+    nothing = (labels["No Finding"] == 1) & ("No Finding" in rule.labels)
+    something = (labels[list(rule.all_findings)] == 1).any(axis=1)
     codes = {}
     for name in rule.label_names:
         values, uncertain = labels[name], codes_of[rule.policies[name]]
@@ -143,7 +145,8 @@ def index_images(data_dir: str | Path, **options: str) -> tuple[pd.DataFrame, pd
 
     `options` are those of LabelRule. Returns the kept images in the order of the metadata table (dicom_id,
     subject_id, study_id, view_position, split, path, label, and the labels of a task with several), and the
-    exclusion table: one row per split, columns "images", REASONS and "kept".
+    exclusion table: one row per split, columns "images", REASONS and "kept". Images without a label, which
+    only a rule with `keeps_unlabelled` keeps, have the label MASKED.
     """
     rule = LabelRule(**{**options, "collection": labels_of_collection(data_dir)})
     images = read_images(data_dir)
@@ -162,7 +165,9 @@ def label_images(
     if VIEWS[rule.view] is not None:
         in_view = images["view_position"].isin(VIEWS[rule.view]).to_numpy(dtype=bool)
 
-    rules = [~in_view, outcome == NO_LABEL_ROW, outcome == UNCERTAIN, outcome == OTHER_LABELS]
+    keeps_unlabelled = rule.keeps_unlabelled and rule.collection is not None
+    no_label_row = (outcome == NO_LABEL_ROW) & (not keeps_unlabelled)
+    rules = [~in_view, no_label_row, outcome == UNCERTAIN, outcome == OTHER_LABELS]
     fate = np.select(rules, TABLE_REASONS, default="kept")
     exclusions = pd.crosstab(images["split"].to_numpy(), fate)
     exclusions = exclusions.reindex(index=list(SPLITS.values()), columns=[*REASONS, "kept"], fill_value=0)
@@ -170,7 +175,7 @@ def label_images(
     exclusions = exclusions.rename_axis(index=None, columns=None)
     kept = images[fate == "kept"].assign(label=outcome[fate == "kept"])
     if rule.task == MULTI_LABEL:
-        codes = kept[[*rule.label_names]].astype("int8")
+        codes = kept[[*rule.label_names]].fillna(MASKED).astype("int8")
         is_soft = (codes == SMOOTH) & (kept[["split"]] != "train").to_numpy()
         kept = kept.assign(**codes.mask(is_soft, 1).astype("int8"))  # an evaluation needs 0 or 1
     return kept, exclusions

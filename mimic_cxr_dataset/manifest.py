@@ -30,6 +30,7 @@ IDS = ("image_id", *PATIENT_IDS)
 COLUMNS = ("image_id", "path", *PATIENT_IDS, "view_position", "split")
 SPLITS = {"train": "train", "validation": "validation", "validate": "validation", "test": "test"}
 MAX_LABELS, MAX_LABEL_LENGTH, MAX_ID_LENGTH = 100, 40, 200
+MAX_VIEW_LENGTH = 40
 # Names that tables of images or of predictions have for something else.
 NOT_LABELS = {*COLUMNS, "dicom_id", "image", "label", "labels", "outcome", "position", "group", "procedure"}
 NOT_LABELS |= {"study_date", "scanner", "sex", "age", "race", "is_known_patient", "probability"}
@@ -58,7 +59,8 @@ def read_manifest(root: Path) -> pd.DataFrame:
 def check_rows(path: Path, table: pd.DataFrame, *, called: dict[str, str] | None = None) -> None:
     """Raises DatasetError for the first line of `path` that cannot be in a manifest; `table` has COLUMNS.
 
-    `called` has the names of columns in the file, where they are others.
+    It may lack view_position, which an import may read later. `called` has the names of columns in the file,
+    where they are others.
     """
 
     def check(bad: pd.Series | np.ndarray, column: str, expected: str) -> None:
@@ -72,6 +74,10 @@ def check_rows(path: Path, table: pd.DataFrame, *, called: dict[str, str] | None
         expected = f"1 to {MAX_ID_LENGTH} letters, digits and signs of ASCII, without a space at the ends"
         check(~is_id, column, expected)
     check(table["image_id"].duplicated(), "image_id", "one row per image")
+    if "view_position" in table:
+        views = table["view_position"].str.strip().str.upper()  # as they are used
+        is_view = (views.str.len() <= MAX_VIEW_LENGTH) & views.map(str.isprintable)
+        check(~is_view, "view_position", f"at most {MAX_VIEW_LENGTH} printable characters")
     check(~table["split"].isin(list(SPLITS)), "split", "train, validation or test")
     check(differs_from_first(table, "subject_id", within="study_id"), "subject_id", "one patient per study")
     splits = table.assign(split=table["split"].map(SPLITS))
@@ -79,18 +85,20 @@ def check_rows(path: Path, table: pd.DataFrame, *, called: dict[str, str] | None
 
 
 def read_manifest_labels(root: Path, columns: list[str]) -> pd.DataFrame:
-    """Returns dicom_id, subject_id, study_id, and `columns` as 1, 0, -1 or NaN, of each image.
+    """Returns dicom_id, subject_id, study_id, and `columns` as 1, 0, -1 or NaN, of each image with a label.
 
+    An image all of whose labels are blank has no row, as a study of MIMIC-CXR-JPG that was not labelled.
     Where the manifest has no column No Finding, it is 1 if some finding is 0, and the others are 0 or blank;
     otherwise it is NaN.
     """
     path, names = root / MANIFEST_FILE, list(read_label_names(root))
     table = parse_values(path, read_csv(path, [*IDS, *names]), names)
-    table = table.rename(columns={"image_id": "dicom_id"}).reset_index(drop=True)
+    table = table.rename(columns={"image_id": "dicom_id"})
+    table = table[table[names].notna().any(axis=1)]
     if "No Finding" not in names:
         is_normal = (table[names] == 0).any(axis=1) & ~table[names].isin((1, -1)).any(axis=1)
-        table["No Finding"] = is_normal.map({True: 1.0, False: np.nan}).astype("float32")
-    return table[["dicom_id", *PATIENT_IDS, *columns]]
+        table = table.assign(**{"No Finding": np.where(is_normal, 1.0, np.nan).astype("float32")})
+    return table[["dicom_id", *PATIENT_IDS, *columns]].reset_index(drop=True)
 
 
 def read_label_names(root: Path) -> tuple[str, ...]:

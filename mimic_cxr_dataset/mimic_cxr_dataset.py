@@ -147,7 +147,7 @@ class MimicCxr(RadiographBuilder):
             "view_position": datasets.Value("string"),
         }
         info = datasets.DatasetInfo(
-            description=self.config.rule,
+            description=str(self.config.rule),
             features=datasets.Features(features),
             homepage="https://physionet.org/content/mimic-cxr-jpg/",
             license="PhysioNet Credentialed Health Data License 1.5.0",

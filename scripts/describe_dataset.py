@@ -356,8 +356,9 @@ def count_and_compare(
         label_table(found["labels"], kept, args, with_published=options == LABEL_OPTIONS and is_mimic),
         view_table(views),
         exclusion_table(exclusions),
-        counts_table(by_value, title=of_labels, of="label"),
     ]
+    if by_value:  # a manifest may have no labels
+        tables.append(counts_table(by_value, title=of_labels, of="label"))
     if args.dataset_config_name == MULTI_LABEL:
         tables.insert(2, finding_table(kept, rule.label_names))
     if found["agreement"]:

@@ -25,6 +25,7 @@ import argparse
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from cxr.cli import arguments
@@ -99,7 +100,9 @@ def load_model(args: argparse.Namespace) -> tuple[ViTMAEForPreTraining, ViTImage
 def load_datasets(run: Run, config: ViTMAEConfig) -> tuple[ChestXrays, ChestXrays]:
     """Returns the training and validation images and writes `samples.json`."""
     args = run.args
-    splits = run.load_images(image_size=config.image_size, **arguments.data_options(args))
+    options = arguments.data_options(args)
+    options["rule"] = replace(options["rule"], keeps_unlabelled=True)
+    splits = run.load_images(image_size=config.image_size, **options)
     train_images = run.draw_training_images(splits["train"])
     num_patches = (config.image_size // config.patch_size) ** 2
     train_transform = transforms.pretraining_transform(

@@ -8,6 +8,9 @@ import pandas as pd
 import pytest
 from cxr.data.images import load_images
 from cxr.errors import UserError
+from manifest_roots import draw_images
+from manifest_roots import manifest_rows
+from manifest_roots import write_manifest
 
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.labels import index_images
@@ -100,6 +103,28 @@ def test_bad_images_are_listed_counted_refused_and_shrunk_when_they_are_repaired
         os.utime(path)
     assert load(root, cache)["train"]["dicom_id"] == whole["dicom_id"]
     assert "were replaced" in caplog.text
+
+
+def test_bad_image_with_an_id_that_looks_like_a_missing_value_is_left_out(tmp_path):
+    rows = manifest_rows(8)
+    rows[0]["image_id"], rows[2]["image_id"] = "NA", "null"
+    root = write_manifest(tmp_path / "root", rows)
+    draw_images(root, rows)
+    (root / rows[0]["path"]).write_bytes(b"")
+    (root / rows[2]["path"]).unlink()
+    images = load(root, tmp_path / "cache", on_bad_image="skip")["train"]
+    assert images["dicom_id"] == ["image 001", "image 003"]
+
+
+def test_damaged_files_of_a_view_without_a_good_image_are_counted_as_damaged(root, tmp_path, caplog):
+    paths = [Path(path) for path in index_images(root, view="lateral")[0]["path"]]
+    for path in paths:
+        path.write_bytes(b"")
+    paths[0].unlink()
+    caplog.set_level("INFO")
+    load(root, tmp_path / "cache", view="all", on_bad_image="skip")
+    missing, damaged, kept = map(int, caplog.messages[-1].split()[-3:])  # the totals
+    assert (missing, damaged) == (1, len(paths) - 1) and kept > 0
 
 
 def test_bad_image_that_the_labels_do_not_need_stops_no_run(root, tmp_path):

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from cxr.choices import MASKED
 from cxr.data.subsets import draw_sample
 from cxr.data.subsets import sample_order
 from cxr.data.subsets import sample_record
@@ -49,6 +50,13 @@ def test_a_sample_has_whole_patients_but_at_most_one(table):
         chosen = subject_ids[draw_sample(subject_ids, labels, num_samples=size, seed=seed)]
         counts = zip(*np.unique(chosen, return_counts=True))
         assert sum(count < images_of[patient] for patient, count in counts) <= 1
+
+
+def test_an_image_without_a_label_counts_as_one_that_is_not_positive(table):
+    seed, subject_ids, labels = table
+    unlabelled = np.where(np.arange(len(labels)) % 3 == 0, np.minimum(labels, MASKED), labels)
+    expected = sample_order(subject_ids, np.maximum(unlabelled, 0), seed=seed)
+    assert sample_order(subject_ids, unlabelled, seed=seed).tolist() == expected.tolist()
 
 
 def test_every_prefix_of_200_or_more_has_the_label_share_of_the_whole_within_2_points(table):

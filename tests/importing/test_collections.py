@@ -326,6 +326,13 @@ def test_ids_of_a_table_are_stripped_and_errors_name_the_table(tmp_path):
         run("table", table, tmp_path / "other", "--label_columns", "a=b")
 
 
+def test_images_of_a_table_without_a_label_are_kept_and_counted(tmp_path, capsys):
+    rows = [[f"{n}.png", 1, 0] if n % 5 else [f"{n}.png", "", ""] for n in range(20)]
+    table = write_own_table(tmp_path / "own", ["path", "Edema", "Fracture"], rows)
+    assert len(run("table", table, tmp_path / "out", "--label_columns", "Edema", "Fracture")) == 20
+    assert "4 images have no label: only a pretraining uses" in " ".join(capsys.readouterr().out.split())
+
+
 def test_folder_may_be_named_from_the_folder_above(tmp_path, monkeypatch):
     draw(tmp_path / "own" / "normal" / "1.png")
     (tmp_path / "here").mkdir()

@@ -8,6 +8,7 @@ from mimic_roots import build
 from mimic_tables import refusal
 
 from mimic_cxr_dataset.choices import LABELS
+from mimic_cxr_dataset.choices import MASKED
 from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.labels import index_images
@@ -69,6 +70,28 @@ def test_without_the_column_no_finding_an_image_is_normal_if_a_label_is_0_and_no
     assert read_labels(root, "negbio", ["No Finding"], images=None)["No Finding"].notna().sum() == 2
 
 
+@pytest.mark.parametrize("task", ["finding", "pleural_effusion", "findings"])
+def test_image_whose_labels_are_all_blank_has_no_label_and_only_a_pretraining_keeps_it(task, tmp_path):
+    rows = manifest_rows(4, view_position="PA", split="train")
+    rows[2] |= dict.fromkeys(["No Finding", "Edema", "Hernia", "Pleural Effusion"], "")
+    root = write_manifest(tmp_path, rows)
+    kept, exclusions = index_images(root, task=task)
+    assert "image 002" not in [*kept["dicom_id"]] and exclusions.loc["train", "no label row"] == 1
+    for_pretraining, exclusions = index_images(root, task=task, keeps_unlabelled=True)
+    unlabelled = for_pretraining[for_pretraining["dicom_id"] == "image 002"]
+    assert unlabelled["label"].tolist() == [MASKED] and exclusions.loc["train", "no label row"] == 0
+    assert (unlabelled[[name for name in LABELS if name in unlabelled]] == MASKED).all(axis=None)
+    assert for_pretraining.drop(unlabelled.index)["dicom_id"].tolist() == kept["dicom_id"].tolist()
+
+
+def test_without_the_column_no_finding_a_blank_stays_unknown(tmp_path):
+    rows = manifest_rows(4, **{"Edema": 0, "Pleural Effusion": ""})
+    for row in rows:
+        del row["No Finding"], row["Hernia"]
+    kept, _ = index_images(write_manifest(tmp_path, rows), task="findings", blank="exclude")
+    assert kept["Edema"].tolist() == [0] * 4 and kept["Pleural Effusion"].tolist() == [MASKED] * 4
+
+
 def test_label_columns_are_those_of_collection_json_or_else_those_that_look_so(tmp_path, caplog):
     rows = manifest_rows(4, age=34, sex="F", Mass="", Hernia2="1.0")
     root = write_manifest(tmp_path, rows)
@@ -100,6 +123,8 @@ WRONG = {
     "no patient": ({"subject_id": " "}, "line 3: wrong subject_id; expected 1 to 200 letters"),
     "no path": ({"path": ""}, "line 3: wrong path; expected the path of a file"),
     "path of a chain": ({"path": "a::b"}, "line 3: wrong path; expected a path without '::'"),
+    "long view": ({"view_position": "x" * 41}, "line 3: view_position is 'xxx"),
+    "unprintable view": ({"view_position": "PA\u00a0ERECT"}, "expected at most 40 printable characters"),
     "no split": ({"split": ""}, "line 3: split is ''; expected train, validation or test"),
     "two splits": ({"subject_id": "p000", "split": "test"}, "line 3: split is 'test'; expected each patient"),
     "two patients": ({"study_id": "s000"}, "line 3: wrong subject_id; expected one patient per study"),
@@ -136,7 +161,8 @@ def test_task_that_the_collection_has_no_labels_for_is_refused(tmp_path):
     root = write_manifest(tmp_path, rows)
     refusal(lambda: index_images(root, task="pleural_effusion"), "no column 'Pleural Effusion'", "has Edema")
     write_manifest(tmp_path, rows, labels=[])
-    assert {*labels_of(root).values()} == {0}  # enough for pretraining
+    assert labels_of(root) == {}
+    assert {*labels_of(root, keeps_unlabelled=True).values()} == {MASKED}  # enough for pretraining
     refusal(lambda: build(root, tmp_path, "finding"), "no column of a finding", "has no labels")
     refusal(lambda: index_images(root, task="findings"), "no column of labels")
 

@@ -343,6 +343,10 @@ def test_stream_skips_bad_images_with_a_warning_only(root, tmp_path, caplog):
 # The card and real images -----------------------------------------------------------------------------------
 
 
+def test_description_is_text_before_the_dataset_is_prepared(root, tmp_path):
+    assert new_builder(root, tmp_path).info.description.startswith("finding, labels by negbio, view frontal")
+
+
 def test_card_is_valid_and_explains_every_option_and_config():
     from huggingface_hub import DatasetCard
 

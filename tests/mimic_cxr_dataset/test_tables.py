@@ -51,6 +51,13 @@ def test_every_label_rule_gives_the_label_or_the_reason_of_the_table(tmp_path, t
     assert exclusions.loc["train", "kept"] == len(got)
 
 
+def test_a_study_without_a_label_row_is_left_out_of_a_pretraining_too(tmp_path):
+    images = patients(2)
+    root = write_root(tmp_path, images, labels={images[0]["study"]: NO_ROW}, draw=False)
+    kept, exclusions = index_images(root, keeps_unlabelled=True)
+    assert len(kept) == 1 and exclusions.loc["train", ROW] == 1
+
+
 def test_each_of_the_13_findings_alone_is_a_finding(tmp_path):
     images = patients(13)
     labels = {image["study"]: {name: 1.0} for image, name in zip(images, choices.FINDINGS, strict=True)}

@@ -14,6 +14,8 @@ from cxr.choices import LABELS
 from cxr.errors import UserError
 from cxr.study import paper
 from dicom_files import write_dicom
+from manifest_roots import manifest_rows
+from manifest_roots import write_manifest
 from mimic_tables import write_csv
 from mimic_tables import write_published_number_of_rows
 from picture_files import distance
@@ -334,6 +336,15 @@ def test_strange_value_in_either_table_is_one_line_that_names_it(tmp_path):
         UserError, match=r"chexpert.csv, line 2: No Finding is '2.0'; expected 1.0, 0.0, -1.0"
     ):
         describe(root, tmp_path / "out")
+
+
+def test_manifest_without_labels_has_the_other_tables(tmp_path):
+    root = write_manifest(tmp_path / "root", manifest_rows(8), labels=[])
+    describe(root, tmp_path / "out")
+    assert section(tmp_path / "out", "Images, studies and patients")[-1] == ["all", "8", "8", "8"]
+    left_out = section(tmp_path / "out", "Images left out, by reason")[-1]
+    assert left_out == ["all", "8", "0", "8", "0", "0", "0"]
+    assert "by label and value" not in report(tmp_path / "out")
 
 
 @pytest.mark.parametrize("labeler", ["negbio", "chexpert"])

@@ -20,6 +20,9 @@ from cxr.study.machine import Device
 from cxr.study.results import point_of
 from finished_runs import classification_results
 from finished_runs import finish
+from manifest_roots import LABELS
+from manifest_roots import manifest_rows
+from manifest_roots import write_manifest
 
 START = 15.0
 
@@ -76,6 +79,14 @@ def test_images_are_those_of_the_task_and_view_or_the_sample(sample_root):
     assert images["few"] == 7 and 0 < counts["few"].validation == counts["frontal"].validation
     assert images["pretrain"] == images["frontal"] < images["all"] < 96
     assert images["effusion"] < images["frontal"] and images["surely"] < images["frontal"]
+
+
+def test_images_without_a_label_count_for_the_pretraining_only(tmp_path):
+    rows = manifest_rows(8, split="train")
+    rows[0] |= dict.fromkeys(LABELS, "")
+    root = write_manifest(tmp_path, rows)
+    counts = costs.count_images([pretraining(), classification(max_train_samples=None)], root)
+    assert [of_cell.train for of_cell in counts.values()] == [8, 7]
 
 
 def test_sample_larger_than_the_data_is_refused_with_both_numbers(sample_root):

@@ -5,12 +5,17 @@ import json
 import pytest
 import run_mae_pretrain
 import torch
+from cxr.evaluation import probes
 from cxr.models.scratch import new_mae
 from cxr.training.pretraining_probe import doubts
 from cxr.training.pretraining_probe import reconstruction_target
 from cxr.training.pretraining_probe import seeing_all_patches
 from equal_runs import assert_equal
 from equal_runs import final_state
+from manifest_roots import LABELS
+from manifest_roots import draw_images
+from manifest_roots import manifest_rows
+from manifest_roots import write_manifest
 from PIL import Image
 from tiny_runs import TINY_VIT
 from tiny_runs import read_epochs
@@ -69,6 +74,36 @@ def test_probe_is_due_after_every_n_epochs(sample_root, tmp_path):
     run_main(run_mae_pretrain, tmp_path / "run", *flags)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert ["rankme" in json.loads(line) for line in lines] == [False, True]
+
+
+def test_images_without_a_label_are_pretrained_on_and_not_probed(tmp_path, monkeypatch):
+    rows, probed = manifest_rows(48), []
+    for row in rows[::5]:
+        row |= dict.fromkeys(LABELS, "")
+    root, fit = write_manifest(tmp_path / "root", rows), probes.probe
+    draw_images(root, [row | {"Edema": 0} for row in rows])
+
+    def noting_labels(method, *, train, **others):
+        probed.extend(train.labels)
+        return fit(method, train=train, **others)
+
+    monkeypatch.setattr(probes, "probe", noting_labels)
+    flags = [*TINY_VIT, f"--data_dir={root}", "--probe_epochs=1", "--num_train_epochs=1"]
+    run_main(run_mae_pretrain, tmp_path / "run", *flags, "--per_device_train_batch_size=8")
+    sample = json.loads((tmp_path / "run" / "samples.json").read_text(encoding="utf-8"))
+    assert sample["num_images"] == 24 and len(probed) == 19 and {*probed} == {0, 1}
+
+
+def test_collection_without_labels_is_pretrained_on_and_has_no_auroc(tmp_path):
+    rows = manifest_rows(48)
+    root = write_manifest(tmp_path / "root", rows, labels=[])
+    draw_images(root, rows)
+    flags = [*TINY_VIT, f"--data_dir={root}", "--probe_epochs=1", "--num_train_epochs=1"]
+    run_main(run_mae_pretrain, tmp_path / "run", *flags, "--per_device_train_batch_size=8")
+    (epoch,) = read_epochs(tmp_path / "run")
+    assert epoch["probe_auroc"] is None and epoch["rankme"] >= 1
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "the collection has no labels of findings" in card and "| uncertain labels | none |" in card
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ from mimic_cxr_dataset.labels import read_radiologist
 from mimic_cxr_dataset.patients import describe_patients
 from mimic_cxr_dataset.patients import read_patients
 from mimic_cxr_dataset.patients import scanner_of
+from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.tables import SPLITS
 from mimic_cxr_dataset.tables import group_images
 from mimic_cxr_dataset.tables import read_images
@@ -204,7 +205,9 @@ def add_groups(images: pd.DataFrame, patients_dir: Path | None) -> pd.DataFrame:
 
 def with_pixels(rows: pd.DataFrame, pixels: "datasets.Dataset", rule: LabelRule) -> LabelledImages:
     is_multi_label = rule.task == MULTI_LABEL
-    rows = rows.assign(position=pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(rows["dicom_id"]))
+    position = pd.Index(pixels["dicom_id"].to_pandas()).get_indexer(rows["dicom_id"])
+    assert (position >= 0).all(), "an image has no pixels"  # -1 would be those of the last image
+    rows = rows.assign(position=position)
     columns = [*ROW_COLUMNS, *(name for name in GROUP_COLUMNS if name in rows)]
     columns += rule.label_names if is_multi_label else ()
     return LabelledImages(
@@ -240,11 +243,12 @@ def load_pixels(
             cache = shrink_once(builder, **plumbing)
         except NoGoodImage as error:  # such as all lateral ones, of somebody who has downloaded the others
             logger.warning("%s", error)
-            bad.append(files.assign(reason=MISSING_FILE)[[*BAD_COLUMNS]])
+            reasons = [DAMAGED_FILE if find_image(path) else MISSING_FILE for path in files["path"]]
+            bad.append(files.assign(reason=reasons)[[*BAD_COLUMNS]])
             continue
         caches[builder] = cache
         if (listing := cache / f"bad_images_{group}.csv").is_file():
-            bad.append(pd.read_csv(listing, dtype=str))
+            bad.append(pd.read_csv(listing, dtype=str, keep_default_na=False))  # "NA" may be an id
     folders = list(caches.values())
     if stage_dir:
         folders = stage_once(folders, stage_dir, shows_progress=shows_progress)

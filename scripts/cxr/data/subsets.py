@@ -19,7 +19,7 @@ def sample_order(subject_ids: Sequence[int | str], labels: Sequence[int], *, see
     queue that moves the share so far back to the overall one.
     """
     subject_ids = np.asarray(subject_ids)
-    labels = np.asarray(labels)
+    labels = np.asarray(labels) == 1  # an image without a label counts as not positive
     patients, patient_of_image = np.unique(subject_ids, return_inverse=True)
     num_images = np.bincount(patient_of_image, minlength=len(patients))
     num_positive = np.bincount(patient_of_image, weights=labels, minlength=len(patients))

@@ -180,6 +180,8 @@ def read_table(
     rows, notes = only_found(rows.join(labels.rename(columns=names).astype("Int8")), images_dir)
     if not columns.subject_id:
         notes = (*notes, "each image counts as a patient of its own: see --subject_column")
+    if num_unlabelled := int(rows[list(names.values())].isna().all(axis=1).sum()):
+        notes = (*notes, f"{num_unlabelled:,} images have no label: only a pretraining uses them")
     return Imported(facts=facts, rows=rows.reset_index(drop=True), notes=notes, used=used)
 
 

@@ -262,6 +262,8 @@ def read_label_rule(args: Arguments) -> LabelRule:
 
 def describe_labels(rule: LabelRule) -> str:
     """Returns in words when a label is 1 and when it is 0."""
+    if rule.task == "finding" and not rule.all_findings:
+        return "the collection has no labels of findings"
     if rule.task == "finding":
         names = "the 13 findings" if rule.collection is None else ", ".join(rule.all_findings)
         return f"1 if any of {names} is positive, else 0"
@@ -279,6 +281,8 @@ def describe_uncertain(rule: LabelRule) -> str:
     findings_of = {}
     for name in names:
         findings_of.setdefault(rule.policies[name], []).append(name)
+    if not findings_of:
+        return "none"
     if len(findings_of) == 1:
         return POLICIES[next(iter(findings_of))][is_multi_label]
     most = max(findings_of, key=lambda policy: len(findings_of[policy]))

@@ -18,6 +18,7 @@ from cxr.errors import UserError
 from cxr.models.architectures import estimate_gflop
 from cxr.run_folder.record import read_results
 from cxr.study.cells import CellFacts
+from cxr.study.grid import PRETRAINING
 from cxr.study.grid import Cell
 from cxr.study.machine import A_GPU
 from cxr.study.machine import Device
@@ -46,7 +47,7 @@ def count_images(cells: list[Cell], data_dir: Path) -> dict[str, ImageCounts]:
     for cell in cells:
         options = {name: str(cell.flags.get(name, default)) for name, default in LABEL_FLAGS.items()}
         findings = cell.flags.get("findings")
-        options |= {"findings": findings and tuple(findings)}
+        options |= {"findings": findings and tuple(findings), "keeps_unlabelled": cell.script == PRETRAINING}
         key = tuple(options.values())
         if key not in of_options:
             task = options.pop("dataset_config_name")

@@ -7,11 +7,13 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import ViTMAEForPreTraining
 
+from cxr.choices import MASKED
 from cxr.data import transforms
 from cxr.data.images import LabelledImages
 from cxr.data.loading import EVALUATION_SEED
@@ -43,6 +45,8 @@ class PretrainingProbe:
         self.validation = self._loader(eval_images, seed=EVALUATION_SEED)
 
     def _loader(self, images: LabelledImages, *, seed: int) -> DataLoader:
+        if (labelled := np.flatnonzero(images.rows["label"] != MASKED)).size:
+            images = images.select(labelled)  # else the AUROC is null
         num_samples = min(MOST_IMAGES, len(images))
         chosen = draw_sample(images["subject_id"], images["label"], num_samples=num_samples, seed=seed)
         transform = transforms.evaluation_transform(self.run.image_processor.size["height"])
