@@ -1,5 +1,7 @@
 """What a model says about a folder is measured with the resamples of the images that need intervals only."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,23 @@ def scores_of(split: str, *, seed: int) -> Scores:
     return Scores(
         split=split, names=("Edema", "Fracture"), rows=rows, labels=labels, probabilities=probabilities
     )
+
+
+@pytest.mark.parametrize(
+    ("num_positive", "said"), [(4, "4 positive labels in the test split"), (51, "9 negative"), (10, "")]
+)
+def test_models_of_one_label_are_tested_with_ten_labels_of_each_class(num_positive, said):
+    both = {}
+    for name, seed in (("a", 0), ("b", 1)):
+        scores = scores_of("test", seed=seed)
+        labels = (np.arange(60) < num_positive).astype(int)
+        scores = dataclasses.replace(scores, labels=labels, probabilities=scores.probabilities[:, 0])
+        both[name] = scores
+    found = measuring.compare_models("d", *both.items())
+    if said:
+        assert found.startswith(f"a and b on d: {said}") and found.endswith("at least 10 of each are needed")
+    else:
+        assert 0 <= found.p <= 1
 
 
 def test_only_images_that_get_intervals_are_resampled(monkeypatch):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr.evaluation.intervals import MIN_LABELS
 from cxr.evaluation.intervals import NUM_RESAMPLES
 from cxr.evaluation.intervals import SeedNoise
 from cxr.evaluation.intervals import holm
@@ -28,7 +29,6 @@ from cxr.evaluation.intervals import weighted_auroc
 from cxr.evaluation.intervals import weighted_rates
 
 MIN_PATIENTS = 10
-MIN_LABELS = 10
 UNKNOWN = "unknown"
 MACRO = "macro"  # the name of the mean over findings
 

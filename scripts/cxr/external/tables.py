@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr.evaluation.conformal import FEWEST
-from cxr.evaluation.findings import MIN_POSITIVES
+from cxr.evaluation.findings import MIN_LABELS
 from cxr.run_folder.evaluation_record import EvaluatedFinding
 from cxr.run_folder.evaluation_record import Evaluation
 from cxr.run_folder.evaluation_record import Measurement
@@ -95,7 +95,7 @@ def _main(evaluations: list[Evaluation]) -> Table:
     )
     if any(one.is_multi_label for one in evaluations):
         note += (
-            f" A mean is over the findings with at least {MIN_POSITIVES} positive labels and a negative one."
+            f" A mean is over the findings with at least {MIN_LABELS} positive and as many negative labels."
         )
     return Table(title="Each model", headings=headings, rows=rows, num_names=4, note=note)
 

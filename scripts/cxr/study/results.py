@@ -17,6 +17,7 @@ from cxr.choices import RECIPES
 from cxr.cli.arguments import labels_in
 from cxr.data.images import user_errors
 from cxr.errors import UserError
+from cxr.evaluation import findings
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
@@ -116,6 +117,14 @@ class Row:
         return tuple(self.runs[0].predictions["dicom_id"]) if self.runs else ()
 
     @property
+    def few_labels(self) -> str:
+        """Returns why a row of one label is not compared with others, "" if it can be."""
+        first = self.runs[0]
+        if first.findings:  # their mean is over those with enough labels
+            return ""
+        return findings.why_not_tested(first.predictions["label"].to_numpy(), split=first.split)
+
+    @property
     def architecture(self) -> str:
         """Returns the model's name without its organisation, the same for pretrained and from scratch."""
         run = self.runs[0]
@@ -171,6 +180,11 @@ class ResultTable:
     @property
     def undertrained(self) -> list[Row]:
         return [row for row in self.measured if row.undertrained]
+
+    @property
+    def few_labels(self) -> str:
+        """Returns why no row is compared with another, "" if it is not for want of labels."""
+        return next((row.few_labels for row in self.measured if row.few_labels), "")
 
     @property
     def with_ensembles(self) -> list[Row]:
