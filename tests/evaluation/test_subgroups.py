@@ -152,6 +152,15 @@ def test_p_values_are_corrected_for_all_pairs_of_all_attributes():
     assert {gaps[0]["higher"], gaps[0]["lower"]} == {"80+", "18-39"}
 
 
+@pytest.mark.parametrize(("num_resamples", "num_gaps"), [(1, 0), (2, 1)])
+def test_groups_with_fewer_than_two_resamples_have_no_gap(num_resamples, num_gaps, monkeypatch):
+    monkeypatch.setattr(subgroups, "NUM_RESAMPLES", num_resamples)
+    labels, probabilities, subjects = draw(150)
+    sex = np.where(subjects % 2, "female", "male")
+    groups, gaps = measure(labels, probabilities, subjects, {"sex": sex})
+    assert all(group["auroc"] is not None for group in groups) and len(gaps) == num_gaps
+
+
 def test_patients_in_both_groups_make_a_gap_more_certain_than_if_they_were_others():
     """AP and PA images of the same patients, who are easy or hard in both views."""
     generator = np.random.default_rng(0)
