@@ -118,6 +118,15 @@ def test_our_figures_stand_beside_the_papers(study):
     assert rows["10000", "ResNet", "classic"]["auroc_published"] == "0.807"
 
 
+def test_the_note_beside_the_papers_figures_names_the_split_of_ours(tmp_path):
+    row = {"model": "facebook/vit-mae-base", "pretrained": True}
+    for split in ("test", "validation"):
+        write_run(tmp_path / split, split=split, **row)
+        (table,) = measure_tables(gather_rows([tmp_path / split]), 20)
+        assert table.rows[0].published
+        assert any(f"ours are from the {split} split" in note for note in notes(table))
+
+
 def test_labels_of_a_manifest_are_not_said_to_be_of_a_labeler_or_compared_with_the_papers(tmp_path):
     origin = ORIGIN.model_copy(update={"labels": ["No Finding", "Edema"]})
     write_run(tmp_path / "manifest", flags={"origin": origin})

@@ -105,7 +105,7 @@ def notes(table: ResultTable) -> list[str]:
     if any(row.published for row in table.rows):
         said.append(
             "The paper's numbers are from its own validation images, which are not known, and have no "
-            "intervals; ours are from the published test split."
+            f"intervals; ours are from the {table.name.split} split."
         )
     return said
 
