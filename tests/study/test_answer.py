@@ -148,6 +148,14 @@ def test_runs_that_answer_nothing_are_said_to(tmp_path):
     )
 
 
+def test_models_of_two_run_folders_are_two_models(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, model=f"elsewhere/{name}/model", pretrained=True)
+    (one,) = answer(measure_tables(gather_rows([tmp_path]), 50))
+    assert one.question == "Model against model"
+    assert one.compared == "elsewhere/a/model against elsewhere/b/model"
+
+
 @pytest.mark.parametrize(("num_negative", "num_answers"), [(4, 0), (10, 1)])
 def test_rows_of_one_label_are_compared_with_ten_labels_of_each_class(num_negative, num_answers, tmp_path):
     for name in ("a", "b"):

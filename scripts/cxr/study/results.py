@@ -126,10 +126,14 @@ class Row:
 
     @property
     def architecture(self) -> str:
-        """Returns the model's name without its organisation, the same for pretrained and from scratch."""
+        """Returns the model's name without its organisation, the same for pretrained and from scratch.
+
+        The model of a run folder, RUN/model, has no name of its own, and is the whole path.
+        """
         run = self.runs[0]
-        name = run.pretraining.results.model if run.pretraining else run.point.model
-        return name.rstrip("/").rpartition("/")[2]
+        path = run.pretraining.results.model if run.pretraining else run.point.model
+        name = path.rstrip("/").rpartition("/")[2]
+        return path if name == "model" else name
 
     @property
     def start(self) -> int:
