@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cxr.external import measuring
+from cxr.external import tables
 from cxr.training.scores import Scores
 
 
@@ -50,9 +51,10 @@ def test_only_images_that_get_intervals_are_resampled(monkeypatch):
     splits = measuring.Splits(
         test=test, validation=validation, internal=None, reference=reference, reference_name="others"
     )
-    found = measuring.measure_findings(splits, [0.5, 0.5], recalibrates=True, alpha=0.2)
+    found = measuring.measure_findings(splits, [0.5, 0.5], recalibrates=True, alpha=0.025)
     assert drawn == {*test.rows["subject_id"]}
     one = found["Fracture"]
+    assert tables._conformal([("model", "Fracture", one)]).note.startswith("At least 97.5 % of the images")
     assert (one.external.n, one.external.num_patients) == (55, 28)  # five images without a label
     assert one.external.metrics["auroc"].interval and one.conformal.metrics["coverage"].interval
     assert one.recalibrated.after.metrics["auroc"].value == pytest.approx(one.external.metrics["auroc"].value)

@@ -145,8 +145,8 @@ def _conformal(findings: list[tuple[str, str, EvaluatedFinding]]) -> Table:
             count = f"{found.num_negative:,} + {found.num_positive:,}" + " †" * found.is_small
             rows.append([model, name, count, *(found.metrics[metric] for metric in SETS)])
     note = (
-        f"At least {1 - alpha:.0%} of the images of each class should have their label in their set, if test "
-        "images are like those of validation. A set of two labels leaves an image undecided."
+        f"At least {100 * (1 - alpha):g} % of the images of each class should have their label in their set, "
+        "if test images are like those of validation. A set of two labels leaves an image undecided."
     )
     if is_small:
         note += (
