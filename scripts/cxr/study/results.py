@@ -320,12 +320,17 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
     finished = find_runs(folders)
     cells = {folder / name: cell for folder in folders for name, cell in grid.read_plan(folder).items()}
     plan = {run: cell for run, cell in cells.items() if isinstance(cell, grid.ClassificationCell)}
+    runs = {folder: read_run(folder, plan.get(folder)) for folder in finished}
+    known_labels = {
+        plan[folder].flags.get("data_dir"): run.args.origin.labels
+        for folder, run in runs.items()
+        if folder in plan
+    }
     for folder in dict.fromkeys([*plan, *finished]):
-        cell = plan.get(folder)
-        run = read_run(folder, cell) if folder in finished else None
+        cell, run = plan.get(folder), runs.get(folder)
         point = run.point if run else cell.point
         options = run.results.as_json() if run else LABEL_OPTIONS | cell.flags
-        collection = labels_of_data(run, cell)
+        collection = run.args.origin.labels if run else labels_of_data(cell, known_labels)
         table = TableName(
             task=point.task,
             view=point.view,
@@ -345,11 +350,16 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
     return tables
 
 
-def labels_of_data(run: Run | None, cell: grid.ClassificationCell | None) -> Iterable[str] | None:
-    """Returns the labels of the manifest of a run, or of a cell that has no run yet; None for MIMIC."""
-    if run:
-        return run.args.origin.labels
+def labels_of_data(
+    cell: grid.ClassificationCell, known_labels: dict[str | None, list[str] | None]
+) -> Iterable[str] | None:
+    """Returns the labels of the manifest of a cell that has no run yet; None for MIMIC.
+
+    `known_labels` are those that finished runs recorded by data folder, which may not be on this machine.
+    """
     data_dir = cell.flags.get("data_dir")
+    if data_dir in known_labels:
+        return known_labels[data_dir]
     with user_errors():
         return labels_in(data_dir and Path(data_dir))
 
