@@ -36,10 +36,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     command_line.add_number(parser, "--num_findings", positive, "findings", default=14)
     command_line.add_number(parser, "--num_resamples", positive, "resamples per interval", default=400)
     args = parser.parse_args(argv)
-    if not findings.MIN_POSITIVES <= args.num_positives < args.num_patients:
+    if not findings.MIN_LABELS <= args.num_positives <= args.num_patients - findings.MIN_LABELS:
         parser.error(
-            f"--num_positives: found {args.num_positives}, expected at least {findings.MIN_POSITIVES}, as a "
-            "rarer finding is not in the mean, and fewer than --num_patients"
+            f"--num_positives: found {args.num_positives}, expected from {findings.MIN_LABELS} to "
+            f"{findings.MIN_LABELS} fewer than --num_patients, as other findings are not in the mean"
         )
     return args
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from cxr.cli.command_line import ArgumentParser
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
-from cxr.cli.command_line import positive_int
+from cxr.cli.command_line import number
 from cxr.errors import run_script
 from cxr.evaluation import intervals
 from cxr.run_folder.files import make_output_dir
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_number(
         parser,
         "--num_resamples",
-        positive_int,
+        number(int, "a whole number from 2", lambda value: value >= 2),
         "resample the patients N times for each interval over patients",
         default=intervals.NUM_RESAMPLES,
     )

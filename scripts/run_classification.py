@@ -326,20 +326,21 @@ def measure_best(run: Run, model: PreTrainedModel, sets: dict[str, ChestXrays]) 
         (split, level): make_scores(logits, labels, sets[split].images, level=level, split=split)
         for split, (logits, labels, _) in found.items()
         for level in EVALUATION_LEVELS
-        if split == RADIOLOGIST or level == run.args.evaluation_level
+        if level == run.args.evaluation_level or (split != "test" and RADIOLOGIST in found)
     }
     train_images, level = sets["train"].images, run.args.evaluation_level
-    thresholds = scores["validation", level].choose_thresholds()
+    validation = {at: one for (split, at), one in scores.items() if split == "validation"}
+    thresholds = {at: one.choose_thresholds() for at, one in validation.items()}
     if train_images.is_multi_label:  # for users who need a decision, not a probability
-        run.save_config(model, decision_thresholds=dict(zip(train_images.label_names, thresholds)))
+        run.save_config(model, decision_thresholds=dict(zip(train_images.label_names, thresholds[level])))
     else:
-        run.save_config(model, decision_threshold=thresholds[0])
+        run.save_config(model, decision_threshold=thresholds[level][0])
     if not run.accelerator.is_main_process:
         return {}
     measurer = Measurer(thresholds=thresholds, train_images=train_images, record=run.record)
     losses = {split: loss for split, (*_, loss) in found.items()}
     measured = {
-        split: {"loss": losses[split], **measurer.measure(scores[split, level], name=split)}
+        split: {"loss": losses[split], **measurer.measure(scores[split, level], level=level, name=split)}
         for split in found
         if split != RADIOLOGIST
     }

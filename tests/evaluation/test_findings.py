@@ -163,6 +163,14 @@ def test_intervals_are_those_of_scikit_learn_over_the_same_patients(arrays):
     assert set(found["findings"]["Pneumonia"]["intervals"].values()) == {None}
 
 
+@pytest.mark.parametrize(("num_negative", "is_out"), [(1, True), (9, True), (10, False)])
+def test_a_mean_needs_ten_negative_labels_of_a_finding_too(num_negative, is_out):
+    labels = np.ones((40, 2), dtype=int)
+    labels[:num_negative, 0] = 0
+    labels[:20, 1] = 0
+    assert findings.left_out(labels, NAMES[:2]) == [NAMES[0]] * is_out
+
+
 def test_resample_without_a_class_of_a_finding_is_not_in_the_mean():
     labels, probabilities, _ = draw(60, 2, seed=1)
     labels[:, 1] = 0
@@ -190,8 +198,8 @@ def test_findings_that_are_left_out_are_named_once_with_the_reason(arrays, caplo
         findings.warn_left_out(found, split="test")
     assert [record.getMessage() for record in caplog.records] == [
         "The means over findings of the test split leave out 3 of 5, because they have fewer than 10 "
-        "positive labels or no negative one: Fracture (9 positive), No Finding (no negative), Pneumonia (0 "
-        "positive)."
+        "positive or negative labels: Fracture (9 positive), No Finding (0 negative), Pneumonia (0 positive, "
+        "0 negative)."
     ]
 
 

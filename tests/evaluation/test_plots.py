@@ -127,7 +127,7 @@ def test_bars_are_sorted_and_those_outside_the_mean_are_paler_and_in_the_legend(
     figure = figure_of(monkeypatch, lambda path: plots.plot_finding_bars(found, path, title="AUROC"))
     (axes,) = figure.axes
     values = {line.get_label(): line for line in axes.lines}
-    label = "not in the mean: fewer than 10 positive, or no negative"
+    label = "not in the mean: fewer than 10 positive or negative"
     inside, outside = values["in the mean"], values[label]
     assert inside.get_xdata().tolist() == sorted(inside.get_xdata(), reverse=True)
     assert (inside.get_color(), outside.get_color()) == (plots.BLUE, plots.PALE)

@@ -108,7 +108,7 @@ def test_gaps_that_are_not_there_are_rarely_found_and_intervals_cover(monkeypatc
         attributes = {
             "view": generator.choice(["AP", "PA"], 500),
             "sex": np.array(["female", "male"])[subjects % 2],
-            "race": np.array(["White", "Black", "Asian", "Hispanic", "other or unknown"])[subjects % 5],
+            "race": np.array(["White", "Black", "Asian", "Hispanic", "other"])[subjects % 5],
         }
         groups, gaps = measure(labels, probabilities, subjects, attributes)
         found += min(gap["p"] for gap in gaps) < 0.05
@@ -150,6 +150,15 @@ def test_p_values_are_corrected_for_all_pairs_of_all_attributes():
         pair = sorted((gap["higher"], gap["lower"]))
         assert gap["p"] == pytest.approx(corrected[(gap["attribute"], *pair)])
     assert {gaps[0]["higher"], gaps[0]["lower"]} == {"80+", "18-39"}
+
+
+@pytest.mark.parametrize(("num_resamples", "num_gaps"), [(1, 0), (2, 1)])
+def test_groups_with_fewer_than_two_resamples_have_no_gap(num_resamples, num_gaps, monkeypatch):
+    monkeypatch.setattr(subgroups, "NUM_RESAMPLES", num_resamples)
+    labels, probabilities, subjects = draw(150)
+    sex = np.where(subjects % 2, "female", "male")
+    groups, gaps = measure(labels, probabilities, subjects, {"sex": sex})
+    assert all(group["auroc"] is not None for group in groups) and len(gaps) == num_gaps
 
 
 def test_patients_in_both_groups_make_a_gap_more_certain_than_if_they_were_others():

@@ -1,9 +1,12 @@
 """What a model says about a folder is measured with the resamples of the images that need intervals only."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 from cxr.external import measuring
+from cxr.external import tables
 from cxr.training.scores import Scores
 
 
@@ -19,6 +22,23 @@ def scores_of(split: str, *, seed: int) -> Scores:
     )
 
 
+@pytest.mark.parametrize(
+    ("num_positive", "said"), [(4, "4 positive labels in the test split"), (51, "9 negative"), (10, "")]
+)
+def test_models_of_one_label_are_tested_with_ten_labels_of_each_class(num_positive, said):
+    both = {}
+    for name, seed in (("a", 0), ("b", 1)):
+        scores = scores_of("test", seed=seed)
+        labels = (np.arange(60) < num_positive).astype(int)
+        scores = dataclasses.replace(scores, labels=labels, probabilities=scores.probabilities[:, 0])
+        both[name] = scores
+    found = measuring.compare_models("d", *both.items())
+    if said:
+        assert found.startswith(f"a and b on d: {said}") and found.endswith("at least 10 of each are needed")
+    else:
+        assert 0 <= found.p <= 1
+
+
 def test_only_images_that_get_intervals_are_resampled(monkeypatch):
     drawn, weights_of = set(), measuring.weights_of
 
@@ -31,9 +51,10 @@ def test_only_images_that_get_intervals_are_resampled(monkeypatch):
     splits = measuring.Splits(
         test=test, validation=validation, internal=None, reference=reference, reference_name="others"
     )
-    found = measuring.measure_findings(splits, [0.5, 0.5], recalibrates=True, alpha=0.2)
+    found = measuring.measure_findings(splits, [0.5, 0.5], recalibrates=True, alpha=0.025)
     assert drawn == {*test.rows["subject_id"]}
     one = found["Fracture"]
+    assert tables._conformal([("model", "Fracture", one)]).note.startswith("At least 97.5 % of the images")
     assert (one.external.n, one.external.num_patients) == (55, 28)  # five images without a label
     assert one.external.metrics["auroc"].interval and one.conformal.metrics["coverage"].interval
     assert one.recalibrated.after.metrics["auroc"].value == pytest.approx(one.external.metrics["auroc"].value)

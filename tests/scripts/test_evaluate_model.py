@@ -50,7 +50,9 @@ def world(sample_root, tmp_path_factory):
     models = [str(folder / name) for name in ("run", "random", "several")]
     data = ["--data_dir", str(other), str(sample_root), cache, "--device=cpu", "--view=frontal"]
     adapted = ["--recalibrate=validation", "--conformal=0.2", f"--output_dir={folder / 'report'}"]
-    evaluate_model.main([*models, *data, *adapted])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(findings, "MIN_LABELS", 4)  # the samples are small
+        evaluate_model.main([*models, *data, *adapted])
     return folder
 
 
@@ -230,7 +232,7 @@ def test_models_are_compared_on_the_same_images_and_corrected_together(world):
 
 
 def test_models_of_several_findings_are_compared_finding_by_finding_too(world, monkeypatch):
-    monkeypatch.setattr(findings, "MIN_POSITIVES", 1)  # the sample is small
+    monkeypatch.setattr(findings, "MIN_LABELS", 1)  # the sample is small
     save_classifier(world / "others", labels=SEVERAL, seed=1)
     models = [str(world / name) for name in ("several", "others")]
     flags = ["--data_dir", str(world / "other"), f"--cache_dir={world / 'cache'}", "--device=cpu"]

@@ -110,13 +110,13 @@ def test_second_call_computes_no_features_and_gives_the_same_numbers(probed, sam
     assert again.points == [one for one in before.points if one.num_train_images == 20]
 
 
-@pytest.mark.parametrize("min_positives", [1, 10])
+@pytest.mark.parametrize("min_labels", [1, 10])
 def test_findings_have_a_probe_each_and_a_mean_over_those_that_count(
-    min_positives, probed, sample_root, monkeypatch
+    min_labels, probed, sample_root, monkeypatch
 ):
-    monkeypatch.setattr(findings, "MIN_POSITIVES", min_positives)
+    monkeypatch.setattr(findings, "MIN_LABELS", min_labels)
     folder, _ = probed
-    output_dir = folder / f"findings {min_positives}"
+    output_dir = folder / f"findings {min_labels}"
     flags = [f"--data_dir={sample_root}", f"--cache_dir={folder / 'cache'}", "--device=cpu"]
     flags += ["--dataset_config_name=findings", "--uncertain=exclude", "--train_sizes=all"]
     probe.main([*TINY, *flags, f"--output_dir={output_dir}"])
@@ -125,7 +125,7 @@ def test_findings_have_a_probe_each_and_a_mean_over_those_that_count(
     for point in content["models"][0]["points"]:
         (one,) = point["seeds"]
         assert len(one["settings"]) == 14
-        if min_positives == 1:
+        if min_labels == 1:
             low, high = point["interval"]
             assert len(content["left_out"]) < 14 and low < point["test_auroc"] < high
         else:  # the sample is small: no finding counts

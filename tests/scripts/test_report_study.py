@@ -19,6 +19,7 @@ import pytest
 import report_study
 import rich.console
 from cxr.run_folder.files import write_json
+from cxr.run_folder.record import ClassificationResults
 from cxr.study import grid
 from cxr.study.measuring import arrays
 from cxr.study.measuring import measure_tables
@@ -32,6 +33,7 @@ from cxr.study.report import notes
 from cxr.study.results import ResultTable
 from cxr.study.results import gather_rows
 from cxr.study.results import point_of
+from finished_findings import write_findings_run
 from finished_runs import ORIGIN
 from finished_runs import classification_results
 from finished_runs import finish
@@ -118,6 +120,15 @@ def test_our_figures_stand_beside_the_papers(study):
     assert rows["10000", "ResNet", "classic"]["auroc_published"] == "0.807"
 
 
+def test_the_note_beside_the_papers_figures_names_the_split_of_ours(tmp_path):
+    row = {"model": "facebook/vit-mae-base", "pretrained": True}
+    for split in ("test", "validation"):
+        write_run(tmp_path / split, split=split, **row)
+        (table,) = measure_tables(gather_rows([tmp_path / split]), 20)
+        assert table.rows[0].published
+        assert any(f"ours are from the {split} split" in note for note in notes(table))
+
+
 def test_labels_of_a_manifest_are_not_said_to_be_of_a_labeler_or_compared_with_the_papers(tmp_path):
     origin = ORIGIN.model_copy(update={"labels": ["No Finding", "Edema"]})
     write_run(tmp_path / "manifest", flags={"origin": origin})
@@ -127,6 +138,24 @@ def test_labels_of_a_manifest_are_not_said_to_be_of_a_labeler_or_compared_with_t
     row = RowName("MAE ViT", "none", 0.0, "patches")
     assert published_row(mimic, row) and not published_row(manifest, row)
     assert "negbio" not in manifest.title and manifest.slug != mimic.slug
+
+
+def test_planned_runs_have_the_labels_of_finished_ones_where_the_data_are_not_mounted(tmp_path):
+    point, cells = point_of(classification_results(task="findings")), {}
+    for seed in (0, 1):
+        point_of_seed = point.model_copy(update={"seed": seed})
+        name, flags = grid.run_id(point_of_seed), {"data_dir": str(tmp_path / "not-mounted")}
+        cells[name] = grid.ClassificationCell(
+            run_id=name, script=grid.CLASSIFICATION, point=point_of_seed, flags=flags
+        )
+    write_json(tmp_path / "plan.json", grid.Plan(cells=cells).as_json())
+    names = ("No Finding", "Edema")
+    folder = write_findings_run(tmp_path / next(iter(cells)), names=names)
+    origin = ORIGIN.model_copy(update={"labels": list(names)})
+    finish(folder, ClassificationResults.read(folder / "results.json"), seed=0, origin=origin)
+    (rows,) = gather_rows([tmp_path]).values()
+    ((runs, num_planned),) = rows.values()
+    assert (len(runs), num_planned) == (1, 2)
 
 
 def test_the_papers_figures_are_for_its_task_its_view_and_full_training_only():

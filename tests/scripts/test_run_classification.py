@@ -7,12 +7,14 @@ import stat
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import run_classification
 import run_mae_pretrain
 import torch
 from cxr.data.images import default_cache_image_size
 from cxr.data.images import load_images
+from cxr.evaluation.metrics import choose_threshold
 from cxr.models.masking import PatchDropout
 from PIL import Image
 from safetensors.torch import load_file
@@ -75,6 +77,22 @@ def test_results_have_every_metric_of_both_splits(vit_run):
     assert chosen == {config["decision_threshold"]}
     assert results["images_per_second"] > 0
     assert {"steps", "num_train_images", "seed", "versions"} <= set(results)
+
+
+def test_thresholds_against_the_radiologist_are_of_validation_at_the_same_level(sample_root, tmp_path):
+    flags = [*TINY_VIT, *QUICK, "--max_train_steps=1", "--view=all", "--evaluate_test"]
+    results = run_main(run_classification, tmp_path / "run", *flags, f"--data_dir={sample_root}")
+    validation = pd.read_csv(tmp_path / "run" / "predictions_validation.csv")
+    logits = np.log(validation["probability"] / (1 - validation["probability"]))
+    studies = validation.assign(logit=logits).groupby("study_id")[["label", "logit"]].mean()
+    expected = {
+        "image": choose_threshold(validation["label"], validation["probability"]),
+        "study": choose_threshold(studies["label"], 1 / (1 + np.exp(-studies["logit"]))),
+    }
+    assert expected["image"] != pytest.approx(expected["study"], abs=1e-6)
+    for level, threshold in expected.items():
+        chosen = results["radiologist"][level]["at_chosen_threshold"]["threshold"]
+        assert chosen == pytest.approx(threshold, abs=1e-6)
 
 
 def test_run_folder_has_every_record_and_picture(vit_run):

@@ -98,7 +98,7 @@ def test_card_has_the_means_and_each_finding_with_intervals(tmp_path):
     cells = ["Edema", "103", "23", "0.713 [0.100, 0.900]", "0.313 [0.100, 0.900]", "0.550", "0.203"]
     cells += [f"{value} [0.100, 0.900]" for value in ("0.413", "0.513", "0.613")]
     assert text.count(f"| {' | '.join(cells)} |\n") == 2
-    assert "Not in the means on test, because they have fewer than 10 positive labels" in text
+    assert "Not in the means on test, because they have fewer than 10 positive or negative labels" in text
     assert "alone has an AUROC of 0.543 on validation and 0.543 on test: a model that" in text
     measured = {one.metric_type: one for one in ModelCard(text).data.eval_results}
     assert measured["roc_auc"].metric_value == 0.712 and measured["average_precision"].metric_value == 0.312

@@ -225,7 +225,7 @@ def test_pages_have_the_means_the_findings_the_groups_and_the_ceiling(study):
         assert "mean AUROC over findings, n = 200 images of 100 patients" in said
         assert "1 difference of AUROC (mean over findings), row by row" in said
         assert "Finding by finding (n = 200 images of 100 patients)" in said and f"{RARE}‡" in said
-        assert f"or no negative one: {RARE} (5 positive)." in said
+        assert f"or negative labels: {RARE} (5 positive)." in said
         assert "For whom does it work?" in said and "largest gap, 95 %" in said and "80+" in said
         assert "Asian" not in said and "Not shown: 1 group of fewer than 10 patients." in said
         assert "The view alone (AP or PA) reaches an AUROC (mean over findings) of 0.61." in said

@@ -1,8 +1,8 @@
 """Measures classifiers of several findings; arrays (N, K) have a column per finding.
 
 `labels` are 1, 0 or MASKED, `probabilities` are of class 1. A finding is measured on the images that have a
-label for it. A mean over findings is over those with at least MIN_POSITIVES positive labels and a negative
-one, the same in all resamples.
+label for it. A mean over findings is over those with at least MIN_LABELS positive and MIN_LABELS negative
+labels, the same in all resamples.
 """
 
 import logging
@@ -17,8 +17,8 @@ from cxr.choices import CHEXPERT5
 from cxr.choices import MASKED
 from cxr.evaluation import intervals
 from cxr.evaluation import metrics
+from cxr.evaluation.intervals import MIN_LABELS
 
-MIN_POSITIVES = 10
 AREAS = ("auroc", "average_precision")
 METRICS = (*AREAS, "f1", "sensitivity", "specificity")
 logger = logging.getLogger(__name__)
@@ -70,16 +70,15 @@ def warn_left_out(measured: dict[str, Any], *, split: str) -> None:
     reasons = []
     for name in measured["left_out"]:
         found = measured["findings"][name]
-        is_rare = found["num_positive"] < MIN_POSITIVES
-        reasons.append(f"{name} ({found['num_positive']} positive)" if is_rare else f"{name} (no negative)")
+        reasons.append(f"{name} ({few_labels(found['num_positive'], found['n'] - found['num_positive'])})")
     if reasons:
         logger.warning(
             "The means over findings of the %s split leave out %d of %d, because they have fewer than %d "
-            "positive labels or no negative one: %s.%s",
+            "positive or negative labels: %s.%s",
             split,
             len(reasons),
             len(measured["findings"]),
-            MIN_POSITIVES,
+            MIN_LABELS,
             ", ".join(reasons),
             " Without any finding they are undefined (null)." * (len(reasons) == len(measured["findings"])),
         )
@@ -135,9 +134,20 @@ def finding_areas(
 
 def left_out(labels: np.ndarray, names: Sequence[str]) -> list[str]:
     """Returns the findings that are not in a mean over findings."""
-    counts = (labels == 1).sum(axis=0) >= MIN_POSITIVES
-    counts &= (labels == 0).any(axis=0)
-    return [name for name, is_in in zip(names, counts) if not is_in]
+    counts = zip((labels == 1).sum(axis=0), (labels == 0).sum(axis=0))
+    return [name for name, of_classes in zip(names, counts) if few_labels(*of_classes)]
+
+
+def few_labels(num_positive: int, num_negative: int) -> str:
+    """Returns in words the classes with fewer than MIN_LABELS labels, "" if both have enough."""
+    counts = {"positive": num_positive, "negative": num_negative}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count < MIN_LABELS)
+
+
+def why_not_tested(labels: np.ndarray, *, split: str) -> str:
+    """Returns why models are not compared by one label, (N,) 0 or 1, of a split; "" if they can be."""
+    few = few_labels(int((labels == 1).sum()), int((labels == 0).sum()))
+    return f"{few} labels in the {split} split, at least {MIN_LABELS} of each are needed" if few else ""
 
 
 def macro_means(

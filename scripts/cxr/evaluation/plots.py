@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cxr.choices import MASKED
-from cxr.evaluation.findings import MIN_POSITIVES
+from cxr.evaluation.findings import MIN_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,7 +172,7 @@ def plot_finding_bars(measured: dict[str, Any], path: Path, *, title: str) -> No
         num_counted = len(rows) - len(left_out)
         mean = f"mean of {num_counted} finding{'s' * (num_counted != 1)}: {measured['auroc']:.3f}"
         axes.axvline(measured["auroc"], color=ORANGE, lw=1.2, ls="--", label=mean)
-    is_rare = f"not in the mean: fewer than {MIN_POSITIVES} positive, or no negative"
+    is_rare = f"not in the mean: fewer than {MIN_LABELS} positive or negative"
     _draw_dots(axes, rows, only=names - left_out, color=BLUE, marker="o", label="in the mean")
     _draw_dots(axes, rows, only=left_out, color=PALE, marker="D", label=is_rare)
     ticks = [

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr.evaluation.intervals import MIN_LABELS
 from cxr.evaluation.intervals import NUM_RESAMPLES
 from cxr.evaluation.intervals import SeedNoise
 from cxr.evaluation.intervals import holm
@@ -28,7 +29,6 @@ from cxr.evaluation.intervals import weighted_auroc
 from cxr.evaluation.intervals import weighted_rates
 
 MIN_PATIENTS = 10
-MIN_LABELS = 10
 UNKNOWN = "unknown"
 MACRO = "macro"  # the name of the mean over findings
 
@@ -225,15 +225,19 @@ def largest_gaps(groups: list[Group]) -> list[dict[str, Any]]:
     """Compares all pairs of large groups of each finding and attribute; returns the largest gap of each."""
     large = [group for group in groups if group.is_large and group.metrics["auroc"] is not None]
     pairs = itertools.combinations(large, 2)
-    gaps = [_compare(first, second) for first, second in pairs if first.key == second.key]
+    compared = (_compare(first, second) for first, second in pairs if first.key == second.key)
+    gaps = [gap for gap in compared if gap]
     for gap, p in zip(gaps, holm([gap["p"] for gap in gaps])):
         gap["p"] = p
     by_key = itertools.groupby(gaps, key=lambda gap: (gap["finding"], gap["attribute"]))
     return [max(same, key=lambda gap: gap["difference"]) for _, same in by_key]
 
 
-def _compare(first: Group, second: Group) -> dict[str, Any]:
-    """Returns the gap between two groups, before correction; the smaller one gives the degrees of freedom."""
+def _compare(first: Group, second: Group) -> dict[str, Any] | None:
+    """Returns the gap between two groups, before correction; the smaller one gives the degrees of freedom.
+
+    Returns None if fewer than two resamples are defined for both.
+    """
     higher, lower = sorted((first, second), key=lambda group: group.aurocs[0], reverse=True)
     differences = higher.aurocs - lower.aurocs
     found = paired_difference(
@@ -243,7 +247,7 @@ def _compare(first: Group, second: Group) -> dict[str, Any]:
         num_runs=(1, 1),
         noise=SeedNoise(variance=0.0, freedom=0),
     )
-    return {
+    return found and {
         "finding": higher.metrics["finding"],
         "attribute": higher.metrics["attribute"],
         "higher": higher.metrics["group"],

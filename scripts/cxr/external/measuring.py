@@ -123,7 +123,7 @@ def internal_macro(
     if internal is None or not internal.is_multi_label or not counted:
         return {}, []
     means, left_out = macro_metrics(of_findings(internal, counted))
-    said = f"The internal means also leave out {', '.join(left_out)}: too few positive labels there."
+    said = f"The internal means also leave out {', '.join(left_out)}: too few labels there."
     return means, [said] * bool(left_out)
 
 
@@ -230,7 +230,9 @@ def common_findings(first: Scores, second: Scores) -> list[str] | str:
         return "they were measured on different images or studies"
     if not first.is_multi_label:
         same = np.array_equal(first.labels, second.labels)
-        return [first.names[1]] if same else "their label rules give different labels"
+        if not same:
+            return "their label rules give different labels"
+        return findings.why_not_tested(first.labels, split=first.split) or [first.names[1]]
     common = [name for name in first.names if name in second.names]
     if not common:
         return "they have no finding in common"
@@ -239,7 +241,7 @@ def common_findings(first: Scores, second: Scores) -> list[str] | str:
         return "their label rules give different labels"
     without = findings.left_out(labels[0], common)
     counted = [name for name in common if name not in without]
-    return counted or f"no finding has {findings.MIN_POSITIVES} positive labels and a negative one"
+    return counted or f"no finding has {findings.MIN_LABELS} positive and as many negative labels"
 
 
 def resampled_auroc(scores: Scores, common: list[str]) -> np.ndarray:

@@ -26,7 +26,9 @@ AurocRow = tuple[str, Metric | None, Metric | None]  # name, internal, external
 
 def plot_aurocs(rows: list[AurocRow], path: Path, *, title: str) -> None:
     """Draws a line per row with the AUROC on the model's own images and on those of the evaluation."""
-    figure = new_figure(8, 1.4 + 0.45 * len(rows))
+    names = ["\n".join(textwrap.wrap(row[0], 60)) for row in rows]
+    most_lines = max(name.count("\n") + 1 for name in names)
+    figure = new_figure(8, 1.4 + max(0.45, 0.2 * most_lines) * len(rows))
     axes = figure.subplots()
     axes.axvline(0.5, color="gray", lw=1.2, ls=":", label="chance")
     of_side = (("internal", ORANGE, "D", -0.14), ("external", BLUE, "o", 0.14))
@@ -40,7 +42,7 @@ def plot_aurocs(rows: list[AurocRow], path: Path, *, title: str) -> None:
             heights, metrics = zip(*points)
             values = [metric.value for metric in metrics]
             axes.plot(values, heights, marker, color=color, ms=6, label=name)
-    axes.set_yticks(range(len(rows)), labels=[as_label(textwrap.shorten(row[0], 60)) for row in rows])
+    axes.set_yticks(range(len(rows)), labels=[as_label(name) for name in names])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("AUROC, 95 % interval over patients")
     axes.grid(axis="x", alpha=0.3)

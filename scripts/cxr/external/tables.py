@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr.evaluation.conformal import FEWEST
-from cxr.evaluation.findings import MIN_POSITIVES
+from cxr.evaluation.findings import MIN_LABELS
 from cxr.run_folder.evaluation_record import EvaluatedFinding
 from cxr.run_folder.evaluation_record import Evaluation
 from cxr.run_folder.evaluation_record import Measurement
@@ -95,7 +95,7 @@ def _main(evaluations: list[Evaluation]) -> Table:
     )
     if any(one.is_multi_label for one in evaluations):
         note += (
-            f" A mean is over the findings with at least {MIN_POSITIVES} positive labels and a negative one."
+            f" A mean is over the findings with at least {MIN_LABELS} positive and as many negative labels."
         )
     return Table(title="Each model", headings=headings, rows=rows, num_names=4, note=note)
 
@@ -145,8 +145,8 @@ def _conformal(findings: list[tuple[str, str, EvaluatedFinding]]) -> Table:
             count = f"{found.num_negative:,} + {found.num_positive:,}" + " †" * found.is_small
             rows.append([model, name, count, *(found.metrics[metric] for metric in SETS)])
     note = (
-        f"At least {1 - alpha:.0%} of the images of each class should have their label in their set, if test "
-        "images are like those of validation. A set of two labels leaves an image undecided."
+        f"At least {100 * (1 - alpha):g} % of the images of each class should have their label in their set, "
+        "if test images are like those of validation. A set of two labels leaves an image undecided."
     )
     if is_small:
         note += (

@@ -116,8 +116,8 @@ class MeasuredFindings(Measured):
 
     findings: dict[Name, FindingMetrics]
     left_out: list[Name] = Field(
-        description="findings that are not in the means, because they have fewer than 10 positive labels or "
-        "no negative one"
+        description="findings that are not in the means, because they have fewer than 10 positive or "
+        "negative labels"
     )
     chexpert5_auroc: Share | None = Field(
         default=None, description="mean over CheXpert's five findings; null unless the model has all of them"

@@ -62,7 +62,7 @@ class ProbeResults(Record):
     label_names: list[Name]
     left_out: list[Name] = Field(
         description="findings that are not in the mean, because the test split has fewer than 10 positive "
-        "labels or no negative one"
+        "or negative labels"
     )
     is_synthetic: bool
     num_images: dict[Word, Count] = Field(description="by split")

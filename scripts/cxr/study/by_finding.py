@@ -76,7 +76,9 @@ def why_not_counted(rows: list[dict[str, FindingResult]]) -> str:
     """Returns in words which findings are not in the means and why, "" if all are."""
     first = rows[0]
     out = [
-        f"{name} ({found.num_positive:,} positive)" for name, found in first.items() if not found.is_counted
+        f"{name} ({findings.few_labels(found.num_positive, found.n - found.num_positive)})"
+        for name, found in first.items()
+        if not found.is_counted
     ]
-    reason = f"fewer than {findings.MIN_POSITIVES} positive labels, or no negative one"
+    reason = f"fewer than {findings.MIN_LABELS} positive or negative labels"
     return f"{NOT_COUNTED} Not in the means over findings, with {reason}: {', '.join(out)}." if out else ""

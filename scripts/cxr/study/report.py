@@ -8,9 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cxr.evaluation.findings import MIN_POSITIVES
+from cxr.evaluation.intervals import MIN_LABELS
 from cxr.evaluation.intervals import MIN_SEEDS
-from cxr.evaluation.subgroups import MIN_LABELS
 from cxr.evaluation.subgroups import MIN_PATIENTS
 from cxr.run_folder.files import write_text
 from cxr.run_folder.measured import AgainstRadiologist
@@ -48,8 +47,8 @@ UNDERTRAINED = "†"
 THRESHOLD_WORD = f"Accuracy, precision, F1 and recall are at a threshold of 0.5. {PAPERS_WORD}"
 MACRO_WORD = (
     "Macro AUROC and macro AP (average precision) are means over the findings, CheXpert-5 AUROC over the "
-    f"five of its competition; a finding counts with at least {MIN_POSITIVES} positive labels and a negative "
-    "one."
+    f"five of its competition; a finding counts with at least {MIN_LABELS} positive and "
+    f"{MIN_LABELS} negative labels."
 )
 GROUPS_WORD = (
     "AUROC is the mean over seeds, with its 95 % interval over patients. A gap is the largest difference "
@@ -72,11 +71,11 @@ def why_not_compared(table: ResultTable) -> str:
     """Returns why a table has no differences, "" if it has some or has only one row."""
     if len(table.measured) < 2:
         return "There is nothing to compare yet." if len(table.rows) > 1 else ""
-    return (
-        ""
-        if table.comparisons
-        else "The rows were not measured on the same images, so they are not compared."
-    )
+    if table.comparisons:
+        return ""
+    if table.few_labels:
+        return f"The rows are not compared: {table.few_labels}."
+    return "The rows were not measured on the same images, so they are not compared."
 
 
 def general_notes(tables: list[ResultTable]) -> list[str]:
@@ -106,7 +105,7 @@ def notes(table: ResultTable) -> list[str]:
     if any(row.published for row in table.rows):
         said.append(
             "The paper's numbers are from its own validation images, which are not known, and have no "
-            "intervals; ours are from the published test split."
+            f"intervals; ours are from the {table.name.split} split."
         )
     return said
 

@@ -17,6 +17,7 @@ from cxr.choices import RECIPES
 from cxr.cli.arguments import labels_in
 from cxr.data.images import user_errors
 from cxr.errors import UserError
+from cxr.evaluation import findings
 from cxr.evaluation.intervals import Difference
 from cxr.evaluation.intervals import Interval
 from cxr.evaluation.intervals import SeedNoise
@@ -116,11 +117,23 @@ class Row:
         return tuple(self.runs[0].predictions["dicom_id"]) if self.runs else ()
 
     @property
+    def few_labels(self) -> str:
+        """Returns why a row of one label is not compared with others, "" if it can be."""
+        first = self.runs[0]
+        if first.findings:  # their mean is over those with enough labels
+            return ""
+        return findings.why_not_tested(first.predictions["label"].to_numpy(), split=first.split)
+
+    @property
     def architecture(self) -> str:
-        """Returns the model's name without its organisation, the same for pretrained and from scratch."""
+        """Returns the model's name without its organisation, the same for pretrained and from scratch.
+
+        The model of a run folder, RUN/model, has no name of its own, and is the whole path.
+        """
         run = self.runs[0]
-        name = run.pretraining.results.model if run.pretraining else run.point.model
-        return name.rstrip("/").rpartition("/")[2]
+        path = run.pretraining.results.model if run.pretraining else run.point.model
+        name = path.rstrip("/").rpartition("/")[2]
+        return path if name == "model" else name
 
     @property
     def start(self) -> int:
@@ -171,6 +184,11 @@ class ResultTable:
     @property
     def undertrained(self) -> list[Row]:
         return [row for row in self.measured if row.undertrained]
+
+    @property
+    def few_labels(self) -> str:
+        """Returns why no row is compared with another, "" if it is not for want of labels."""
+        return next((row.few_labels for row in self.measured if row.few_labels), "")
 
     @property
     def with_ensembles(self) -> list[Row]:
@@ -302,12 +320,17 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
     finished = find_runs(folders)
     cells = {folder / name: cell for folder in folders for name, cell in grid.read_plan(folder).items()}
     plan = {run: cell for run, cell in cells.items() if isinstance(cell, grid.ClassificationCell)}
+    runs = {folder: read_run(folder, plan.get(folder)) for folder in finished}
+    known_labels = {
+        plan[folder].flags.get("data_dir"): run.args.origin.labels
+        for folder, run in runs.items()
+        if folder in plan
+    }
     for folder in dict.fromkeys([*plan, *finished]):
-        cell = plan.get(folder)
-        run = read_run(folder, cell) if folder in finished else None
+        cell, run = plan.get(folder), runs.get(folder)
         point = run.point if run else cell.point
         options = run.results.as_json() if run else LABEL_OPTIONS | cell.flags
-        collection = labels_of_data(run, cell)
+        collection = run.args.origin.labels if run else labels_of_data(cell, known_labels)
         table = TableName(
             task=point.task,
             view=point.view,
@@ -327,11 +350,16 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
     return tables
 
 
-def labels_of_data(run: Run | None, cell: grid.ClassificationCell | None) -> Iterable[str] | None:
-    """Returns the labels of the manifest of a run, or of a cell that has no run yet; None for MIMIC."""
-    if run:
-        return run.args.origin.labels
+def labels_of_data(
+    cell: grid.ClassificationCell, known_labels: dict[str | None, list[str] | None]
+) -> Iterable[str] | None:
+    """Returns the labels of the manifest of a cell that has no run yet; None for MIMIC.
+
+    `known_labels` are those that finished runs recorded by data folder, which may not be on this machine.
+    """
     data_dir = cell.flags.get("data_dir")
+    if data_dir in known_labels:
+        return known_labels[data_dir]
     with user_errors():
         return labels_in(data_dir and Path(data_dir))
 

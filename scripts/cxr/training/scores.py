@@ -132,13 +132,13 @@ def _same_or_several(values: pd.Series) -> str:
 class Measurer:
     """What the measurements of all splits share: thresholds from validation, training images, the run."""
 
-    thresholds: list[float]
+    thresholds: dict[str, list[float]]  # by evaluation level
     train_images: LabelledImages
     record: RunRecord
 
-    def measure(self, scores: Scores, *, name: str) -> dict[str, Any]:
+    def measure(self, scores: Scores, *, level: str, name: str) -> dict[str, Any]:
         """Returns the metrics with intervals; writes predictions and figures whose files end in `name`."""
-        found = scores.measure(self.thresholds)
+        found = scores.measure(self.thresholds[level])
         if scores.is_multi_label:
             findings.warn_left_out(found, split=scores.split)
             findings.add_intervals(found, scores.labels, scores.probabilities, scores.rows["subject_id"])
@@ -147,7 +147,7 @@ class Measurer:
                 scores.labels, scores.probabilities, scores.rows["subject_id"], threshold=found["threshold"]
             )
         self._add_projection(found, scores)
-        groups, gaps = self._measure_groups(scores)
+        groups, gaps = self._measure_groups(scores, self.thresholds[level])
         found["subgroups"] = {"groups": groups, "gaps": gaps, "num_patients_unknown": scores.num_unknown}
         self.record.write_predictions(f"predictions_{name}.csv", scores.table())
         draw_figures(scores, found, self.record, name=name)
@@ -167,7 +167,7 @@ class Measurer:
             "num_changed_by_devices": opinions.num_changed_by_devices,
             "agreement": agreed,
             **{
-                level: {"loss": loss, **self.measure(scores, name=names[level])}
+                level: {"loss": loss, **self.measure(scores, level=level, name=names[level])}
                 for level, scores in by_level.items()
             },
         }
@@ -194,7 +194,7 @@ class Measurer:
         aurocs = [found["findings"][name]["projection_auroc"] for name in sorted(counted)]
         found["projection_auroc"] = float(np.mean(aurocs)) if aurocs and None not in aurocs else None
 
-    def _measure_groups(self, scores: Scores) -> tuple[list[dict], list[dict]]:
+    def _measure_groups(self, scores: Scores, thresholds: list[float]) -> tuple[list[dict], list[dict]]:
         subjects, groups = scores.rows["subject_id"], scores.groups
         if scores.is_multi_label:
             return measure_groups_of_findings(
@@ -203,14 +203,14 @@ class Measurer:
                 subjects,
                 groups,
                 names=scores.names,
-                thresholds=self.thresholds,
+                thresholds=thresholds,
             )
         return measure_groups(
             scores.labels,
             scores.probabilities,
             subjects,
             groups,
-            threshold=self.thresholds[0],
+            threshold=thresholds[0],
             finding=scores.names[1],
         )
 
