@@ -16,10 +16,10 @@ from .errors import DatasetError
 UNKNOWN = "unknown"
 SEXES = {"F": "female", "M": "male"}
 AGES = {18: "18-39", 40: "40-59", 60: "60-79", 80: "80+"}  # the first year of each group
-OTHER_RACE = "other"
+OTHER_RACE = "other or unknown"
 RACES = ("White", "Black", "Asian", "Hispanic", OTHER_RACE)
-# How MIMIC's texts begin: "WHITE - RUSSIAN" or "HISPANIC/LATINO - CUBAN". Two follow the census of the
-# United States: people of Portugal are White, as of all Europe; those of South America are Hispanic.
+# How MIMIC's texts begin: "WHITE - RUSSIAN" or "HISPANIC/LATINO - CUBAN". The last two follow the census
+# of the United States: people of Portugal are White, as of all Europe; those of South America are Hispanic.
 RACE_PREFIXES = {
     "WHITE": "White",
     "BLACK": "Black",
@@ -27,9 +27,6 @@ RACE_PREFIXES = {
     "HISPANIC": "Hispanic",
     "PORTUGUESE": "White",
     "SOUTH AMERICAN": "Hispanic",
-    "UNKNOWN": UNKNOWN,
-    "UNABLE TO OBTAIN": UNKNOWN,
-    "PATIENT DECLINED TO ANSWER": UNKNOWN,
 }
 PATIENT_COLUMNS = ("subject_id", "gender", "anchor_age", "anchor_year")
 SOURCE = "MIMIC-IV (https://physionet.org/content/mimiciv/)"
@@ -39,9 +36,8 @@ def read_patients(patients_dir: str | Path) -> pd.DataFrame:
     """Returns a row per patient of MIMIC-IV, by subject_id: sex, anchor_age, anchor_year, race.
 
     The race is the most frequent of RACES over the patient's admissions; of equally frequent ones, the first
-    in RACES. It is UNKNOWN for a patient without an admission that records a race. An admission of a patient
-    who is not in patients.csv is not used. Raises DatasetError if the folder or a table is not as MIMIC-IV's
-    hosp/ has it.
+    in RACES. It is OTHER_RACE for a patient without an admission. An admission of a patient who is not in
+    patients.csv is not used. Raises DatasetError if the folder or a table is not as MIMIC-IV's hosp/ has it.
     """
     folder = Path(patients_dir).expanduser()
     path, admissions_path = _find_table(folder, "patients"), _find_table(folder, "admissions")
@@ -56,15 +52,15 @@ def read_patients(patients_dir: str | Path) -> pd.DataFrame:
     patients.insert(1, "sex", patients.pop("gender").map(SEXES))
     patients = patients.set_index("subject_id")
     races = _most_frequent_races(admissions_path)
-    return patients.assign(race=races.reindex(patients.index, fill_value=UNKNOWN))
+    return patients.assign(race=races.reindex(patients.index, fill_value=OTHER_RACE))
 
 
 def describe_patients(rows: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFrame:
     """Returns the sex, age group and race of the patient of each image; `rows` has subject_id and study_date.
 
     The age is that in the year of the study: anchor_age + year of study_date (YYYYMMDD, or "") - anchor_year.
-    Below 18 it is UNKNOWN, as is the age without a date. All three are UNKNOWN for a patient without a row
-    in `patients`, the table of `read_patients`.
+    Below 18 it is UNKNOWN, as is the age without a date. A patient without a row in `patients`, the table of
+    `read_patients`, has sex and age UNKNOWN and race OTHER_RACE.
     """
     known = patients.reindex(rows["subject_id"]).set_axis(rows.index)
     year = rows["study_date"].str.extract("^([0-9]{4})[0-9]{4}$", expand=False).astype("float64")
@@ -74,7 +70,7 @@ def describe_patients(rows: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFram
         {
             "sex": known["sex"].fillna(UNKNOWN),
             "age": group.fillna(UNKNOWN),
-            "race": known["race"].fillna(UNKNOWN),
+            "race": known["race"].fillna(OTHER_RACE),
         }
     )
 
@@ -121,14 +117,13 @@ def _read_columns(path: Path, columns: tuple[str, ...], *, optional: tuple[str, 
 
 
 def _most_frequent_races(path: Path) -> pd.Series:
-    """Returns the race of each patient with an admission that records it, by subject_id."""
+    """Returns the race of each patient with an admission, by subject_id."""
     table = _read_columns(path, ("subject_id",), optional=("race", "ethnicity"))
     column = next((name for name in ("race", "ethnicity") if name in table), None)
     if column is None:  # "ethnicity" was its name in version 1.0
         raise DatasetError(f"{path} has no column 'race': expected the table of {SOURCE}; download that one.")
     table = parse_ids(path, table)
     races = table[column].map({text: _race(text) for text in table[column].unique()})
-    table, races = table[races != UNKNOWN], races[races != UNKNOWN]
     counts = table.groupby(["subject_id", races.rename("race")]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=list(RACES), fill_value=0)
     return pd.Series(np.array(RACES)[counts.to_numpy().argmax(axis=1)], index=counts.index)
@@ -136,6 +131,4 @@ def _most_frequent_races(path: Path) -> pd.Series:
 
 def _race(text: str) -> str:
     text = text.strip().upper()
-    if not text:
-        return UNKNOWN
     return next((race for prefix, race in RACE_PREFIXES.items() if text.startswith(prefix)), OTHER_RACE)

@@ -108,7 +108,7 @@ def test_gaps_that_are_not_there_are_rarely_found_and_intervals_cover(monkeypatc
         attributes = {
             "view": generator.choice(["AP", "PA"], 500),
             "sex": np.array(["female", "male"])[subjects % 2],
-            "race": np.array(["White", "Black", "Asian", "Hispanic", "other"])[subjects % 5],
+            "race": np.array(["White", "Black", "Asian", "Hispanic", "other or unknown"])[subjects % 5],
         }
         groups, gaps = measure(labels, probabilities, subjects, attributes)
         found += min(gap["p"] for gap in gaps) < 0.05

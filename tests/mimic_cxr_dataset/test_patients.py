@@ -43,7 +43,7 @@ def test_both_tables_give_a_row_per_patient_packed_or_not_and_of_version_1(tmp_p
     assert table["sex"].tolist() == ["female", "male", "female"]
     assert table["anchor_age"].tolist() == [52, 18, 91]
     assert table["anchor_year"].tolist() == [2180, 2150, 2110]
-    assert table["race"].tolist() == ["White", "Black", UNKNOWN]
+    assert table["race"].tolist() == ["White", "Black", OTHER_RACE]
 
 
 @pytest.mark.parametrize(
@@ -61,23 +61,20 @@ def test_both_tables_give_a_row_per_patient_packed_or_not_and_of_version_1(tmp_p
         ("AMERICAN INDIAN/ALASKA NATIVE", OTHER_RACE),
         ("NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER", OTHER_RACE),
         ("MULTIPLE RACE/ETHNICITY", OTHER_RACE),
+        ("UNABLE TO OBTAIN", OTHER_RACE),
+        ("PATIENT DECLINED TO ANSWER", OTHER_RACE),
         ("OTHER", OTHER_RACE),
-        ("UNKNOWN", UNKNOWN),
-        ("UNABLE TO OBTAIN", UNKNOWN),
-        ("PATIENT DECLINED TO ANSWER", UNKNOWN),
-        (" ", UNKNOWN),
-        ("", UNKNOWN),
+        ("", OTHER_RACE),
     ],
 )
-def test_texts_of_mimic_are_one_of_five_races_or_say_nothing(tmp_path, text, race):
+def test_texts_of_mimic_are_one_of_five_races(tmp_path, text, race):
     assert races_of(tmp_path, [text]) == race
 
 
 def test_a_patient_has_the_most_frequent_race_and_of_equals_the_first_that_is_named(tmp_path):
     assert races_of(tmp_path, ["ASIAN", "WHITE", "ASIAN - KOREAN"]) == "Asian"
-    assert races_of(tmp_path, ["MULTIPLE RACE/ETHNICITY", "OTHER", "WHITE"]) == OTHER_RACE
-    assert races_of(tmp_path, ["UNKNOWN", "", "WHITE"]) == "White"
-    for texts in (["OTHER", "HISPANIC OR LATINO"], ["HISPANIC OR LATINO", "OTHER"]):
+    assert races_of(tmp_path, ["UNKNOWN", "OTHER", "WHITE"]) == OTHER_RACE
+    for texts in (["UNKNOWN", "HISPANIC OR LATINO"], ["HISPANIC OR LATINO", "UNKNOWN"]):
         assert races_of(tmp_path, texts) == "Hispanic"
     for texts in (["ASIAN", "BLACK/AFRICAN"], ["BLACK/AFRICAN", "ASIAN"]):
         assert races_of(tmp_path, texts) == "Black"
@@ -85,7 +82,7 @@ def test_a_patient_has_the_most_frequent_race_and_of_equals_the_first_that_is_na
 
 def test_admissions_of_other_patients_are_not_used(tmp_path):
     table = patients.read_patients(write_hosp(tmp_path, admissions=[[10000009, 20000001, "ASIAN"]]))
-    assert len(table) == 3 and set(table["race"]) == {UNKNOWN}
+    assert len(table) == 3 and set(table["race"]) == {OTHER_RACE}
 
 
 def test_images_get_sex_race_and_the_age_in_the_year_of_the_study(tmp_path):
@@ -99,8 +96,8 @@ def test_images_get_sex_race_and_the_age_in_the_year_of_the_study(tmp_path):
             (10000002, "21491231", "male", UNKNOWN, "Black"),  # 17 years
             (10000002, "21500101", "male", "18-39", "Black"),
             (10000002, "", "male", UNKNOWN, "Black"),
-            (10000009, "21801231", UNKNOWN, UNKNOWN, UNKNOWN),
-            (10000003, "21100101", "female", "80+", UNKNOWN),
+            (10000009, "21801231", UNKNOWN, UNKNOWN, OTHER_RACE),
+            (10000003, "21100101", "female", "80+", OTHER_RACE),
         ],
         columns=["subject_id", "study_date", "sex", "age", "race"],
         index=[7, 5, 3, 1, 2, 4, 6, 8, 0],
