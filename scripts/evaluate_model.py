@@ -184,7 +184,7 @@ def evaluate(
         left_out=left_out,
         findings=findings,
         overlap=overlap,
-        notes=[*warnings, *case.match.notes, *case.notes, *missing],
+        notes=[*warnings, *case.match.notes, *case.notes, *missing, *measuring.doubts(scores["test"])],
     )
     return with_card(found, subject) if internal is None else found, scores["test"]
 

@@ -5,7 +5,6 @@ import types
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pytest
 import report_study
 from cxr.study import worth
@@ -85,16 +84,6 @@ def test_a_pretrained_model_is_compared_with_those_that_are_trained_in_the_same_
         ("vit-mae-tiny, augmented (mae)", "vit-mae-tiny, from scratch, augmented (mae)", size)
         for size in (100, 1000)
     ]
-
-
-def test_nothing_is_said_of_worth_with_fewer_than_ten_labels_of_a_class(tmp_path):
-    for name, size, pretrained in (("p", 100, True), ("s", 100, False), ("t", 1000, False)):
-        path = (
-            write_run(tmp_path / name, num_train_images=size, pretrained=pretrained) / "predictions_test.csv"
-        )
-        predictions = pd.read_csv(path)
-        predictions.assign(label=(predictions.index < 9).astype(int)).to_csv(path, index=False)
-    assert worth.worths(measure_tables(gather_rows([tmp_path]), 20)) == []
 
 
 def test_times_are_images_needed_per_image(found):

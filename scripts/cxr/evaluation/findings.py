@@ -144,10 +144,13 @@ def few_labels(num_positive: int, num_negative: int) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count < MIN_LABELS)
 
 
-def why_not_tested(labels: np.ndarray, *, split: str) -> str:
-    """Returns why models are not compared by one label, (N,) 0 or 1, of a split; "" if they can be."""
+def doubt_intervals(labels: np.ndarray, *, split: str) -> str:
+    """Returns why intervals and tests by one label, (N,) 0 or 1, are not to be trusted; "" if they are."""
     few = few_labels(int((labels == 1).sum()), int((labels == 0).sum()))
-    return f"{few} labels in the {split} split, at least {MIN_LABELS} of each are needed" if few else ""
+    if not few:
+        return ""
+    where = f"{few} in the {split} split, at least {MIN_LABELS} of each are needed"
+    return f"Intervals are too narrow and p-values too small, as there are few labels: {where}."
 
 
 def macro_means(

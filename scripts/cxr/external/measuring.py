@@ -220,6 +220,12 @@ def compare_scores(test: OneFinding, reference: OneFinding, *, name: str) -> Shi
 # Differences ------------------------------------------------------------------------------------------------
 
 
+def doubts(scores: Scores) -> list[str]:
+    """Returns why intervals are not to be trusted; those of means are over findings with enough labels."""
+    doubt = "" if scores.is_multi_label else findings.doubt_intervals(scores.labels, split=scores.split)
+    return [doubt] if doubt else []
+
+
 def common_findings(first: Scores, second: Scores) -> list[str] | str:
     """Returns the findings on which two models can be compared, those of a mean, or why there is none."""
     if first.is_multi_label != second.is_multi_label or (
@@ -232,7 +238,7 @@ def common_findings(first: Scores, second: Scores) -> list[str] | str:
         same = np.array_equal(first.labels, second.labels)
         if not same:
             return "their label rules give different labels"
-        return findings.why_not_tested(first.labels, split=first.split) or [first.names[1]]
+        return [first.names[1]]
     common = [name for name in first.names if name in second.names]
     if not common:
         return "they have no finding in common"

@@ -266,8 +266,6 @@ def no_answer(tables: list[ResultTable]) -> str:
         return of_one_row(rows[0])
     if max((len(table.measured) for table in tables), default=0) < 2:
         return "There is nothing to compare yet: no table has two rows with finished runs."
-    if few := next((table.few_labels for table in tables if table.few_labels), ""):
-        return f"Nothing is compared: {few}."
     return "Nothing is compared: no two rows that differ in one thing were measured on the same images."
 
 

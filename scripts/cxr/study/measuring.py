@@ -175,13 +175,11 @@ def difference_of_means(
 ) -> tuple[intervals.Difference, int] | None:
     """Returns the mean AUROC of the `first` rows minus that of the `second`, and the number of common seeds.
 
-    Only seeds that all rows have count. Returns None if there are none, if the rows were measured on
-    different images, or if these have too few labels of a class.
+    Only seeds that all rows have count. Returns None if there are none, or if the rows were measured on
+    different images.
     """
     seeds = sorted(set.intersection(*(set(row.aurocs) for row in (*first, *second))))
     if not seeds or any(row.images != first[0].images for row in (*first, *second)):
-        return None
-    if first[0].few_labels:
         return None
     means = [
         np.mean([row.aurocs[seed] for row in side for seed in seeds], axis=0) for side in (first, second)

@@ -71,16 +71,16 @@ def why_not_compared(table: ResultTable) -> str:
     """Returns why a table has no differences, "" if it has some or has only one row."""
     if len(table.measured) < 2:
         return "There is nothing to compare yet." if len(table.rows) > 1 else ""
-    if table.comparisons:
-        return ""
-    if table.few_labels:
-        return f"The rows are not compared: {table.few_labels}."
-    return "The rows were not measured on the same images, so they are not compared."
+    return (
+        ""
+        if table.comparisons
+        else "The rows were not measured on the same images, so they are not compared."
+    )
 
 
 def general_notes(tables: list[ResultTable]) -> list[str]:
-    """Returns notes on what the report cannot say because there are few seeds."""
-    said = []
+    """Returns notes on what the report cannot say because there are few labels or few seeds."""
+    said = [*dict.fromkeys(table.doubt for table in tables if table.doubt)]
     rows = [row for table in tables for row in table.measured]
     if few := [row for row in rows if len(row.runs) < MIN_SEEDS]:
         who = "All rows have" if len(few) == len(rows) else f"{len(few)} of the {len(rows)} rows have"

@@ -117,14 +117,6 @@ class Row:
         return tuple(self.runs[0].predictions["dicom_id"]) if self.runs else ()
 
     @property
-    def few_labels(self) -> str:
-        """Returns why a row of one label is not compared with others, "" if it can be."""
-        first = self.runs[0]
-        if first.findings:  # their mean is over those with enough labels
-            return ""
-        return findings.why_not_tested(first.predictions["label"].to_numpy(), split=first.split)
-
-    @property
     def architecture(self) -> str:
         """Returns the model's name without its organisation, the same for pretrained and from scratch.
 
@@ -186,9 +178,12 @@ class ResultTable:
         return [row for row in self.measured if row.undertrained]
 
     @property
-    def few_labels(self) -> str:
-        """Returns why no row is compared with another, "" if it is not for want of labels."""
-        return next((row.few_labels for row in self.measured if row.few_labels), "")
+    def doubt(self) -> str:
+        """Returns why intervals and p-values are not to be trusted, "" if they are."""
+        first = next((row.runs[0] for row in self.measured), None)
+        if first is None or first.findings:  # their means are over those with enough labels
+            return ""
+        return findings.doubt_intervals(first.predictions["label"].to_numpy(), split=first.split)
 
     @property
     def with_ensembles(self) -> list[Row]:

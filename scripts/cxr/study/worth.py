@@ -90,10 +90,9 @@ def learning_curves(tables: list[ResultTable]) -> list[Curve]:
 
 
 def are_comparable(pretrained: Curve, other: Curve) -> bool:
-    """Returns whether the rows are trained in the same way, and measured on the same and enough images."""
+    """Returns whether the rows are trained in the same way and measured on the same images."""
     same = all(AXES[axis](pretrained.row) == AXES[axis](other.row) for axis in OTHERS)
-    same &= pretrained.row.images == other.row.images
-    return same and len(other.sizes) > 1 and not other.row.few_labels
+    return same and len(other.sizes) > 1 and pretrained.row.images == other.row.images
 
 
 def compare(table: TableName, pretrained: Curve, other: Curve) -> Iterator[Worth]:
