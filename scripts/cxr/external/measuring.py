@@ -236,9 +236,7 @@ def common_findings(first: Scores, second: Scores) -> list[str] | str:
         return "they were measured on different images or studies"
     if not first.is_multi_label:
         same = np.array_equal(first.labels, second.labels)
-        if not same:
-            return "their label rules give different labels"
-        return [first.names[1]]
+        return [first.names[1]] if same else "their label rules give different labels"
     common = [name for name in first.names if name in second.names]
     if not common:
         return "they have no finding in common"
