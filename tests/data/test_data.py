@@ -251,6 +251,7 @@ print(load_images(root, LabelRule(), cache_dir=cache, **options)["train"]["dicom
 """
 
 
+@pytest.mark.slow
 def test_of_several_processes_the_one_that_shows_progress_shrinks_and_the_others_wait(sample_root, tmp_path):
     command = [sys.executable, "-c", PROCESS, str(sample_root), str(tmp_path)]
     pipes = {"cwd": SCRIPTS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -133,6 +133,7 @@ def test_workers_do_not_change_a_run(script, sample_root, tmp_path):
     assert_equal(tmp_path / "2", tmp_path / "0")
 
 
+@pytest.mark.slow
 def test_accumulation_does_not_change_the_losses_of_a_run(sample_root, tmp_path):
     for name, batches in {"whole": WHOLE, "accumulated": ACCUMULATED}.items():
         flags = [*TINY_VIT, *batches, *SHORT, f"--data_dir={sample_root}"]

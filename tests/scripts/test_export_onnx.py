@@ -174,7 +174,7 @@ def test_weights_too_large_for_one_file_go_beside_it(vit, sample_root, tmp_path,
 # Errors -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("difference", [1.1e-4, float("nan")])
+@pytest.mark.parametrize("difference", [1.1e-4, pytest.param(float("nan"), marks=pytest.mark.slow)])
 def test_a_model_on_which_onnxruntime_differs_leaves_no_file(
     vit, sample_root, tmp_path, capsys, monkeypatch, difference
 ):

@@ -115,6 +115,7 @@ def test_images_are_gray_jpegs_whose_size_is_in_the_table(root):
     assert len(shapes) > 5
 
 
+@pytest.mark.slow
 def test_same_seed_gives_same_bytes_for_any_number_of_processes(tmp_path):
     # In a process of its own, as pool workers import the script that started them.
     sizes = ["--num_images", "12", "--image_size", "32"]

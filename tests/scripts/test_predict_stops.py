@@ -69,7 +69,7 @@ def stop_after(monkeypatch, num_batches: int) -> list:
     return calls
 
 
-@pytest.mark.parametrize("flags", [[], ["--heatmap={images}"]])
+@pytest.mark.parametrize("flags", [[], pytest.param(["--heatmap={images}"], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_stopped_calls_are_continued_to_the_table_of_an_uninterrupted_one(
     suffix, flags, model, images, tmp_path, capsys, monkeypatch

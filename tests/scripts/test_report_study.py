@@ -370,7 +370,7 @@ def test_browser_shows_the_table_sorts_it_on_a_click_and_fetches_nothing(study, 
 # The terminal and errors ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("width", [80, pytest.param(140, marks=pytest.mark.slow)])
 def test_terminal_shows_the_tables_and_where_the_report_is(width, study, capsys, monkeypatch):
     monkeypatch.setattr(report_study, "Console", lambda **_: rich.console.Console(width=width))
     report_study.main([str(study), "--num_resamples", "20"])

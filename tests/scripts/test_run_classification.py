@@ -219,7 +219,7 @@ def test_patch_dropout_keeps_the_class_token_and_the_patches_of_lowest_noise():
     assert hook(None, (), tokens).flatten().tolist() == [0.0, 2.0, 4.0]
 
 
-@pytest.mark.parametrize("model", ["vit", "resnet"])
+@pytest.mark.parametrize("model", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_last_layer_training_changes_the_head_and_nothing_else(model, sample_root, mae_model, tmp_path):
     flags = [f"--model_name_or_path={mae_model}"] if model == "vit" else TINY_RESNET
     frozen = [*flags, *QUICK, "--train_last_layer_only", f"--data_dir={sample_root}"]
@@ -244,7 +244,7 @@ def test_fine_tuning_starts_from_the_pretrained_encoder(sample_root, mae_model, 
     assert set(classifier) - set(encoder) == {"classifier.weight", "classifier.bias"}
 
 
-@pytest.mark.parametrize("augmentation", ["none", "classic"])
+@pytest.mark.parametrize("augmentation", [pytest.param("none", marks=pytest.mark.slow), "classic"])
 def test_resnet_trains_on_pleural_effusion(augmentation, sample_root, tmp_path):
     flags = [
         "--dataset_config_name=pleural_effusion",

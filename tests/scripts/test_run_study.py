@@ -826,7 +826,9 @@ def wait_until(condition, *, seconds: float, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
+@pytest.mark.parametrize(
+    "name", ["SIGUSR2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGTERM", "SIGINT"))]
+)
 def test_signal_ends_the_cells_and_all_that_they_started(name, sample_root, folder):
     number = getattr(signal, name)
     flags = [*SMALL, f"--data_dir={sample_root}", f"--output_dir={folder}", "--parallel=2"]

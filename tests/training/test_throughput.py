@@ -14,6 +14,7 @@ from cxr.training import throughput
 LABELS = ["No Finding", "Finding"]
 
 
+@pytest.mark.slow
 def test_a_vit_mae_base_takes_57_gflop_an_image_forward_and_backward():
     config = configs.make_config("vit-mae-base", overrides=None, image_size=None)
     assert config.mask_ratio == 0.75
