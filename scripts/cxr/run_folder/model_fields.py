@@ -21,7 +21,7 @@ class Stage(Record):
     """One training of a model's weights by these scripts, without names of images or places."""
 
     task: Word = Field(description="mae_pretraining, or the task of a classifier")
-    dataset: Name = Field(description="name of the collection, in collection.json, or else the data folder's")
+    dataset: Name = Field(description="name of the collection, from collection.json or else its folder")
     derived_from: list[Name] = Field(
         default=[], description="collections whose images these are under other ids or labels"
     )

@@ -89,7 +89,7 @@ class Origin(Record):
     git_commit: Name = Field(description="commit of this code; ends in -dirty if files were changed")
     is_synthetic: bool = Field(description="whether the images were drawn by make_sample_data.py")
     dataset: Name = Field(
-        description="collection's name in collection.json, or else the folder's; or several"
+        description="name of the collection, from collection.json or else its folder; or several"
     )
     derived_from: list[Name] = Field(
         default=[], description="collections whose images these are, as collection.json says"
