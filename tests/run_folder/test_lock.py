@@ -30,11 +30,11 @@ SCRIPTS = Path(files.__file__).parents[2]
 
 # Holds a folder as a machine does whose file locks do not count for others.
 OTHER_MACHINE = """
-import sys, time
+import socket, sys, time
 from pathlib import Path
 from cxr.run_folder import lock
 from cxr.run_folder.heartbeat import Claims
-lock.socket.gethostname = lambda: "other"
+socket.gethostname = lambda: "other"
 lock._lock_file = lambda file: None
 lock._claims_in = lambda folder: Claims(folder, beat=0.1, stale=1.0)
 held = lock.claim_output_dir(Path(sys.argv[1]), resume=False) if sys.argv[2] == "run" else \
@@ -165,10 +165,14 @@ def test_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
         claim_output_dir(tmp_path / "run", resume=False)
 
 
-def test_lock_of_a_killed_process_is_free(tmp_path):
+WITHOUT_FILE_LOCKS = "lock._lock_file = lambda file: None;"
+
+
+@pytest.mark.parametrize("changes", ["", WITHOUT_FILE_LOCKS], ids=["file lock", "heartbeat only"])
+def test_lock_of_a_killed_process_is_free(tmp_path, changes):
     code = (
         f"import sys, time; sys.path.insert(0, {str(Path(files.__file__).parents[2])!r});"
-        "from cxr.run_folder import lock; from pathlib import Path;"
+        f"from cxr.run_folder import lock; from pathlib import Path; {changes}"
         f"held = lock.lock_folder(Path({str(tmp_path)!r})); print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

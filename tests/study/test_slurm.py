@@ -323,6 +323,21 @@ def test_results_that_a_network_disk_shows_late_are_no_failure(fake, tmp_path):
     assert jobs.study.names_in("done") == [name]
 
 
+def test_a_cell_that_is_submitted_again_may_show_its_results_late_too(fake, tmp_path):
+    jobs = jobs_that_left_the_queue(fake, tmp_path)
+    name = jobs.study.cells[0].run_id
+    jobs.update()
+    assert jobs.study.states[name] == "failed"
+    jobs.retry()
+    jobs.submit()
+    (fake / "queue").write_text("")
+    jobs.gone = {job: since - 3600 for job, since in jobs.gone.items()}  # the first job, an hour ago
+    jobs.update(patience=70)
+    finish(tmp_path / "study" / name, pretraining_results())
+    jobs.update(patience=70)
+    assert jobs.study.states[name] == "done"
+
+
 def test_jobs_that_were_submitted_before_sbatch_refused_one_are_known(fake, tmp_path):
     folder = tmp_path / "study"
     cells = planned(folder)

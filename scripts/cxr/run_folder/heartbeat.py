@@ -102,7 +102,8 @@ class Claims:
         if number is None:
             return None
         path = self.folder / f"{name}.{number + 1}"
-        content = {"pid": os.getpid(), "host": socket.gethostname(), "owners": [*owners]}
+        content = {"pid": os.getpid(), "host": socket.gethostname(), "machine": this_machine()}
+        content |= {"owners": [*owners]}
         content |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": secrets.token_hex(8)}
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -126,7 +127,7 @@ class Claims:
         return self._last_if_free(name, owners) is None
 
     def holder(self, name: str) -> dict[str, Any]:
-        """Returns the last claim on `name`: pid, host, owners and since; {} if there is none."""
+        """Returns the last claim on `name`: pid, host, machine, owners, since; {} if there is none."""
         with contextlib.suppress(OSError, ValueError):
             path = self.last(name)
             content = json.loads(path.read_bytes()) if path else {}
@@ -159,6 +160,12 @@ class Claims:
             if content.get("beat") == RELEASED or not {*owners}.isdisjoint(content["owners"]):
                 return True
         return time.monotonic() - self.seen[path].since > self.stale
+
+
+def this_machine() -> str:
+    """Returns a name of this machine since its start; host names may not be unique, such as localhost."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}"
 
 
 def split(file_name: str) -> tuple[str, int]:

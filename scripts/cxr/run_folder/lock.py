@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import time
 import weakref
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from filelock import Timeout
 from cxr.errors import UserError
 from cxr.run_folder.heartbeat import Claim
 from cxr.run_folder.heartbeat import Claims
+from cxr.run_folder.heartbeat import this_machine
 
 logger = logging.getLogger("cxr")
 
@@ -81,12 +81,6 @@ def _lock_file(file: Path) -> FileLock | None:
             raise
         return None
     return file_lock
-
-
-def this_machine() -> str:
-    """Returns a name of this machine since its start; host names may not be unique, such as localhost."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}"
 
 
 @functools.cache
@@ -243,7 +237,7 @@ def _acquire(output_dir: Path) -> Lock:
 def is_dead_process(holder: dict[str, Any]) -> bool:
     """Returns whether the holder was a process of this machine that has ended."""
     pid = holder.get("pid")
-    here = holder.get("host") == socket.gethostname()
+    here = holder.get("machine") == this_machine()
     return here and type(pid) is int and 0 < pid < 2**31 and not psutil.pid_exists(pid)
 
 
@@ -256,7 +250,10 @@ def is_in_use(output_dir: Path) -> bool:
     claims = claims_on(output_dir)
     if not claims.is_taken(THE_FOLDER):  # the file lock is not touched: a run may just be starting
         return False
-    return _is_locked_here(output_dir / LOCK_FILE) or claims.is_taken(THE_FOLDER, owners=[this_machine()])
+    if _is_locked_here(output_dir / LOCK_FILE):
+        return True
+    is_dead = is_dead_process(claims.holder(THE_FOLDER))  # on a disk without file locks
+    return not is_dead and claims.is_taken(THE_FOLDER, owners=[this_machine()])
 
 
 def release_dead(output_dir: Path) -> None:

@@ -68,7 +68,9 @@ class SlurmStudy:
         self.output_dir = study.output_dir
         self.plan = grid.Plan.read(self.output_dir / "plan.json")
         self.queue: dict[str, str] = {}  # state by job id
-        self.gone: dict[str, float] = {}  # when a job without results was first missed in the queue
+        self.gone: dict[
+            str, float
+        ] = {}  # when a job without results was first missed in the queue, by job id
         self.limit = sys.maxsize  # of jobs of this user, when Slurm has refused one more
         self.array_size = max_array_size()
         self.update()
@@ -85,6 +87,7 @@ class SlurmStudy:
                 continue
             job, needed = self.plan.jobs.get(name), self.study.states.get(cell.needs)
             if job in self.queue:
+                self.gone.pop(job, None)
                 self.study.states[name] = "waiting" if self.queue[job] == "PENDING" else "running"
             elif job and self.study.note_results(cell):
                 continue
@@ -92,7 +95,7 @@ class SlurmStudy:
                 self.study.states[name] = "impossible"
             elif job and self.study.claims.is_taken(name, owners=[job]):  # by a call without --slurm
                 self.study.states[name] = "running"
-            elif job and now - self.gone.setdefault(name, now) >= patience:
+            elif job and now - self.gone.setdefault(job, now) >= patience:
                 self.study.states[name] = "failed"
 
     def missing(self) -> list[grid.Cell]:
