@@ -96,7 +96,7 @@ class LabelRule:
     def columns(self) -> list[str]:
         """Returns the columns of the label table that the rule needs."""
         if self.task == "finding":
-            return list(self.all_findings)
+            return list(self.all_findings if self.collection is None else self.collection)
         return list(BINARY_TASKS.get(self.task, dict.fromkeys((*self.labels, NO_FINDING))))
 
     def __str__(self) -> str:

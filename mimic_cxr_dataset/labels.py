@@ -16,6 +16,7 @@ from .csv_files import parse_ids
 from .csv_files import parse_values
 from .csv_files import read_csv
 from .csv_files import reject
+from .label_rule import NO_FINDING
 from .label_rule import LabelRule
 from .manifest import has_manifest
 from .manifest import read_label_names
@@ -91,7 +92,11 @@ def decide_outcomes(labels: pd.DataFrame, rule: LabelRule) -> np.ndarray:
         if rule.policies[finding] != "exclude":
             unsure[finding] = False
     if rule.task == "finding":
-        return np.select([present.any(axis=1), unsure.any(axis=1)], [1, UNCERTAIN], default=0)
+        findings = list(rule.all_findings)
+        rules = [present[findings].any(axis=1), unsure[findings].any(axis=1)]
+        if NO_FINDING in labels:  # of a manifest: 0 without a finding is one that has no column
+            rules.append(labels[NO_FINDING] == 0)
+        return np.select(rules, [1, UNCERTAIN, OTHER_LABELS][: len(rules)], default=0)
     finding = BINARY_TASKS[rule.task][1]
     rules = [present[finding], unsure[finding], labels["No Finding"] == 1]
     return np.select(rules, [1, UNCERTAIN, 0], default=OTHER_LABELS)

@@ -38,6 +38,7 @@ DRAFT_OVERSAMPLING = 1.2
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 END_OF_IMAGE = b"\xff\xd9"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
+IN_TREE = re.compile(r"\bfiles/p\d+/p\d+/s\d+/[^/]+\.jpg$")  # the path of an image of MIMIC-CXR-JPG
 JPEG_MAGIC, PNG_MAGIC, DICOM_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"DICM"
 DICOM_PREAMBLE = 128  # bytes before the magic
 PIXELS_VERSION = 1  # raise it with each change that gives other pixels: cached ones are then made anew
@@ -117,9 +118,9 @@ def leads_to_end(content: bytes) -> bool:
 
 
 def find_image(path: str) -> str | None:
-    """Returns the path or, of a .jpg, the same with another of the SUFFIXES; None if no such file exists."""
-    stem = path.removesuffix(".jpg")
-    paths = [path] if stem == path else [stem + suffix for suffix in SUFFIXES]
+    """Returns the path or, in MIMIC-CXR-JPG's tree, it with another of the SUFFIXES; None without a file."""
+    is_of_tree = IN_TREE.search(path) is not None  # a manifest names each file
+    paths = [path.removesuffix(".jpg") + suffix for suffix in SUFFIXES] if is_of_tree else [path]
     return next((path for path in paths if Path(path).is_file()), None)
 
 

@@ -15,6 +15,7 @@ from mimic_cxr_dataset.labels import index_images
 from mimic_cxr_dataset.labels import label_images
 from mimic_cxr_dataset.labels import labels_of_collection
 from mimic_cxr_dataset.labels import read_labels
+from mimic_cxr_dataset.radiographs import find_image
 from mimic_cxr_dataset.tables import read_images
 
 
@@ -34,12 +35,22 @@ def test_ids_are_text_splits_and_views_are_named_freely_and_paths_lead_anywhere(
 
 
 def test_finding_is_1_where_any_label_but_no_finding_is_1(tmp_path):
-    rows = manifest_rows(4, **dict.fromkeys(["No Finding", "Edema", "Hernia", "Pleural Effusion"], 0))
+    rows = manifest_rows(4, **dict.fromkeys(["Edema", "Hernia", "Pleural Effusion"], 0))
+    rows = [{**row, "No Finding": ""} for row in rows]
     rows[0]["No Finding"] = rows[1]["Hernia"] = 1
     rows[2]["Edema"] = -1
     root = write_manifest(tmp_path, rows)
     assert list(labels_of(root).values()) == [0, 1, 0, 0]
     assert list(labels_of(root, uncertain="positive").values()) == [0, 1, 1, 0]
+
+
+def test_an_image_that_is_not_normal_and_has_none_of_the_findings_is_left_out(tmp_path):
+    rows = manifest_rows(4, **dict.fromkeys(["No Finding", "Edema", "Hernia", "Pleural Effusion"], 0))
+    rows[0]["No Finding"] = rows[1]["Hernia"] = 1
+    rows[2]["Edema"] = -1
+    kept, exclusions = index_images(write_manifest(tmp_path, rows))
+    assert kept["label"].tolist() == [0, 1]
+    assert exclusions["other labels"].sum() == 2
 
 
 def test_findings_are_the_labels_of_the_collection_in_order_of_mimic_then_the_others(tmp_path):
@@ -50,6 +61,12 @@ def test_findings_are_the_labels_of_the_collection_in_order_of_mimic_then_the_ot
     assert rule.label_names == names and {*names} <= {*kept}
     assert not {*LABELS} - {*names} & {*kept}
     assert LabelRule(task="findings", findings=("Alien",), collection=names).label_names == ("Alien",)
+
+
+def test_a_file_with_another_suffix_is_not_the_file_of_the_manifest(tmp_path):
+    (tmp_path / "a.png").touch()
+    assert find_image(str(tmp_path / "a.jpg")) is None
+    assert find_image(str(tmp_path / "a.png")) == str(tmp_path / "a.png")
 
 
 def test_labels_belong_to_an_image_and_not_to_its_study(tmp_path):
