@@ -109,7 +109,10 @@ def load_config(args: argparse.Namespace) -> tuple[PretrainedConfig, int]:
         )
     if config.model_type in ("resnet", "timm_wrapper"):
         families.check_input_size(config, args.image_size)
-        return config, args.image_size or families.own_size(config) or DEFAULT_IMAGE_SIZE
+        size = args.image_size or families.own_size(config)
+        if size is None and args.model_name_or_path:
+            size = pretrained.stored_input_size(args.model_name_or_path, **arguments.source_of(args))
+        return config, size or DEFAULT_IMAGE_SIZE
     pretrained.check_image_size(config, args.image_size)
     return config, args.image_size or config.image_size
 

@@ -52,6 +52,7 @@ def test_images_tell_whether_they_were_equalised(equalized, side, border, tmp_pa
     for data_dir in (tmp_path, None):  # None is the sample, which has no such file
         assert are_equalized(images, data_dir) is equalized
     words = "Images: equalised" if equalized else "Images: not equalised"
+    assert "two kinds" not in caplog.text
     assert caplog.text.count(f"{words}: the mean distance of 12 histograms from uniform is 0.") == 2
 
 
@@ -61,6 +62,13 @@ def test_at_most_200_images_are_looked_at_and_a_single_one_is_enough(caplog):
         one = make_images(equalized=True, side=32, count=1)
         assert are_equalized(one.select([0] * count), None)
         assert f"the mean distance of {looked_at} histograms" in caplog.text
+
+
+def test_a_mixture_of_both_kinds_is_a_warning(tmp_path, caplog):
+    drawn = [draw(number, border=False) for number in range(12)]
+    both = [equalize(gray) if number % 3 == 0 else gray for number, gray in enumerate(drawn)]
+    are_equalized(images_in_memory([encode(Image.fromarray(gray)) for gray in both]), tmp_path)
+    assert "Images of two kinds: 33% of 12 seem to be equalised, the others not" in caplog.text
 
 
 @pytest.mark.parametrize("seen", [False, True])

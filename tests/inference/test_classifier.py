@@ -61,6 +61,11 @@ def test_what_a_model_of_other_origin_lacks_has_the_documented_default(vit_model
     assert not [doubt for doubt in classifier.find_doubts(read) if "view" in doubt]
 
 
+def test_labels_have_the_order_of_their_numbers_in_any_order_of_the_file(vit_model, tmp_path):
+    name = edited(vit_model, tmp_path / "model", id2label={"1": "Finding", "0": "No Finding"})
+    assert load_classifier(name, device="cpu").labels == ("No Finding", "Finding")
+
+
 def test_decision_begins_at_the_threshold(vit_model, tmp_path):
     classifier = load_classifier(edited(vit_model, tmp_path / "m", decision_threshold=0.3), device="cpu")
     assert [classifier.decide([one]) for one in (0.2999, 0.3, 1.0)] == ["No Finding", "Finding", "Finding"]
@@ -69,6 +74,8 @@ def test_decision_begins_at_the_threshold(vit_model, tmp_path):
 def test_resnets_input_size_is_that_of_its_image_processor(sample_root, tmp_path):
     flags = [*QUICK, "--max_train_steps=1", f"--data_dir={sample_root}"]
     run_main(run_classification, tmp_path / "run", *TINY_RESNET, *flags)
+    args = run_classification.parse_args([f"--model_name_or_path={tmp_path / 'run' / 'model'}"])
+    assert run_classification.load_config(args)[1] == 32  # also of a further training
     classifier = load_classifier(str(tmp_path / "run" / "model"), device="cpu")
     assert (classifier.image_size, classifier.shortest_side) == (32, 37)
 
@@ -120,6 +127,7 @@ WRONG_FIELDS = {
         {"problem_type": MULTI_LABEL_HEAD, "id2label": {}},
         "expected 2 (negative and positive), or 1",
     ),
+    "a number is missing": ({"id2label": {"1": "a", "2": "b"}}, "found the numbers 1, 2, expected 0 to 1"),
     "same label twice": ({"id2label": {"0": "a", "1": "a"}}, "found the label 'a' twice in id2label"),
     "language model": ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel"),
     "wild threshold": ({"decision_threshold": 40}, "found decision_threshold=40, expected less than"),

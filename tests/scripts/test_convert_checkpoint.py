@@ -154,6 +154,18 @@ def test_table_has_every_tensor_once_and_what_is_not_used(tmp_path, capsys):
         assert part in rest
 
 
+@pytest.mark.parametrize("entry", ["state_dict_ema", "model_ema"])
+def test_an_average_of_the_weights_is_taken_and_named(entry, tmp_path, capsys):
+    tensors = torchvision.models.resnet18(num_classes=2).state_dict()
+    average = {name: values + 1 if values.is_floating_point() else values for name, values in tensors.items()}
+    torch.save({"state_dict": tensors, entry: average}, tmp_path / "x.pth")
+    model = load(convert(tmp_path / "x.pth", tmp_path / "out"), ResNetForImageClassification)
+    assert torch.equal(model.classifier[1].bias, average["fc.bias"])
+    assert (
+        f"not used: state_dict (weights of the training; {entry} is used instead)" in capsys.readouterr().out
+    )
+
+
 def test_statistics_of_the_flags_win(tmp_path):
     file = files.save_checkpoint(tmp_path / "x.pth", files.encoder_tensors(), datasets_names=[])
     given = ["--image_mean", "0.1", "0.2", "0.3", "--image_std", "0.4", "0.5", "0.6"]

@@ -4,6 +4,7 @@ import json
 import stat
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import run_classification
@@ -25,12 +26,13 @@ from tiny_runs import run_main
 from torch import nn
 
 
-def prepared(scaler=None) -> tuple[Accelerator, nn.Module, AcceleratedOptimizer]:
+def prepared(scaler=None, *, is_apple=False) -> tuple[Accelerator, nn.Module, AcceleratedOptimizer]:
     accelerator = Accelerator()
     accelerator.scaler = scaler
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    optimizer = optimization.make_adamw(model, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
+    with mock.patch("torch.backends.mps.is_available", lambda: is_apple):
+        optimizer = optimization.make_adamw(model, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
     return accelerator, *accelerator.prepare(model, optimizer)
 
 
@@ -47,10 +49,12 @@ def state(model, optimizer) -> list[torch.Tensor]:
     return [value.detach().clone() for value in [*model.parameters(), *moments]]
 
 
+@pytest.mark.parametrize("is_apple", [False, True])
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_step_that_is_not_finite_leaves_weights_and_moments_as_they_were(number, max_grad_norm):
-    accelerator, model, optimizer = prepared()
+def test_step_that_is_not_finite_leaves_weights_and_moments_as_they_were(number, max_grad_norm, is_apple):
+    accelerator, model, optimizer = prepared(is_apple=is_apple)
+    assert optimizer.optimizer.defaults["fused"] is not is_apple
     options = {"max_grad_norm": max_grad_norm}
     good = torch.ones(4, 3)
     assert step(accelerator, model, optimizer, good, **options).isfinite()

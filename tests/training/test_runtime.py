@@ -30,6 +30,28 @@ def test_auto_batch_size_on_a_cpu_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "leave it out there .* and use --torch_compile"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", r"found DeepSpeed .*; use accelerate_configs/fsdp_bf16\.yaml"),
+    ],
+)
+def test_what_accelerate_config_offers_and_does_not_work_here_is_refused(
+    variable, value, said, monkeypatch, tmp_path
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=said):
+        runtime.start_run(arguments(tmp_path / "run"), default_output_dir="x")
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_that_are_too_long_for_the_record_are_one_line(tmp_path):
+    runtime.start_run(arguments(tmp_path / "a", findings=["Edema " * 5] * 200), default_output_dir="x")
+    with pytest.raises(UserError, match=r"cannot be recorded: found .* expected at most 10,000 printable"):
+        runtime.start_run(arguments(tmp_path / "b", findings=["Edema " * 5] * 400), default_output_dir="x")
+
+
 def test_start_writes_the_arguments_and_begins_the_log(tmp_path):
     _, record = runtime.start_run(arguments(tmp_path / "run"), default_output_dir="x")
     logging.getLogger("cxr.anything").info("a line")

@@ -1,5 +1,8 @@
 """Counted arithmetic and measured speed."""
 
+import time
+
+import psutil
 import pytest
 import run_classification
 import run_mae_pretrain
@@ -72,6 +75,7 @@ def test_the_peak_is_known_by_the_gpus_name_and_halved_for_tf32(monkeypatch):
         ("NVIDIA GeForce RTX 4090", 165.2e12),
         ("NVIDIA RTX A5000", 111.1e12),
         ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Some GPU", None),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
@@ -79,6 +83,14 @@ def test_the_peak_is_known_by_the_gpus_name_and_halved_for_tf32(monkeypatch):
         assert throughput.peak_flops(accelerator) == expected
         monkeypatch.setattr(type(accelerator), "mixed_precision", "no")
         assert throughput.peak_flops(accelerator) == (expected and expected / 2)
+
+
+def test_a_parent_process_of_another_user_is_no_launcher(monkeypatch):
+    def refuse(self):
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil.Process, "cmdline", refuse)
+    assert 0 < throughput.seconds_of_process() <= time.time() - psutil.Process().create_time()
 
 
 @pytest.mark.parametrize(

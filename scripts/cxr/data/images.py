@@ -61,6 +61,7 @@ RADIOLOGIST = "radiologist"  # the split of the test images whose study a radiol
 BAD_COLUMNS = ("dicom_id", "path", "reason")
 NUM_READ = 1000  # images that are hashed at once
 NUM_TO_LOOK_AT = 200  # training images that are checked for equalisation
+SHARE_OF_ANOTHER_KIND = 0.1  # of them, if some are equalised and others not, to be worth a warning
 
 
 @contextlib.contextmanager
@@ -355,6 +356,15 @@ def are_equalized(images: LabelledImages, data_dir: Path | None) -> bool:
             distances.append(distance_from_uniform(np.asarray(opened.convert("L"))))
     distance = float(np.mean(distances))
     found = distance <= LARGEST_DISTANCE_OF_EQUALIZED
+    share = np.mean(np.array(distances) <= LARGEST_DISTANCE_OF_EQUALIZED)
+    if min(share, 1 - share) > SHARE_OF_ANOTHER_KIND:
+        logger.warning(
+            "Images of two kinds: %.0f%% of %d seem to be equalised, the others not. DICOM files and images "
+            'of more than 8 bits are equalised when they are read; write "equalized": false into '
+            "collection.json to read them as they are",
+            100 * share,
+            len(chosen),
+        )
     logger.info(
         "Images: %s: the mean distance of %d histograms from uniform is %.2f (equalised: at most %.2f)",
         "equalised" if found else "not equalised",

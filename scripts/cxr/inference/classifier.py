@@ -208,7 +208,7 @@ def _check_is_classifier(fields: dict[str, Any], name: str) -> None:
             f"model {name}: found {model_type[:50]} with architectures {str(found)[:100]}, expected "
             f"{expected}: name another model"
         )
-    names = stored_labels(fields)
+    names = stored_labels(fields, where=f"model {name}: config.json")
     # transformers does not store its default, two labels without names.
     num_labels = len(names) if names or "id2label" in fields else 2
     if not (1 <= num_labels <= MAX_LABELS if _is_multi_label(fields) else num_labels == 2):

@@ -63,17 +63,26 @@ def config_from_json(fields: dict[str, Any], *, where: str) -> PretrainedConfig:
     else:
         config = CONFIG_CLASSES[fields["model_type"]](**checked)
     # What the stored head was trained for: run_classification.py warns if its labels are others.
-    if isinstance(fields.get("architectures"), list) and (labels := stored_labels(fields)):
+    if isinstance(fields.get("architectures"), list) and (labels := stored_labels(fields, where=where)):
         config.architectures = [str(one) for one in fields["architectures"]]
         config.id2label = dict(enumerate(labels))
     return config
 
 
-def stored_labels(fields: dict[str, Any]) -> list[str]:
-    """Returns the labels of a classifier that its config.json names, the wrapper of timm by another field."""
+def stored_labels(fields: dict[str, Any], *, where: str) -> list[str]:
+    """Returns the labels of a classifier that its config.json names, the wrapper of timm by another field.
+
+    Their order is that of the numbers in `id2label`. Raises UserError, beginning with `where`, if one is
+    missing.
+    """
     by_id, in_order = fields.get("id2label"), fields.get("label_names")
     if isinstance(by_id, dict):
-        return list(map(str, by_id.values()))
+        if by_id.keys() != {*map(str, range(len(by_id)))}:
+            raise UserError(
+                f"{where}: id2label: found the numbers {', '.join(by_id)[:100]}, expected 0 to "
+                f"{len(by_id) - 1}; correct them"
+            )
+        return [str(by_id[str(number)]) for number in range(len(by_id))]
     return list(map(str, in_order)) if isinstance(in_order, list) else []
 
 

@@ -190,7 +190,11 @@ def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str
 
 
 def stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int:
-    """Returns the image processor's output size; a ResNet's config has none, as it takes any size."""
+    """Returns the image processor's output size; a ResNet's config has none, as it takes any size.
+
+    Downloads a model of the Hub, so that the answer is the same before and after.
+    """
+    hub_dir = download(name, hub_dir=hub_dir, revision=revision)
     stored = read_object(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision)
     size = stored.get("size", {})
     sides = size.values() if isinstance(size, dict) else [size]
@@ -270,6 +274,7 @@ def load_pretrained(
             dtype=torch.float32,  # not the checkpoint's: half precision cannot be trained
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            use_safetensors=True,  # a pickle can hold code
             **_source(name, hub_dir, revision),
         )
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}

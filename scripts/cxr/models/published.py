@@ -16,7 +16,8 @@ from cxr.errors import UserError
 from cxr.errors import one_line
 from cxr.run_folder.files import read_json
 
-WEIGHTS = ("model", "state_dict")  # the entry of a training's checkpoint that has the weights
+# The entry of a training's checkpoint that has the weights; as in timm, an average of them comes first.
+WEIGHTS = ("state_dict_ema", "model_ema", "model", "state_dict")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # medical_mae: its build_transform (util/datasets.py) fine-tunes on all chest X-rays with these, unless
 # --norm_stats says imagenet. Its pretraining (main_pretrain_multi_datasets_xray.py) uses them for NIH
@@ -71,7 +72,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: found no tensors, expected those of a model; name another file")
     others = {} if entry is None else {name: content[name] for name in content if name != entry}
     settings, of_timm = others.get("args"), _read_timm_config(path)
-    unused = {str(name): _why_unused(name) for name in others}
+    unused = {str(name): _why_unused(name, entry) for name in others}
     if not of_timm and path.with_name("config.json").is_file():
         unused["config.json"] = "a file beside it, but not timm's"
     return Checkpoint(
@@ -133,9 +134,11 @@ def _read_timm_config(path: Path) -> dict[str, Any]:
     return content if isinstance(statistics, dict) and {"mean", "std"} <= statistics.keys() else {}
 
 
-def _why_unused(name: Any) -> str:
+def _why_unused(name: Any, entry: str | None) -> str:
     if name == "args":
         return "flags of the training; read for the statistics, the decoder's heads and the loss"
+    if name in WEIGHTS:
+        return f"weights of the training; {entry} is used instead"
     return "state of the training, not of the model"
 
 

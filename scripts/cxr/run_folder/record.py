@@ -45,6 +45,7 @@ LIBRARIES = (
     "pillow",
     "scikit-learn",
 )
+MAX_FLAG = 10_000  # letters of a flag: some name many findings, or many folders
 PROGRESS_FILE = "progress.json"  # in every complete checkpoint
 BAD_STEPS_FILE = "bad_steps.jsonl"
 METRICS_FILE = "metrics.jsonl"
@@ -132,8 +133,8 @@ class Arguments(Record):
     @model_validator(mode="after")
     def _check_flags(self) -> Self:
         for name, value in self.flags.items():
-            if len(text := f"{name} {value}") > 1000 or not text.isprintable():
-                raise ValueError(f"found {text!r:.50}, expected flags of at most 1,000 printable characters")
+            if len(text := f"{name} {value}") > MAX_FLAG or not text.isprintable():
+                raise ValueError(f"found {text!r:.50}, expected at most {MAX_FLAG:,} printable characters")
         return self
 
     @property

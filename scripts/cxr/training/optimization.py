@@ -126,7 +126,7 @@ def make_adamw(
     betas: tuple[float, float],
     layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """Returns fused AdamW for the trainable parameters; it decays linear and convolution weights only.
+    """Returns AdamW for the trainable parameters; it decays linear and convolution weights only.
 
     Biases, norms, tokens and position embeddings do not decay, as in He et al. 2022. Parameters are told
     apart by their number of dimensions, because names differ between models and transformers versions.
@@ -151,7 +151,7 @@ def make_adamw(
         ],
         lr=learning_rate,
         betas=betas,
-        fused=True,
+        fused=not torch.backends.mps.is_available(),  # Metal's ignores found_inf and the scale of fp16
     )
 
 
@@ -169,20 +169,26 @@ def update_weights(
     `loss` () is the loss of this process, `buffers` are the model's buffers and their values before the step.
     Returns the mean loss over all processes, which is NaN or infinite if the step was skipped; weights,
     moments and buffers then keep their values. A NaN or infinite gradient also skips the step, except with
-    fp16, where the scaler handles a gradient that overflows. The host never waits for the device here.
+    fp16, where the scaler handles a gradient that overflows. The host waits for the device here only if AdamW
+    is not fused, as on Apple's GPUs.
     """
     loss = accelerator.reduce(loss, "mean")
     if max_grad_norm:
         norm = _whole(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
     elif accelerator.scaler is None:
         norm = gradient_norm(model)
+    steps = True
     if accelerator.scaler is None:
         is_finite = (loss + norm).isfinite()
-        optimizer.optimizer.found_inf = (~is_finite).float()  # fused AdamW then skips its step
+        if optimizer.optimizer.defaults["fused"]:
+            optimizer.optimizer.found_inf = (~is_finite).float()  # it then skips its step
+        else:
+            steps = bool(is_finite)
         loss = torch.where(is_finite, loss, torch.nan)
     for buffer, before in buffers:
         buffer.copy_(torch.where(loss.isfinite(), buffer, before))
-    optimizer.step()
+    if steps:
+        optimizer.step()
     optimizer.zero_grad()
     return loss
 

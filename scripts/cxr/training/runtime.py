@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import platform
 import sys
 import time
@@ -20,7 +21,9 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
+from accelerate.utils import parse_flag_from_env
 from accelerate.utils import set_seed
+from pydantic import ValidationError
 from torch import distributed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -29,12 +32,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cxr.data.sources import REPOSITORY
 from cxr.errors import UserError
 from cxr.errors import undo_on_user_error
+from cxr.run_folder.fields import first_problem
 from cxr.run_folder.lock import Lock
 from cxr.run_folder.lock import abandon
 from cxr.run_folder.lock import claim_output_dir
 from cxr.run_folder.privacy import MaskingFormatter
 from cxr.run_folder.record import FREE_TO_CHANGE
 from cxr.run_folder.record import Arguments
+from cxr.run_folder.record import Origin
 from cxr.run_folder.record import RunRecord
 from cxr.run_folder.record import check_unchanged
 from cxr.sharing.card import describe_origin
@@ -53,6 +58,7 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
 
     Returns the accelerator and the record of the run, whose `output_dir` is the run folder.
     """
+    _check_launcher()
     tracker = args.report_to if args.with_tracking else None
     accelerator = Accelerator(
         log_with=tracker,
@@ -73,11 +79,32 @@ def start_run(args: argparse.Namespace, *, default_output_dir: str) -> tuple[Acc
         before = Arguments.read(output_dir / "args.json").flags
         fixed = {name: value for name, value in plain_args.items() if name not in FREE_TO_CHANGE}
         check_unchanged(before, fixed, where=output_dir)
-    record.write("args.json", Arguments(**plain_args, origin=describe_origin(args)))
+    record.write("args.json", _as_record(plain_args, describe_origin(args)))
     if args.with_tracking:
         scalars = {k: v for k, v in plain_args.items() if isinstance(v, int | float | str | bool)}
         accelerator.init_trackers("mae-chest-xrays", config=scalars)
     return accelerator, record
+
+
+def _check_launcher() -> None:
+    """Raises UserError for answers to `accelerate config` with which these scripts do not work."""
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError(
+            "found DeepSpeed in the configuration of accelerate, which these scripts do not support; use "
+            "accelerate_configs/fsdp_bf16.yaml, or answer no to DeepSpeed in accelerate config"
+        )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":  # it would rename the saved weights
+        raise UserError(
+            "found a torch dynamo backend in the configuration of accelerate; leave it out there (answer no "
+            "in accelerate config) and use --torch_compile"
+        )
+
+
+def _as_record(flags: dict[str, Any], origin: Origin) -> Arguments:
+    try:
+        return Arguments(**flags, origin=origin)
+    except ValidationError as error:
+        raise UserError(f"flags that cannot be recorded: {first_problem(error)}") from error
 
 
 def _check_machine(args: argparse.Namespace, accelerator: Accelerator) -> None:

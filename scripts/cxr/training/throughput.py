@@ -51,8 +51,9 @@ def peak_flops(accelerator: Accelerator) -> float | None:
     if accelerator.device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(accelerator.device)
-    # Whole words: an RTX A4000 is not an A40.
-    tflops = next((peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)
+    # Whole words: an RTX A4000 is not an A40. A laptop's GPU is slower than the card of its name.
+    names = {part: rf"\b{part}\b(?! Laptop)" for part in PEAK_TFLOPS}
+    tflops = next((PEAK_TFLOPS[part] for part in names if re.search(names[part], name)), None)
     if tflops is None:
         return None
     if accelerator.mixed_precision in ("bf16", "fp16"):
@@ -78,8 +79,11 @@ def count_training_flops(model: nn.Module, synthetic_loss: Callable[[nn.Module, 
 def seconds_of_process() -> float:
     """Returns the time since this process was started or, if it has one, its launcher of Accelerate."""
     process = psutil.Process()
-    launcher = process.parent()
-    is_launched = launcher and "accelerate" in " ".join(launcher.cmdline())
+    try:
+        launcher = process.parent()
+        is_launched = launcher and "accelerate" in " ".join(launcher.cmdline())
+    except psutil.Error:  # a parent of another user, such as of root
+        is_launched = False
     return time.time() - (launcher if is_launched else process).create_time()
 
 
