@@ -44,6 +44,15 @@ def test_own_label_rule_is_used_without_a_word(tmp_path, sample_root):
     assert not any("label rule" in note or note.startswith("--") for note in found.notes)
 
 
+def test_model_whose_thresholds_are_of_studies_is_measured_by_study(tmp_path, sample_root):
+    labels = LABELS | {"uncertain": "negative", "evaluation_level": "study"}
+    subject = subject_of(tmp_path / "model", trained_labels=labels)
+    assert match(subject, sample_root, OWN).level == "study"
+    found = match(subject, sample_root, OWN | {"evaluation_level": "image"})
+    assert found.level == "image"
+    assert "--evaluation_level image: the model was trained with study." in found.notes
+
+
 def test_each_flag_that_replaces_a_part_of_the_rule_is_named(tmp_path, sample_root):
     subject = subject_of(tmp_path / "model", trained_labels=LABELS | {"uncertain": "negative"})
     chosen = {"labeler": "negbio", "uncertain": "positive", "view": "all"}

@@ -62,6 +62,17 @@ def test_images_of_all_trainings_are_found_by_ids_and_pixels(runs, sample_root):
     assert (found.same_name, found.num_same_ids, found.num_same_pixels) == (True, 0, 0)
 
 
+def test_images_of_a_published_start_are_said_not_to_be_compared(runs, sample_root):
+    subject = subject_of(runs)
+    first = subject.history[0].model_copy(
+        update={"base_model": "microsoft/rad-dino", "base_model_revision": "0" * 40}
+    )
+    subject = dataclasses.replace(subject, history=[first, *subject.history[1:]])
+    found = find_overlap(subject, sample_root, load(runs, sample_root)["test"])
+    (said,) = [line for line in overlap_in_words(found, num_images=1) if "started from" in line]
+    assert "`microsoft/rad-dino`" in said and "MIMIC-CXR among them" in said and "not compared" in said
+
+
 def test_equal_pixels_are_found_under_other_ids(runs, sample_root):
     images = load(runs, sample_root)["train"]
     renamed = dataclasses.replace(images, rows=images.rows.assign(dicom_id=range(len(images))))

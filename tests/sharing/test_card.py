@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import hub as run_hub
 import pytest
@@ -17,6 +18,7 @@ import run_classification
 import run_mae_pretrain
 from cxr.choices import LABELERS
 from cxr.data import sources
+from cxr.data.sources import is_mimic
 from cxr.run_folder.files import write_json
 from cxr.run_folder.privacy import mask_ids
 from cxr.run_folder.record import Arguments
@@ -241,7 +243,8 @@ def make_card(*, task: str = "pleural_effusion", config: dict | None = None, **c
         "mask_ratio": 0.5,
         "seed": 10000032,
     } | changes
-    origin = card.describe_origin(argparse.Namespace(**args))
+    with mock.patch.object(card, "is_mimic", lambda folder: "MIMIC" in folder.name or is_mimic(folder)):
+        origin = card.describe_origin(argparse.Namespace(**args))
     args["hub_dir"] = args["hub_dir"] and str(args["hub_dir"])  # as args.json has it
     training = Training(task=task, steps=7, images_per_step=32, versions={"torch": "2.14"})
     sample = Sample(num_images=1000, seed=0, sha256="0" * 64, dicom_ids=[])
@@ -295,6 +298,28 @@ def test_card_of_credentialed_data_alone_has_its_license_and_terms_and_none_has_
     assert "data-use agreement" in text and "/mnt" not in text
     assert "1 if Pleural Effusion is positive" in text and "| labeler | chexpert |" in text
     assert "| uncertain labels | their studies are left out |" in text
+
+
+def test_license_and_terms_are_those_of_all_trainings():
+    stage = {"task": "mae_pretraining", "is_synthetic": False, "num_images": 9, "sha256": "0" * 64}
+    stage |= {"num_epochs": 1.0, "base_model": None, "base_model_revision": None}
+    for dataset, license in (("chexpert", "other"), ("mimic-cxr-jpg", "physionet-credentialed")):
+        text = make_card(
+            data_dir=Path("/mnt/nih-cxr"), config={"training_history": [{**stage, "dataset": dataset}]}
+        )
+        data = ModelCard(text).data
+        assert data.datasets == [dataset, "nih-cxr"] and data.license == "other"
+        assert (data.license_name or "other").startswith(license)
+        assert "The terms of `nih-cxr` also apply" in text and "All data come from a few sources" in text
+        assert "The terms of `chexpert` also apply" in text or "data-use agreement" in text
+
+
+def test_mimic_has_its_name_and_terms_in_any_folder(tmp_path):
+    for number, labeler in enumerate(LABELERS):
+        (tmp_path / f"mimic-cxr-2.0.0-{labeler}.csv").write_text(f"{number}", encoding="utf-8")
+    text = make_card(data_dir=tmp_path)
+    assert ModelCard(text).data.datasets == ["mimic-cxr-jpg"] and "data-use agreement" in text
+    assert "| labeler | chexpert |" in text
 
 
 def test_card_of_several_collections_names_the_terms_of_each_and_no_layout():

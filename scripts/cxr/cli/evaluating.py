@@ -34,7 +34,8 @@ def parse_args(argv: list[str] | None, *, description: str | None = None) -> arg
     recalibrate = "fit a temperature and a threshold on the validation split, and measure before and after"
     group.add_argument("--recalibrate", choices=("validation",), help=recalibrate)
     conformal = (
-        "calibrate on the validation split sets of labels that miss the right one in a share X of images"
+        "also give sets of labels, calibrated on the validation split, that lack the right label for a share "
+        "X of the images"
     )
     add_number(group, "--conformal", alpha, conformal)
     add_number(group, "--batch_size", positive_int, "images that a model processes at once", default=64)

@@ -15,6 +15,7 @@ from filelock import FileLock
 from cxr.choices import LABELERS
 from cxr.errors import UserError
 from cxr.errors import one_line
+from mimic_cxr_dataset.choices import MANIFEST_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE_DIR = REPOSITORY / "sample_data"
@@ -29,18 +30,20 @@ def is_synthetic(data_dir: Path | None) -> bool:
     return data_dir is None or (data_dir / "sample-findings.json.gz").is_file()
 
 
-def label_tables_differ(data_dir: Path) -> bool:
-    """Returns whether the two labelers' tables differ, as in MIMIC-CXR-JPG; true if one is missing.
+def is_mimic(data_dir: Path) -> bool:
+    """Returns whether a folder is MIMIC-CXR-JPG: the two labelers' tables differ, or one is missing.
 
     In another collection that was converted to this layout, both tables have the same labels.
     """
+    if is_synthetic(data_dir) or (data_dir / MANIFEST_FILE).is_file():
+        return False
     paths = [path for name in LABELERS for path in sorted(data_dir.glob(f"mimic-cxr-*-{name}.csv*"))[:1]]
     try:
         tables = [path.read_bytes() for path in paths]
         tables = [gzip.decompress(one) if path.suffix == ".gz" else one for path, one in zip(paths, tables)]
     except (OSError, EOFError, zlib.error):  # reading the labels reports the error
         return True
-    return len(tables) < len(LABELERS) or tables[0] != tables[1]
+    return bool(paths) and (len(tables) < len(LABELERS) or tables[0] != tables[1])
 
 
 def source_revision() -> str:

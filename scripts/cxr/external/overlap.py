@@ -21,6 +21,7 @@ from cxr.run_folder.record import Sample
 from cxr.sharing.card import dataset_name
 from cxr.sharing.card import derived_from
 from cxr.sharing.card import name_roots
+from cxr.sharing.card import start_in_words
 from cxr.study.names import plural
 
 
@@ -81,11 +82,13 @@ def find_overlap(subject: Subject, data_dir: Path, images: LabelledImages) -> Ov
         pixels = {digest for one in cached for digest in one.hashes()}
     names = {name for stage in subject.history for name in stage.dataset.split(", ")}
     origins = {name for stage in subject.history for name in stage.derived_from}
+    first = subject.history[0] if subject.history else None
     same_name = name_of(data_dir) in names if names else None
     same_origin = {name_of(data_dir), derived_from(data_dir)} & {*names, *origins}
     return Overlap(
         same_name=same_name,
         same_origin=[] if same_name else sorted(same_origin),
+        start=start_in_words(first) if first and first.base_model else None,
         num_unknown_trainings=max(0, len(subject.history) - len(trainings)),
         num_same_ids=len(trained_ids & set(images["dicom_id"])) if trainings else None,
         num_same_pixels=sum(digest in pixels for digest in images.hashes()) if is_known else None,
@@ -132,6 +135,8 @@ def overlap_in_words(found: Overlap, *, num_images: int) -> list[str]:
         said.append(
             "The model does not say on which collections it was trained: their names were not compared."
         )
+    if found.start is not None:
+        said.append(f"The trainings started from {found.start}: its images were not compared.")
     if found.num_same_ids is None:
         said.append(
             "The training images are not known (the model is not in its run folder): their ids and pixels "

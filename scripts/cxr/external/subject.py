@@ -1,5 +1,6 @@
 """A model that is evaluated: the classifier, and what its folder says about its training."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def read_card(path: Path | None) -> dict[tuple[str, str], float]:
 def read_measured(run: Path | None, labels: tuple[str, ...]) -> dict[str, Scores]:
     """Returns what a model with these labels predicted in its own run, by split, the test first.
 
-    A split is left out if it was not measured, or if its table of predictions is no longer there.
+    A split is left out if it was not measured, or if its table of predictions cannot be read any more.
     """
     results = read_results(run) if run else None
     if not isinstance(results, ClassificationResults):
@@ -123,7 +124,7 @@ def read_measured(run: Path | None, labels: tuple[str, ...]) -> dict[str, Scores
     found = {}
     for split in ("test", "validation"):
         path, measured = run / f"predictions_{split}.csv", getattr(results, split)
-        if measured is not None and path.is_file():
+        if measured is not None and os.access(path, os.R_OK):  # private: not of another user
             found[split] = as_scores(read_predictions(path, measured), measured, labels, split=split)
     return found
 

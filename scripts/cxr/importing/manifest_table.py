@@ -176,7 +176,7 @@ def find_paths(source: Path, facts: Facts) -> list[str]:
         status = os.stat(folder)  # noqa: PTH116 - Path takes seconds
         same = places.setdefault((status.st_dev, status.st_ino), folder)
         if same != folder:
-            raise UserError(f"{folder}: found the folder {same} again, expected each once; remove a link")
+            raise UserError(f"{folder}: found the same folder as {same}, through a link; remove the link")
         folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
         for name in names:
             if name.startswith("."):

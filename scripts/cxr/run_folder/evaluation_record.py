@@ -91,6 +91,9 @@ class Overlap(Record):
     same_origin: list[Name] = Field(
         default=[], description="collections of other names, of which images are here and were in a training"
     )
+    start: str | None = Field(
+        default=None, description="the model that the trainings started from, whose images are not known"
+    )
     num_unknown_trainings: Count = Field(description="trainings of the weights whose images are not known")
     num_same_ids: Count | None = Field(description="null: the ids of the training images are not known")
     num_same_pixels: Count | None = Field(description="null: the training images are not in the cache")

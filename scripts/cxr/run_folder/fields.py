@@ -63,6 +63,8 @@ class Record(BaseModel):
             raise UserError(
                 f"{path}: found no such file, expected the one that {cls.writer} writes; {cls.advice}"
             ) from None
+        except OSError as error:  # such as a private file of another user
+            raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable for you") from error
 
     @classmethod
     def parse(cls, text: str | bytes, *, where: object) -> Self:

@@ -39,6 +39,9 @@ class TrainedLabels(Record):
     labeler: Word | None = Field(default=None, description="null: the labels of a manifest have none")
     uncertain: Name
     blank: Word
+    evaluation_level: Word | None = Field(
+        default=None, description="image or study: whose probability the thresholds were chosen for"
+    )
 
 
 class ModelFields(Record):

@@ -18,8 +18,8 @@ from cxr.choices import BINARY_TASKS
 from cxr.choices import MULTI_LABEL
 from cxr.choices import SMOOTH_TARGETS
 from cxr.data.images import user_errors
+from cxr.data.sources import is_mimic
 from cxr.data.sources import is_synthetic
-from cxr.data.sources import label_tables_differ
 from cxr.data.sources import source_address
 from cxr.data.sources import source_revision
 from cxr.errors import UserError
@@ -122,6 +122,12 @@ HYPERPARAMETERS = (
     "max_grad_norm",
     "seed",
 )
+SHOWN = {  # in each card, as far as a run has it
+    "metrics": METRICS,
+    "summary": SUMMARY,
+    "at_threshold": ("accuracy", "precision", "recall", "f1"),
+    "hyperparameters": HYPERPARAMETERS,
+}
 LICENSE = {
     "license": "other",
     "license_name": "physionet-credentialed-health-data-license-1.5.0",
@@ -142,7 +148,6 @@ def describe_origin(args: argparse.Namespace) -> Origin:
         dataset = ", ".join(name_roots([args.data_dir, *args.other_data_dirs]))
     root = None if args.other_data_dirs else args.data_dir
     has_manifest = root is not None and (root / MANIFEST_FILE).is_file()
-    is_mimic = root is not None and "mimic-cxr" in dataset and not has_manifest
     return Origin(
         git_commit=source_revision(),
         is_synthetic=all(map(is_synthetic, [args.data_dir, *args.other_data_dirs])),
@@ -151,7 +156,7 @@ def describe_origin(args: argparse.Namespace) -> Origin:
         base_model=base_model and mask_ids(base_model if is_by_name else Path(base_model).name),
         base_model_revision=refs.get(args.model_revision, args.model_revision) if is_by_name else None,
         repository=source_address(),
-        labeler=args.labeler if is_mimic and label_tables_differ(root) else None,
+        labeler=args.labeler if root is not None and is_mimic(root) else None,
         **(describe_manifest(root) if has_manifest else {}),
         version=VERSION,
     )
@@ -185,20 +190,21 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
     """
     is_pretraining = training.task == "mae_pretraining"
     name, origin = args.hub_model_id or "model", args.origin
-    measured = ((split, getattr(training, split, None)) for split in ("validation", "test"))
-    splits = {split: metrics for split, metrics in measured if metrics}
+    splits = {split: getattr(training, split, None) for split in ("validation", "test")}
+    splits = {split: metrics for split, metrics in splits.items() if metrics}
     fields = ModelFields.read(model_dir / "config.json")
     rule, is_multi_label = read_label_rule(args), args.dataset_config_name == MULTI_LABEL
     metric_names = SUMMARY if is_multi_label else METRICS
     groups = groups_to_share(list(splits.values())[-1].subgroups) if splits else None
-    is_mimic = any("mimic" in one.dataset for one in (origin, *fields.training_history))
+    collections = collections_of(fields.training_history, origin)
+    has_mimic = "mimic" in "".join(collections)
     metadata = ModelCardData(
-        **(LICENSE if is_mimic else license_of(origin)),
+        **(LICENSE if has_mimic else license_of(origin, collections)),
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["chest-x-ray", "radiology", "medical-imaging", "masked-autoencoder"],
         base_model=origin.base_model if origin.base_model_revision else None,
-        datasets=origin.dataset.split(", "),
+        datasets=list(collections),
         metrics=None if is_pretraining else [METRICS[metric][0] for metric in metric_names],
         model_name=name.rpartition("/")[2],
         eval_results=list(evaluations(splits, training.task, origin.dataset)) or None,
@@ -217,32 +223,39 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         label_names=rule.label_names,
         label_rule=describe_labels(rule),
         uncertain=describe_uncertain(rule),
-        unit="studies" if args.evaluation_level == "study" else "images",
+        is_by_study=args.evaluation_level == "study",
+        all_collections=[name for name, is_drawn in collections.items() if not is_drawn],
         is_finished=isinstance(training, Results),
         origin=origin,
-        is_mimic=is_mimic,
+        is_mimic=has_mimic,
         args=args,
         training=training,
         sample=sample,
         figures={name: caption for name, caption in FIGURES.items() if (model_dir / name).is_file()},
-        metrics=METRICS,
-        summary=SUMMARY,
         groups=groups,
         fairness=groups is not None and any(gap.attribute in ATTRIBUTES_OF_PATIENTS for gap in groups.gaps),
         radiologist=None if origin.is_synthetic else getattr(training, "radiologist", None),
-        at_threshold=("accuracy", "precision", "recall", "f1"),
         with_interval=with_interval,
         splits=splits,
         decision=getattr(splits.get("validation"), "at_chosen_threshold", None),
-        hyperparameters=HYPERPARAMETERS,
+        **SHOWN,
     )
     return str(ModelCard(body))
 
 
-def license_of(origin: Origin) -> dict[str, str]:
-    """Returns the license of the data in the form of the Hub."""
-    if origin.license is None:
-        return {"license": "mit" if origin.is_synthetic else "other"}
+def collections_of(history: list[Stage], origin: Origin) -> dict[str, bool]:
+    """Returns the collections of all trainings of the weights, and whether each is synthetic."""
+    trainings = [(one.dataset, one.is_synthetic) for one in (*history, origin)]
+    return {name: is_synthetic for dataset, is_synthetic in trainings for name in dataset.split(", ")}
+
+
+def license_of(origin: Origin, collections: dict[str, bool]) -> dict[str, str]:
+    """Returns the license of the data in the form of the Hub; that of several collections has no name."""
+    if all(collections.values()):
+        return {"license": "mit"}
+    others = {name for name, is_synthetic in collections.items() if not is_synthetic} - {origin.dataset}
+    if origin.license is None or others:
+        return {"license": "other"}
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", origin.license.lower())[:60]}
 
 
@@ -326,7 +339,7 @@ def describe_history(history: list[Stage], origin: Origin, sample: Sample) -> li
     if first.base_model is None:
         steps = ["Random weights." if len(history) > 1 else "Random weights: the model was not pretrained."]
     else:
-        steps = [f"Start: {_name_base(first)}."]
+        steps = [f"Start: {start_in_words(first)}."]
     for stage, following in itertools.pairwise(history):
         if stage.task == "mae_pretraining":
             what = "Pretraining as a masked autoencoder (`run_mae_pretrain.py`"
@@ -334,7 +347,7 @@ def describe_history(history: list[Stage], origin: Origin, sample: Sample) -> li
             what = f"Training as a classifier for `{stage.task}` (`run_classification.py`"
         epochs = f"{stage.num_epochs:.3g} epoch{'s' if stage.num_epochs != 1 else ''}"
         images = f"{stage.num_images:,} training images of `{stage.dataset}`, {epochs}."
-        name = f" Result: {_name_base(following)}." if following.base_model_revision else ""
+        name = f" Result: {start_in_words(following)}." if following.base_model_revision else ""
         steps.append(f"{what} in the code named below): {images}{name}")
     last = "The training that this card describes."
     if len(history) > 1:
@@ -350,7 +363,8 @@ def describe_history(history: list[Stage], origin: Origin, sample: Sample) -> li
     return [*steps, last]
 
 
-def _name_base(start: Stage | Origin) -> str:
+def start_in_words(start: Stage | Origin) -> str:
+    """Returns the model that a training started from, and what it was trained on, as far as it is known."""
     name = start.base_model
     if not start.base_model_revision:
         return f"a model in a folder named `{name}`; it is not known what it was trained on"
@@ -362,13 +376,16 @@ def _name_base(start: Stage | Origin) -> str:
 def dataset_name(data_dir: Path) -> str:
     """Returns a dataset id: the name in a manifest's collection.json, else the data folder's.
 
-    Of PhysioNet's .../NAME/VERSION, it is NAME. Raises UserError for a collection.json that is not valid.
+    Of PhysioNet's .../NAME/VERSION, it is NAME. MIMIC-CXR-JPG keeps its name in any folder. Raises UserError
+    for a collection.json that is not valid.
     """
     folder = Path(os.path.abspath(data_dir))  # noqa: PTH100 - a link keeps its name
     name = folder.parent.name if re.fullmatch(r"[\d.]+", folder.name) else folder.name
     if (folder / MANIFEST_FILE).is_file():
         with user_errors():
             name = read_collection(folder).name or name
+    elif "mimic-cxr" not in dataset_id(name) and is_mimic(folder):
+        return "mimic-cxr-jpg"
     return dataset_id(name)
 
 
