@@ -321,7 +321,7 @@ def test_download_that_moved_main_is_kept_and_nothing_is_built_on_it(pushed):
     (repository(hub_dir) / "refs" / "refs" / "pr" / "1").write_text(foreign, encoding="utf-8")
     assert local_hub.find_problems(hub_dir, NAME) == []
     (repository(hub_dir) / "refs" / "main").write_text(foreign, encoding="utf-8")
-    before = {path: path.read_bytes() for path in hub_dir.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in repository(hub_dir).rglob("*") if path.is_file()}
     for call in (
         lambda: push(hub_dir.parent / "model-2.0", hub_dir),
         lambda: local_hub.check_push(hub_dir=hub_dir, model_id=NAME, tag=None),
@@ -332,7 +332,7 @@ def test_download_that_moved_main_is_kept_and_nothing_is_built_on_it(pushed):
             ValueError, match=r"dddddddd was downloaded from the Hub or its record was lost; name another"
         ):
             call()
-    assert {path: path.read_bytes() for path in hub_dir.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in repository(hub_dir).rglob("*") if path.is_file()} == before
     assert [line for line in local_hub.find_problems(hub_dir, NAME) if f"refers to {foreign}" in line]
     assert [commit.commit for commit in local_hub.read_log(hub_dir, NAME, commits[1])] == commits[::-1]
     assert load_bias(hub_dir) == 1.0

@@ -17,14 +17,13 @@ import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from datetime import timezone
 from pathlib import Path
 
-from filelock import FileLock
-from filelock import Timeout
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -36,12 +35,15 @@ from cxr.run_folder.files import remove_folder
 from cxr.run_folder.files import sha256_of
 from cxr.run_folder.files import sync_file
 from cxr.run_folder.files import write_text
+from cxr.run_folder.heartbeat import Claims
+from cxr.run_folder.lock import hold
 from cxr.run_folder.privacy import files_to_share
 from cxr.run_folder.privacy import mask_ids
 
 logger = logging.getLogger(__name__)
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TAG = re.compile(r"(?!main$|[0-9a-f]{40}$)[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+POLLING_SECONDS = 0.05  # between two looks whether another process has finished
 BLOBS = 64 * "[0-9a-f]"  # SHA-256; downloads also use other names
 
 
@@ -270,14 +272,13 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
 def _locked(hub_dir: Path, model_id: str) -> Iterator[tuple[Path, dict[str, str]]]:
     """Locks a model for this process, removes temporary files of killed ones; yields its folder and refs."""
     repository = repository_dir(hub_dir, model_id)
-    lock = FileLock(hub_dir / ".locks" / f"{repository.name}.lock")
+    claims, name, is_said = Claims(hub_dir / ".locks"), repository.name, False
     try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(Timeout):
-            lock.acquire(blocking=False)
-        if not lock.is_locked:
-            logger.warning("Waiting for another process that is writing to %s.", repository)
-            lock.acquire()
+        while (lock := hold(claims.folder / f"{name}.lock", claims, name)) is None:
+            if not is_said:
+                logger.warning("Waiting for another process that is writing to %s.", repository)
+            is_said = True
+            time.sleep(POLLING_SECONDS)
     except OSError as error:
         raise UserError(
             f"--hub_dir {hub_dir}: cannot be written to ({error.strerror}); expected a writable folder"
