@@ -378,15 +378,22 @@ def test_model_from_scratch_that_is_pretrained_here_is_fine_tuned_without_its_ov
     ],
 )
 def test_setting_reaches_the_cells_of_its_scope(scope, reached):
-    found = set()
-    for model in ("vit-mae-tiny", "resnet-18"):
-        setting = (scope, {"weight_decay": 0.3})
-        for cell in one_cell(model, setting, train_sizes=[20, None], pretrain="instead"):
-            if cell.flags.get("weight_decay") == 0.3:
-                size = getattr(cell.point, "train_size", 0)
-                what = "pretrain" if cell.script == PRETRAINING else grid.size_name(size)
-                found.add(f"{grid.find_architecture(model).family}-{what}")
+    found, axes = set(), {"models": ["vit-mae-tiny", "resnet-18"], "tasks": ["finding"], "seeds": [0]}
+    axes |= {"train_sizes": [20, None], "pretrain": "instead", "training_modes": ["full"]}
+    for cell in plan(PAPER, settings=[(scope, {"weight_decay": 0.3})], **axes):
+        if cell.flags.get("weight_decay") == 0.3:
+            size = getattr(cell.point, "train_size", 0)
+            what = "pretrain" if cell.script == PRETRAINING else grid.size_name(size)
+            found.add(f"{grid.find_architecture(cell.point.model).family}-{what}")
     assert found == reached
+
+
+def test_setting_of_a_scope_without_a_cell_is_refused():
+    for scope in ("all", "30", "pretraining", "mae", "resnet"):
+        with pytest.raises(
+            UserError, match=rf"^--set {scope}\.: found no such cells .*has 1000, .*, vit; name"
+        ):
+            one_cell("vit-mae-tiny", (scope, {"weight_decay": 0.3}))
 
 
 def test_later_settings_count_and_all_come_after_those_of_the_preset():

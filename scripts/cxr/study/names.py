@@ -133,13 +133,13 @@ class RowName:
     @property
     def masked(self) -> str:
         erased = " erased" * (self.masking_kind == "erasing")
-        return f"{self.masking:.2f}{erased}" if self.masking else ""
+        return f"{self.masking:.3f}".removesuffix("0") + erased if self.masking else ""
 
     @property
     def share_masked(self) -> str:
         """Returns the masking as a phrase for a sentence."""
         verb = {"patches": "masked", "erasing": "erased"}[self.masking_kind]
-        return f"{self.masking:.0%} {verb}" if self.masking else "nothing masked"
+        return f"{100 * self.masking:.3g}% {verb}" if self.masking else "nothing masked"
 
     @property
     def remark(self) -> str:

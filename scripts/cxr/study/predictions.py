@@ -36,6 +36,8 @@ def read_predictions(path: Path, measured: MeasuredSplit | MeasuredFindings) -> 
             keep_default_na=False,  # "" means an unknown view, not a missing value
             na_values=dict.fromkeys(labels, "") if isinstance(measured, MeasuredFindings) else None,
         )
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable for you") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not what a run writes: {one_line(error)}; run it again") from error
     predictions[labels] = predictions[labels].fillna(MASKED)

@@ -61,9 +61,10 @@ ENSEMBLES_WORD = "Ensembles: the mean of the probabilities that a row's seeds pr
 WORTH_WORD = (
     "A model from scratch reaches the AUROC of a pretrained one with so many times its training images, read "
     "from its learning curve on a logarithmic scale between the measured sizes; “more than” where the curve "
-    "ends below that AUROC, “less than” where it begins above it. Both were trained in the same way and "
-    "measured on the same images; the interval is over the patients of the split, and does not include the "
-    "variation between seeds."
+    "ends below that AUROC, “less than” where it begins above it. Both have the same recipe, augmentation "
+    "and masking, and were measured on the same images; other flags, such as the learning rate, may differ "
+    "(see how the models were trained). The interval is over the patients of the split, and does not include "
+    "the variation between seeds."
 )
 
 

@@ -61,7 +61,7 @@ class Worth:
 
 
 def worths(tables: list[ResultTable]) -> list[Worth]:
-    """Returns the comparisons of pretrained models with equally trained ones from scratch, by size."""
+    """Returns the comparisons of pretrained models with ones of the same recipe from scratch, by size."""
     groups: dict[TableName, list[ResultTable]] = defaultdict(list)
     for table in tables:
         groups[table.name.of_any_size].append(table)
@@ -90,7 +90,7 @@ def learning_curves(tables: list[ResultTable]) -> list[Curve]:
 
 
 def are_comparable(pretrained: Curve, other: Curve) -> bool:
-    """Returns whether the rows are trained in the same way and measured on the same images."""
+    """Returns whether the rows have the same recipe, augmentation, masking and images."""
     same = all(AXES[axis](pretrained.row) == AXES[axis](other.row) for axis in OTHERS)
     return same and len(other.sizes) > 1 and pretrained.row.images == other.row.images
 
