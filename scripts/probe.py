@@ -92,13 +92,12 @@ class Plan:
                 "found no test images; expected some in the split CSV or manifest: name another --data_dir"
             )
         test = splits["test"]
-        drawn = intervals.patient_weights(test["subject_id"], num_resamples=intervals.NUM_RESAMPLES, seed=0)
         return cls(
             sizes=choose_sizes(sizes, len(splits["train"])),
             seeds=seeds,
             labels=probes.hard_labels(test.labels),
             names=test.label_names,
-            weights=np.vstack([np.ones_like(drawn[:1]), drawn]),
+            weights=intervals.weights_of(tuple(test["subject_id"])),
         )
 
     def areas(self, scores: np.ndarray) -> np.ndarray:
@@ -193,7 +192,7 @@ def probe_point(
 def with_interval(areas: np.ndarray) -> dict[str, float | list[float] | None]:
     """Returns the AUROC and its interval of `Plan.areas`."""
     value = None if np.isnan(areas[0]) else float(areas[0])
-    return {"test_auroc": value, "interval": findings.interval_of(areas)}
+    return {"test_auroc": value, "interval": intervals.interval_of(areas)}
 
 
 # Showing ----------------------------------------------------------------------------------------------------

@@ -154,7 +154,9 @@ def test_p_values_are_corrected_for_all_pairs_of_all_attributes():
 
 @pytest.mark.parametrize(("num_resamples", "num_gaps"), [(1, 0), (2, 1)])
 def test_groups_with_fewer_than_two_resamples_have_no_gap(num_resamples, num_gaps, monkeypatch):
-    monkeypatch.setattr(subgroups, "NUM_RESAMPLES", num_resamples)
+    monkeypatch.setattr(
+        subgroups, "weights_of", lambda patients: intervals.weights_of(patients, num_resamples)
+    )
     labels, probabilities, subjects = draw(150)
     sex = np.where(subjects % 2, "female", "male")
     groups, gaps = measure(labels, probabilities, subjects, {"sex": sex})

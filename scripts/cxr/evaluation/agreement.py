@@ -7,7 +7,6 @@ import numpy as np
 
 from cxr.choices import MASKED
 from cxr.evaluation import intervals
-from cxr.evaluation.findings import interval_of
 
 
 def agreement(
@@ -23,8 +22,7 @@ def agreement(
     Both arrays (N, K) are 1, 0 or MASKED, with a row per study and a column per finding. A pair with a masked
     side is not used. The intervals are over patients. Undefined values are None.
     """
-    drawn = intervals.patient_weights(subject_ids, num_resamples=num_resamples, seed=0)
-    weights = np.vstack([np.ones_like(drawn[:1]), drawn])
+    weights = intervals.weights_of(tuple(subject_ids), num_resamples)
     return {
         name: _agreement(truth, labels, weights)
         for name, truth, labels in zip(names, radiologist.T, labeler.T)
@@ -52,6 +50,6 @@ def _agreement(truth: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> di
     return {
         "n": n,
         "num_positive": num_positive,
-        **{name: None if np.isnan(values[0]) else float(values[0]) for name, values in resampled.items()},
-        "intervals": {name: interval_of(values) for name, values in resampled.items()},
+        **{name: intervals.value_of(values) for name, values in resampled.items()},
+        "intervals": {name: intervals.interval_of(values) for name, values in resampled.items()},
     }

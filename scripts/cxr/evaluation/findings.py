@@ -50,14 +50,14 @@ def finding_metrics(
     without = left_out(labels, names)
     return {
         "n": len(labels),
-        **{name: _value(mean) for name, mean in macro_means(values, without).items()},
+        **{name: intervals.value_of(mean) for name, mean in macro_means(values, without).items()},
         "left_out": without,
         "findings": {
             name: {
                 "n": num_labelled[name],
                 "num_positive": num_positive[name],
                 "threshold": threshold,
-                **{metric: _value(value) for metric, value in values[name].items()},
+                **{metric: intervals.value_of(value) for metric, value in values[name].items()},
                 "f1": float(np.nan_to_num(values[name]["f1"][0])),  # 0 if undefined, as scikit-learn's
             }
             for name, threshold in zip(names, thresholds)
@@ -97,14 +97,15 @@ def add_intervals(
     Patients are resampled once for all findings. A resample in which a finding is undefined is not used for
     the interval of a mean over findings.
     """
-    drawn = intervals.patient_weights(subject_ids, num_resamples=num_resamples, seed=0)
-    weights = np.vstack([np.ones_like(drawn[:1]), drawn])
+    weights = intervals.weights_of(tuple(subject_ids), num_resamples)
     thresholds = {name: found["threshold"] for name, found in measured["findings"].items()}
     resampled = _measure(labels, probabilities, weights, thresholds)
     means = macro_means(resampled, measured["left_out"])
-    measured["intervals"] = {name: interval_of(values) for name, values in means.items()}
+    measured["intervals"] = {name: intervals.interval_of(values) for name, values in means.items()}
     for name, found in measured["findings"].items():
-        found["intervals"] = {metric: interval_of(values) for metric, values in resampled[name].items()}
+        found["intervals"] = {
+            metric: intervals.interval_of(values) for metric, values in resampled[name].items()
+        }
 
 
 def macro_resamples(
@@ -172,12 +173,6 @@ def macro_means(
     return means
 
 
-def interval_of(values: np.ndarray) -> list[float] | None:
-    """Returns [low, high] of a metric: `values` (1 + R,) are its value and its resamples."""
-    interval = None if np.isnan(values[0]) else intervals.percentile_interval(values[1:])
-    return interval and [interval.low, interval.high]
-
-
 def _columns(
     labels: np.ndarray, probabilities: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -204,7 +199,3 @@ def _measure(
             **intervals.weighted_rates(of_finding, scores, drawn, threshold=threshold),
         }
     return found
-
-
-def _value(values: np.ndarray) -> float | None:
-    return None if np.isnan(values[0]) else float(values[0])

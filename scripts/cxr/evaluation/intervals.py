@@ -5,6 +5,7 @@ patients with replacement, not images, because images of one patient are not ind
 image in a resample is how often its patient was drawn.
 """
 
+import functools
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,16 @@ def patient_weights(subject_ids: Sequence[int | str], *, num_resamples: int, see
     generator = np.random.default_rng(seed)
     counts = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), num_resamples)
     return counts.astype(np.uint8)[:, patient_of_image]
+
+
+@functools.lru_cache(maxsize=4)
+def weights_of(subject_ids: tuple[int | str, ...], num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
+    """Returns weights (1 + num_resamples, N): 1 for every image, then `patient_weights` of seed 0.
+
+    The array is shared by all that is measured on the same images: do not change it.
+    """
+    drawn = patient_weights(subject_ids, num_resamples=num_resamples, seed=0)
+    return np.vstack([np.ones_like(drawn[:1]), drawn])
 
 
 def weighted_metrics(
@@ -176,6 +187,17 @@ def percentile_interval(resampled: np.ndarray, *, around: float | None = None) -
     if around is not None:
         low, high = np.clip(np.array([low, high]) + around - defined.mean(), 0, 1)
     return Interval(low=float(low), high=float(high))
+
+
+def value_of(values: np.ndarray) -> float | None:
+    """Returns a metric: the first of `values` (1 + R,), None if it is undefined; the others are resamples."""
+    return None if np.isnan(values[0]) else float(values[0])
+
+
+def interval_of(values: np.ndarray) -> list[float] | None:
+    """Returns [low, high] of a metric: `values` (1 + R,) are its value and its resamples."""
+    interval = None if np.isnan(values[0]) else percentile_interval(values[1:])
+    return interval and [interval.low, interval.high]
 
 
 def patient_intervals(

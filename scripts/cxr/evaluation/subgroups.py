@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from cxr.evaluation.intervals import MIN_LABELS
-from cxr.evaluation.intervals import NUM_RESAMPLES
 from cxr.evaluation.intervals import SeedNoise
 from cxr.evaluation.intervals import holm
+from cxr.evaluation.intervals import interval_of
 from cxr.evaluation.intervals import paired_difference
-from cxr.evaluation.intervals import patient_weights
-from cxr.evaluation.intervals import percentile_interval
+from cxr.evaluation.intervals import value_of
 from cxr.evaluation.intervals import weighted_auroc
 from cxr.evaluation.intervals import weighted_rates
+from cxr.evaluation.intervals import weights_of
 
 MIN_PATIENTS = 10
 UNKNOWN = "unknown"
@@ -146,10 +146,10 @@ def projection_auroc(
 
 
 def _resample(subject_ids: Sequence[int | str], attributes: dict[str, np.ndarray]) -> GroupedImages:
-    weights = patient_weights(subject_ids, num_resamples=NUM_RESAMPLES, seed=0)
-    weights = np.vstack([np.ones_like(weights[:1]), weights])
     attributes = {name: np.asarray(groups) for name, groups in attributes.items()}
-    return GroupedImages(subject_ids=np.asarray(subject_ids), attributes=attributes, weights=weights)
+    return GroupedImages(
+        subject_ids=np.asarray(subject_ids), attributes=attributes, weights=weights_of(tuple(subject_ids))
+    )
 
 
 def _measure_finding(
@@ -178,8 +178,8 @@ def describe_group(
         "num_positive": int(labels.sum()),
         "sensitivity": None,
         "specificity": None,
-        **{metric: _value(values) for metric, values in resampled.items()},
-        "intervals": {metric: _interval(values) for metric, values in resampled.items()},
+        **{metric: value_of(values) for metric, values in resampled.items()},
+        "intervals": {metric: interval_of(values) for metric, values in resampled.items()},
     }
     return Group(metrics=metrics, aurocs=resampled["auroc"])
 
@@ -202,10 +202,10 @@ def average_findings(images: GroupedImages, groups: list[Group]) -> list[Group]:
             "n": int(inside.sum()),
             "num_patients": len(np.unique(images.subject_ids[inside])),
             "num_positive": sum(group.metrics["num_positive"] for group in own),
-            "auroc": _value(aurocs),
+            "auroc": value_of(aurocs),
             "sensitivity": None,
             "specificity": None,
-            "intervals": {"auroc": _interval(aurocs)},
+            "intervals": {"auroc": interval_of(aurocs)},
             "num_findings": len(common),
         }
         means.append(Group(metrics=metrics, aurocs=aurocs))
@@ -256,13 +256,3 @@ def _compare(first: Group, second: Group) -> dict[str, Any] | None:
         "interval": [found.low, found.high],
         "p": found.p,
     }
-
-
-def _value(values: np.ndarray) -> float | None:
-    return None if np.isnan(values[0]) else float(values[0])
-
-
-def _interval(values: np.ndarray) -> list[float] | None:
-    """Returns the interval over the resamples; None if the value itself is undefined."""
-    interval = None if np.isnan(values[0]) else percentile_interval(values[1:])
-    return interval and [interval.low, interval.high]

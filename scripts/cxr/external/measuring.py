@@ -1,7 +1,6 @@
 """Measures a model on a folder: metrics with intervals, recalibration, conformal sets, shift, differences."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cxr.evaluation import recalibration
 from cxr.evaluation import shift
 from cxr.evaluation.conformal import ConformalSets
 from cxr.evaluation.conformal import resampled_coverage
+from cxr.evaluation.intervals import weights_of
 from cxr.run_folder.evaluation_record import Conformal
 from cxr.run_folder.evaluation_record import EvaluatedFinding
 from cxr.run_folder.evaluation_record import Measurement
@@ -65,13 +65,6 @@ def one_by_one(scores: Scores) -> Iterator[tuple[str, OneFinding]]:
                 labelled=known,
             ),
         )
-
-
-@functools.lru_cache(maxsize=4)
-def weights_of(patients: tuple) -> np.ndarray:
-    """Returns weights (1 + R, N), the same for all models that are measured on the same images."""
-    drawn = intervals.patient_weights(patients, num_resamples=intervals.NUM_RESAMPLES, seed=0)
-    return np.vstack([np.ones_like(drawn[:1]), drawn])
 
 
 def measure(one: OneFinding, *, threshold: float) -> Measurement:

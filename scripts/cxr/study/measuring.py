@@ -1,6 +1,5 @@
 """Computes the metrics, intervals and comparisons of a report from the predictions of its runs."""
 
-import functools
 import itertools
 
 import numpy as np
@@ -10,6 +9,7 @@ from cxr.choices import EVALUATION_LEVELS
 from cxr.choices import RECIPES
 from cxr.evaluation import intervals
 from cxr.evaluation.intervals import SeedNoise
+from cxr.evaluation.intervals import weights_of
 from cxr.study import paper
 from cxr.study import results
 from cxr.study.by_finding import measure_findings
@@ -119,13 +119,6 @@ def average(predictions: list[pd.DataFrame], names: tuple[str, ...]) -> pd.DataF
 
 def weights_of_all(predictions: list[pd.DataFrame], num_resamples: int) -> list[np.ndarray]:
     return [weights_of(tuple(one["subject_id"]), num_resamples) for one in predictions]
-
-
-@functools.lru_cache(maxsize=4)
-def weights_of(patients: tuple, num_resamples: int) -> np.ndarray:
-    """Returns weights (1 + R, N): first 1 for every image, then R resamples, the same for all rows."""
-    drawn = intervals.patient_weights(patients, num_resamples=num_resamples, seed=0)
-    return np.concatenate([np.ones_like(drawn[:1]), drawn])
 
 
 def measure_against_radiologist(
