@@ -1,5 +1,6 @@
 """The run folder: whole files or none, and nothing that was there is lost."""
 
+import errno
 import os
 import stat
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cxr.errors import UserError
 from cxr.run_folder import files
 from cxr.run_folder.files import new_folder
 from cxr.run_folder.files import read_json
@@ -17,6 +19,7 @@ from cxr.run_folder.lock import remove_leftovers
 from cxr.run_folder.record import BAD_STEPS_FILE
 from cxr.run_folder.record import Epoch
 from cxr.run_folder.record import RunRecord
+from cxr.run_folder.record import Sample
 from cxr.run_folder.record import check_unchanged
 from cxr.run_folder.record import installed_versions
 from pydantic import ValidationError
@@ -200,3 +203,12 @@ def test_same_flags_are_unchanged_and_others_of_the_run_do_not_matter(tmp_path):
 def test_changed_flag_is_refused_with_both_values(now, message):
     with pytest.raises(ValueError, match=f"{message}; use the same flags, or start again in another"):
         check_unchanged({"seed": 0}, now, where=Path("RUN"))
+
+
+def test_private_file_of_another_user_is_one_line(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"samples\.json: cannot be read \(Permission denied\); make it"):
+        Sample.read(tmp_path / "samples.json")
