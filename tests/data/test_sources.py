@@ -154,9 +154,10 @@ def test_link_that_leads_nowhere_is_named_and_stays(repository):
 
 
 def test_label_tables_of_a_collection_that_was_brought_into_the_layout_are_the_same(tmp_path):
-    assert not is_mimic(tmp_path)
-    (tmp_path / "mimic-cxr-2.0.0-negbio.csv").write_bytes(b"labels")
-    assert is_mimic(tmp_path)
+    for folder, expected in ((tmp_path / "mimic-cxr-jpg" / "2.1.0", True), (tmp_path, False)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "mimic-cxr-2.0.0-negbio.csv").write_bytes(b"labels")
+        assert is_mimic(folder) is expected  # with one table, by its path
     path = tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz"
     path.write_bytes(gzip.compress(b"labels"))
     assert not is_mimic(tmp_path)

@@ -160,7 +160,7 @@ def test_folder_that_a_link_shows_twice_is_refused(link, target, tmp_path):
     for number in range(8):
         draw(tmp_path / "own" / "normal" / f"{number}.png")
     (tmp_path / "own" / link).symlink_to(tmp_path / "own" / target)
-    with pytest.raises(UserError, match=r"found the folder .* again, expected each once; remove a link"):
+    with pytest.raises(UserError, match=r"found the same folder as .*, through a link; remove the link"):
         run("folder", tmp_path / "own", tmp_path / "out")
 
 

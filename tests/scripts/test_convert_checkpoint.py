@@ -158,7 +158,8 @@ def test_table_has_every_tensor_once_and_what_is_not_used(tmp_path, capsys):
 def test_an_average_of_the_weights_is_taken_and_named(entry, tmp_path, capsys):
     tensors = torchvision.models.resnet18(num_classes=2).state_dict()
     average = {name: values + 1 if values.is_floating_point() else values for name, values in tensors.items()}
-    torch.save({"state_dict": tensors, entry: average}, tmp_path / "x.pth")
+    wrapped = {f"module.{name}": values for name, values in average.items()} | {"n_averaged": torch.tensor(3)}
+    torch.save({"state_dict": tensors, entry: wrapped}, tmp_path / "x.pth")  # as torch's AveragedModel
     model = load(convert(tmp_path / "x.pth", tmp_path / "out"), ResNetForImageClassification)
     assert torch.equal(model.classifier[1].bias, average["fc.bias"])
     assert (

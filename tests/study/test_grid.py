@@ -388,11 +388,9 @@ def test_setting_reaches_the_cells_of_its_scope(scope, reached):
     assert found == reached
 
 
-def test_setting_of_a_scope_without_a_cell_is_refused():
-    for scope in ("all", "30", "pretraining", "mae", "resnet"):
-        with pytest.raises(
-            UserError, match=rf"^--set {scope}\.: found no such cells .*has 1000, .*, vit; name"
-        ):
+def test_setting_of_a_training_size_or_recipe_that_is_not_in_the_grid_is_refused():
+    for scope, axis in {"all": "train_sizes", "30": "train_sizes", "mae": "recipes"}.items():
+        with pytest.raises(UserError, match=rf"^--set {scope}\.: found no such .*; use one of --{axis}$"):
             one_cell("vit-mae-tiny", (scope, {"weight_decay": 0.3}))
 
 

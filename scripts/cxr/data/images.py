@@ -359,9 +359,9 @@ def are_equalized(images: LabelledImages, data_dir: Path | None) -> bool:
     share = np.mean(np.array(distances) <= LARGEST_DISTANCE_OF_EQUALIZED)
     if min(share, 1 - share) > SHARE_OF_ANOTHER_KIND:
         logger.warning(
-            "Images of two kinds: %.0f%% of %d seem to be equalised, the others not. DICOM files and images "
-            'of more than 8 bits are equalised when they are read; write "equalized": false into '
-            "collection.json to read them as they are",
+            "Images of two kinds: %.0f%% of %d seem to be equalised, the others not. If these are DICOM "
+            "files or have more than 8 bits, they were equalised when they were read: write "
+            '"equalized": false into collection.json. Else import the two kinds as two collections',
             100 * share,
             len(chosen),
         )

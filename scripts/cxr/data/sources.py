@@ -31,7 +31,7 @@ def is_synthetic(data_dir: Path | None) -> bool:
 
 
 def is_mimic(data_dir: Path) -> bool:
-    """Returns whether a folder is MIMIC-CXR-JPG: the two labelers' tables differ, or one is missing.
+    """Returns whether a folder is MIMIC-CXR-JPG: the two labelers' tables differ; with one, by its path.
 
     In another collection that was converted to this layout, both tables have the same labels.
     """
@@ -43,7 +43,9 @@ def is_mimic(data_dir: Path) -> bool:
         tables = [gzip.decompress(one) if path.suffix == ".gz" else one for path, one in zip(paths, tables)]
     except (OSError, EOFError, zlib.error):  # reading the labels reports the error
         return True
-    return bool(paths) and (len(tables) < len(LABELERS) or tables[0] != tables[1])
+    if len(tables) < len(LABELERS):
+        return "mimic-cxr" in data_dir.absolute().as_posix().lower()
+    return tables[0] != tables[1]
 
 
 def source_revision() -> str:

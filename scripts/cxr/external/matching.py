@@ -77,8 +77,7 @@ def match(subject: Subject, data_dir: Path, chosen: dict[str, Any]) -> Match:
     try:
         rule = LabelRule(task=subject.task, findings=findings, collection=of_manifest, **options)
     except DatasetError as error:  # of a flag, or of what the model's config.json says
-        is_flag = any(chosen[name] is not None for name in RULE_FLAGS)
-        where = "--" if is_flag else f"model {subject.name}: its label rule has "
+        where = "--" if chosen["uncertain"] is not None else f"model {subject.name}: its label rule has "
         raise UserError(f"{where}{error}") from error
     return Match(rule=rule, labeler=options.get("labeler"), level=level, notes=notes)
 

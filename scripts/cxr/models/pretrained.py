@@ -274,7 +274,6 @@ def load_pretrained(
             dtype=torch.float32,  # not the checkpoint's: half precision cannot be trained
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            use_safetensors=True,  # a pickle can hold code
             **_source(name, hub_dir, revision),
         )
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}

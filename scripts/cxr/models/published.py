@@ -64,8 +64,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "name a checkpoint file"
         )
     content = _load(path)
-    entry = next((name for name in WEIGHTS if isinstance(content.get(name), Mapping)), None)
-    weights = content if entry is None else content[entry]
+    entry = next((name for name in WEIGHTS if isinstance(content.get(name), Mapping) and content[name]), None)
+    weights = dict(content if entry is None else content[entry])
+    weights.pop("n_averaged", None)  # of torch's AveragedModel
     for name, tensor in weights.items():
         _check_is_tensor(name, tensor, path)
     if not weights:

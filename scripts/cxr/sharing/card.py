@@ -279,7 +279,8 @@ def describe_labels(rule: LabelRule) -> str:
         return "the collection has no labels of findings"
     if rule.task == "finding":
         names = "the 13 findings" if rule.collection is None else ", ".join(rule.all_findings)
-        return f"1 if any of {names} is positive, else 0"
+        left_out = "; left out if No Finding is 0 and no finding positive" * ("No Finding" in rule.columns)
+        return f"1 if any of {names} is positive, else 0{left_out}"
     if rule.task in BINARY_TASKS:
         return f"1 if {rule.label_names[1]} is positive, 0 if No Finding is; others are left out"
     blank = "counts as negative" if rule.blank == "negative" else "is not used unless No Finding decides it"
@@ -291,6 +292,7 @@ def describe_uncertain(rule: LabelRule) -> str:
     """Returns in words how uncertain labels count, for all findings or for each."""
     is_multi_label = rule.task == MULTI_LABEL
     names = rule.label_names if is_multi_label else rule.columns
+    names = [name for name in names if name != "No Finding" or rule.task != "finding"]
     findings_of = {}
     for name in names:
         findings_of.setdefault(rule.policies[name], []).append(name)

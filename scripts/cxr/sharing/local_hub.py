@@ -272,9 +272,9 @@ def collect_garbage(hub_dir: Path, model_id: str) -> tuple[int, int]:
 def _locked(hub_dir: Path, model_id: str) -> Iterator[tuple[Path, dict[str, str]]]:
     """Locks a model for this process, removes temporary files of killed ones; yields its folder and refs."""
     repository = repository_dir(hub_dir, model_id)
-    claims, name, is_said = Claims(hub_dir / ".locks"), repository.name, False
+    claims, is_said = Claims(hub_dir / ".locks" / "claims"), False
     try:
-        while (lock := hold(claims.folder / f"{name}.lock", claims, name)) is None:
+        while (lock := hold(hub_dir / ".locks" / f"{repository.name}.lock", claims, repository.name)) is None:
             if not is_said:
                 logger.warning("Waiting for another process that is writing to %s.", repository)
             is_said = True

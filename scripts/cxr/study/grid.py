@@ -99,9 +99,9 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
         for arm in arms_of(grid, families[model], recipe)
     ]
     sizes = sorted(grid.train_sizes, key=lambda size: size or float("inf"))
+    check_scopes(grid)
     axes = (sizes, grid.tasks, grid.training_modes, grid.views, grid.seeds, arms)
     cells: dict[str, Cell] = {}
-    used: set[str] = set()
     for size, task, mode, view, seed, arm in itertools.product(*axes):
         model, own, recipe, augmentation, share = arm
         point = ClassificationPoint(
@@ -122,12 +122,10 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
         )
         start = "pretrained" if own or not point.from_scratch else "scratch"
         scopes = ["classification", start, families[model], size_name(size), recipe]
-        used.update(scopes)
         of_recipe = settings_of(grid, recipe, "classification")
         planned = [classification_cell(point, of_recipe, scopes, data_dir, output_dir)]
         if own:
             scopes = ["pretraining", families[model]]
-            used.update(scopes)
             named = add_settings({}, grid.given, scopes).get("recipe", choices.RECIPES[0])
             of_recipe = settings_of(grid, named, "pretraining")
             planned.insert(0, pretraining_cell(point, of_recipe, scopes, data_dir))
@@ -138,18 +136,17 @@ def plan_cells(grid: Grid, *, data_dir: Path, output_dir: Path) -> list[Cell]:
                     "differ in their first 24 letters, and --mask_ratios of at most three digits; rename a "
                     "model's folder, or round the ratios"
                 )
-    check_scopes(grid.given, used)
     return list(cells.values())
 
 
-def check_scopes(given: Settings, used: set[str]) -> None:
-    """Raises UserError if the user has set a flag for cells that the study does not have."""
-    for scope, _ in given:
-        if scope and scope not in used:
-            raise UserError(
-                f"--set {scope}.: found no such cells in this study, which has {', '.join(sorted(used))}; "
-                "name one of these"
-            )
+def check_scopes(grid: Grid) -> None:
+    """Raises UserError if the user has set a flag for a training size or a recipe that is not in the grid."""
+    sizes = {size_name(size) for size in grid.train_sizes}
+    for scope, _ in grid.given:
+        if (scope == "all" or scope.isdecimal()) and scope not in sizes:
+            raise UserError(f"--set {scope}.: found no such training size; use one of --train_sizes")
+        if scope in choices.RECIPES and scope not in grid.recipes:
+            raise UserError(f"--set {scope}.: found no such recipe; use one of --recipes")
 
 
 def where_to_look(flags: dict[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,8 @@ def resume(
     try:
         accelerator.load_state(str(checkpoint))
         _check_moments(optimizer)
+        for group in optimizer.param_groups:  # as it is on this machine, not where the checkpoint was saved
+            group["fused"] = optimizer.defaults["fused"]
     except Exception as error:  # torch raises many types for a file that does not fit
         if re.search(f"{MEMORY}|{PEERS}", f"{type(error).__name__}: {error}"):
             raise  # the checkpoint is not the cause
