@@ -181,6 +181,9 @@ def test_task_that_the_collection_has_no_labels_for_is_refused(tmp_path):
     assert labels_of(root) == {}
     assert {*labels_of(root, keeps_unlabelled=True).values()} == {MASKED}  # enough for pretraining
     refusal(lambda: build(root, tmp_path, "finding"), "no column of a finding", "has no labels")
+    write_manifest(tmp_path, [{**row, "No Finding": 1} for row in rows], labels=["No Finding"])
+    refusal(lambda: build(root, tmp_path, "finding"), "no column of a finding", "has No Finding")
+    write_manifest(tmp_path, rows, labels=[])
     refusal(lambda: index_images(root, task="findings"), "no column of labels")
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from cxr.run_folder.record import PROGRESS_FILE
 from cxr.run_folder.record import Epoch
 from cxr.training import checkpoints
 from cxr.training.optimization import Warmup
+from cxr.training.optimization import make_adamw
 from cxr.training.optimization import make_schedule
+from cxr.training.optimization import update_weights
 from cxr.training.progress import Progress
 from transformers import ViTConfig
 from transformers import ViTForImageClassification
@@ -34,6 +37,12 @@ def train_step(accelerator, model, optimizer, *, seed: int) -> None:
     accelerator.backward(model(inputs).square().mean())
     optimizer.step()
     optimizer.zero_grad()
+
+
+def take_step(accelerator, model, optimizer) -> None:
+    loss = model(torch.ones(4, 3)).square().mean()
+    accelerator.backward(loss)
+    update_weights(accelerator, model, optimizer, loss.detach(), max_grad_norm=1.0)
 
 
 STEP = {"images_per_step": 8}
@@ -60,6 +69,24 @@ def test_resumed_run_goes_on_bit_by_bit_as_if_never_stopped(run):
     assert checkpoints.resume(accelerator, optimizer, output_dir, "latest", **STEP) == progress
     train_step(accelerator, model, optimizer, seed=2)
     assert torch.equal(model.weight, expected)
+
+
+@pytest.mark.parametrize("was_fused", [False, True])
+def test_checkpoint_of_a_machine_with_another_kind_of_adamw_goes_on_here(was_fused, tmp_path):
+    weights = []
+    for is_fused in (was_fused, not was_fused):
+        accelerator, model = Accelerator(), torch.nn.Linear(3, 2)
+        with mock.patch("torch.backends.mps.is_available", lambda is_fused=is_fused: not is_fused):
+            optimizer = make_adamw(model, learning_rate=0.1, weight_decay=0, betas=(0.9, 0.95))
+        run = (accelerator, *accelerator.prepare(model, optimizer), tmp_path)
+        if weights:
+            checkpoints.resume(accelerator, run[2], tmp_path, "latest", **STEP)
+        else:
+            take_step(*run[:3])
+            save(run, 1)
+        take_step(*run[:3])
+        weights.append(run[1].weight.detach().clone())
+    assert torch.allclose(*weights, atol=1e-6)
 
 
 def test_run_that_does_not_resume_starts_at_step_0(run):

@@ -128,8 +128,7 @@ def resume(
     try:
         accelerator.load_state(str(checkpoint))
         _check_moments(optimizer)
-        for group in optimizer.param_groups:  # as it is on this machine, not where the checkpoint was saved
-            group["fused"] = optimizer.defaults["fused"]
+        _use_own_adamw(optimizer)
     except Exception as error:  # torch raises many types for a file that does not fit
         if re.search(f"{MEMORY}|{PEERS}", f"{type(error).__name__}: {error}"):
             raise  # the checkpoint is not the cause
@@ -187,6 +186,15 @@ def _check_moments(optimizer: torch.optim.Optimizer) -> None:
         for name in ("exp_avg", "exp_avg_sq"):
             if state[name].shape != parameter.shape:
                 raise ValueError(f"a moment of shape {tuple(state[name].shape)} for {tuple(parameter.shape)}")
+
+
+def _use_own_adamw(optimizer: torch.optim.Optimizer) -> None:
+    """Makes AdamW fused or not as it is here: a checkpoint of a Mac, where it is not, may go on elsewhere."""
+    for group in optimizer.param_groups:
+        group["fused"] = optimizer.defaults["fused"]
+    for parameter, state in optimizer.state.items():
+        if optimizer.defaults["fused"]:
+            state["step"] = state["step"].to(parameter.device)
 
 
 def save_model(accelerator: Accelerator, model, image_processor, model_dir: Path) -> None:
