@@ -54,7 +54,7 @@ def measure_coverage(args: argparse.Namespace) -> dict[str, float]:
         drawn = intervals.patient_weights(patients, num_resamples=args.num_resamples, seed=seed)
         weights = np.vstack([np.ones_like(drawn[:1]), drawn])
         resampled = findings.macro_resamples(labels, scores, names, weights)["auroc"]
-        found.append(findings.interval_of(resampled))
+        found.append(intervals.interval_of(resampled))
         values.append(float(resampled[0]))
     below = statistics.mean(high < truth for _, high in found)
     above = statistics.mean(low > truth for low, _ in found)

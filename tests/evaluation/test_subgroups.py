@@ -99,7 +99,7 @@ def test_a_gap_that_is_there_is_found():
 @pytest.mark.slow
 def test_gaps_that_are_not_there_are_rarely_found_and_intervals_cover(monkeypatch):
     """Twelve pairs of groups without a difference: at most about 5 % of the draws may find one."""
-    monkeypatch.setattr(subgroups, "NUM_RESAMPLES", 500)
+    monkeypatch.setattr(subgroups, "weights_of", lambda patients: intervals.weights_of(patients, 500))
     true_auroc = (1 + math.erf(1.5 / 2)) / 2
     num_draws, found, covered = 300, 0, 0
     for seed in range(num_draws):

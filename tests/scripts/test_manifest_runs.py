@@ -110,5 +110,6 @@ def test_training_scripts_record_the_collection_and_the_card_cites_it(root, tmp_
     assert "each of 4 labels how probable it is: Edema, No Finding, Pleural Effusion, Hernia." in card
     config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
     assert list(config["id2label"].values()) == origin["labels"]
-    assert config["trained_labels"] == {"uncertain": "negative", "blank": "negative"}  # and no labeler
+    expected = {"uncertain": "negative", "blank": "negative", "evaluation_level": "study"}  # and no labeler
+    assert config["trained_labels"] == expected
     assert json.loads((run / "results.json").read_text(encoding="utf-8"))["labeler"] is None
