@@ -93,10 +93,10 @@ def decide_outcomes(labels: pd.DataFrame, rule: LabelRule) -> np.ndarray:
             unsure[finding] = False
     if rule.task == "finding":
         findings = list(rule.all_findings)
-        rules = [present[findings].any(axis=1), unsure[findings].any(axis=1)]
-        if NO_FINDING in labels:  # of a manifest: 0 without a finding is one that has no column
-            rules.append(labels[NO_FINDING] == 0)
-        return np.select(rules, [1, UNCERTAIN, OTHER_LABELS][: len(rules)], default=0)
+        # Only a manifest's labels have this column here; a 0 without a finding is one that has no column.
+        is_not_normal = labels[NO_FINDING] == 0 if NO_FINDING in labels else False
+        rules = [present[findings].any(axis=1), unsure[findings].any(axis=1), is_not_normal]
+        return np.select(rules, [1, UNCERTAIN, OTHER_LABELS], default=0)
     finding = BINARY_TASKS[rule.task][1]
     rules = [present[finding], unsure[finding], labels["No Finding"] == 1]
     return np.select(rules, [1, UNCERTAIN, 0], default=OTHER_LABELS)

@@ -191,8 +191,7 @@ def probe_point(
 
 def with_interval(areas: np.ndarray) -> dict[str, float | list[float] | None]:
     """Returns the AUROC and its interval of `Plan.areas`."""
-    value = None if np.isnan(areas[0]) else float(areas[0])
-    return {"test_auroc": value, "interval": intervals.interval_of(areas)}
+    return {"test_auroc": intervals.value_of(areas), "interval": intervals.interval_of(areas)}
 
 
 # Showing ----------------------------------------------------------------------------------------------------

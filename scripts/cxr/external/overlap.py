@@ -136,7 +136,7 @@ def overlap_in_words(found: Overlap, *, num_images: int) -> list[str]:
             "The model does not say on which collections it was trained: their names were not compared."
         )
     if found.start is not None:
-        said.append(f"The trainings started from {found.start}: its images were not compared.")
+        said.append(f"The trainings started from {found.start}. Its training images were not compared.")
     if found.num_same_ids is None:
         said.append(
             "The training images are not known (the model is not in its run folder): their ids and pixels "

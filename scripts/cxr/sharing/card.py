@@ -291,8 +291,7 @@ def describe_labels(rule: LabelRule) -> str:
 def describe_uncertain(rule: LabelRule) -> str:
     """Returns in words how uncertain labels count, for all findings or for each."""
     is_multi_label = rule.task == MULTI_LABEL
-    names = rule.label_names if is_multi_label else rule.columns
-    names = [name for name in names if name != "No Finding" or rule.task != "finding"]
+    names = {MULTI_LABEL: rule.label_names, "finding": rule.all_findings}.get(rule.task, rule.columns)
     findings_of = {}
     for name in names:
         findings_of.setdefault(rule.policies[name], []).append(name)

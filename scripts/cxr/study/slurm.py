@@ -68,7 +68,7 @@ class SlurmStudy:
         self.output_dir = study.output_dir
         self.plan = grid.Plan.read(self.output_dir / "plan.json")
         self.queue: dict[str, str] = {}  # state by job id
-        self.gone: dict[str, float] = {}  # by job id: when one without results was first missed in it
+        self.gone: dict[str, float] = {}  # by job id: when one had first left the queue without results
         self.limit = sys.maxsize  # of jobs of this user, when Slurm has refused one more
         self.array_size = max_array_size()
         self.update()

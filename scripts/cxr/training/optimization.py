@@ -177,17 +177,17 @@ def update_weights(
         norm = _whole(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
     elif accelerator.scaler is None:
         norm = gradient_norm(model)
-    steps = True
+    is_taken = True
     if accelerator.scaler is None:
         is_finite = (loss + norm).isfinite()
         if optimizer.optimizer.defaults["fused"]:
             optimizer.optimizer.found_inf = (~is_finite).float()  # it then skips its step
         else:
-            steps = bool(is_finite)
+            is_taken = bool(is_finite)
         loss = torch.where(is_finite, loss, torch.nan)
     for buffer, before in buffers:
         buffer.copy_(torch.where(loss.isfinite(), buffer, before))
-    if steps:
+    if is_taken:
         optimizer.step()
     optimizer.zero_grad()
     return loss

@@ -52,8 +52,8 @@ def peak_flops(accelerator: Accelerator) -> float | None:
         return None
     name = torch.cuda.get_device_name(accelerator.device)
     # Whole words: an RTX A4000 is not an A40. A laptop's GPU is slower than the card of its name.
-    names = {part: rf"\b{part}\b(?! Laptop)" for part in PEAK_TFLOPS}
-    tflops = next((PEAK_TFLOPS[part] for part in names if re.search(names[part], name)), None)
+    peaks = (peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b(?! Laptop)", name))
+    tflops = next(peaks, None)
     if tflops is None:
         return None
     if accelerator.mixed_precision in ("bf16", "fp16"):
