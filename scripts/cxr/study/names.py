@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cxr.choices import BINARY_TASKS
@@ -155,6 +156,15 @@ class RowName:
         parts += [self.augmented] * any(other.augmentation != self.augmentation for other in others)
         parts += [self.share_masked] * bool(self.masking)
         return ", ".join([*parts, *[self.setup] * bool(self.setup)])
+
+
+def names_of_folders(models: Iterable[str]) -> dict[str, str]:
+    """Returns names for models given by an absolute path: the folders of their runs, if these differ."""
+    folders = {model: Path(model) for model in models if Path(model).is_absolute()}
+    folders = {model: path.parent if path.name == "model" else path for model, path in folders.items()}
+    if len({path.name for path in folders.values()}) == len(folders):
+        return {model: path.name for model, path in folders.items()}
+    return {model: path.as_posix() for model, path in folders.items()}
 
 
 def plural(number: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -32,6 +33,7 @@ from cxr.study.names import RowName
 from cxr.study.names import TableName
 from cxr.study.names import labels_in_words
 from cxr.study.names import labels_of
+from cxr.study.names import names_of_folders
 from cxr.study.predictions import count_images
 from cxr.study.predictions import read_predictions
 
@@ -303,9 +305,10 @@ def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
     )
 
 
-def row_name(point: grid.ClassificationPoint) -> RowName:
+def row_name(point: grid.ClassificationPoint, names: Mapping[str, str]) -> RowName:
+    """Returns a row's name; `names` are those of the models that have another one in a report."""
     start = ", pretrained here" if point.own_pretraining else ", from scratch" * point.from_scratch
-    model = PAPER_NAMES.get(point.model, point.model)
+    model = names.get(point.model, point.model)
     return RowName(model + start, point.augmentation, point.masking, point.masking_kind, recipe=point.recipe)
 
 
@@ -321,9 +324,11 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
         for folder, run in runs.items()
         if folder in plan
     }
-    for folder in dict.fromkeys([*plan, *finished]):
+    points = {folder: run.point for folder, run in runs.items()}
+    points = {folder: cell.point for folder, cell in plan.items()} | points
+    names = PAPER_NAMES | names_of_folders({point.model for point in points.values()})
+    for folder, point in points.items():
         cell, run = plan.get(folder), runs.get(folder)
-        point = run.point if run else cell.point
         options = run.results.as_json() if run else LABEL_OPTIONS | cell.flags
         collection = run.args.origin.labels if run else labels_of_data(cell, known_labels)
         table = TableName(
@@ -336,7 +341,7 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
             findings=labels_of(point.task, options.get("findings"), collection),
             evaluation_level=options.get("evaluation_level", EVALUATION_LEVELS[0]),
         )
-        row = row_name(point)
+        row = row_name(point, names)
         known, num_planned = tables[table].get(row, ([], 0))
         tables[table][row] = ([*known, run] if run else known, num_planned + 1)
     for table, rows in tables.items():
