@@ -9,7 +9,7 @@ class NoGoodImage(DatasetError):
     """All images that were asked for are missing or damaged."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Returns the message of an error of a library or the system, without the name of a file."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:300] or type(error).__name__

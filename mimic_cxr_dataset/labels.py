@@ -156,8 +156,7 @@ def index_images(data_dir: str | Path, **options: str) -> tuple[pd.DataFrame, pd
     rule = LabelRule(**{**options, "collection": labels_of_collection(data_dir)})
     images = read_images(data_dir)
     labels = read_labels(data_dir, rule.labeler, rule.columns, images=images)
-    kept, exclusions = label_images(images, labels, rule)
-    return kept, exclusions
+    return label_images(images, labels, rule)
 
 
 def label_images(

@@ -7,6 +7,7 @@ README.md explains the columns. The image files may lie anywhere; nothing is cop
 import functools
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ COLUMNS = ("image_id", "path", *PATIENT_IDS, "view_position", "split")
 SPLITS = {"train": "train", "validation": "validation", "validate": "validation", "test": "test"}
 MAX_LABELS, MAX_LABEL_LENGTH, MAX_ID_LENGTH = 100, 40, 200
 MAX_VIEW_LENGTH = 40
+NORMAL = ("normal", "no finding", "no findings", "negative", "healthy")  # other spellings of No Finding
 # Names that tables of images or of predictions have for something else.
 NOT_LABELS = {*COLUMNS, "dicom_id", "image", "label", "labels", "outcome", "position", "group", "procedure"}
 NOT_LABELS |= {"study_date", "scanner", "sex", "age", "race", "is_known_patient", "probability"}
@@ -68,7 +70,7 @@ def check_rows(path: Path, table: pd.DataFrame, *, called: dict[str, str] | None
 
     check(table["path"].str.strip() == "", "path", "the path of a file")
     check(table["path"].str.contains("::|[\r\n]"), "path", "a path without '::', on one line")
-    check(table["path"].duplicated(), "path", "one row per file")
+    check(table["path"].map(os.path.normpath).duplicated(), "path", "one row per file")
     for column in IDS:
         is_id = table[column].str.fullmatch(f"[!-~]([ -~]{{0,{MAX_ID_LENGTH - 2}}}[!-~])?").astype(bool)
         expected = f"1 to {MAX_ID_LENGTH} letters, digits and signs of ASCII, without a space at the ends"
@@ -136,9 +138,21 @@ def _has_labels(values: pd.Series) -> bool:
     return len(texts) > 0 and bool(np.isin(parse_numbers(texts), (1, 0, -1)).all())
 
 
+def label_name(name: str) -> str:
+    """Returns the name of a class or a column as one of LABELS if it is one of them, else as it is."""
+    words = re.sub(r"[\s_-]+", " ", name.strip())
+    known = {label.lower(): label for label in LABELS} | dict.fromkeys(NORMAL, "No Finding")
+    return known.get(words.lower(), words)
+
+
 def check_label_names(path: Path, names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the names in order. Raises DatasetError for a name that cannot be that of a label."""
+    """Returns the names in order. Raises DatasetError for a name that cannot be that of a label.
+
+    A label of ours in another spelling would be one of its own: an image with "Normal" would have a finding.
+    """
     for name in names:
+        if (ours := label_name(name)) in LABELS and ours != name:
+            raise DatasetError(f"{path}: found a label named {name!r}, expected {ours!r}: rename it")
         is_bad = not name.isprintable() or name != name.strip() or {*",=;"} & {*name}
         if is_bad or name in NOT_LABELS or not 1 <= len(name) <= MAX_LABEL_LENGTH:
             raise DatasetError(

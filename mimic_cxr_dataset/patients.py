@@ -58,7 +58,8 @@ def read_patients(patients_dir: str | Path) -> pd.DataFrame:
 def describe_patients(rows: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFrame:
     """Returns the sex, age group and race of the patient of each image; `rows` has subject_id and study_date.
 
-    The age is that in the year of the study: anchor_age + year of study_date (YYYYMMDD, or "") - anchor_year.
+    The age is that in the year of the study: anchor_age + year of study_date - anchor_year. The date is as
+    `read_images` has it: YYYYMMDD, or "".
     Below 18 it is UNKNOWN, as is the age without a date. A patient without a row in `patients`, the table of
     `read_patients`, has sex and age UNKNOWN and race OTHER_RACE.
     """

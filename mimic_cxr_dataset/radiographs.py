@@ -10,6 +10,7 @@ DatasetError, or used with a warning; docs/reading-files.md lists the properties
 
 import contextlib
 import io
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def find_image(path: str) -> str | None:
     """Returns the path or, in MIMIC-CXR-JPG's tree, it with another of the SUFFIXES; None without a file."""
     is_of_tree = IN_TREE.search(path) is not None  # a manifest names each file
     paths = [path.removesuffix(".jpg") + suffix for suffix in SUFFIXES] if is_of_tree else [path]
-    return next((path for path in paths if Path(path).is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113 - any text
 
 
 @refuse_bad_files()

@@ -20,6 +20,7 @@ from .manifest import read_manifest
 # A fixed name, because `datasets` imports this file under a name that contains a hash.
 logger = logging.getLogger("mimic_cxr_dataset")
 
+SAVED_DATE = r"^(\d{4})-?(\d{2})-?(\d{2})(?:\.0)?$"
 DESCRIPTIONS = {"PerformedProcedureStepDescription": "procedure", "StudyDate": "study_date"}
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}  # published name -> ours
 
@@ -112,6 +113,11 @@ def read_images(data_dir: str | Path) -> pd.DataFrame:
     images["view_position"] = images.pop("ViewPosition").str.strip()
     for column, name in DESCRIPTIONS.items():
         images[name] = images.pop(column) if column in images else ""
+    # A program that has saved the table again may have written 2180-05-06 or 21800506.0.
+    dates = images["study_date"].str.strip().str.replace(SAVED_DATE, r"\1\2\3", regex=True)
+    is_date = dates.str.fullmatch(r"(\d{8})?").astype(bool)
+    reject(~is_date, path, images["study_date"].rename("StudyDate"), "YYYYMMDD")
+    images["study_date"] = dates
     images["path"] = _published_paths(images, root)
     return images.reset_index(drop=True)
 

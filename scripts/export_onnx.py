@@ -34,7 +34,6 @@ import onnxruntime
 import torch
 from cxr.data import sources
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.inference import radiographs
 from cxr.inference.classifier import Classifier
@@ -43,6 +42,8 @@ from cxr.models import heads
 from cxr.run_folder.files import sync_folder
 from rich.console import Console
 from rich.table import Table
+
+from mimic_cxr_dataset.errors import one_line
 
 TOLERANCE = 1e-4  # of a probability and of a logit; relative for logits above 1
 NUM_TURNS = 5  # timed runs of each side per batch size, after a warm-up; the median counts

@@ -24,7 +24,6 @@ from pathlib import Path
 
 from cxr.cli import command_line
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.importing import chexpert
 from cxr.importing import medmnist
@@ -43,6 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mimic_cxr_dataset.collection import MAX_TEXT_LENGTH
+from mimic_cxr_dataset.errors import one_line
 
 PUBLISHED = {
     "nih": nih.read,
@@ -201,6 +201,8 @@ def check_places(args: argparse.Namespace) -> None:
             raise UserError(
                 f"{what} {path}: cannot be read ({one_line(error)}); name another folder"
             ) from error
+    if "::" in str(args.out.absolute()):
+        raise UserError(f"OUT {args.out}: found '::' in its path, expected none; name another folder")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"OUT {args.out}: found something there, expected a new folder; name another")
     if not args.source.exists():

@@ -28,7 +28,6 @@ from cxr.data.images import num_cores
 from cxr.data.sources import VERSION
 from cxr.data.sources import VERSION_FILE
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.synthetic.exposure import MAX_DRAWN_SIDE
 from cxr.synthetic.exposure import draw_image
@@ -39,6 +38,8 @@ from cxr.synthetic.plan import date_and_time
 from cxr.synthetic.plan import plan_images
 from cxr.synthetic.radiologist import radiologist_table
 from tqdm import tqdm
+
+from mimic_cxr_dataset.errors import one_line
 
 MIN_NUM_IMAGES, MIN_IMAGE_SIZE = 12, 32
 README = """Synthetic chest radiographs, drawn by code: no image, identifier or label is from a patient.

@@ -44,7 +44,6 @@ import torch
 from cxr.data.images import num_cores
 from cxr.errors import UserError
 from cxr.errors import did_you_mean
-from cxr.errors import one_line
 from cxr.errors import run_script
 from cxr.inference import heatmaps
 from cxr.inference import radiographs
@@ -62,6 +61,7 @@ from cxr.inference.workers import open_pool
 from cxr.models.pretrained import identify
 from tqdm import tqdm
 
+from mimic_cxr_dataset.errors import one_line
 from mimic_cxr_dataset.radiographs import Reading
 
 MOST_REASONS = 10  # the summary lists at most this many reasons of each kind

@@ -11,7 +11,9 @@ LABELS = [*choices.FINDINGS, "No Finding"]
 NO_ROW = None  # a study without a row in the label table
 
 
-def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", version="2.0.0", draw=True):
+def write_root(
+    root, images, *, labels=None, size=(40, 48), ext=".csv.gz", version="2.0.0", draw=True, dates=None
+):
     """Writes a data folder of images {subject, study, view, split}; `labels` by study, or "No Finding"."""
     root.mkdir(parents=True, exist_ok=True)
     metadata, split, studies = [], [], {}
@@ -36,6 +38,8 @@ def write_root(root, images, *, labels=None, size=(40, 48), ext=".csv.gz", versi
             label_rows.append([subject, study, *(values.get(name, "") for name in LABELS)])
     name = f"mimic-cxr-{version}-"
     columns = ["dicom_id", "subject_id", "study_id", "Procedure", "ViewPosition", "Rows", "Columns"]
+    if dates:
+        columns, metadata = [*columns, "StudyDate"], [[*row, date] for row, date in zip(metadata, dates)]
     write_csv(root / f"{name}metadata{ext}", columns, metadata)
     write_csv(root / f"{name}split{ext}", ["dicom_id", "study_id", "subject_id", "split"], split)
     for labeler in ("negbio", "chexpert"):

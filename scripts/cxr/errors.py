@@ -92,12 +92,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the message of a library's error as one short line, for use in our messages."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:300] or type(error).__name__
-
-
 def _chain(error: BaseException | None) -> list[str]:
     """Returns the texts of an error and its causes, because the pattern may match only a cause."""
     found = []

@@ -333,6 +333,25 @@ def test_images_of_a_table_without_a_label_are_kept_and_counted(tmp_path, capsys
     assert "4 images have no label: only a pretraining uses" in " ".join(capsys.readouterr().out.split())
 
 
+def test_files_that_are_not_used_and_classes_without_a_normal_one_are_said(tmp_path, capsys):
+    for name in ("Pneumonia", "No_Pneumonia"):
+        for number in range(10):
+            draw(tmp_path / "classes" / name / f"{number}.png")
+    for number in range(6):
+        draw(tmp_path / "classes" / "Pneumonia" / f"{number}.tif")
+    (tmp_path / "classes" / "Pneumonia" / "1.2.840").write_bytes(b"")
+    run("folder", tmp_path / "classes", tmp_path / "out")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "files that are not used: 6 .tif, 1 .840; if they are images, save them as" in out
+    assert "no class is named normal, no finding" in out
+
+
+def test_out_is_refused_where_no_manifest_could_be_read(tmp_path):
+    draw(tmp_path / "classes" / "Pneumonia" / "a.png")
+    with pytest.raises(UserError, match=r"OUT .*a::b: found '::' in its path, expected none"):
+        run("folder", tmp_path / "classes", tmp_path / "a::b")
+
+
 def test_folder_may_be_named_from_the_folder_above(tmp_path, monkeypatch):
     draw(tmp_path / "own" / "normal" / "1.png")
     (tmp_path / "here").mkdir()

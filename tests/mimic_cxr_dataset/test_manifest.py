@@ -134,6 +134,7 @@ def test_mix_and_chexpert5_apply_to_the_findings_that_the_collection_has():
 WRONG = {
     "image twice": ({"image_id": "image 000"}, "line 3: wrong image_id; expected one row per image"),
     "file twice": ({"path": "images/000.jpg"}, "line 3: wrong path; expected one row per file"),
+    "file twice in other words": ({"path": "./images/../images/000.jpg"}, "expected one row per file"),
     "no image id": ({"image_id": ""}, "line 3: wrong image_id; expected 1 to 200 letters"),
     "other letters": ({"image_id": "ä"}, "line 3: wrong image_id; expected 1 to 200 letters"),
     "space after it": ({"subject_id": "p000 "}, "wrong subject_id; expected 1 to 200 letters"),
@@ -171,6 +172,16 @@ def test_missing_column_is_named(column, tmp_path):
 def test_label_that_a_table_or_a_flag_could_not_hold_is_refused(name, tmp_path):
     root = write_manifest(tmp_path, manifest_rows(4, **{name: 1}))
     refusal(lambda: labels_of_collection(root), "found a label named", "rename it")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("No finding", "No Finding"), ("normal", "No Finding"), ("pleural_effusion", "Pleural Effusion")],
+)
+def test_another_spelling_of_a_label_is_refused_because_it_would_be_another_label(name, ours, tmp_path):
+    root = write_manifest(tmp_path, manifest_rows(4, **{name: 1}))
+    message = f"found a label named {name!r}, expected {ours!r}: rename it"
+    refusal(lambda: index_images(root, task="finding"), message)
 
 
 def test_task_that_the_collection_has_no_labels_for_is_refused(tmp_path):

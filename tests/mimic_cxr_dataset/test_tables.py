@@ -8,6 +8,7 @@ from mimic_roots import LABELS
 from mimic_roots import NO_ROW
 from mimic_roots import patients
 from mimic_roots import write_root
+from mimic_tables import refusal
 from mimic_tables import write_csv
 
 from mimic_cxr_dataset import choices
@@ -100,3 +101,14 @@ def test_unpacked_and_newer_tables_index_alike(tmp_path, ext, version):
     packed, _ = index_images(write_root(tmp_path / "a", images, draw=False))
     other, _ = index_images(write_root(tmp_path / "b", images, ext=ext, version=version, draw=False))
     pd.testing.assert_frame_equal(packed.drop(columns="path"), other.drop(columns="path"))
+
+
+@pytest.mark.parametrize(("written", "read"), [("21800506", "21800506"), ("2180-05-06", "21800506")])
+def test_a_study_date_that_was_saved_again_is_the_same_date(tmp_path, written, read):
+    root = write_root(tmp_path / "root", patients(4), dates=[written, f"{read}.0", "", written])
+    assert tables.read_images(root)["study_date"].tolist() == [read, read, "", read]
+
+
+def test_a_study_date_in_another_order_is_refused(tmp_path):
+    root = write_root(tmp_path / "root", patients(4), dates=["06/05/2180"] * 4)
+    refusal(lambda: tables.read_images(root), "line 2: StudyDate is '06/05/2180'; expected YYYYMMDD")

@@ -13,7 +13,7 @@ from cxr.cli import command_line
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
 from cxr.cli.command_line import positive_int
-from cxr.errors import one_line
+from mimic_cxr_dataset.errors import one_line
 
 OWN = "(default: the model's own)"
 alpha = command_line.number(float, "a number above 0 and below 1", lambda value: 0 < value < 1)

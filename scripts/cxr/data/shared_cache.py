@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.run_folder.files import sync_folder
 from cxr.run_folder.heartbeat import STALE_SECONDS
 from cxr.run_folder.heartbeat import Claims
 from cxr.run_folder.lock import describe_holder
 from cxr.run_folder.lock import hold
+from mimic_cxr_dataset.errors import one_line
 from mimic_cxr_dataset.labels import MISSING_FILE
 from mimic_cxr_dataset.radiographs import find_image
 

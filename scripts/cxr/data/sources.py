@@ -14,8 +14,8 @@ from filelock import FileLock
 
 from cxr.choices import LABELERS
 from cxr.errors import UserError
-from cxr.errors import one_line
 from mimic_cxr_dataset.choices import MANIFEST_FILE
+from mimic_cxr_dataset.errors import one_line
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE_DIR = REPOSITORY / "sample_data"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from cxr.errors import UserError
+from mimic_cxr_dataset.manifest import label_name
 
 NIH = {
     "No Finding": "No Finding",
@@ -167,11 +168,15 @@ EXCLUDED_OF_PADCHEST = "exclude"  # of a report that its authors do not use
 
 
 def rename(label_map: dict[str, str], *, keeps_labels: bool) -> dict[str, str]:
-    """Returns the column of each published label; with `keeps_labels`, each has a column of its own."""
+    """Returns the column of each published label; with `keeps_labels`, each has a column of its own.
+
+    A label that is also one of LABELS has its spelling there.
+    """
     if not keeps_labels:
         return label_map
     own = {label: label.replace("_", " ").replace("/", " or ") for label in label_map}
     own = {label: name.replace("central venous catheter via", "catheter via") for label, name in own.items()}
+    own = {label: label_name(name) for label, name in own.items()}
     return own | {label: "No Finding" for label, ours in label_map.items() if ours == "No Finding"}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field
@@ -16,8 +17,8 @@ from cxr.choices import VIEWS
 from cxr.data.images import user_errors
 from cxr.data.seeding import derive_seed
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.run_folder.files import new_folder
+from mimic_cxr_dataset.errors import one_line
 from mimic_cxr_dataset.labels import read_labels
 from mimic_cxr_dataset.manifest import COLUMNS
 from mimic_cxr_dataset.manifest import check_rows
@@ -164,13 +165,13 @@ def shares_for(split: pd.Series) -> tuple[str, ...]:
     return tuple(share for share in SHARES if not (split == share.removesuffix("_share")).any())
 
 
-def find_paths(source: Path, facts: Facts) -> list[str]:
-    """Returns the absolute paths of all image files below `source`, but for hidden ones.
+def find_paths(source: Path, facts: Facts) -> tuple[list[str], Counter[str]]:
+    """Returns the absolute paths of all image files below `source`, and the number of other files by suffix.
 
-    Raises UserError without any, for a folder that cannot be read or is there twice, because of a link, and
-    for a name that is not UTF-8.
+    Hidden files are left out. Raises UserError without an image, for a folder that cannot be read or is there
+    twice, because of a link, and for a name that is not UTF-8.
     """
-    found, places = [], {}
+    found, others, places = [], Counter(), {}
     walk = os.walk(source, followlinks=True, onerror=_refuse_folder)
     for folder, folders, names in tqdm(walk, desc="looking for images", unit=" folder"):
         status = os.stat(folder)  # noqa: PTH116 - Path takes seconds
@@ -181,14 +182,17 @@ def find_paths(source: Path, facts: Facts) -> list[str]:
         for name in names:
             if name.startswith("."):
                 continue
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - Path takes seconds
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - Path takes seconds
+            if suffix in IMAGE_SUFFIXES:
                 found.append(os.path.join(os.path.abspath(folder), name))  # noqa: PTH100, PTH118
+            else:
+                others[suffix] += 1
     if not found:
         raise lacking(source, "no image", facts)
     for path in found:
         if re.search("[\ud800-\udfff]", path):  # how Python shows bytes that are no UTF-8
             raise UserError(f"{source}: found a file named {path!r:.300}, expected UTF-8; rename it")
-    return found
+    return found, others
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -204,7 +208,7 @@ def find_images(
 
     Raises UserError for two files of one name.
     """
-    paths = pd.Series({path: name_of(path) for path in sorted(find_paths(source, facts))})
+    paths = pd.Series({path: name_of(path) for path in sorted(find_paths(source, facts)[0])})
     paths = pd.Series(paths.index, index=paths)
     paths = paths[paths.index.isin(names)]
     if (again := paths.index.duplicated(keep=False)).any():

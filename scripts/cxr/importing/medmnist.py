@@ -10,13 +10,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.importing import label_maps
 from cxr.importing import nih
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
 from cxr.importing.manifest_table import lacking
+from mimic_cxr_dataset.errors import one_line
 
 LAYOUT = "pneumoniamnist.npz or chestmnist.npz, or one of their larger sizes, such as pneumoniamnist_224.npz"
 FACTS = {

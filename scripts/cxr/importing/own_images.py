@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from cxr.choices import LABELS
 from cxr.data.images import user_errors
 from cxr.errors import UserError
+from cxr.importing.manifest_table import IMAGE_SUFFIXES
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -24,13 +24,14 @@ from mimic_cxr_dataset.csv_files import parse_values
 from mimic_cxr_dataset.csv_files import read_csv
 from mimic_cxr_dataset.manifest import COLUMNS
 from mimic_cxr_dataset.manifest import MAX_ID_LENGTH
+from mimic_cxr_dataset.manifest import NORMAL
 from mimic_cxr_dataset.manifest import check_label_names
 from mimic_cxr_dataset.manifest import check_rows
+from mimic_cxr_dataset.manifest import label_name
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validate": "validation"}
 SPLITS |= {"validation": "validation", "test": "test"}
 MASKS = {"mask", "masks"}  # words in the names of folders that have no radiographs
-NORMAL = ("normal", "no finding", "no findings", "negative", "healthy")  # class names for No Finding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +47,6 @@ class Columns:
     split: str | None = None
 
 
-def label_name(name: str) -> str:
-    """Returns the name of a class or a column as one of LABELS if it is one of them, else as it is."""
-    words = re.sub(r"[\s_-]+", " ", name.strip())
-    known = {label.lower(): label for label in LABELS} | dict.fromkeys(NORMAL, "No Finding")
-    return known.get(words.lower(), words)
-
-
 def read_folder(
     source: Path, options: Options, facts: Facts, *, view: str, subject_pattern: re.Pattern | None
 ) -> Imported:
@@ -62,7 +56,8 @@ def read_folder(
     Raises UserError.
     """
     root = Path(os.path.abspath(source))  # noqa: PTH100 - without "..", as `find_paths`
-    paths = [Path(path) for path in sorted(find_paths(root, facts))]
+    found, others = find_paths(root, facts)
+    paths = [Path(path) for path in sorted(found)]
     parts = [path.relative_to(root).parts for path in paths]
     depth = _depth_of_splits(source, {one[0] for one in parts})
     if any(len(one) < depth + 2 for one in parts):
@@ -84,7 +79,9 @@ def read_folder(
     rows["split"] = cut_missing_splits(split, rows["subject_id"], options)
     labels = pd.get_dummies(classes, dtype=int)
     notes = () if subject_pattern else ("each image counts as a patient of its own: see --subject_pattern",)
-    notes = (*_describe_subfolders(below), *notes)
+    if "No Finding" not in labels:
+        notes = (*notes, f"no class is named {', '.join(NORMAL)}: each image counts as one with a finding")
+    notes = (*_describe_subfolders(below), *_describe_others(others), *notes)
     return Imported(facts=facts, rows=rows.join(labels), notes=notes, used=shares_for(split))
 
 
@@ -120,6 +117,17 @@ def _describe_subfolders(num_images: Counter[str], *, most: int = 5) -> tuple[st
     first = [f"{name} ({num_images[name]:,})" for name in sorted(num_images)[:most]]
     more = f" and {len(num_images) - most:,} more folders" * (len(num_images) > most)
     return (f"images in folders below a class have its label, too: {', '.join(first)}{more}",)
+
+
+def _describe_others(num_files: Counter[str], *, most: int = 5) -> tuple[str, ...]:
+    """Returns a note about the files without a suffix of IMAGE_SUFFIXES, given with their numbers."""
+    if not num_files:
+        return ()
+    kinds = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in num_files.most_common(most)]
+    return (
+        f"files that are not used: {', '.join(kinds)}; if they are images, save them as "
+        f"{', '.join(sorted(IMAGE_SUFFIXES))}",
+    )
 
 
 def _depth_of_splits(source: Path, folders: set[str]) -> int:

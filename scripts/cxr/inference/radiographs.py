@@ -20,8 +20,8 @@ from torchvision.io import decode_jpeg
 
 from cxr.data.images import user_errors
 from cxr.errors import UserError
-from cxr.errors import one_line
 from mimic_cxr_dataset.errors import DatasetError
+from mimic_cxr_dataset.errors import one_line
 from mimic_cxr_dataset.radiographs import DICOM_MAGIC
 from mimic_cxr_dataset.radiographs import DICOM_PREAMBLE
 from mimic_cxr_dataset.radiographs import SUFFIXES

@@ -28,7 +28,6 @@ from cxr.data.transforms import GRAY_MEAN
 from cxr.data.transforms import GRAY_STD
 from cxr.errors import UserError
 from cxr.errors import did_you_mean
-from cxr.errors import one_line
 from cxr.models import configs
 from cxr.models.architectures import CONFIGS
 from cxr.models.architectures import is_untrained
@@ -37,6 +36,7 @@ from cxr.models.scratch import sharded_by_layer
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import sha256_of
 from cxr.sharing import local_hub
+from mimic_cxr_dataset.errors import one_line
 
 logger = logging.getLogger(__name__)
 MAX_SIDE = 2**14  # pixels

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from cxr.choices import CHECKPOINT_FORMATS
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.run_folder.files import read_json
+from mimic_cxr_dataset.errors import one_line
 
 # The entry of a training's checkpoint that has the weights; as in timm, an average of them comes first.
 WEIGHTS = ("state_dict_ema", "model_ema", "model", "state_dict")

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cxr.errors import UserError
 from cxr.errors import did_you_mean
-from cxr.errors import one_line
+from mimic_cxr_dataset.errors import one_line
 
 Arguments = tuple[tuple[str, Any], ...]  # of a network, by name
 VIT_MODULES = ("vision_transformer", "deit")  # timm's files whose networks are all VisionTransformers

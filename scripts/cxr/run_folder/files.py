@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.errors import undo_on_user_error
+from mimic_cxr_dataset.errors import one_line
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

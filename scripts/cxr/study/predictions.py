@@ -8,11 +8,11 @@ import pandas as pd
 
 from cxr.choices import MASKED
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.evaluation.subgroups import UNKNOWN
 from cxr.run_folder.measured import MeasuredFindings
 from cxr.run_folder.measured import MeasuredSplit
 from cxr.study.names import plural
+from mimic_cxr_dataset.errors import one_line
 
 ID_COLUMNS = ("dicom_id", "subject_id", "view_position")
 ATTRIBUTES = {"view": "view_position", "scanner": "scanner", "sex": "sex", "age": "age", "race": "race"}

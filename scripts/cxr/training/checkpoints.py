@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from cxr.errors import MEMORY
 from cxr.errors import PEERS
 from cxr.errors import UserError
-from cxr.errors import one_line
 from cxr.run_folder import files
 from cxr.run_folder import record
 from cxr.training.optimization import Schedule
 from cxr.training.progress import Progress
 from cxr.training.progress import complete_checkpoints
 from cxr.training.runtime import on_main_process
+from mimic_cxr_dataset.errors import one_line
 
 BEST_MODEL = "best_model"  # in a checkpoint
 CHECKSUMS_FILE = "sha256.json"
