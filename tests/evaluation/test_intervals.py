@@ -120,7 +120,7 @@ def compare(labels, first, second, *, num_resamples: int, seed: int = 0) -> inte
     weights = np.vstack([np.ones(len(labels)), one_each(len(labels), num_resamples=num_resamples, seed=seed)])
     difference = np.subtract(*(intervals.weighted_auroc(labels, p, weights) for p in (first, second)))
     return intervals.paired_difference(
-        float(difference[0]), difference[1:], num_patients=len(labels), num_runs=(1, 1), noise=UNKNOWN
+        float(difference[0]), difference[1:], num_patients=len(labels), num_seeds=1, noise=UNKNOWN
     )
 
 
@@ -170,7 +170,7 @@ def test_tables_of_equal_rows_rarely_claim_a_difference(spread_over_seeds):
                     float((aurocs[first] - aurocs[second]).mean()),
                     generator.normal(scale=math.sqrt(2), size=300),
                     num_patients=num_patients,
-                    num_runs=(num_seeds, num_seeds),
+                    num_seeds=num_seeds,
                     noise=noise,
                 )
                 p_values.append(found.p)
@@ -181,7 +181,7 @@ def test_tables_of_equal_rows_rarely_claim_a_difference(spread_over_seeds):
 def test_noise_of_seeds_widens_a_difference():
     resampled = np.random.default_rng(0).normal(0.05, 0.01, 2000)
     noise = intervals.SeedNoise(variance=0.03**2, freedom=10)
-    options = {"num_patients": 300, "num_runs": (3, 3)}
+    options = {"num_patients": 300, "num_seeds": 3}
     without = intervals.paired_difference(0.05, resampled, noise=UNKNOWN, **options)
     found = intervals.paired_difference(0.05, resampled, noise=noise, **options)
     of_seeds = 2 * 0.03**2 / 3
@@ -189,13 +189,13 @@ def test_noise_of_seeds_widens_a_difference():
     freedom = error**4 / (0.01**4 / 299 + of_seeds**2 / 10)
     assert found.high - 0.05 == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=0.02)
     assert without.p < 1e-4 < 0.05 < found.p
-    more_runs = intervals.paired_difference(0.05, resampled, noise=noise, num_patients=300, num_runs=(6, 12))
-    error = math.sqrt(0.01**2 + 0.03**2 * (1 / 6 + 1 / 12))
-    assert (more_runs.high - 0.05) / error == pytest.approx(stats.t.ppf(0.975, 20), abs=0.2)
+    more_seeds = intervals.paired_difference(0.05, resampled, noise=noise, num_patients=300, num_seeds=9)
+    error = math.sqrt(0.01**2 + 2 * 0.03**2 / 9)
+    assert (more_seeds.high - 0.05) / error == pytest.approx(stats.t.ppf(0.975, 20), abs=0.2)
 
 
 def test_equal_predictions_do_not_differ():
-    options = {"num_patients": 100, "num_runs": (1, 1), "noise": UNKNOWN}
+    options = {"num_patients": 100, "num_seeds": 1, "noise": UNKNOWN}
     found = intervals.paired_difference(0.0, np.zeros(100), **options)
     assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
     assert intervals.paired_difference(0.1, np.full(100, np.nan), **options) is None

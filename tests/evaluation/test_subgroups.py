@@ -139,7 +139,7 @@ def test_p_values_are_corrected_for_all_pairs_of_all_attributes():
                 whole[0] - whole[1],
                 resampled[0] - resampled[1],
                 num_patients=min(len(set(subjects[one])) for one in inside),
-                num_runs=(1, 1),
+                num_seeds=1,
                 noise=intervals.SeedNoise(variance=0.0, freedom=0),
             )
             p_values[(attribute, *pair)] = difference.p
@@ -150,6 +150,15 @@ def test_p_values_are_corrected_for_all_pairs_of_all_attributes():
         pair = sorted((gap["higher"], gap["lower"]))
         assert gap["p"] == pytest.approx(corrected[(gap["attribute"], *pair)])
     assert {gaps[0]["higher"], gaps[0]["lower"]} == {"80+", "18-39"}
+
+
+@pytest.mark.parametrize(("num_positive", "num_gaps"), [(9, 0), (10, 1)])
+def test_groups_with_few_positive_patients_have_no_gap_however_many_images_they_have(num_positive, num_gaps):
+    _, probabilities, subjects = draw(100, images_each=6)
+    labels = (subjects % 50 < num_positive).astype(int)
+    sex = np.where(subjects < 50, "female", "male")
+    _, gaps = measure(labels, probabilities, subjects, {"sex": sex})
+    assert len(gaps) == num_gaps
 
 
 @pytest.mark.parametrize(("num_resamples", "num_gaps"), [(1, 0), (2, 1)])

@@ -23,9 +23,10 @@ def scores_of(split: str, *, seed: int) -> Scores:
 
 
 @pytest.mark.parametrize(
-    ("num_positive", "said"), [(4, ": 4 positive in the test split"), (51, "9 negative"), (10, "")]
+    ("num_positive", "said"), [(8, ": 4 positive in the test split"), (42, "9 negative"), (20, "")]
 )
-def test_intervals_by_fewer_than_ten_labels_of_a_class_are_doubted(num_positive, said):
+def test_intervals_by_fewer_than_ten_patients_of_a_class_are_doubted(num_positive, said):
+    """Each patient has two images."""
     scores = scores_of("test", seed=0)
     labels = (np.arange(60) < num_positive).astype(int)
     scores = dataclasses.replace(scores, labels=labels, probabilities=scores.probabilities[:, 0])

@@ -17,8 +17,8 @@ from finished_runs import write_run
 SIZES = np.array([100, 1000, 10_000])
 
 
-def curve(*aurocs: float) -> Curve:
-    return Curve(row=None, sizes=SIZES, aurocs=np.array(aurocs)[:, None])
+def needed(*curve: float, auroc: float) -> float:
+    return images_needed(SIZES, np.array(curve)[:, None], np.array([auroc]))[0]
 
 
 @pytest.mark.parametrize(
@@ -33,25 +33,41 @@ def curve(*aurocs: float) -> Curve:
     ],
 )
 def test_images_needed_are_interpolated_on_a_logarithmic_scale(auroc, images):
-    assert images_needed(curve(0.6, 0.7, 0.8), np.array([auroc]))[0] == pytest.approx(images)
+    assert needed(0.6, 0.7, 0.8, auroc=auroc) == pytest.approx(images)
 
 
 def test_of_a_curve_that_falls_the_first_crossing_counts():
-    assert images_needed(curve(0.6, 0.8, 0.7), np.array([0.7]))[0] == pytest.approx(100 * math.sqrt(10))
+    assert needed(0.6, 0.8, 0.7, auroc=0.7) == pytest.approx(100 * math.sqrt(10))
 
 
 def test_each_resample_has_its_own_curve():
-    two = Curve(row=None, sizes=SIZES, aurocs=np.array([[0.6, 0.7], [0.7, 0.8], [0.8, 0.9]]))
-    assert images_needed(two, np.array([0.7, 0.7])).tolist() == pytest.approx([1000, 100])
+    two = np.array([[0.6, 0.7], [0.7, 0.8], [0.8, 0.9]])
+    assert images_needed(SIZES, two, np.array([0.7, 0.7])).tolist() == pytest.approx([1000, 100])
 
 
 def test_a_resample_with_one_class_does_not_widen_the_interval():
-    row = types.SimpleNamespace(label="a model", architecture="a network")
     resamples = [0.7, math.nan, math.nan, 0.7]  # the first one is measured
-    scratch = Curve(row=row, sizes=SIZES, aurocs=np.array([[0.6] * 4, resamples, [0.8] * 4]))
-    pretrained = Curve(row=row, sizes=SIZES[:1], aurocs=np.array([resamples]))
-    (one,) = worth.compare(None, pretrained, scratch)
+    scratch = curve_of({100: {0: [0.6] * 4}, 1000: {0: resamples}, 10_000: {0: [0.8] * 4}})
+    (one,) = worth.compare(None, curve_of({100: {0: resamples}}), scratch)
     assert (one.times, one.low, one.high) == pytest.approx((10, 10, 10))
+
+
+def test_only_seeds_that_have_finished_with_every_size_count():
+    by_size = {100: {0: [0.6, 0.6]}, 1000: {0: [0.7, 0.7]}, 10_000: {0: [0.8, 0.8]}}
+    (alone,) = worth.compare(None, curve_of({100: {0: [0.75, 0.75]}}), curve_of(by_size))
+    by_size[100][1] = by_size[1000][1] = [0.9, 0.9]  # a seed that lacks the largest size
+    pretrained = curve_of({100: {0: [0.75, 0.75], 1: [0.95, 0.95]}, 1000: {1: [0.95, 0.95]}})
+    assert list(worth.compare(None, pretrained, curve_of(by_size))) == [alone]
+
+
+def curve_of(by_size: dict[int, dict[int, list[float]]]) -> Curve:
+    """Returns a curve of rows that have the AUROCs, (1 + R), of each seed with each training size."""
+    rows = []
+    for size, by_seed in by_size.items():
+        run = types.SimpleNamespace(results=types.SimpleNamespace(num_train_images=size))
+        aurocs = {seed: np.array(values) for seed, values in by_seed.items()}
+        rows.append(types.SimpleNamespace(label="a", architecture="b", runs=[run], aurocs=aurocs))
+    return Curve(rows=rows)
 
 
 @pytest.fixture(scope="module")

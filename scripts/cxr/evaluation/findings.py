@@ -145,13 +145,13 @@ def few_labels(num_positive: int, num_negative: int) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count < MIN_LABELS)
 
 
-def doubt_intervals(labels: np.ndarray, *, split: str) -> str:
+def doubt_intervals(labels: np.ndarray, subject_ids: Sequence[int | str], *, split: str) -> str:
     """Returns why intervals and tests by one label, (N,) 0 or 1, are not to be trusted; "" if they are."""
-    few = few_labels(int((labels == 1).sum()), int((labels == 0).sum()))
+    few = few_labels(*intervals.count_patients(subject_ids, labels))
     if not few:
         return ""
     where = f"{few} in the {split} split, at least {MIN_LABELS} of each are needed"
-    return f"Intervals are too narrow and p-values too small, as there are few labels: {where}."
+    return f"Intervals are too narrow and p-values too small, as few patients have a label: {where}."
 
 
 def macro_means(

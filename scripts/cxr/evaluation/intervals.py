@@ -16,7 +16,7 @@ LEVEL = 0.95
 METRICS = ("accuracy", "precision", "f1", "recall", "auroc", "average_precision", "brier", "ece")
 NUM_BINS = 10  # of a reliability diagram, of equal width
 NUM_RESAMPLES = 2000
-MIN_LABELS = 10  # of each class: with fewer, the bootstrap underestimates the variance
+MIN_LABELS = 10  # patients of each class: with fewer, the bootstrap underestimates the variance
 MIN_SEEDS = 3  # for an interval over seeds; with two it is too wide to be useful (t = 12.7)
 BLOCK = 200_000  # weights that are processed at once
 
@@ -52,6 +52,12 @@ def patient_weights(subject_ids: Sequence[int | str], *, num_resamples: int, see
     generator = np.random.default_rng(seed)
     counts = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), num_resamples)
     return counts.astype(np.uint8)[:, patient_of_image]
+
+
+def count_patients(subject_ids: Sequence[int | str], labels: np.ndarray) -> tuple[int, int]:
+    """Returns how many patients have an image with label 1, and how many have one with label 0."""
+    ids = np.asarray(subject_ids)
+    return len(np.unique(ids[labels == 1])), len(np.unique(ids[labels == 0]))
 
 
 @functools.lru_cache(maxsize=4)
@@ -245,13 +251,14 @@ def seed_noise(by_seed: Sequence[dict[int, float]]) -> SeedNoise:
 
 
 def paired_difference(
-    value: float, resampled: np.ndarray, *, num_patients: int, num_runs: tuple[int, int], noise: SeedNoise
+    value: float, resampled: np.ndarray, *, num_patients: int, num_seeds: int, noise: SeedNoise
 ) -> Difference | None:
-    """Tests the difference between two means over runs, `num_runs` per side, measured on the same images.
+    """Tests the difference between two means over runs with `num_seeds` seeds, measured on the same images.
 
     `resampled` (R,) is the difference in each resample of patients. The variance is the sum of two parts: the
-    choice of test patients and the choice of seeds. The degrees of freedom are Satterthwaite's; the t test is
-    two-sided. Returns None if fewer than two resamples are defined.
+    choice of test patients and the choice of seeds. A side with several runs of a seed has the variance
+    of one run: runs of the same sample and start are not independent. The degrees of freedom are
+    Satterthwaite's; the t test is two-sided. Returns None if fewer than two resamples are defined.
     """
     from scipy import stats
 
@@ -260,7 +267,7 @@ def paired_difference(
         return None
     components = [(np.var(resampled, ddof=1), num_patients - 1)]  # variance, degrees of freedom
     if noise.freedom:
-        components.append((noise.variance * sum(1 / number for number in num_runs), noise.freedom))
+        components.append((2 * noise.variance / num_seeds, noise.freedom))
     variance = sum(part for part, _ in components)
     if variance == 0:  # equal predictions
         return Difference(value=value, low=value, high=value, p=float(value == 0))

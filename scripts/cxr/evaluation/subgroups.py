@@ -6,8 +6,8 @@ patients, drawn once for all groups, as a patient with an AP and a PA image is i
 The results fit the records `GroupMetrics` and `Gap`.
 
 A gap is a claim about a group, so it is measured between groups that can support one: at least MIN_PATIENTS
-patients, MIN_LABELS labels of each class, and a name other than UNKNOWN. With fewer labels the bootstrap
-underestimates the variance: it finds one in six such groups to differ (p < 0.05) where none does.
+patients, MIN_LABELS of them with each class, and a name other than UNKNOWN. With fewer, the bootstrap of
+patients underestimates the variance: it finds one in six such groups to differ (p < 0.05) where none does.
 """
 
 import itertools
@@ -20,6 +20,7 @@ import numpy as np
 
 from cxr.evaluation.intervals import MIN_LABELS
 from cxr.evaluation.intervals import SeedNoise
+from cxr.evaluation.intervals import count_patients
 from cxr.evaluation.intervals import holm
 from cxr.evaluation.intervals import interval_of
 from cxr.evaluation.intervals import paired_difference
@@ -54,6 +55,7 @@ class Group:
 
     metrics: dict[str, Any]
     aurocs: np.ndarray
+    num_labelled: int = 0  # patients with the class that fewer have
 
     @property
     def key(self) -> tuple[str, str]:
@@ -65,8 +67,7 @@ class Group:
 
     @property
     def has_labels(self) -> bool:
-        num_positive = self.metrics["num_positive"]
-        return min(num_positive, self.metrics["n"] - num_positive) >= MIN_LABELS
+        return self.num_labelled >= MIN_LABELS
 
 
 def measure_groups(
@@ -105,8 +106,8 @@ def measure_groups_of_findings(
 
     The mean is over the same findings in all groups of an attribute, because some findings are easier than
     others: a group without the easy ones would differ by that alone. They are the findings that have
-    MIN_LABELS labels of each class in every group of at least MIN_PATIENTS patients; `num_findings` says how
-    many. A group that has so many labels of no finding does not count, as it would leave no finding to the
+    MIN_LABELS patients of each class in every group of at least MIN_PATIENTS patients; `num_findings` says
+    how many. A group that has so many of no finding does not count, as it would leave no finding to the
     others. A group that lacks one of the findings has no mean. `num_positive` counts the labels of these
     findings that are 1.
 
@@ -181,7 +182,8 @@ def describe_group(
         **{metric: value_of(values) for metric, values in resampled.items()},
         "intervals": {metric: interval_of(values) for metric, values in resampled.items()},
     }
-    return Group(metrics=metrics, aurocs=resampled["auroc"])
+    num_labelled = min(count_patients(subject_ids, labels))
+    return Group(metrics=metrics, aurocs=resampled["auroc"], num_labelled=num_labelled)
 
 
 def average_findings(images: GroupedImages, groups: list[Group]) -> list[Group]:
@@ -244,7 +246,7 @@ def _compare(first: Group, second: Group) -> dict[str, Any] | None:
         float(differences[0]),
         differences[1:],
         num_patients=min(first.metrics["num_patients"], second.metrics["num_patients"]),
-        num_runs=(1, 1),
+        num_seeds=1,
         noise=SeedNoise(variance=0.0, freedom=0),
     )
     return found and {

@@ -215,7 +215,9 @@ def compare_scores(test: OneFinding, reference: OneFinding, *, name: str) -> Shi
 
 def doubts(scores: Scores) -> list[str]:
     """Returns why intervals are not to be trusted; those of means are over findings with enough labels."""
-    doubt = "" if scores.is_multi_label else findings.doubt_intervals(scores.labels, split=scores.split)
+    if scores.is_multi_label:
+        return []
+    doubt = findings.doubt_intervals(scores.labels, scores.rows["subject_id"], split=scores.split)
     return [doubt] if doubt else []
 
 
@@ -283,7 +285,7 @@ def find_difference(
         float(above[0] - below[0]),
         (above - below)[1:],
         num_patients=first[1].rows["subject_id"].nunique(),
-        num_runs=(1, 1),
+        num_seeds=1,
         noise=intervals.SeedNoise(variance=0.0, freedom=0),
     )
     return found and ModelDifference(

@@ -182,7 +182,7 @@ def difference_of_means(
         float(difference[0]),
         difference[1:],
         num_patients=first[0].runs[0].predictions["subject_id"].nunique(),
-        num_runs=(len(first) * len(seeds), len(second) * len(seeds)),
+        num_seeds=len(seeds),
         noise=noise,
     )
     return tested and (tested, len(seeds))

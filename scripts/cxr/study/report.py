@@ -52,7 +52,7 @@ MACRO_WORD = (
 )
 GROUPS_WORD = (
     "AUROC is the mean over seeds, with its 95 % interval over patients. A gap is the largest difference "
-    f"between two groups with at least {MIN_PATIENTS} patients and {MIN_LABELS} labels of each class; p is "
+    f"between two groups with at least {MIN_PATIENTS} patients, {MIN_LABELS} with each class; p is "
     "corrected by Holm's method for all pairs of groups of all attributes of a model. A gap need not come "
     "from the group itself: its images may be harder, or the labels of its reports worse."
 )

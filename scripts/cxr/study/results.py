@@ -185,7 +185,8 @@ class ResultTable:
         first = next((row.runs[0] for row in self.measured), None)
         if first is None or first.findings:  # their means are over those with enough labels
             return ""
-        return findings.doubt_intervals(first.predictions["label"].to_numpy(), split=first.split)
+        labels, patients = (first.predictions[column].to_numpy() for column in ("label", "subject_id"))
+        return findings.doubt_intervals(labels, patients, split=first.split)
 
     @property
     def with_ensembles(self) -> list[Row]:

@@ -24,11 +24,26 @@ FROM_SCRATCH = 2  # of `Row.start`
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The mean AUROC of a row's seeds by training size."""
+    """The rows that differ only in the training size, in ascending order."""
 
-    row: Row
-    sizes: np.ndarray  # (S,), ascending
-    aurocs: np.ndarray  # (S, 1 + R): measured, then resampled
+    rows: list[Row]
+
+    @property
+    def row(self) -> Row:
+        return self.rows[0]
+
+    @property
+    def sizes(self) -> np.ndarray:  # (S,)
+        return np.array([row.runs[0].results.num_train_images for row in self.rows])
+
+    @property
+    def seeds(self) -> set[int]:
+        """Returns the seeds that have finished with every size."""
+        return set.intersection(*(set(row.aurocs) for row in self.rows))
+
+    def mean(self, seeds: set[int]) -> np.ndarray:
+        """Returns the mean AUROC over some seeds, (S, 1 + R): measured, then resampled."""
+        return np.array([np.mean([row.aurocs[seed] for seed in sorted(seeds)], axis=0) for row in self.rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +95,26 @@ def learning_curves(tables: list[ResultTable]) -> list[Curve]:
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in [row for table in tables for row in table.measured if row.aurocs]:
         rows[row.label].append(row)
-    curves = []
     for of_label in rows.values():
         of_label.sort(key=lambda row: row.runs[0].results.num_train_images)
-        sizes = np.array([row.runs[0].results.num_train_images for row in of_label])
-        aurocs = np.array([np.mean(list(row.aurocs.values()), axis=0) for row in of_label])
-        curves.append(Curve(row=of_label[0], sizes=sizes, aurocs=aurocs))
-    return curves
+    return [Curve(rows=of_label) for of_label in rows.values()]
 
 
 def are_comparable(pretrained: Curve, other: Curve) -> bool:
     """Returns whether the rows have the same recipe, augmentation, masking and images."""
     same = all(AXES[axis](pretrained.row) == AXES[axis](other.row) for axis in OTHERS)
-    return same and len(other.sizes) > 1 and pretrained.row.images == other.row.images
+    same &= all(row.images == other.row.images for row in (*pretrained.rows, *other.rows))
+    return same and len(other.rows) > 1
 
 
 def compare(table: TableName, pretrained: Curve, other: Curve) -> Iterator[Worth]:
-    for size, aurocs in zip(pretrained.sizes, pretrained.aurocs):
-        times = images_needed(other, aurocs) / size  # (1 + R,)
+    """Yields the comparison with each size of `pretrained`, over the seeds that it and all sizes have."""
+    for size, row in zip(pretrained.sizes, pretrained.rows):
+        seeds = other.seeds & set(row.aurocs)
+        if not seeds:
+            continue
+        (aurocs,) = Curve(rows=[row]).mean(seeds)
+        times = images_needed(other.sizes, other.mean(seeds), aurocs) / size  # (1 + R,)
         resampled = times[1:][~np.isnan(times[1:])]
         yield Worth(
             table=table,
@@ -115,23 +132,24 @@ def compare(table: TableName, pretrained: Curve, other: Curve) -> Iterator[Worth
         )
 
 
-def images_needed(curve: Curve, aurocs: np.ndarray) -> np.ndarray:
-    """Returns the training images, (R,), with which the curve first reaches `aurocs` (R,).
+def images_needed(sizes: np.ndarray, curve: np.ndarray, aurocs: np.ndarray) -> np.ndarray:
+    """Returns the training images, (R,), with which a curve first reaches `aurocs` (R,).
 
+    `sizes` (S,) are ascending, and `curve` (S, R) has the AUROC with each of them.
     0 where its first point is above them already, infinite where no point reaches them, NaN where an AUROC is
     not defined, because the resample has only one class.
     """
-    reached = curve.aurocs >= aurocs  # (S, R)
+    reached = curve >= aurocs  # (S, R)
     first = reached.argmax(axis=0)  # (R,): the first size that reaches it
     column = np.arange(len(aurocs))
-    above, below = curve.aurocs[first, column], curve.aurocs[first - 1, column]
-    logs = np.log(curve.sizes)
+    above, below = curve[first, column], curve[first - 1, column]
+    logs = np.log(sizes)
     with np.errstate(divide="ignore", invalid="ignore"):  # of columns that are replaced below
         share = (aurocs - below) / (above - below)
         needed = np.exp(logs[first - 1] + share * (logs[first] - logs[first - 1]))
-    at_start = np.where(aurocs == curve.aurocs[0], curve.sizes[0], 0)
+    at_start = np.where(aurocs == curve[0], sizes[0], 0)
     found = np.where(reached.any(axis=0), np.where(first == 0, at_start, needed), np.inf)
-    return np.where(np.isnan(aurocs) | np.isnan(curve.aurocs).any(axis=0), np.nan, found)
+    return np.where(np.isnan(aurocs) | np.isnan(curve).any(axis=0), np.nan, found)
 
 
 def two_digits(number: float) -> str:
