@@ -16,6 +16,10 @@ from datasets.exceptions import DatasetGenerationError
 
 from .errors import DatasetError
 from .errors import NoGoodImage
+from .image_lists import BAD_IMAGES
+from .image_lists import DOUBTFUL_IMAGES
+from .image_lists import SAME_PIXELS
+from .image_lists import describe_doubtful
 from .labels import MISSING_FILE
 from .radiographs import Reading
 from .radiographs import check_jpeg
@@ -25,9 +29,6 @@ from .radiographs import shrink_radiograph
 
 # A fixed name, because `datasets` imports this file under a name that contains a hash.
 logger = logging.getLogger("mimic_cxr_dataset")
-
-# Lists of images in the cache folder, NAME_SPLIT.csv: images left out, and images used with a warning.
-BAD_IMAGES, DOUBTFUL_IMAGES = "bad_images", "doubtful_images"
 
 
 class RadiographBuilder(datasets.GeneratorBasedBuilder):
@@ -67,7 +68,12 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
             return {"path": path, "bytes": None}, check_jpeg(path)
         shrunk = shrink_radiograph(path, size, reading)
         # No path: `datasets` drops the bytes if the current folder has a file of that name.
-        return {"path": None, "bytes": shrunk.content}, shrunk.warnings
+        warnings = shrunk.warnings + self.doubt_view(shrunk.view_position)
+        return {"path": None, "bytes": shrunk.content}, warnings
+
+    def doubt_view(self, view_position: str) -> tuple[str, ...]:
+        """Returns a warning if a header's view is not that of the table; a builder may know that one."""
+        return ()
 
     def drop_missing(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Returns the rows whose file exists, with its path; lists the others, or raises DatasetError."""
@@ -106,11 +112,15 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
         # An id of a manifest may be the text "NA", which is not a missing value.
         options = {"names": names, "dtype": {"dicom_id": str}, "keep_default_na": False}
         notes = pd.concat([pd.read_csv(part, **options) for part in parts])
+        for part in parts:
+            part.unlink()
+        if kind == SAME_PIXELS:
+            notes = notes[notes["reason"].duplicated(keep=False)]
+        if notes.empty:
+            return notes
         # Written without a temporary name: `datasets` renames the whole folder when it is complete.
         path = Path(self._output_dir, f"{kind}_{split}.csv")
         notes.sort_values("row", kind="stable").drop(columns="row").to_csv(path, index=False)
-        for part in parts:
-            part.unlink()
         return notes
 
     def _final_dir(self) -> str:
@@ -119,22 +129,18 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
 
     def _list_images(self, split: str) -> None:
         """Lists and counts the images of a finished split that were left out or used with a warning."""
-        folder = self._final_dir()
-        bad, doubtful = (self._join_notes(kind, split) for kind in (BAD_IMAGES, DOUBTFUL_IMAGES))
+        folder = Path(self._final_dir())
+        bad = self._join_notes(BAD_IMAGES, split)
+        self._join_notes(SAME_PIXELS, split)
         if len(bad):
             num_damaged = int((bad["reason"] != MISSING_FILE).sum())
             self.count_damaged(split, num_damaged)
-            listing = Path(folder, f"{BAD_IMAGES}_{split}.csv")
+            listing = folder / f"{BAD_IMAGES}_{split}.csv"
             logger.warning(
                 f"{split}: bad images skipped: {len(bad):,} ({num_damaged:,} damaged), see {listing}"
             )
-        if len(doubtful):
-            reasons = doubtful["reason"].value_counts()
-            listing = Path(folder, f"{DOUBTFUL_IMAGES}_{split}.csv")
-            logger.warning(
-                f"{split}: images used with a warning: {doubtful['dicom_id'].nunique():,}, most often "
-                f'"{reasons.index[0]}" ({reasons.iloc[0]:,}), see {listing}'
-            )
+        if len(doubtful := self._join_notes(DOUBTFUL_IMAGES, split)):
+            logger.warning(describe_doubtful(doubtful, folder / f"{DOUBTFUL_IMAGES}_{split}.csv", split))
 
     # The methods below wrap private methods of `datasets` (tried with 3.6 and 5.2): it has no public hook.
 

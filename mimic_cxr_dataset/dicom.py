@@ -40,6 +40,7 @@ from .gray_levels import equalization_table
 from .gray_levels import few_levels
 from .gray_levels import look_up
 from .gray_levels import scale_to_8_bits
+from .jpeg_end import check_end
 
 if TYPE_CHECKING:
     import pydicom
@@ -285,6 +286,8 @@ def _check_packed(header: "pydicom.Dataset", fields: PixelHeader) -> None:
     frames = len(fragments) if is_rle else sum(part.startswith(FRAME_MAGIC) for part in fragments)
     if frames > 1:
         raise DatasetError(f"DICOM with {frames} frames, expected one")
+    if fragments and fragments[0].startswith(FRAME_MAGIC[0]):
+        check_end(b"".join(fragments))
     try:
         with Image.open(io.BytesIO(b"".join(fragments)), formats=["JPEG", "JPEG2000"]) as packed:
             size = packed.size

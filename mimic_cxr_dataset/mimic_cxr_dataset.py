@@ -40,6 +40,8 @@ from .csv_files import read_bytes
 from .dicom import read_dicom
 from .errors import DatasetError
 from .gray_levels import equalize
+from .image_lists import read_listing
+from .jpeg_end import check_end
 from .label_rule import LabelRule
 from .label_rule import check_options
 from .labels import DAMAGED_FILE

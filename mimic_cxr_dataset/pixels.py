@@ -8,7 +8,9 @@ import pandas as pd
 
 from .builder import RadiographBuilder
 from .choices import DEFAULTS
+from .choices import VIEWS
 from .errors import NoGoodImage
+from .image_lists import SAME_PIXELS
 from .radiographs import PIXELS_VERSION
 from .radiographs import Reading
 
@@ -55,4 +57,11 @@ class Pixels(RadiographBuilder):
 
     def _generate_examples(self, chunks: list[pd.DataFrame]):
         for row, image in self.read_rows(chunks, self.config.name, self.config.reading, streaming=False):
+            digest = hashlib.sha256(image["bytes"]).hexdigest()[:16]
+            self._note_image(SAME_PIXELS, self.config.name, row, digest, streaming=False)
             yield row.dicom_id, {"image": image, "dicom_id": row.dicom_id}
+
+    def doubt_view(self, view_position: str) -> tuple[str, ...]:
+        opposite = {"frontal": "lateral", "lateral": "frontal"}.get(self.config.name)
+        is_other = opposite is not None and view_position in VIEWS[opposite]
+        return (f"the table says {self.config.name}, the header says {view_position}",) * is_other

@@ -30,14 +30,13 @@ from .errors import one_line
 from .gray_levels import equalize
 from .gray_levels import few_levels
 from .gray_levels import scale_to_8_bits
+from .jpeg_end import check_end
+from .jpeg_end import leads_to_end
 
 # The JPEG decoder may halve the size while it stays at least this many times the final size: 2544 pixels are
 # decoded at an eighth for 256. On 120 radiographs of NIH ChestX-ray14, the PSNR against full decoding and
 # Lanczos is 46 to 49 dB in the mean, before compression; a factor of 2.4 gains 6 dB, at 0.8 of the speed.
 DRAFT_OVERSAMPLING = 1.2
-# The start of a JPEG segment. Within pixel data, 0xff is followed by a stuffed zero or a restart marker.
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-END_OF_IMAGE = b"\xff\xd9"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 IN_TREE = re.compile(r"\bfiles/p\d+/p\d+/s\d+/[^/]+\.jpg$")  # the path of an image of MIMIC-CXR-JPG
 JPEG_MAGIC, PNG_MAGIC, DICOM_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"DICM"
@@ -104,20 +103,6 @@ def read_orientation(image: Image.Image) -> int:
         return 1
 
 
-def leads_to_end(content: bytes) -> bool:
-    """Returns whether the segments of a JPEG lead to its end marker.
-
-    A damaged segment may claim to end behind the marker. Pillow reads such a file, torchvision does not.
-    """
-    position = 2
-    while marker := JPEG_MARKER.search(content, position):
-        if marker[0] == END_OF_IMAGE:
-            return True
-        length = int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-        position = marker.end() + length
-    return False
-
-
 def find_image(path: str) -> str | None:
     """Returns the path or, in MIMIC-CXR-JPG's tree, it with another of the SUFFIXES; None without a file."""
     is_of_tree = IN_TREE.search(path) is not None  # a manifest names each file
@@ -138,8 +123,7 @@ def check_jpeg(path: str | Path) -> tuple[str, ...]:
     Raises DatasetError, which does not name the file, if it is no JPEG, damaged, or all pixels are the same.
     """
     content = Path(path).read_bytes()
-    if not content[-4096:].rstrip(b"\x00\xff\r\n ").endswith(END_OF_IMAGE):  # some writers pad the end
-        raise OSError("no end-of-image marker: the file is cut off")
+    check_end(content)
     with open_jpeg(io.BytesIO(content)) as image:
         try:  # as `datasets` does when it decodes the file
             if ExifTags.Base.Orientation in image.getexif():
@@ -206,6 +190,7 @@ def _shrink_jpeg(path: Path, shortest_side: int | None, *, equalizes: bool) -> S
             )
         image.decodermaxblock = len(content)  # reads the file at once; blocks of 64 KiB take 6 % longer
         gray = _to_gray(image, warned)
+        check_end(content)
         _check_not_constant(gray, content)
         orientation = read_orientation(image)
         is_ready = scale >= 1 and image.mode == "L" and orientation == 1 and not equalizes

@@ -137,17 +137,17 @@ def write_rsna(root: Path) -> Path:
     return root
 
 
-def write_padchest(root: Path, labels: list[str], projections: list[str]) -> Path:
-    """Writes an image per list of labels, such as "['normal']", each of its own patient."""
+def write_padchest(root: Path, labels: list[str], projections: list[str], *, inverted: int = 0) -> Path:
+    """Writes an image per list of labels, such as "['normal']", each of its own patient; some MONOCHROME1."""
     header = ["", "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth"]
     header += ["PatientSex_DICOM", "ViewPosition_DICOM", "Projection", "MethodProjection", "Pediatric"]
-    header += ["Report", "MethodLabel", "Labels", "Localizations"]
+    header += ["Report", "MethodLabel", "Labels", "Localizations", "PhotometricInterpretation_DICOM"]
     rows = []
     for number, (found, projection) in enumerate(zip(labels, projections, strict=True)):
         name = f"2168401113669640{number:04}_00-007-001.png"
         rows.append([number, name, number % 2, 20140915, f"S{number}", f"P{number}", 1930, "F"])
         rows[-1] += ["POSTEROANTERIOR", projection, "Manual review of DICOM fields", "No", "sin hallazgos ."]
-        rows[-1] += ["Physician", found, "[]"]
+        rows[-1] += ["Physician", found, "[]", "MONOCHROME1" if number < inverted else "MONOCHROME2"]
         draw(root / str(number % 2) / name)
     write_csv(root / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", header, rows)
     return root

@@ -4,13 +4,16 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from cxr.data.images import load_images
 from cxr.errors import UserError
+from dicom_files import write_dicom
 from manifest_roots import draw_images
 from manifest_roots import manifest_rows
 from manifest_roots import write_manifest
+from PIL import Image
 
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.labels import index_images
@@ -103,6 +106,49 @@ def test_bad_images_are_listed_counted_refused_and_shrunk_when_they_are_repaired
         os.utime(path)
     assert load(root, cache)["train"]["dicom_id"] == whole["dicom_id"]
     assert "were replaced" in caplog.text
+
+
+def test_images_that_are_replaced_under_the_same_paths_are_shrunk_again(root, tmp_path, caplog):
+    paths = index_images(root)[0]["path"]
+    before = load(root, tmp_path / "cache")["train"].read([0])
+    for path in paths:  # keep the time
+        times = Path(path).stat()
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_180).save(path, quality=80)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = load(root, tmp_path / "cache")["train"].read([0])
+    assert after != before
+    assert "Image files were replaced (frontal views): shrinking all images of these views" in caplog.text
+    caplog.clear()
+    assert load(root, tmp_path / "cache")["train"].read([0]) == after and "replaced" not in caplog.text
+
+
+def test_test_images_with_the_pixels_of_training_images_are_said_at_each_start(tmp_path, caplog):
+    rows = manifest_rows(8)
+    root = write_manifest(tmp_path / "root", rows)
+    draw_images(root, rows)
+    of_train = next(row for row in rows if row["split"] == "train")
+    for split in ("validation", "test"):
+        copy = next(row for row in rows if row["split"] == split)
+        shutil.copy(root / of_train["path"], root / copy["path"])
+    for _ in range(2):
+        caplog.clear()
+        load(root, tmp_path / "cache")
+        said = f"2 validation and test images have the pixels of a training image, such as {root}"
+        assert said in caplog.text and of_train["path"] in caplog.text
+
+
+def test_header_with_another_view_and_other_doubts_are_said_at_each_start(root, tmp_path, caplog):
+    path = Path(index_images(root)[0]["path"].iloc[0])
+    with Image.open(path) as image:
+        values = np.asarray(image)
+    write_dicom(path.with_suffix(".dcm"), values, ViewPosition="LL", BurnedInAnnotation="YES")
+    path.unlink()
+    for _ in range(2):
+        caplog.clear()
+        load(root, tmp_path / "cache")
+        assert '"the table says frontal, the header says LL" (1)' in caplog.text
+        assert '"the header says that text is burned into the image" (1)' in caplog.text
 
 
 def test_bad_image_with_an_id_that_looks_like_a_missing_value_is_left_out(tmp_path):

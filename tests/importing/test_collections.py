@@ -217,6 +217,14 @@ def test_padchest_joins_the_terms_below_a_finding_in_its_hierarchy(tmp_path):
             assert {*positive[3]} == {"Aortic Elongation", "COPD"}
 
 
+@pytest.mark.parametrize("num_inverted", [0, 2])
+def test_images_of_padchest_that_may_be_negatives_are_said(num_inverted, tmp_path, capsys):
+    root = write_padchest(tmp_path / "padchest", ["['normal']"] * 10, ["PA"] * 10, inverted=num_inverted)
+    run("padchest", root, tmp_path / "out")
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("Note: 2 images of the table are MONOCHROME1; their PNGs are read" in out) == bool(num_inverted)
+
+
 def test_folder_has_a_label_for_each_class_and_splits_by_name_or_by_patient(tmp_path):
     for split in ("train", "val", "test"):
         for name in ("NORMAL", "PNEUMONIA"):

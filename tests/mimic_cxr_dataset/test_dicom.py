@@ -174,6 +174,11 @@ REFUSED = {
         {"syntax": JPEG, "PixelData": encapsulate([packed(GRAY.T)])},
         "^DICOM of 80 x 60 pixels, but its header says 60 x 80$",
     ),
+    "JPEG that is cut off and filled up": (
+        GRAY,
+        {"syntax": JPEG, "PixelData": encapsulate([packed(GRAY)[:-600] + bytes(600)])},
+        "^no end-of-image marker: the file is cut off$",
+    ),
     "JPEG of 12 bits": (
         GRAY,
         {"syntax": "1.2.840.10008.1.2.4.51", "BitsAllocated": 16, "BitsStored": 12, "HighBit": 11},

@@ -221,8 +221,9 @@ def test_doubtful_files_are_kept_and_listed_with_each_warning(image_size, num_pr
     assert [path.name for path in tmp_path.rglob("*_images_*")] == ["doubtful_images_train.csv"]
     said = [one.getMessage() for one in caplog.records if "used with a warning" in one.getMessage()]
     assert said == [
-        'train: images used with a warning: 4, most often "the header says modality CT" (2), see '
-        f"{builder._output_dir}/doubtful_images_train.csv"
+        'train: images used with a warning: 4: "the header says modality CT" (2), "transparent parts of the '
+        'image are drawn black" (1), "the header says that text is burned into the image" (1) and 2 more '
+        f"reasons, see {builder._output_dir}/doubtful_images_train.csv"
     ]
 
 

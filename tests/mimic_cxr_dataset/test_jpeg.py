@@ -174,6 +174,18 @@ def test_jpeg_that_is_no_picture_is_refused_in_one_line(use, name, write):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("use", [check_jpeg, lambda path: radiographs.shrink_radiograph(path, 20)])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_cut_jpeg_that_is_filled_up_with_zeros_is_refused(use, share, write):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
+    content = encode(noise, quality=95)
+    num_kept = int(share * len(content))
+    with pytest.raises(DatasetError, match="no end-of-image marker: the file is cut off"):
+        use(write(content[:num_kept] + bytes(len(content) - num_kept)))
+    use(write(content + bytes(1000)))
+    use(write(content + b"a text behind the end" * 500))
+
+
 def test_picture_that_looks_constant_only_at_an_eighth_is_used(write):
     """Every block of 8 x 8 pixels has the same mean."""
     checkered = np.where(np.indices((512, 512)).sum(axis=0) % 2, 100, 156).astype(np.uint8)

@@ -30,6 +30,10 @@ from mimic_cxr_dataset.errors import DatasetError
 from mimic_cxr_dataset.errors import NoGoodImage
 from mimic_cxr_dataset.gray_levels import LARGEST_DISTANCE_OF_EQUALIZED
 from mimic_cxr_dataset.gray_levels import distance_from_uniform
+from mimic_cxr_dataset.image_lists import BAD_IMAGES
+from mimic_cxr_dataset.image_lists import LIST_COLUMNS
+from mimic_cxr_dataset.image_lists import SAME_PIXELS
+from mimic_cxr_dataset.image_lists import read_listing
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.label_rule import check_options
 from mimic_cxr_dataset.labels import DAMAGED_FILE
@@ -58,7 +62,6 @@ ROW_COLUMNS = ("dicom_id", "subject_id", "study_id", "view_position", "label", "
 # What metrics are also measured by, where it is known, beside the view.
 GROUP_COLUMNS = ("scanner", "sex", "age", "race", "is_known_patient")
 RADIOLOGIST = "radiologist"  # the split of the test images whose study a radiologist has labelled
-BAD_COLUMNS = ("dicom_id", "path", "reason")
 NUM_READ = 1000  # images that are hashed at once
 NUM_TO_LOOK_AT = 200  # training images that are checked for equalisation
 SHARE_OF_ANOTHER_KIND = 0.1  # of them, if some are equalised and others not, to be worth a warning
@@ -161,7 +164,7 @@ def load_images(
         in_view = groups.eq(rule.view) | (rule.view == "all")
         if not in_view.any():
             raise UserError(f"{data_dir}: found no image of the view {rule.view}; name another")
-        pixels, bad = load_pixels(
+        pixels, bad, same = load_pixels(
             images.assign(group=groups)[in_view],
             data_dir,
             on_bad_image=on_bad_image,
@@ -169,6 +172,7 @@ def load_images(
         )
     kept = leave_out_bad_images(kept, bad, exclusions, on_bad_image=on_bad_image)
     logger.info("Images (%s):\n%s", rule, format_exclusions(exclusions))
+    warn_of_copies(kept, same)
     rows = {split: kept[kept["split"] == split] for split in SPLITS.values()}
     for split in needs:
         if rows[split].empty:
@@ -179,6 +183,23 @@ def load_images(
         of_test = images[(images["split"] == "test") & ~images["dicom_id"].isin(bad["dicom_id"])]
         rows[RADIOLOGIST], _ = label_images(of_test, of_radiologist, rule)
     return {split: with_pixels(of_split, pixels, rule) for split, of_split in rows.items() if len(of_split)}
+
+
+def warn_of_copies(kept: pd.DataFrame, same: pd.DataFrame) -> None:
+    """Warns of images to evaluate with that have the pixels of a training image; `same` lists SAME_PIXELS."""
+    pixels = kept["dicom_id"].map(same.drop_duplicates("dicom_id").set_index("dicom_id")["reason"])
+    of_train = kept[pixels.notna() & (kept["split"] == "train")]
+    copies = kept[pixels.isin(pixels[of_train.index]) & (kept["split"] != "train")]
+    if copies.empty:
+        return
+    twin = of_train[pixels[of_train.index] == pixels[copies.index[0]]].iloc[0]
+    logger.warning(
+        "%s validation and test images have the pixels of a training image, such as %s (%s): results on them "
+        "say little; leave one of each two out",
+        f"{len(copies):,}",
+        copies["path"].iloc[0],
+        twin["path"],
+    )
 
 
 def check_studies(splits: dict[str, LabelledImages]) -> None:
@@ -227,16 +248,16 @@ def load_pixels(
     shows_progress: bool,
     stage_dir: Path | None = None,
     **of_builder: Any,
-) -> tuple["datasets.Dataset", pd.DataFrame]:
-    """Returns the pixels of images in Arrow format, and a table with BAD_COLUMNS of the bad ones.
+) -> tuple["datasets.Dataset", pd.DataFrame, pd.DataFrame]:
+    """Returns the pixels of images in Arrow format, and the lists of the bad ones and of SAME_PIXELS.
 
-    `images` has dicom_id, path and group: frontal, lateral or other. Bad images have no pixels. With
-    `stage_dir`, the pixels are read from a copy there. `of_builder` are the keywords of `make_builder`.
-    Raises UserError.
+    `images` has dicom_id, path and group: frontal, lateral or other. The lists have LIST_COLUMNS. Bad images
+    have no pixels. With `stage_dir`, the pixels are read from a copy there. `of_builder` are the keywords of
+    `make_builder`. Raises UserError.
     """
     import datasets  # not at the top: some scripts use this file without it
 
-    caches, bad = {}, []
+    caches, lists = {}, {BAD_IMAGES: [], SAME_PIXELS: []}
     plumbing = {"num_proc": num_proc or num_cores(), "shows_progress": shows_progress}
     for group, files in images.groupby("group"):
         builder = make_builder(group, files, data_dir, **of_builder)
@@ -245,11 +266,11 @@ def load_pixels(
         except NoGoodImage as error:  # such as all lateral ones, of somebody who has downloaded the others
             logger.warning("%s", error)
             reasons = [DAMAGED_FILE if find_image(path) else MISSING_FILE for path in files["path"]]
-            bad.append(files.assign(reason=reasons)[[*BAD_COLUMNS]])
+            lists[BAD_IMAGES].append(files.assign(reason=reasons)[[*LIST_COLUMNS]])
             continue
         caches[builder] = cache
-        if (listing := cache / f"bad_images_{group}.csv").is_file():
-            bad.append(pd.read_csv(listing, dtype=str, keep_default_na=False))  # "NA" may be an id
+        for kind, found in lists.items():
+            found.append(read_listing(cache, kind, group))
     folders = list(caches.values())
     if stage_dir:
         folders = stage_once(folders, stage_dir, shows_progress=shows_progress)
@@ -258,7 +279,7 @@ def load_pixels(
         view = images["group"].iloc[0] if images["group"].nunique() == 1 else "all"
         raise UserError(f"--view {view}: found no good image of this view; name another, or check the files")
     pixels = datasets.concatenate_datasets(parts).with_format("arrow")
-    return pixels, pd.concat(bad or [pd.DataFrame(columns=BAD_COLUMNS)])
+    return pixels, pd.concat(lists[BAD_IMAGES]), pd.concat(lists[SAME_PIXELS])
 
 
 def make_builder(

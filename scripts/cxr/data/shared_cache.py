@@ -7,6 +7,7 @@ folder of its own and renames it when it is complete: nobody reads half a cache,
 import contextlib
 import getpass
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from cxr.errors import UserError
@@ -25,6 +27,10 @@ from cxr.run_folder.heartbeat import Claims
 from cxr.run_folder.lock import describe_holder
 from cxr.run_folder.lock import hold
 from mimic_cxr_dataset.errors import one_line
+from mimic_cxr_dataset.image_lists import BAD_IMAGES
+from mimic_cxr_dataset.image_lists import DOUBTFUL_IMAGES
+from mimic_cxr_dataset.image_lists import describe_doubtful
+from mimic_cxr_dataset.image_lists import read_listing
 from mimic_cxr_dataset.labels import MISSING_FILE
 from mimic_cxr_dataset.radiographs import find_image
 
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 WORK = "work"  # the name of the claim
+SIZES_FILE = "file_sizes.json"  # of some of the image files that were shrunk
+NUM_COMPARED = 200
 NEW = ".new."  # begins the names of unfinished folders
 BEATS = 12  # of a claim in the time after which it is stale
 HEAD_START_SECONDS = 2
@@ -48,21 +56,24 @@ def shrink_once(
     Of several processes, usually the one that `shows_progress` does it, as its terminal is the one that the
     user reads. `stale` is how many seconds without a heartbeat mean that another process is dead.
     """
-    cache, group = Path(builder.cache_dir), builder.config.name
-    listing = cache / f"bad_images_{group}.csv"
-    if is_complete(cache) and not has_new_files(listing):
+    cache, group, files = Path(builder.cache_dir), builder.config.name, builder.config.files
+    if is_complete(cache) and not why_again(cache, group, files):
+        if len(doubtful := read_listing(cache, DOUBTFUL_IMAGES, group)):
+            listing = cache / f"{DOUBTFUL_IMAGES}_{group}.csv"
+            logger.warning("%s", describe_doubtful(doubtful, listing, group))
         return cache
     what = f"is shrinking the {group} images into {cache}"
     with working(cache.parent, what, goes_first=shows_progress, stale=stale) as new:
-        if is_complete(cache) and has_new_files(listing):
-            logger.warning(
-                "Bad images (%s views) were replaced: shrinking all images of these views again", group
-            )
-        elif is_complete(cache):  # by now
-            return cache
+        if is_complete(cache):
+            if not (reason := why_again(cache, group, files)):  # by now
+                return cache
+            logger.warning("%s (%s views): shrinking all images of these views again", reason, group)
+        sizes = sizes_of(files)
         builder.download_and_prepare(output_dir=str(new), num_proc=num_proc)
+        (new / SIZES_FILE).write_text(json.dumps(sizes), encoding="utf-8")
+        (new / SIZES_FILE).chmod(0o600)  # as the other files there
         sync_folder(new)
-        if cache.exists() and has_new_files(listing):
+        if cache.exists() and why_again(cache, group, files):
             cache.rename(f"{new}.old")
         if not cache.exists():  # else another process took over, and was quicker
             new.rename(cache)
@@ -106,12 +117,33 @@ def is_complete(cache: Path) -> bool:
     return (cache / "dataset_info.json").is_file()
 
 
-def has_new_files(listing: Path) -> bool:
-    """Returns whether a file in a list of bad images was added or changed after the list was written."""
-    if not listing.is_file():
+def why_again(cache: Path, group: str, files: pd.DataFrame) -> str:
+    """Returns why the images of a complete cache must be shrunk again, "" if they need not."""
+    if has_new_files(cache, group):
+        return "Bad images were replaced"
+    known = cache / SIZES_FILE  # caches of older versions have none
+    before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    has_changed = any(before.get(path, size) != size for path, size in sizes_of(files).items())
+    return "Image files were replaced" * has_changed
+
+
+def sizes_of(files: pd.DataFrame) -> dict[str, int]:
+    """Returns the size in bytes of NUM_COMPARED of the files, those that exist, spread over all of them.
+
+    Sizes, because the times of equal files differ between machines, and after a download or a copy.
+    """
+    chosen = np.linspace(0, len(files) - 1, min(NUM_COMPARED, len(files)), dtype=int)
+    found = {path: find_image(path) for path in files["path"].iloc[chosen]}
+    return {path: os.path.getsize(there) for path, there in found.items() if there}  # noqa: PTH202
+
+
+def has_new_files(cache: Path, group: str) -> bool:
+    """Returns whether a file in the list of bad images was added or changed after the list was written."""
+    bad_images = read_listing(cache, BAD_IMAGES, group)
+    if bad_images.empty:
         return False
-    written = listing.stat().st_mtime
-    for bad in pd.read_csv(listing, dtype=str).itertuples():
+    written = (cache / f"{BAD_IMAGES}_{group}.csv").stat().st_mtime
+    for bad in bad_images.itertuples():
         path = find_image(bad.path)
         changed = path and max(Path(path).stat().st_mtime, Path(path).stat().st_ctime) > written
         if changed or (path and bad.reason == MISSING_FILE):

@@ -37,11 +37,13 @@ VIEWS = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "LATERAL", "COSTAL"
 def read(source: Path, options: Options) -> Imported:
     """Reads the collection; validation and test are cut by patient. Raises UserError."""
     with user_errors():
-        table = read_csv(find_file(source, FACTS, TABLE, f"{TABLE}.gz"), COLUMNS)
+        path = find_file(source, FACTS, TABLE, f"{TABLE}.gz")
+        table = read_csv(path, COLUMNS, optional=("PhotometricInterpretation_DICOM",))
     terms = table["Labels"].str.findall(r"'([^']*)'").map(_read_terms)
     is_unreadable = ~table["Labels"].str.strip().isin(["", "[]"]) & (terms.map(len) == 0)
     unreadable = _describe_unreadable(table.loc[is_unreadable, "Labels"])
     of_table = {"images": len(table), "patients": table["PatientID"].nunique()}
+    inverted = _describe_inverted(table.get("PhotometricInterpretation_DICOM"))
     has_labels = terms.map(lambda found: any(one not in NEUTRAL_OF_PADCHEST for one in found))
     has_labels &= ~terms.map(lambda found: EXCLUDED_OF_PADCHEST in found)
     is_used = has_labels & table["Projection"].isin(list(VIEWS))
@@ -62,7 +64,7 @@ def read(source: Path, options: Options) -> Imported:
     train = pd.Series("train", index=rows.index)
     rows["split"] = cut_missing_splits(train, rows["subject_id"], options)
     rows, notes = only_found(rows.join(_labels(terms, keeps_labels=options.keep_labels)), source)
-    notes = (f"left out: {left_out}", *unreadable, *notes)
+    notes = (f"left out: {left_out}", *unreadable, *inverted, *notes)
     used = (*SHARES, "keep_labels")
     return Imported(facts=FACTS, rows=rows, notes=notes, of_table=of_table, used=used)
 
@@ -73,6 +75,17 @@ def _describe_unreadable(cells: pd.Series) -> tuple[str, ...]:
     return (
         f"{len(cells):,} of the images without labels have something else than a list such as ['nodule']: "
         f"{cells.iloc[0]!r:.60}",
+    )
+
+
+def _describe_inverted(interpretations: pd.Series | None) -> tuple[str, ...]:
+    """Returns a note about files that came from DICOM files in which high values are dark."""
+    num_inverted = 0 if interpretations is None else (interpretations.str.strip() == "MONOCHROME1").sum()
+    if not num_inverted:
+        return ()
+    return (
+        f"{num_inverted:,} images of the table are MONOCHROME1; their PNGs are read as they are, so look at "
+        "some: if air is bright in them, leave these images out",
     )
 
 
