@@ -89,6 +89,7 @@ def about(classifier: Classifier) -> dict[str, str]:
         "image_size": str(classifier.image_size),
         "shortest_side": str(classifier.shortest_side),
         "threshold_is_chosen": json.dumps(classifier.has_threshold),  # false: it is the default, 0.5
+        "threshold_level": classifier.threshold_level or "unknown",  # study: chosen for whole studies
         "trained_view": classifier.trained_view or "unknown",
         "trained_equalized": json.dumps(classifier.trained_equalized),  # null is unknown
         "image_mean": json.dumps(classifier.image_mean),  # the graph applies these two

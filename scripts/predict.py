@@ -257,6 +257,8 @@ def load_model(args: argparse.Namespace) -> Classifier:
     if not classifier.has_threshold:
         field = "decision_thresholds for every finding" if classifier.is_multi_label else "decision_threshold"
         say(f"{args.model} has no {field} in its config.json: using {DEFAULT_THRESHOLD}")
+    if classifier.has_threshold_of_studies:
+        say(f"{args.model}: its thresholds were chosen for whole studies; here, they decide on single images")
     if doubt := classifier.doubt_equalize(args.equalize):
         say(doubt)
     return classifier

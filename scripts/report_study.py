@@ -23,6 +23,7 @@ from cxr.cli.command_line import number
 from cxr.errors import run_script
 from cxr.evaluation import intervals
 from cxr.run_folder.files import make_output_dir
+from cxr.study import worth
 from cxr.study.answer import answer
 from cxr.study.figures import draw_figures
 from cxr.study.measuring import measure_tables
@@ -58,10 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     tables = measure_tables(rows, args.num_resamples)
     figures = draw_figures(tables, output_dir / "figures")
     title = f"Chest X-ray study: {args.folders[0].absolute().name}"
-    answers = answer(tables)
-    write_report(tables, answers, figures, output_dir, title=title, num_resamples=args.num_resamples)
+    answers, worths = answer(tables), worth.worths(tables)
+    write_report(tables, answers, worths, figures, output_dir, title=title, num_resamples=args.num_resamples)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    print_answer(answers, tables, console)
+    print_answer(answers, worths, tables, console)
     for table in tables:
         print_table(table, console)
     print(f"Report: {output_dir / 'report.html'}; report.md, report.csv and figures/ are in the same folder")

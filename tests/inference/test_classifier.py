@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import export_onnx
+import predict
 import pytest
 import run_classification
+import serve
 import torch
 from cxr.data.images import default_cache_image_size
 from cxr.errors import UserError
@@ -59,6 +62,18 @@ def test_what_a_model_of_other_origin_lacks_has_the_documented_default(vit_model
     assert classifier.trained_view is None
     read = Radiograph(torch.zeros(1, 40, 40, dtype=torch.uint8), "LL", is_equalized=False, warnings=())
     assert not [doubt for doubt in classifier.find_doubts(read) if "view" in doubt]
+
+
+def test_thresholds_for_studies_are_said_to_be_so(vit_model, tmp_path, capsys):
+    labels = {"uncertain": "negative", "blank": "negative", "evaluation_level": "study"}
+    model = edited(vit_model, tmp_path / "model", trained_labels=labels)
+    classifier = load_classifier(model, device="cpu")
+    assert classifier.threshold_level == "study"
+    assert "chosen on validation studies" in serve.read_card(None, classifier)
+    assert export_onnx.about(classifier)["threshold_level"] == "study"
+    for name, said in ((model, 1), (str(vit_model), 0)):
+        predict.load_model(predict.parse_args([name, "a.jpg", "--device=cpu"]))
+        assert capsys.readouterr().err.count("chosen for whole studies") == said
 
 
 def test_labels_have_the_order_of_their_numbers_in_any_order_of_the_file(vit_model, tmp_path):

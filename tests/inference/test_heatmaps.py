@@ -53,6 +53,7 @@ def classifier_of(model) -> Classifier:
         labels=("No Finding", "Finding"),
         thresholds=(0.5,),
         has_threshold=True,
+        threshold_level=None,
         trained_view="frontal",
     )
 

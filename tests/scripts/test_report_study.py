@@ -21,6 +21,7 @@ import rich.console
 from cxr.run_folder.files import write_json
 from cxr.run_folder.record import ClassificationResults
 from cxr.study import grid
+from cxr.study.answer import no_answer
 from cxr.study.measuring import arrays
 from cxr.study.measuring import measure_tables
 from cxr.study.measuring import published_row
@@ -257,7 +258,15 @@ def test_rows_measured_on_other_images_are_not_compared(tmp_path):
     write_run(tmp_path / "a", model="a", pretrained=True)
     write_run(tmp_path / "b", model="b", pretrained=True, num_images=100)
     (table,) = measure_tables(gather_rows([tmp_path]), 50)
-    assert table.comparisons == [] and "not measured on the same images" in notes(table)[0]
+    assert table.comparisons == [] and "no two were measured on the same images with the" in notes(table)[0]
+
+
+def test_rows_without_a_common_seed_are_not_said_to_have_other_images(tmp_path):
+    for seed, model in enumerate("ab"):
+        write_run(tmp_path / model, model=model, pretrained=True, seed=seed)
+    tables = measure_tables(gather_rows([tmp_path]), 50)
+    for said in (notes(tables[0])[0], no_answer(tables)):
+        assert "measured on the same images with the same seed" in said
 
 
 @pytest.mark.timing
@@ -443,6 +452,21 @@ def test_runs_that_differ_in_a_flag_are_rows_of_their_own(tmp_path):
         "resnet-18, from scratch, images_per_step 32, weight_decay 0.2": 2,
         "resnet-18, from scratch, images_per_step 64, weight_decay None": 1,
     }
+
+
+def test_flag_that_an_older_run_lacks_makes_no_row_of_its_own(tmp_path):
+    for seed, flags in enumerate(({}, {"new_flag": 0.0}, {"new_flag": 0.0})):
+        write_run(tmp_path / str(seed), seed=seed, flags=flags)
+    (rows,) = gather_rows([tmp_path]).values()
+    assert [(name.setup, len(runs)) for name, (runs, _) in rows.items()] == [("", 3)]
+
+
+def test_planned_runs_of_a_folder_that_is_named_in_two_ways_count_once(study, monkeypatch):
+    monkeypatch.chdir(study.parent)
+    run = next(study.glob("*_s0")).relative_to(study)
+    tables = gather_rows([study / run, Path(study.name), study])
+    planned = [num_planned for rows in tables.values() for _, num_planned in rows.values()]
+    assert planned == [3] * 6
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from cxr.version import VERSION
 from finished_runs import arguments
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
+from manifest_roots import manifest_rows
+from manifest_roots import write_manifest
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import QUICK
@@ -313,6 +315,24 @@ def test_license_and_terms_are_those_of_all_trainings():
         assert (data.license_name is None) == (dataset == "chexpert")
         assert "The terms of `nih-cxr` also apply" in text and "All data come from a few sources" in text
         assert said in text
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("MIMIC-CXR-JPG", "data-use agreement"), ("NIH ChestX-ray14", "The terms of `nih-chestx-ray14` also")],
+)
+def test_terms_are_also_those_of_the_collection_that_the_images_come_from(source, said, tmp_path):
+    rows = manifest_rows(4)
+    own = make_card(data_dir=write_manifest(tmp_path, rows, name="mine", license="own", derived_from=source))
+    stage = {"task": "mae_pretraining", "is_synthetic": False, "num_images": 9, "sha256": "0" * 64}
+    stage |= {"num_epochs": 1.0, "base_model": None, "base_model_revision": None, "dataset": "mine"}
+    history = [stage | {"derived_from": [card.dataset_id(source)]}]
+    before = make_card(data_dir=Path("/mnt/nih-cxr"), config={"training_history": history})
+    for text in (own, before):
+        name = ModelCard(text).data.license_name
+        assert name.startswith("physionet") if source == "MIMIC-CXR-JPG" else name is None
+        assert said in text and "The terms of `mine` also apply" in text
+    assert "All data come from one source" in own
 
 
 def test_mimic_has_its_name_and_terms_in_any_folder(tmp_path):

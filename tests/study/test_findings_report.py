@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from cxr.study.by_group import group_lines
 from cxr.study.by_group import group_notes
 from cxr.study.how_trained import how_trained
 from cxr.study.measuring import measure_tables
+from cxr.study.names import TableName
 from cxr.study.names import labels_of
 from cxr.study.names import task_in_words
 from cxr.study.predictions import finding_arrays
@@ -175,6 +177,15 @@ def test_runs_of_different_label_rules_never_share_a_table(tmp_path):
     write_run(tmp_path / "binary")
     names = table_names(tmp_path)
     assert len(names) == len({name.slug for name in names}) == len({name.title for name in names}) == 7
+
+
+def test_labels_of_other_alphabets_make_different_names_of_files():
+    name = TableName("findings", "frontal", "full", "uncertain negative", "test", "all")
+    slugs = {
+        dataclasses.replace(name, findings=findings).slug
+        for findings in (("דלקת", "בצקת"), ("נוזל", "גוש"), ("Edema", "Mass"))
+    }
+    assert len(slugs) == 3 and all(re.fullmatch(r"[a-z0-9-]+", slug) for slug in slugs)
 
 
 def test_long_rules_make_short_names_of_files(tmp_path):

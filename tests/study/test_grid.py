@@ -199,6 +199,11 @@ def test_family_of_a_name_is_what_its_configuration_here_says_and_no_part_of_the
     assert cell.flags["weight_decay"] == 0.3
 
 
+def test_revision_of_a_model_is_for_its_pretraining_and_not_for_the_folder_that_this_writes():
+    pretraining, cell = one_cell("facebook/vit-mae-base", ("", {"model_revision": "v1"}), pretrain="instead")
+    assert pretraining.flags["model_revision"] == "v1" and "model_revision" not in cell.flags
+
+
 @pytest.mark.parametrize("name", ["my-lab/resnet-18", "facebook/vit-large", "vit", "/no/such/folder"])
 def test_name_that_tells_no_family_is_refused_with_what_to_do(name):
     with pytest.raises(

@@ -62,12 +62,17 @@ class Classifier:
     labels: tuple[str, ...]  # negative and positive; or those of a multi-label model
     thresholds: tuple[float, ...]  # of each finding: it is called at this probability and above
     has_threshold: bool  # whether the thresholds come from the model's config.json
+    threshold_level: str | None  # image or study, whose probability they were chosen for; None: unknown
     trained_view: str | None  # frontal, lateral or all; None: unknown
     trained_equalized: bool | None = None  # whether the training images were equalised; None is unknown
 
     @property
     def is_multi_label(self) -> bool:
         return heads.is_multi_label(self.model.config)
+
+    @property
+    def has_threshold_of_studies(self) -> bool:
+        return self.has_threshold and self.threshold_level == "study"
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -168,6 +173,7 @@ def load_classifier(
         labels=tuple(labels),
         thresholds=tuple(chosen_thresholds.get(label, DEFAULT_THRESHOLD) for label in findings),
         has_threshold=all(label in chosen_thresholds for label in findings),
+        threshold_level=ours.trained_labels and ours.trained_labels.evaluation_level,
         trained_view=ours.trained_view,
         trained_equalized=ours.equalized,
     )

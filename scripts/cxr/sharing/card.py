@@ -225,6 +225,7 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
         uncertain=describe_uncertain(rule),
         is_by_study=args.evaluation_level == "study",
         all_collections=[name for name, is_drawn in collections.items() if not is_drawn],
+        has_one_source=come_from_one(fields.training_history, origin),
         is_finished=isinstance(training, Results),
         origin=origin,
         is_mimic=has_mimic,
@@ -244,9 +245,22 @@ def make_card(model_dir: Path, args: Arguments, training: Training, sample: Samp
 
 
 def collections_of(history: list[Stage], origin: Origin) -> dict[str, bool]:
-    """Returns the collections of all trainings of the weights, and whether each is synthetic."""
-    trainings = [(one.dataset, one.is_synthetic) for one in (*history, origin)]
-    return {name: is_synthetic for dataset, is_synthetic in trainings for name in dataset.split(", ")}
+    """Returns the collections of all trainings of the weights, and whether each is synthetic.
+
+    With them are the collections that their images come from.
+    """
+    return {
+        name: one.is_synthetic
+        for one in (*history, origin)
+        for name in (*one.dataset.split(", "), *one.derived_from)
+    }
+
+
+def come_from_one(history: list[Stage], origin: Origin) -> bool:
+    """Returns whether all images are of one collection, perhaps under other ids or labels."""
+    trainings = [one for one in (*history, origin) if not one.is_synthetic]
+    names = {name for one in trainings for name in one.dataset.split(", ")}
+    return len(names - {name for one in trainings for name in one.derived_from}) <= 1
 
 
 def license_of(origin: Origin, collections: dict[str, bool]) -> dict[str, str]:

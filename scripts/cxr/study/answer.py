@@ -12,10 +12,12 @@ from cxr.evaluation.intervals import holm
 from cxr.study.measuring import difference_of_means
 from cxr.study.names import format_number
 from cxr.study.names import plural
+from cxr.study.results import PRETRAINED_HERE
 from cxr.study.results import ResultTable
 from cxr.study.results import Row
 
 SIGNIFICANT = 0.05
+COMPARABLE = "measured on the same images with the same seed, with enough labels of both classes"
 MOST_SAID = 3  # differences in the summary sentence; the table has all
 Sides = dict[str, list[Row]]  # value of the compared axis -> its rows
 
@@ -75,7 +77,9 @@ class Answer:
 
 def start(row: Row) -> str:
     """Returns where a model's weights come from; a published model is named, as there may be several."""
-    return ("pretrained here", f"pretrained ({row.name.model})", "from scratch")[row.start]
+    is_continued = row.start == 0 and not row.runs[0].point.from_scratch
+    here = "pretrained here" + f" from {row.name.model.removesuffix(PRETRAINED_HERE)}" * is_continued
+    return (here, f"pretrained ({row.name.model})", "from scratch")[row.start]
 
 
 AXES: dict[str, Callable[[Row], str]] = {
@@ -266,7 +270,7 @@ def no_answer(tables: list[ResultTable]) -> str:
         return of_one_row(rows[0])
     if max((len(table.measured) for table in tables), default=0) < 2:
         return "There is nothing to compare yet: no table has two rows with finished runs."
-    return "Nothing is compared: no two rows that differ in one thing were measured on the same images."
+    return f"Nothing is compared: no two rows that differ in one thing were {COMPARABLE}."
 
 
 def of_one_row(row: Row) -> str:

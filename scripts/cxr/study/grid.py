@@ -188,6 +188,8 @@ def classification_cell(
         **start,
     }
     flags = add_settings(planned, settings, scopes)
+    if needs:
+        flags.pop("model_revision", None)  # it is that of the model which the pretraining starts from
     if point.recipe == choices.RECIPES[0]:
         del flags["recipe"]  # the default, which earlier plans do not name
     return ClassificationCell(

@@ -78,9 +78,10 @@ class TableName:
         split = [self.split] * (self.split != "test")
         learned = [self.question] * (self.is_multi_label and self.findings != LABELS)
         parts = [self.task, *learned, *[self.view] * (self.view != "frontal"), *self.unusual(), *split]
-        slug = "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)
-        if len(slug) > LONGEST_SLUG:
-            slug = f"{slug[:LONGEST_SLUG]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
+        words = "-".join(parts)
+        slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+        if len(slug) > LONGEST_SLUG or not words.isascii():
+            slug = f"{slug[:LONGEST_SLUG]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
         return "-".join([slug, *[self.size] * bool(self.size)])
 
     def unusual(self) -> list[str]:

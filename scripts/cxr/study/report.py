@@ -15,6 +15,7 @@ from cxr.run_folder.files import write_text
 from cxr.run_folder.measured import AgainstRadiologist
 from cxr.run_folder.measured import Gap
 from cxr.study import worth
+from cxr.study.answer import COMPARABLE
 from cxr.study.answer import Answer
 from cxr.study.answer import format_p
 from cxr.study.answer import sentence
@@ -38,7 +39,7 @@ from cxr.study.results import ResultTable
 from cxr.study.results import Run
 from cxr.study.spreadsheets import csv_text
 from cxr.study.spreadsheets import findings_csv_text
-from cxr.study.worth import worths
+from cxr.study.worth import Worth
 
 PAPERS_WORD = (
     "The column AUC, named as in the paper, is AUROC; the column augmentation is the paper's “transformer”."
@@ -72,11 +73,7 @@ def why_not_compared(table: ResultTable) -> str:
     """Returns why a table has no differences, "" if it has some or has only one row."""
     if len(table.measured) < 2:
         return "There is nothing to compare yet." if len(table.rows) > 1 else ""
-    return (
-        ""
-        if table.comparisons
-        else "The rows were not measured on the same images, so they are not compared."
-    )
+    return "" if table.comparisons else f"The rows are not compared: no two were {COMPARABLE}."
 
 
 def general_notes(tables: list[ResultTable]) -> list[str]:
@@ -150,6 +147,7 @@ def radiologist_word(table: ResultTable) -> str:
 def write_report(
     tables: list[ResultTable],
     answers: list[Answer],
+    worths: list[Worth],
     figures: dict[str, Path],
     output_dir: Path,
     *,
@@ -164,8 +162,8 @@ def write_report(
         "answers": grouped(answers),
         "num_answers": len(answers),
         "sentence": sentence(answers, tables),
-        "worths": worths(tables),
-        "worth_sentence": worth.sentence(worths(tables)),
+        "worths": worths,
+        "worth_sentence": worth.sentence(worths),
         "worth_word": WORTH_WORD,
         "ensembles_word": ENSEMBLES_WORD,
         "training_images": training_images,
@@ -216,11 +214,13 @@ def grouped(answers: list[Answer]) -> dict[str, list[Answer]]:
     return groups
 
 
-def print_answer(answers: list[Answer], tables: list[ResultTable], console: Console) -> None:
+def print_answer(
+    answers: list[Answer], worths: list[Worth], tables: list[ResultTable], console: Console
+) -> None:
     """Prints the answer in one sentence, then a row per difference."""
     bold = {"highlight": False, "markup": False, "style": "bold"}
     console.print(f"The answer: {sentence(answers, tables)}", **bold)
-    if said := worth.sentence(worths(tables)):
+    if said := worth.sentence(worths):
         console.print(said, **bold)
     for heading, of_question in grouped(answers).items():
         shown = Table(title=escape(heading), title_justify="left")

@@ -49,6 +49,7 @@ OUR_METRICS = {"average_precision": "Average precision", "brier": "Brier", "ece"
 MACRO_METRICS = {"auroc": "Macro AUROC", "average_precision": "Macro AP"}  # of a task with several labels
 CHEXPERT5_METRICS = {"chexpert5_auroc": "CheXpert-5 AUROC"}
 LOWER_IS_BETTER = ("brier", "ece")
+PRETRAINED_HERE = ", pretrained here"  # the end of a row's name
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
 # Flags that the table's name has, so that no row's name repeats them.
 IN_TABLE_NAMES = ("findings", "blank", "evaluation_level")
@@ -242,9 +243,12 @@ class ResultTable:
         return row.values[metric] == (min if metric in LOWER_IS_BETTER else max)(values)
 
 
-def find_runs(folders: list[Path]) -> list[Path]:
-    """Returns the finished classification runs in `folders`. Raises UserError if a folder has none."""
-    runs = []
+def find_runs(folders: list[Path]) -> dict[Path, Path]:
+    """Returns the finished classification runs in `folders`: resolved path -> path as it is first named.
+
+    Raises UserError if a folder has none.
+    """
+    runs: dict[Path, Path] = {}
     for folder in folders:
         inside = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
         found = [run for run in inside if isinstance(record.read_results(run), record.ClassificationResults)]
@@ -253,10 +257,9 @@ def find_runs(folders: list[Path]) -> list[Path]:
                 f"{folder}: found no finished classification run (results.json) in it or one level below; "
                 "name the --output_dir of run_classification.py or run_study.py, or a folder of such runs"
             )
-        runs += found
-    return list({run.resolve(): run for run in reversed(runs)}.values())[
-        ::-1
-    ]  # each run once, if FOLDERs overlap
+        for run in found:
+            runs.setdefault(run.resolve(), run)
+    return runs
 
 
 def read_run(folder: Path, cell: grid.ClassificationCell | None) -> Run:
@@ -308,7 +311,7 @@ def point_of(results: record.ClassificationResults) -> grid.ClassificationPoint:
 
 def row_name(point: grid.ClassificationPoint, names: Mapping[str, str]) -> RowName:
     """Returns a row's name; `names` are those of the models that have another one in a report."""
-    start = ", pretrained here" if point.own_pretraining else ", from scratch" * point.from_scratch
+    start = PRETRAINED_HERE if point.own_pretraining else ", from scratch" * point.from_scratch
     model = names.get(point.model, point.model)
     return RowName(model + start, point.augmentation, point.masking, point.masking_kind, recipe=point.recipe)
 
@@ -317,9 +320,9 @@ def gather_rows(folders: list[Path]) -> dict[TableName, RunsByRow]:
     """Groups the finished runs and the planned cells in `folders` by table and row."""
     tables: dict[TableName, RunsByRow] = defaultdict(dict)
     finished = find_runs(folders)
-    cells = {folder / name: cell for folder in folders for name, cell in grid.read_plan(folder).items()}
-    plan = {run: cell for run, cell in cells.items() if isinstance(cell, grid.ClassificationCell)}
-    runs = {folder: read_run(folder, plan.get(folder)) for folder in finished}
+    cells = [(folder / name, cell) for folder in folders for name, cell in grid.read_plan(folder).items()]
+    plan = {run.resolve(): cell for run, cell in cells if isinstance(cell, grid.ClassificationCell)}
+    runs = {path: read_run(folder, plan.get(path)) for path, folder in finished.items()}
     known_labels = {
         plan[folder].flags.get("data_dir"): run.args.origin.labels
         for folder, run in runs.items()
@@ -366,7 +369,10 @@ def labels_of_data(
 
 
 def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow:
-    """Splits a row whose runs differ in flags into rows that have those flags in their names."""
+    """Splits a row whose runs differ in flags into rows that have those flags in their names.
+
+    That a run has not recorded a flag, because it is older, is no difference.
+    """
     # The model of a study's own pretraining has the seed in its path; any other is in the row's name.
     free = {*record.FREE_TO_CHANGE, *IN_TABLE_NAMES, "seed", "model_name_or_path"}
     setups = [
@@ -375,7 +381,8 @@ def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow
         for run in runs
     ]
     names = sorted({name for setup in setups for name in setup})
-    differing = [name for name in names if len({str(setup.get(name)) for setup in setups}) > 1]
+    recorded = {name: {str(setup[name]) for setup in setups if name in setup} for name in names}
+    differing = [name for name in names if len(recorded[name]) > 1]
     groups: dict[str, list[Run]] = defaultdict(list)
     for run, setup in zip(runs, setups):
         groups[", ".join(f"{name} {setup.get(name)}" for name in differing)].append(run)
