@@ -5,7 +5,7 @@
     python scripts/make_sample_data.py other_data --seed 1
     python scripts/evaluate_model.py runs/first --data_dir other_data --output_dir runs/external
 
-    # Two models on two collections, adapted to each: temperature, threshold, and sets that miss 10 %.
+    # Two models on two collections, recalibrated on each, with conformal prediction sets of 90 % coverage.
     python scripts/evaluate_model.py runs/vit-1k my-lab/cxr --hub_dir /data/hub \\
         --data_dir /data/nih /data/padchest --recalibrate validation --conformal 0.1
 

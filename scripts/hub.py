@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         add(
             "gc",
             collect_garbage,
-            "remove revisions that no tag reaches, nor main, and the files of only them",
+            "remove revisions that neither main nor a tag leads to, and files that only they use",
         ),
     ):
         command.add_argument(

@@ -183,7 +183,8 @@ def make_parser() -> ArgumentParser:
         metavar="FILE",
         help="Accelerate configuration for the cells (default: the preset's, in accelerate_configs/)",
     )
-    add_number(running, "--parallel", positive_int, "run N cells at once, each on its own GPU", default=1)
+    parallel = "run N cells at once, each on its own GPU; on a CPU they share the cores"
+    add_number(running, "--parallel", positive_int, parallel, default=1)
     add_slurm_flags(parser.add_argument_group("Slurm"))
     return parser
 
@@ -242,7 +243,7 @@ def add_study_flags(study: argparse._ArgumentGroup) -> None:
         metavar="[SCOPE.]FLAG=VALUE",
         help="set a flag of the training scripts in all cells or, with SCOPE, in some of them; SCOPE: "
         f"{', '.join(presets.SCOPES)}, or a training size; scratch and pretrained mean classifiers that "
-        "start from random or from pretrained weights, a recipe's name those that are trained so. Findings "
+        "start from random or from pretrained weights, a recipe's name those trained by it. Findings "
         "are separated by commas: classification.findings='Edema,Pleural Effusion'",
     )
 

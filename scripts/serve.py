@@ -1,8 +1,8 @@
 """Serves a page on this computer to try a classifier: upload a radiograph, see the model's prediction.
 
-    pip install -r requirements-serve.txt
-    python scripts/serve.py runs/demo/mae-vit/model --open_browser
-    python scripts/serve.py my-lab/vit-cxr --hub_dir /data/hub --port 8000
+    # In .venv-serve, an environment of its own: docs/using-a-model.md says how to make it, and why.
+    .venv-serve/bin/python scripts/serve.py runs/demo/mae-vit/model --open_browser
+    .venv-serve/bin/python scripts/serve.py my-lab/vit-cxr --hub_dir /data/hub --port 8000
 
 The page shows the probability, the decision at the model's threshold, a heat map and the model card; of a
 model of several findings, a bar and a heat map for each. Stop it with Ctrl-C. Uploaded images may be of
@@ -71,7 +71,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def read_card(path: Path | None, classifier: Classifier) -> str:
     """Returns the model's README.md as Markdown with its images embedded; without one, a few facts."""
     if path is None:
-        chosen = "chosen on validation images" if classifier.has_threshold else "the default"
+        units = "studies" if classifier.has_threshold_of_studies else "images"
+        chosen = f"chosen on validation {units}" if classifier.has_threshold else "the default"
         lowest, highest = min(classifier.thresholds), max(classifier.thresholds)
         several = f"its thresholds, from {lowest:.3f} to {highest:.3f}, are"
         thresholds = f"its threshold of {highest:.3f} is" if lowest == highest else several

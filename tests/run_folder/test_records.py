@@ -183,7 +183,7 @@ def test_json_is_read_and_an_absent_file_is_an_empty_object(tmp_path):
 )
 def test_json_that_no_run_wrote_is_refused_with_its_name(tmp_path, text, found):
     (tmp_path / "results.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"results\.json: found {found}.*that a run wrote; restore it"):
+    with pytest.raises(ValueError, match=rf"results\.json: found {found}.*that a run wrote; restore it from"):
         read_json(tmp_path / "results.json")
 
 

@@ -94,6 +94,8 @@ def test_answer_has_probability_threshold_decision_and_both_pictures(classifier,
     assert "<b>0.250</b>, chosen on validation images" in html
     assert f'<p class="decision">{classifier.decide([probability])}</p>' in html
     assert serve.DISCLAIMER in html
+    of_studies = dataclasses.replace(classifier, threshold_level="study")
+    assert "chosen on validation studies" in serve.answer_html(of_studies, radiograph, Reading())
     plain, heat = pictures(html)
     assert (plain.mode, heat.mode) == ("L", "RGB") and plain.size == heat.size
 
@@ -173,7 +175,7 @@ def fail(capsys, monkeypatch):
 
 def test_without_gradio_the_error_says_what_to_install(model_dir, fail, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install -r requirements-serve.txt" in fail(model_dir)
+    assert "make the environment .venv-serve as in docs/using-a-model.md" in fail(model_dir)
 
 
 def test_port_or_model_that_is_none_is_refused(model_dir, tmp_path, fail, monkeypatch):

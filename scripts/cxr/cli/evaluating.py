@@ -34,8 +34,8 @@ def parse_args(argv: list[str] | None, *, description: str | None = None) -> arg
     recalibrate = "fit a temperature and a threshold on the validation split, and measure before and after"
     group.add_argument("--recalibrate", choices=("validation",), help=recalibrate)
     conformal = (
-        "also give sets of labels, calibrated on the validation split, that lack the right label for a share "
-        "X of the images"
+        "also give conformal prediction sets with coverage 1 - X, such as 0.1 for 90 %%, calibrated on the "
+        "validation split"
     )
     add_number(group, "--conformal", alpha, conformal)
     add_number(group, "--batch_size", positive_int, "images that a model processes at once", default=64)

@@ -82,5 +82,8 @@ def parse_serve_args(argv: list[str] | None, *, description: str | None = None) 
     command_line.add_device_argument(parser)
     args = parser.parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
-        parser.error("found no gradio, which serves the page: pip install -r requirements-serve.txt")
+        parser.error(
+            "found no gradio, which serves the page: make the environment .venv-serve as in "
+            "docs/using-a-model.md, and start serve.py with it"
+        )
     return args

@@ -41,11 +41,13 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: found damaged JSON ({error}), expected the file that a run wrote; restore it"
+            f"{path}: found damaged JSON ({error}), expected the file that a run wrote; restore it from a "
+            "copy, or repeat that run in another folder"
         ) from error
     if not isinstance(content, dict):
         raise UserError(
-            f"{path}: found a {type(content).__name__}, expected the JSON object that a run wrote; restore it"
+            f"{path}: found a {type(content).__name__}, expected the JSON object that a run wrote; restore "
+            "it from a copy, or repeat that run in another folder"
         )
     return content
 

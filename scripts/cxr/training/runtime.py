@@ -116,7 +116,8 @@ def _check_machine(args: argparse.Namespace, accelerator: Accelerator) -> None:
         )
     if accelerator.mixed_precision == "fp16" and device == "cpu":
         raise UserError(
-            "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --mixed_precision bf16"
+            "mixed precision fp16 needs a GPU, found a CPU; use accelerate launch --config_file "
+            "accelerate_configs/cpu.yaml"
         )
     is_resumed = args.resume_from_checkpoint is not None and has_checkpoint(args.output_dir)
     is_known = is_resumed and not args.images_per_step  # else it must be found again
