@@ -5,12 +5,9 @@ the highest to 255 and truncate; invert MONOCHROME1, so that air is dark; equali
 that were trained on equalised images. The authors did this with the stored values and ignored the window of
 the header. Here the header's modality look-up table or rescaling, then its VOI look-up table or window, are
 applied first, because other collections need them; `use_window=False` skips the VOI step. Pixels that the
-header declares as padding are ignored in all steps and become black.
-
-All steps depend on the stored value alone, so they are computed once for each of at most 65,536 values.
-
-docs/reading-files.md lists the attributes of PS3.3 and how each is treated. No attribute that identifies a
-patient is read: only what the pixels need, the view, and what was imaged.
+header declares as padding are ignored in all steps and become black. All steps depend on the stored value
+alone, so they are computed once for each of at most 65,536 values. docs/reading-files.md lists the attributes
+of PS3.3 and how each is treated. No attribute that identifies a patient is read.
 """
 
 import functools
@@ -286,10 +283,11 @@ def _check_packed(header: "pydicom.Dataset", fields: PixelHeader) -> None:
     frames = len(fragments) if is_rle else sum(part.startswith(FRAME_MAGIC) for part in fragments)
     if frames > 1:
         raise DatasetError(f"DICOM with {frames} frames, expected one")
-    if fragments and fragments[0].startswith(FRAME_MAGIC[0]):
-        check_end(b"".join(fragments))
+    content = b"".join(fragments)
+    if content.startswith(FRAME_MAGIC[0]):
+        check_end(content)
     try:
-        with Image.open(io.BytesIO(b"".join(fragments)), formats=["JPEG", "JPEG2000"]) as packed:
+        with Image.open(io.BytesIO(content), formats=["JPEG", "JPEG2000"]) as packed:
             size = packed.size
     except UnidentifiedImageError:  # a kind that Pillow does not know, such as JPEG-LS
         size = None
