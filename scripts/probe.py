@@ -42,6 +42,7 @@ from cxr.evaluation import intervals
 from cxr.evaluation import probes
 from cxr.inference.classifier import choose_device
 from cxr.models.architectures import FIELDS
+from cxr.models.architectures import VIT_MAE_CONFIGS
 from cxr.models.architectures import describe_architecture
 from cxr.models.features import Encoder
 from cxr.models.features import cached_features
@@ -62,6 +63,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as of_transformers
 
 Splits = dict[str, LabelledImages]
+logger = logging.getLogger("cxr.probe")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -251,6 +253,8 @@ def cell(point: ProbePoint) -> str:
 
 def load_encoders(args: argparse.Namespace) -> dict[str, Encoder]:
     """Returns the encoder of each model by its name."""
+    if args.config_overrides and not {*args.models} & {*VIT_MAE_CONFIGS}:
+        logger.warning("--config_overrides has no effect without a ViT with random weights")
     device = choose_device(args.device)
     return {
         name: load_encoder(

@@ -28,7 +28,7 @@ CLASS_WEIGHTS = ("balanced",)
 EVALUATION_LEVELS = ("image", "study")
 # RandAugment by timm's names: magnitude m, number of operations n, standard deviation of the magnitude mstd.
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
-RANDAUGMENT_NAMES = r"rand-m(\d+(?:\.\d+)?)(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?-inc1"
+RANDAUGMENT_NAMES = r"rand-m(\d+(?:\.\d+)?)(?:-n([1-9]\d*))?(?:-mstd(\d+(?:\.\d+)?))?-inc1"
 POOLINGS = ("mean", "class")  # of a ViT's tokens to the features of an image: patches, or the class token
 RECIPES = ("paper", "mae", "medical_mae")  # named sets of flags, in cxr/cli/recipes.py
 HEAD_POOLINGS = ("token", "mean")  # what the head of a ViT reads

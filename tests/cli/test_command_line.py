@@ -193,6 +193,11 @@ def test_random_erasing_above_one_is_refused(capsys):
     assert "found 1.5, expected a number in [0, 1]" in message
 
 
+def test_randaugment_of_no_operation_is_refused(capsys):
+    message = error_of(run_classification.parse_args, ["--randaugment", "rand-m9-n0-inc1"], capsys)
+    assert "found 'rand-m9-n0-inc1', expected a name such as" in message
+
+
 def test_resnet_cannot_be_pretrained_with_masks(capsys):
     assert "resnet-18" in error_of(run_mae_pretrain.parse_args, ["--config_name", "resnet-18"], capsys)
 

@@ -123,6 +123,11 @@ def test_dinov2_keeps_its_own_pooling(tmp_path):
     assert (args.pooling, args.layer_decay, args.drop_path) == (None, 0.65, 0.1)
 
 
+def test_a_distilled_deit_keeps_its_own_pooling():
+    assert classifier(model="--config_name=timm/deit_tiny_distilled_patch16_224").pooling is None
+    assert classifier(model="--config_name=timm/deit_tiny_patch16_224").pooling == "mean"
+
+
 def test_a_recipes_minimum_is_never_above_the_learning_rate_given_by_hand():
     args = classifier("--learning_rate=1e-7")
     assert args.min_learning_rate == 1e-7
@@ -132,7 +137,8 @@ def test_a_recipes_minimum_is_never_above_the_learning_rate_given_by_hand():
 
 
 def test_a_recipe_has_no_flag_without_effect_beside_those_given_by_hand():
-    assert classifier("--train_last_layer_only").drop_path == 0
+    last_layer = classifier("--train_last_layer_only")
+    assert (last_layer.drop_path, last_layer.layer_decay) == (0, None)
     assert classifier("--lr_scheduler_type=constant").min_learning_rate == 0
 
 

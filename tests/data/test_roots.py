@@ -43,6 +43,14 @@ def test_each_split_has_the_images_of_all_roots_with_ids_of_their_own(roots, opt
         assert count_by_root(images) == {name: len(images) // 2 for name in roots}
 
 
+def test_the_order_of_the_folders_makes_no_difference(roots, options):
+    one, other = (
+        load_roots(dict(order), LabelRule(), **options) for order in (roots.items(), [*roots.items()][::-1])
+    )
+    assert one["train"]["dicom_id"] == other["train"]["dicom_id"]
+    assert one["train"].read([0, 3, -1]) == other["train"].read([0, 3, -1])
+
+
 def test_the_cache_is_that_of_each_root_alone(roots, options, tmp_path):
     own = options | {"cache_dir": tmp_path}
     for root in roots.values():

@@ -260,7 +260,7 @@ def test_pretrained_model_without_a_processor_gets_one_and_a_warning(tmp_path, c
     small_config().save_pretrained(tmp_path)
     processor = load_image_processor(str(tmp_path), image_size=32, **LOCAL)
     assert list(processor.image_mean) == [0.4978] * 3
-    assert "has no image processor" in caplog.text
+    assert "has no preprocessor_config.json" in caplog.text
 
 
 def test_stored_processor_makes_three_channels_of_a_gray_image(mae_folder):

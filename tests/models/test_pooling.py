@@ -117,3 +117,11 @@ def test_the_flag_changes_a_vit_of_timm_and_warns_where_it_has_no_effect(caplog)
     choose_pooling(configs.make_config("resnet-18", overrides=None, image_size=None), "mean")
     assert cnn.model_args == {}
     assert [one.message.partition(": ")[0] for one in caplog.records] == 2 * ["--pooling mean has no effect"]
+
+
+def test_a_distilled_deit_keeps_its_two_tokens():
+    deit = TimmWrapperConfig(architecture="deit_tiny_distilled_patch16_224", model_args={})
+    with pytest.raises(UserError, match=r"--pooling mean: found deit_tiny_distilled.* use --pooling token"):
+        choose_pooling(deit, "mean")
+    choose_pooling(deit, "token")
+    assert deit.model_args == {}

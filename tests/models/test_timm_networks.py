@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import run_classification
 import timm
 import torch
 from cxr.errors import UserError
@@ -14,6 +16,7 @@ from cxr.models.architectures import FIELDS
 from cxr.models.architectures import describe_architecture
 from cxr.models.architectures import estimate_gflop
 from cxr.models.architectures import find_architecture
+from cxr.models.features import load_encoder
 from cxr.models.layers import add_drop_path
 from cxr.models.layers import has_batchnorm
 from cxr.models.layers import synchronize_batchnorm
@@ -103,6 +106,14 @@ def test_a_model_in_timms_own_form_keeps_its_weights_and_statistics_and_gets_a_n
     assert list(processor.image_mean) == STATISTICS["mean"] and list(processor.image_std) == STATISTICS["std"]
 
 
+def test_the_input_size_of_a_model_in_timms_own_form_is_that_in_its_config(tmp_path):
+    folder = on_hub(tmp_path / "model", "test_resnet", 96)
+    args = run_classification.parse_args([f"--model_name_or_path={folder}"])
+    assert run_classification.load_config(args)[1] == 96
+    flags = {"pooling": None, "image_size": None, "overrides": None, "device": torch.device("cpu")}
+    assert load_encoder(str(folder), **flags, **LOCAL).image_size == 96
+
+
 def load_weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
@@ -122,6 +133,31 @@ def test_a_pretrained_vit_takes_images_of_another_size_as_timm_interpolates_it(t
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
     pixel_values = torch.rand(1, 3, 96, 96)
     torch.testing.assert_close(again(pixel_values).logits, model.eval()(pixel_values).logits)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_a_swin_for_images_of_another_size_computes_the_same_after_it_is_loaded_again(name, tmp_path):
+    model = load(on_hub(tmp_path / "model", name, 64, img_size=64, embed_dim=24))
+    for parameter in model.parameters():  # those of a new block's last norms are 0
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    families.set_input_size(model, 96)
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
+    pixel_values = torch.rand(1, 3, 96, 96)
+    torch.testing.assert_close(again(pixel_values).logits, model.eval()(pixel_values).logits)
+
+
+def test_a_network_whose_windows_timm_would_not_make_again_keeps_its_size(tmp_path):
+    model = load(on_hub(tmp_path / "model", "swin_s3_tiny_224", 224, embed_dim=24))
+    with pytest.raises(UserError, match="--image_size 256: found swin_s3_tiny_224 of timm"):
+        families.set_input_size(model, 256)
+
+
+def test_images_that_fit_no_windows_are_refused_before_training():
+    for arguments in ({}, {"img_size": 250}):  # pretrained, and untrained
+        config = TimmWrapperConfig(architecture="maxvit_tiny_rw_224", model_args=arguments)
+        with pytest.raises(UserError, match="timm/maxvit_tiny_rw_224, image_size 250: found an input"):
+            families.check_input_size(config, 250)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +251,17 @@ def test_drop_path_is_timms_and_the_saved_model_knows_nothing_of_it():
     assert max(rates) == pytest.approx(0.1)
     assert "drop_path_rate" not in model.config.model_args
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_drop_path_that_timm_adds_by_default_is_off_without_the_flag():
+    args = run_classification.parse_args(["--config_name=timm/swin_tiny_patch4_window7_224"])
+    config, image_size = run_classification.load_config(args)
+    images = SimpleNamespace(label_names=LABELS, is_multi_label=False)
+    for rate in (0.0, 0.2):
+        args.drop_path = rate
+        model = run_classification.load_model(args, config, image_size, images)
+        rates = [one.drop_prob for one in model.modules() if isinstance(one, timm.layers.DropPath)]
+        assert rates and max(rates) == pytest.approx(rate)
 
 
 @pytest.mark.slow

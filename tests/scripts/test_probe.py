@@ -147,6 +147,14 @@ def test_mistakes_are_refused_in_one_line(flags, said, probed, sample_root, caps
     assert said in message and not (folder / "no").exists()
 
 
+def test_overrides_without_a_vit_with_random_weights_are_warned_about(monkeypatch, caplog):
+    monkeypatch.setattr(probe, "load_encoder", lambda name, **options: name)
+    for models, warns in ((["vit-mae-tiny", "resnet-18"], False), (["resnet-18", "timm/test_vit"], True)):
+        caplog.clear()
+        probe.load_encoders(probe.parse_args([*models, OVERRIDES]))
+        assert ("--config_overrides has no effect" in caplog.text) == warns
+
+
 def test_folder_that_cannot_be_made_is_refused_before_anything_is_computed(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(probe, "load_encoders", pytest.fail)

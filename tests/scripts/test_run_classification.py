@@ -340,9 +340,9 @@ def test_compiled_training_loses_what_plain_training_does(others, sample_root, t
 def test_flags_without_effect_and_a_training_set_of_one_class_warn(sample_root, tmp_path):
     flags = ["--crop_scale", "0.5", "1", "--report_to=wandb", "--max_train_samples=1", "--max_train_steps=1"]
     flags += [*QUICK, "--per_device_train_batch_size=1", f"--data_dir={sample_root}"]
-    flags += ["--min_learning_rate=1e-9", "--drop_path=0.1", "--train_last_layer_only"]
+    flags += ["--min_learning_rate=1e-9", "--drop_path=0.1", "--train_last_layer_only", "--layer_decay=0.5"]
     run_main(run_classification, tmp_path / "run", *TINY_VIT, *flags)
     log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
-    useless = ("--crop_scale", "--report_to wandb", "--min_learning_rate", "--drop_path")
+    useless = ("--crop_scale", "--report_to wandb", "--min_learning_rate", "--drop_path", "--layer_decay")
     for said in [*(f"{flag} has no effect" for flag in useless), "have the same label"]:
         assert said in log

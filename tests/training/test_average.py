@@ -126,6 +126,15 @@ def test_the_average_is_what_is_evaluated_and_saved(sample_root, tmp_path):
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_the_average_is_evaluated_in_the_precision_of_the_training(sample_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    flags = [*TINY_VIT, *QUICK, "--max_train_steps=6", f"--data_dir={sample_root}"]
+    run_main(run_classification, tmp_path / "plain", *flags)
+    run_main(run_classification, tmp_path / "averaged", *flags, "--ema_decay=0")
+    (plain,), (averaged,) = (read_epochs(tmp_path / run) for run in ("plain", "averaged"))
+    assert plain["eval_loss"] == averaged["eval_loss"]
+
+
 def test_patches_are_hidden_in_training_and_not_from_the_average(sample_root, tmp_path):
     flags = [*TINY_VIT, *QUICK, "--max_train_steps=6", "--mask_ratio=0.75", f"--data_dir={sample_root}"]
     results = run_main(run_classification, tmp_path / "run", *flags, "--ema_decay=0.5")

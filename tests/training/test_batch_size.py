@@ -28,6 +28,14 @@ def test_the_search_never_passes_the_limit():
     assert max(tried) <= 100
 
 
+def test_one_image_alone_is_tried_only_if_two_do_not_fit():
+    tried = []
+    assert batch_size.largest_fitting(lambda size: tried.append(size) or size <= 4, limit=100) == 4
+    assert 1 not in tried
+    assert batch_size.largest_fitting(lambda size: size == 1, limit=100) == 1
+    assert batch_size.largest_fitting(lambda size: True, limit=1) == 1
+
+
 def test_nothing_fits():
     assert batch_size.largest_fitting(lambda size: False, limit=100) == 0
 

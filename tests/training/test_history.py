@@ -3,9 +3,14 @@
 import argparse
 from pathlib import Path
 
+import pytest
+from cxr.data.subsets import sample_record
 from cxr.run_folder.files import read_json
 from cxr.run_folder.files import write_json
+from cxr.run_folder.model_fields import Stage
+from cxr.run_folder.record import Sample
 from cxr.sharing import local_hub
+from cxr.training.history import count_seen
 from cxr.training.history import read_base
 from huggingface_hub.constants import HF_HUB_CACHE
 from tiny_models import make_model
@@ -38,3 +43,30 @@ def test_model_in_a_folder_has_a_history_only_where_it_is_one_of_ours_and_no_com
     assert base(make_trained(tmp_path / "ours")) == ([STAGE], None)
     assert base(make_model(tmp_path / "theirs", bias=1.0)) == ([], None)
     assert base(None) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ("nih-cxr, padchest", "nih-cxr", 2),
+        ("nih-cxr", "nih-cxr, padchest", 2),
+        ("nih-cxr, padchest", "nih-cxr, padchest", 4),
+        ("nih-cxr", "nih-cxr", 2),
+        ("nih-cxr, padchest", "other", None),
+        ("other", "nih-cxr, padchest", None),
+    ],
+)
+def test_images_seen_in_a_training_on_several_collections_are_counted(before, now, expected, tmp_path):
+    samples = {}
+    for datasets in (before, now):
+        names = datasets.split(", ")
+        ids = [f"{name}/{one}" for name in names for one in ("1", "2")] if len(names) > 1 else ["1", "2"]
+        of_several = {"collections": dict.fromkeys(names, 2)} if len(names) > 1 else {}
+        samples[datasets] = Sample(**sample_record(ids, seed=0), **of_several)
+    write_json(tmp_path / "samples.json", samples[before].as_json())
+    last = Stage(**{**STAGE, "dataset": before, "sha256": samples[before].sha256})
+    folders = [tmp_path / name for name in now.split(", ")]
+    for folder in folders:
+        folder.mkdir()
+    args = argparse.Namespace(model_name_or_path=str(tmp_path / "model"), data_dir=folders[0])
+    assert count_seen(args, samples[now], last, pool=samples[now].dicom_ids) == expected

@@ -50,6 +50,12 @@ def test_run_with_probes_equals_the_run_without_bit_for_bit(runs):
     assert widths[1] > 2 * widths[0]
 
 
+def test_a_pretraining_without_probes_prepares_none(sample_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_mae_pretrain, "PretrainingProbe", lambda *args: pytest.fail("prepared"))
+    flags = [*TINY_VIT, *SHORT, "--max_train_steps=1", f"--data_dir={sample_root}"]
+    assert run_main(run_mae_pretrain, tmp_path / "run", *flags)["steps"] == 1
+
+
 def test_resumed_run_has_the_same_probes(runs, sample_root):
     folder = runs / "resumed"
     for name in ("results.json", "loss.png"):  # as if it had been killed in its second epoch

@@ -49,6 +49,16 @@ def test_a_frozen_body_costs_a_third_and_the_model_itself_is_left_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_the_arithmetic_of_a_resnet_is_counted_where_its_last_feature_map_is_one_pixel():
+    model = new_classifier(configs.make_config("resnet-18", overrides=None, image_size=None), LABELS).train()
+
+    def loss(model, num_images):
+        return run_classification.synthetic_loss(model, num_images, image_size=32)
+
+    assert throughput.count_training_flops(model, loss) > 1e8
+    assert model.training
+
+
 def test_hidden_patches_cost_nothing():
     config = configs.make_config("vit-mae-tiny", overrides="num_hidden_layers=4", image_size=64)
     model = new_classifier(config, LABELS)

@@ -20,6 +20,7 @@ from cxr.cli.command_line import DATA_DIR
 from cxr.cli.command_line import DataDirs
 from cxr.cli.command_line import add_folder
 from cxr.cli.command_line import add_number
+from cxr.cli.command_line import check_data_dirs
 from cxr.cli.command_line import model_name
 from cxr.cli.command_line import non_negative_float
 from cxr.cli.command_line import non_negative_int
@@ -146,8 +147,9 @@ def add_crop_scale(group: argparse._ActionsContainer, crop: str, *, default: tup
 
 def add_label_arguments(group: argparse._ActionsContainer) -> None:
     """Adds the flags that decide which images have which label."""
+    task = "the task: which images are used, with which labels"
     group.add_argument(
-        "--dataset_config_name", choices=list(TASKS), default=DATASET_DEFAULTS["task"], help="the task"
+        "--dataset_config_name", choices=list(TASKS), default=DATASET_DEFAULTS["task"], help=task
     )
     group.add_argument(
         "--labeler",
@@ -173,7 +175,7 @@ def add_label_arguments(group: argparse._ActionsContainer) -> None:
         "--findings",
         nargs="+",
         metavar="FINDING",
-        help="learn only these labels of the task findings, such as Edema 'Pleural Effusion'; chexpert5: the "
+        help="use only these labels of the task findings, such as Edema 'Pleural Effusion'; chexpert5: the "
         "five of CheXpert's competition (default: all that the data have, of MIMIC-CXR-JPG 14)",
     )
     group.add_argument(
@@ -437,12 +439,6 @@ def check_shared_arguments(parser: argparse.ArgumentParser, args: argparse.Names
     if args.config_overrides and not re.fullmatch(r"\w+=[^,=]+(,\w+=[^,=]+)*", args.config_overrides):
         parser.error(f"--config_overrides: found {args.config_overrides!r}, expected key=value,key=value")
     check_label_arguments(parser, args)
-    for data_dir in [args.data_dir, *args.other_data_dirs]:
-        if data_dir is None or data_dir.is_dir():
-            continue
-        parser.error(
-            f"--data_dir {data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "
-            "files/ and the CSVs, or one with manifest.csv; leave the flag out to try the synthetic sample"
-        )
+    check_data_dirs(parser, [args.data_dir, *args.other_data_dirs])
     if args.resume_from_checkpoint and not args.output_dir:
         parser.error("--resume_from_checkpoint needs the --output_dir of the run to continue")

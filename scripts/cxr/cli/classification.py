@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 import re
 
 from cxr.choices import AUGMENTATIONS
@@ -19,13 +20,14 @@ from cxr.cli.command_line import ArgumentParser
 from cxr.models.architectures import CONFIGS
 
 DEFAULT_CROP_SCALE = (0.08, 1.0)  # He et al. 2022
+logger = logging.getLogger(__name__)
 
 
 def randaugment_name(text: str) -> str:
     found = re.fullmatch(RANDAUGMENT_NAMES, text)
     if not found or float(found[1]) > 10:
         raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected a name such as {RANDAUGMENT}, with m up to 10"
+            f"found {text!r}, expected a name such as {RANDAUGMENT}, with m up to 10 and n from 1"
         )
     return text
 
@@ -40,7 +42,7 @@ def parse_args(
     known = f"{{{','.join(CONFIGS)},timm/NAME}}"
     arguments.add_model_arguments(parser, type=arguments.config_name, metavar=known)
     _add_study_arguments(parser)
-    arguments.add_data_arguments(parser)
+    arguments.add_data_arguments(parser, data_dir=f"{command_line.DATA_DIR}; one folder only")
     training = arguments.add_training_arguments(
         parser,
         num_train_epochs=20,
@@ -107,11 +109,11 @@ def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train only the classifier's head",
     )
-    for flag, where in (("--mixup", "everywhere"), ("--cutmix", "in a rectangle")):
-        what = (
-            f"mix each training image with another one {where}; X is the parameter of the beta distribution"
-        )
-        number(flag, command_line.non_negative_float, f"{what}; 0: off", default=0.0)
+    blend = "blend each training image with another one (mixup)"
+    paste = "replace a rectangle of each training image by another image's (CutMix)"
+    for flag, what in (("--mixup", blend), ("--cutmix", paste)):
+        strength = "X is the parameter of the beta distribution; 0: off"
+        number(flag, command_line.non_negative_float, f"{what}; {strength}", default=0.0)
 
 
 def _add_fine_tuning_arguments(training: argparse._ArgumentGroup) -> None:
@@ -136,7 +138,7 @@ def _add_fine_tuning_arguments(training: argparse._ArgumentGroup) -> None:
     number(
         "--label_smoothing",
         command_line.share_below_one,
-        "move the targets of training towards each other by this share",
+        "label smoothing: share of the target that is spread over both classes",
         default=0.0,
     )
     number(
@@ -176,6 +178,18 @@ def _add_evaluation_arguments(training: argparse._ArgumentGroup) -> None:
         "--patients_dir",
         "the folder hosp/ of MIMIC-IV: measure also by sex, age and race",
     )
+
+
+def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
+    """Warns about flags that have no effect in this run."""
+    if args.crop_scale != DEFAULT_CROP_SCALE and args.augmentation != "mae":
+        logger.warning("--crop_scale has no effect without --augmentation mae")
+    if args.randaugment != RANDAUGMENT and args.augmentation != "mae":
+        logger.warning("--randaugment has no effect without --augmentation mae")
+    for flag in ("drop_path", "layer_decay"):
+        if getattr(args, flag) and args.train_last_layer_only:
+            logger.warning("--%s has no effect with --train_last_layer_only", flag)
+    arguments.warn_of_flags_without_effect(args)
 
 
 def describe_default_learning_rate(args: argparse.Namespace) -> str:

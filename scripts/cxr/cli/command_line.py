@@ -65,6 +65,16 @@ class DataDirs(argparse.Action):
         namespace.data_dir, namespace.other_data_dirs = values[0], values[1:]
 
 
+def check_data_dirs(parser: argparse.ArgumentParser, data_dirs: list[Path | None]) -> None:
+    """Refuses data folders that are not there; None is the synthetic sample."""
+    for data_dir in filter(None, data_dirs):
+        if not data_dir.is_dir():
+            parser.error(
+                f"--data_dir {data_dir}: found no such folder; expected the MIMIC-CXR-JPG folder with "
+                "files/ and the CSVs, or one with manifest.csv; leave the flag out for the synthetic sample"
+            )
+
+
 def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and the flags for where it is looked up, for scripts that use a classifier."""
     model = "a classifier: a model folder, a run folder, or ORG/NAME in --hub_dir or on the Hub"

@@ -50,11 +50,7 @@ def parse_args(argv: list[str] | None, *, description: str | None = None) -> arg
     args = parser.parse_args(argv)
     arguments.check_label_arguments(parser, args)
     arguments.check_target(parser, args)
-    if args.data_dir and not args.data_dir.is_dir():
-        parser.error(
-            f"--data_dir {args.data_dir}: found no such folder; expected one with images and tables; leave "
-            "the flag out to try the synthetic sample"
-        )
+    command_line.check_data_dirs(parser, [args.data_dir])
     return args
 
 

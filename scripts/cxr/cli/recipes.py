@@ -9,6 +9,8 @@ from typing import Any
 from cxr import choices
 from cxr.errors import UserError
 from cxr.models.architectures import Dinov2Fields
+from cxr.models.architectures import Fields
+from cxr.models.architectures import TimmFields
 from cxr.models.architectures import find_architecture
 from cxr.sharing.local_hub import MODEL_ID
 
@@ -100,8 +102,8 @@ def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=choices.RECIPES,
         default=choices.RECIPES[0],
-        help="train with the values of this publication where no other flag is given: the paper's, those of "
-        "He et al. 2022, or those of Medical MAE (Xiao et al. 2023)",
+        help="values of the flags that are not given; paper: the defaults listed here; mae: those of He et "
+        "al. 2022; medical_mae: those of Xiao et al. 2023",
     )
 
 
@@ -119,7 +121,7 @@ def defaults_of(
     if from_scratch:
         unfit += ONLY_FOR_PRETRAINED
     if given.get("train_last_layer_only"):
-        unfit += ("drop_path",)  # the other layers stay as they are
+        unfit += ("drop_path", "layer_decay")  # the other layers stay as they are
     if given.get("lr_scheduler_type") == "constant":
         unfit += ("min_learning_rate",)
     flags = {name: value for name, value in flags.items() if name not in unfit}
@@ -161,7 +163,16 @@ def _unfit_for(model: str, given: dict[str, Any]) -> tuple[str, ...]:
         return ()  # of a study's pretraining, which is not there yet, or wrong: loading it says so
     if fields.family != "vit":
         return ONLY_FOR_VITS
-    return ("pooling",) if isinstance(fields, Dinov2Fields) else ()
+    return () if _has_mean_pooling(fields) else ("pooling",)
+
+
+def _has_mean_pooling(vit: Fields) -> bool:
+    """Returns whether the head of a ViT can read the mean of its patches."""
+    if isinstance(vit, TimmFields):
+        from cxr.models import timm_networks  # with torch, which is slow to import
+
+        return not timm_networks.is_distilled(timm_networks.network_of(vit.architecture, vit.arguments))
+    return not isinstance(vit, Dinov2Fields)
 
 
 def log_recipe(args: argparse.Namespace, script: str) -> None:

@@ -21,11 +21,12 @@ logger = logging.getLogger(__name__)
 def load_roots(roots: dict[str, Path], rule: LabelRule, **options: Any) -> dict[str, LabelledImages]:
     """Returns the training and validation images of all data folders, which are given by name.
 
+    They are in the order of the names: a run does not depend on the order in which its folders were given.
     Each folder has its own image cache, as if it were the only one. `options` are those of `load_images`.
     Raises UserError.
     """
     loaded = {}
-    for name, root in roots.items():
+    for name, root in sorted(roots.items()):
         logger.info("Collection %s:", name)
         loaded[name] = load_images(root, rule, **options)
     if len({splits["train"].label_names for splits in loaded.values()}) > 1:

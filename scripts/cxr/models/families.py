@@ -90,14 +90,15 @@ def own_size(config: PretrainedConfig) -> int | None:
 
 
 def check_input_size(config: PretrainedConfig, image_size: int | None) -> None:
-    """Raises UserError for an --image_size that does not fit the strides or patches of a network of timm."""
+    """Raises UserError for an --image_size that fits no strides, patches or windows of a network of timm."""
     if image_size is None or config.model_type != "timm_wrapper":
         return
-    arguments = tuple(config.model_args.items())
-    if own_size(config) is None:
-        timm_networks.count(config.architecture, arguments, 2, image_size)
-    else:
-        check_patches(config.architecture, arguments, image_size)
+    arguments, own = config.model_args, own_size(config)
+    if own is not None:
+        check_patches(config.architecture, tuple(arguments.items()), image_size)
+    if own not in (None, image_size):
+        arguments = {**arguments, "img_size": image_size}
+    timm_networks.count(config.architecture, tuple(arguments.items()), 2, image_size)
 
 
 def new_parameters(config: PretrainedConfig) -> tuple[str, ...]:
@@ -113,15 +114,19 @@ def new_parameters(config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def set_input_size(model: PreTrainedModel, image_size: int) -> None:
-    """Interpolates the position embeddings of a timm model that takes images of one size only."""
+    """Interpolates the position embeddings of a timm model that takes images of one size only.
+
+    Raises UserError if timm cannot, so that it makes the same network again of the stored arguments.
+    """
     config = model.config
     if config.model_type != "timm_wrapper" or own_size(config) in (None, image_size):
         return
-    if not hasattr(model.timm_model, "set_input_size"):
+    arguments = {**config.model_args, "img_size": image_size}
+    stored = timm_networks.network_of(config.architecture, tuple(arguments.items()))
+    if not timm_networks.set_input_size(model.timm_model, image_size, like=stored):
         raise UserError(
             f"--image_size {image_size}: found {config.architecture} of timm, pretrained for "
             f"{own_size(config)} pixels, which timm cannot adapt to other images; leave the flag out"
         )
-    model.timm_model.set_input_size(img_size=(image_size, image_size))
     logger.info("Position embeddings interpolated by timm, %d to %d pixels", own_size(config), image_size)
-    config.model_args = {**config.model_args, "img_size": image_size}
+    config.model_args = arguments

@@ -81,6 +81,13 @@ def _add_timms_drop_path(model: TimmWrapperForImageClassification, rate: float) 
     model.timm_model = network
 
 
+def remove_drop_path(model: PreTrainedModel) -> None:
+    """Takes away the drop path that some networks of timm have by default, such as a Swin."""
+    for module in model.modules():
+        if isinstance(module, timm.layers.DropPath):
+            module.drop_prob = 0.0
+
+
 def synchronize_batchnorm(model: PreTrainedModel) -> PreTrainedModel:
     """Makes batch normalisation use the statistics of all processes; timm's also holds its activation."""
     if model.config.model_type == "timm_wrapper":

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 def choose_pooling(config: PretrainedConfig, pooling: str | None) -> None:
     """Sets the pooling of a pretrained ViT of timm; warns if the flag has no effect on this model.
 
-    Raises UserError for the class token of a model that was trained with the mean of the patches.
+    Raises UserError for the class token of a model that was trained with the mean of the patches, and for the
+    mean in a distilled DeiT.
     """
     if pooling is None or config.model_type in OWN_VITS:
         return
@@ -37,12 +38,16 @@ def choose_pooling(config: PretrainedConfig, pooling: str | None) -> None:
     if config.model_type != "timm_wrapper" or not has_patches(config):
         logger.warning("--pooling %s has no effect: a %s has its own pooling", pooling, kind)
         return
-    own = timm_networks.network_of(config.architecture, tuple(config.model_args.items())).global_pool
+    network = timm_networks.network_of(config.architecture, tuple(config.model_args.items()))
+    own = network.global_pool
     if pooling == "token" and own != "token":
         raise UserError(f"--pooling token: found {kind}, whose pooling is {own!r}; leave the flag out")
+    if pooling == "mean" and timm_networks.is_distilled(network):
+        raise UserError(
+            f"--pooling mean: found {kind}, whose two heads read a token each; use --pooling token"
+        )
     if pooling == "mean" and own != "avg":
         config.model_args = {**config.model_args, "global_pool": "avg"}
-        timm_networks.network_of(config.architecture, tuple(config.model_args.items()))  # it may refuse
 
 
 def with_mean_pooling(model: PreTrainedModel) -> PreTrainedModel:

@@ -192,12 +192,15 @@ def read_object(name: str, filename: str, *, hub_dir: Path | None, revision: str
 def stored_input_size(name: str, *, hub_dir: Path | None, revision: str) -> int:
     """Returns the image processor's output size; a ResNet's config has none, as it takes any size.
 
-    Downloads a model of the Hub, so that the answer is the same before and after.
+    Without one, a config.json of timm has it. Downloads a model of the Hub, so that the answer is the same
+    before and after.
     """
-    hub_dir = download(name, hub_dir=hub_dir, revision=revision)
-    stored = read_object(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision)
-    size = stored.get("size", {})
+    source = {"hub_dir": download(name, hub_dir=hub_dir, revision=revision), "revision": revision}
+    size = read_object(name, "preprocessor_config.json", **source).get("size", {})
     sides = size.values() if isinstance(size, dict) else [size]
+    of_timm = _input_of_timm(name, **source)
+    if of_timm and isinstance(of_timm.get("input_size"), list):
+        sides = of_timm["input_size"][1:]  # channels, height, width
     found = {side for side in sides if type(side) is int and 0 < side <= MAX_SIDE}
     return found.pop() if len(found) == 1 else DEFAULT_IMAGE_SIZE
 
@@ -303,9 +306,9 @@ def load_image_processor(
     (`name` is None) or without a processor gets those of MIMIC-CXR-JPG, the same for all channels.
     """
     mean, std = [GRAY_MEAN] * 3, [GRAY_STD] * 3
-    of_timm = None if name is None else _timm_statistics(name, hub_dir=hub_dir, revision=revision)
+    of_timm = None if name is None else _input_of_timm(name, hub_dir=hub_dir, revision=revision)
     if of_timm is not None:
-        mean, std = of_timm
+        mean, std = of_timm.get("mean"), of_timm.get("std")
     elif name is not None:
         try:
             with _loading(name, revision):
@@ -316,19 +319,23 @@ def load_image_processor(
         except UserError:
             if find_file(name, "preprocessor_config.json", hub_dir=hub_dir, revision=revision):
                 raise  # damaged: the model would get images normalised with other statistics
-            logger.warning("%s has no image processor; it gets the statistics of MIMIC-CXR-JPG.", name)
+            logger.warning(
+                "%s has no preprocessor_config.json: its images are normalised with the mean and standard "
+                "deviation of MIMIC-CXR-JPG",
+                name,
+            )
     return new_image_processor(
         mean=mean, std=std, image_size=image_size, where=f"model {name}: preprocessor_config.json"
     )
 
 
-def _timm_statistics(name: str, *, hub_dir: Path | None, revision: str) -> tuple[Any, Any] | None:
-    """Returns mean and standard deviation from a config.json of timm, if no image processor is beside it."""
+def _input_of_timm(name: str, *, hub_dir: Path | None, revision: str) -> dict[str, Any] | None:
+    """Returns what a config.json of timm says of the input, if no image processor is beside it."""
     source = {"hub_dir": hub_dir, "revision": revision}
     of_timm = read_config(name, **source).get("pretrained_cfg")
     if not isinstance(of_timm, dict) or find_file(name, "preprocessor_config.json", **source):
         return None
-    return of_timm.get("mean"), of_timm.get("std")
+    return of_timm
 
 
 def new_image_processor(*, mean: Any, std: Any, image_size: int, where: str) -> ViTImageProcessor:

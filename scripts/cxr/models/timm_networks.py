@@ -1,12 +1,14 @@
 """What timm knows of its networks, by name and arguments; nothing is downloaded."""
 
 import functools
+import inspect
 from typing import Any
 
 import timm
 import torch
 from timm.models import VisionTransformer
 from timm.models import group_parameters
+from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -62,10 +64,11 @@ def count(name: str, arguments: Arguments, num_labels: int, image_size: int) -> 
     """Returns the number of parameters, and the FLOPs of a forward pass of one image of this side."""
     where = f"timm/{name}, image_size {image_size}"
     with torch.device("meta"):
-        network = make_network(name, arguments, num_labels=num_labels, where=where).eval()
+        network = make_network(name, arguments, num_labels=num_labels, where=where)
+        network.eval().requires_grad_(False)  # the counter fails on a class token that is still to be learned
         num_parameters = sum(one.numel() for one in network.parameters())
         try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as counter:
                 network(torch.empty(1, 3, image_size, image_size))
         except Exception as error:  # too small for its strides, or not the size of its windows
             raise UserError(
@@ -87,6 +90,11 @@ def heads_of(network: nn.Module) -> list[nn.Module]:
     return list(found) if isinstance(found, tuple | list) else [found]
 
 
+def is_distilled(network: nn.Module) -> bool:
+    """Returns whether a network is a DeiT with two heads, which read the class and the distillation token."""
+    return isinstance(network, VisionTransformerDistilled)
+
+
 def tokens_of(network: nn.Module) -> tuple[nn.Module, int]:
     """Returns the module whose output are a ViT's tokens, and how many come before the patches."""
     assert isinstance(network, VisionTransformer)
@@ -106,6 +114,25 @@ def layer_ids(network: nn.Module) -> dict[str, int]:
             "the flag out"
         )
     return group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+
+
+def set_input_size(network: nn.Module, image_size: int, *, like: nn.Module) -> bool:
+    """Makes a network take images of another size; returns whether it now has the windows of `like`.
+
+    Without windows of attention (most networks), these are equal. timm would scale a Swin's with the image.
+    """
+    if not hasattr(network, "set_input_size"):
+        return False
+    takes_windows = "window_size" in inspect.signature(network.set_input_size).parameters
+    windows = windows_of(like)
+    options = {"window_size": windows[0]} if takes_windows and windows else {}
+    network.set_input_size(img_size=(image_size, image_size), **options)
+    return windows_of(network) == windows
+
+
+def windows_of(network: nn.Module) -> list[tuple[int, int]]:
+    """Returns the height and width of the windows of attention in order, in tokens."""
+    return [module.window_size for module in network.modules() if hasattr(module, "window_size")]
 
 
 def num_patches(name: str, arguments: Arguments) -> int:

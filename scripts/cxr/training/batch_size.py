@@ -22,9 +22,11 @@ def largest_fitting(fits: Callable[[int], bool], *, limit: int) -> int:
     Sizes from 8 on are rounded down to a multiple of 8, which suits tensor cores. If `fits` is true for a
     size, it must be true for all smaller sizes.
     """
-    if limit < 1 or not fits(1):
+    if limit < 1:
         return 0
-    size = 1
+    size = min(2, limit)  # batch normalisation refuses a single image if its last feature map has one pixel
+    if not fits(size):
+        return int(size > 1 and fits(1))
     while 2 * size <= limit and fits(2 * size):
         size *= 2
     too_large = min(2 * size, limit + 1)

@@ -54,8 +54,8 @@ class PretrainingProbe:
 
     def is_due(self) -> bool:
         """Returns whether --probe_epochs asks for a probe after the epoch that has just ended."""
-        every, run = self.run.args.probe_epochs, self.run
-        return every is not None and run.schedule.epoch(run.progress.step) % every == 0
+        run = self.run
+        return run.schedule.epoch(run.progress.step) % run.args.probe_epochs == 0
 
     def measure(self, *, eval_loss: float) -> dict[str, float | None]:
         """Returns the validation AUROC and the RankMe of the current features; warns if there is reason to.

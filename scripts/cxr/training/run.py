@@ -138,8 +138,7 @@ class Run:
             self.sample.collections = count_by_root(images)
         self.history, self.base_commit = read_base(args)
         if self.history:
-            seen = count_seen(self.sample, self.history[-1], pool=pool, model=args.model_name_or_path)
-            self.sample.num_seen_before = seen
+            self.sample.num_seen_before = count_seen(args, self.sample, self.history[-1], pool=pool)
         self.record.write_sample(self.sample)
         return images
 
@@ -173,6 +172,7 @@ class Run:
             num_epochs=args.num_train_epochs,
             max_steps=args.max_train_steps,
             warmup=optimization.Warmup(ratio=args.warmup_ratio, epochs=args.warmup_epochs),
+            recipe=args.recipe,
             min_learning_rate=args.min_learning_rate,
             peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
             kind=args.lr_scheduler_type,

@@ -68,7 +68,7 @@ def count_training_flops(model: nn.Module, synthetic_loss: Callable[[nn.Module, 
     Counts them on a copy without data (device "meta"), so nothing is computed, and for hidden patches only
     where the step computes no others. `synthetic_loss` takes a model and a number of images.
     """
-    shapes_only = copy.deepcopy(model).to("meta")
+    shapes_only = copy.deepcopy(model).to("meta").eval()  # in training, batch norm may refuse a single image
     if any(isinstance(module, ViTMAEDecoder) for module in shapes_only.modules()):
         speed_up(shapes_only, torch_compile=False)
     with FlopCounterMode(display=False) as counter:
