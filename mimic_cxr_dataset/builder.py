@@ -99,9 +99,13 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
             fate = "is a bad image, skipped" if kind == BAD_IMAGES else "is used with a warning"
             logger.warning(f"{row.path} {fate}: {reason}.")
             return
+        self._add_notes(kind, split, [(row.Index, row.dicom_id, row.path, reason)])
+
+    def _add_notes(self, kind: str, split: str, rows: list[tuple]) -> None:
+        """Adds images (number, dicom_id, path, reason) to this process's part of a list."""
         path = Path(self._output_dir, f"{kind}_{split}.{os.getpid()}.part")
         with path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerow((row.Index, row.dicom_id, row.path, reason))
+            csv.writer(file).writerows(rows)
 
     def _join_notes(self, kind: str, split: str) -> pd.DataFrame:
         """Writes KIND_SPLIT.csv into the cache folder unless it would be empty; returns its rows."""
@@ -110,7 +114,7 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
         if not parts:
             return pd.DataFrame(columns=names)
         # An id of a manifest may be the text "NA", which is not a missing value.
-        options = {"names": names, "dtype": {"dicom_id": str}, "keep_default_na": False}
+        options = {"names": names, "dtype": {"dicom_id": str, "reason": str}, "keep_default_na": False}
         notes = pd.concat([pd.read_csv(part, **options) for part in parts])
         for part in parts:
             part.unlink()

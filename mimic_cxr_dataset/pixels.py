@@ -56,10 +56,12 @@ class Pixels(RadiographBuilder):
         return [datasets.SplitGenerator(name=self.config.name, gen_kwargs=gen_kwargs)]
 
     def _generate_examples(self, chunks: list[pd.DataFrame]):
+        seen = []
         for row, image in self.read_rows(chunks, self.config.name, self.config.reading, streaming=False):
             digest = hashlib.sha256(image["bytes"]).hexdigest()[:16]
-            self._note_image(SAME_PIXELS, self.config.name, row, digest, streaming=False)
+            seen.append((row.Index, row.dicom_id, row.path, digest))
             yield row.dicom_id, {"image": image, "dicom_id": row.dicom_id}
+        self._add_notes(SAME_PIXELS, self.config.name, seen)
 
     def doubt_view(self, view_position: str) -> tuple[str, ...]:
         opposite = {"frontal": "lateral", "lateral": "frontal"}.get(self.config.name)

@@ -100,15 +100,6 @@ def test_base_learning_rate_grows_with_the_images_of_a_step():
     assert (schedule.steps_per_epoch, schedule.num_steps) == (1, 2)
 
 
-def test_a_recipes_minimum_is_lowered_to_the_peak_of_few_images_per_step(caplog):
-    caplog.set_level("INFO")
-    flags = ["--recipe=medical_mae", "--config_name=resnet-18", "--images_per_step=8"]
-    flags += ["--per_device_train_batch_size=8"]
-    planned = plan_steps(run_classification.parse_args(flags), num_processes=1)
-    assert planned.min_learning_rate == planned.peak_learning_rate == pytest.approx(2.5e-4 * 8 / 256)
-    assert "Recipe medical_mae: the minimum learning rate, 1e-05, is lowered to the peak" in caplog.messages
-
-
 def test_learning_rate_is_taken_as_it_is():
     args = run_classification.parse_args(["--learning_rate", "1e-3", "--per_device_train_batch_size", "16"])
     assert plan_steps(args, num_processes=8).peak_learning_rate == 1e-3

@@ -459,6 +459,10 @@ def test_flag_that_an_older_run_lacks_makes_no_row_of_its_own(tmp_path):
         write_run(tmp_path / str(seed), seed=seed, flags=flags)
     (rows,) = gather_rows([tmp_path]).values()
     assert [(name.setup, len(runs)) for name, (runs, _) in rows.items()] == [("", 3)]
+    write_run(tmp_path / "3", seed=3, flags={"new_flag": 0.65})
+    (rows,) = gather_rows([tmp_path]).values()
+    setups = {name.setup: len(runs) for name, (runs, _) in rows.items()}
+    assert setups == {"new_flag None": 3, "new_flag 0.65": 1}
 
 
 def test_planned_runs_of_a_folder_that_is_named_in_two_ways_count_once(study, monkeypatch):

@@ -58,14 +58,13 @@ def shrink_once(
     """
     cache, group, files = Path(builder.cache_dir), builder.config.name, builder.config.files
     if is_complete(cache) and not why_again(cache, group, files):
-        if len(doubtful := read_listing(cache, DOUBTFUL_IMAGES, group)):
-            listing = cache / f"{DOUBTFUL_IMAGES}_{group}.csv"
-            logger.warning("%s", describe_doubtful(doubtful, listing, group))
+        warn_of_doubtful(cache, group)
         return cache
     what = f"is shrinking the {group} images into {cache}"
     with working(cache.parent, what, goes_first=shows_progress, stale=stale) as new:
         if is_complete(cache):
             if not (reason := why_again(cache, group, files)):  # by now
+                warn_of_doubtful(cache, group)
                 return cache
             logger.warning("%s (%s views): shrinking all images of these views again", reason, group)
         sizes = sizes_of(files)
@@ -115,6 +114,12 @@ def name_user() -> str:
 
 def is_complete(cache: Path) -> bool:
     return (cache / "dataset_info.json").is_file()
+
+
+def warn_of_doubtful(cache: Path, group: str) -> None:
+    if len(doubtful := read_listing(cache, DOUBTFUL_IMAGES, group)):
+        listing = cache / f"{DOUBTFUL_IMAGES}_{group}.csv"
+        logger.warning("%s", describe_doubtful(doubtful, listing, group))
 
 
 def why_again(cache: Path, group: str, files: pd.DataFrame) -> str:

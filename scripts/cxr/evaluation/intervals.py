@@ -16,7 +16,9 @@ LEVEL = 0.95
 METRICS = ("accuracy", "precision", "f1", "recall", "auroc", "average_precision", "brier", "ece")
 NUM_BINS = 10  # of a reliability diagram, of equal width
 NUM_RESAMPLES = 2000
-MIN_LABELS = 10  # patients of each class: with fewer, the bootstrap underestimates the variance
+# Of each class: with fewer, the bootstrap underestimates the variance. Patients count, or, for a finding in a
+# mean, images.
+MIN_LABELS = 10
 MIN_SEEDS = 3  # for an interval over seeds; with two it is too wide to be useful (t = 12.7)
 BLOCK = 200_000  # weights that are processed at once
 

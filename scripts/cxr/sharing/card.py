@@ -259,8 +259,7 @@ def collections_of(history: list[Stage], origin: Origin) -> dict[str, bool]:
 def come_from_one(history: list[Stage], origin: Origin) -> bool:
     """Returns whether all images are of one collection, perhaps under other ids or labels."""
     trainings = [one for one in (*history, origin) if not one.is_synthetic]
-    names = {name for one in trainings for name in one.dataset.split(", ")}
-    return len(names - {name for one in trainings for name in one.derived_from}) <= 1
+    return len({name for one in trainings for name in one.derived_from or one.dataset.split(", ")}) <= 1
 
 
 def license_of(origin: Origin, collections: dict[str, bool]) -> dict[str, str]:

@@ -64,8 +64,9 @@ WORTH_WORD = (
     "from its learning curve on a logarithmic scale between the measured sizes; “more than” where the curve "
     "ends below that AUROC, “less than” where it begins above it. Both have the same recipe, augmentation "
     "and masking, and were measured on the same images; other flags, such as the learning rate, may differ "
-    "(see how the models were trained). The interval is over the patients of the split, and does not include "
-    "the variation between seeds."
+    "(see how the models were trained). Only seeds that have finished at every size of the curve count, so "
+    "an AUROC may differ from that of its row. The interval is over the patients of the split, and does not "
+    "include the variation between seeds."
 )
 
 

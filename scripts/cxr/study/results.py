@@ -51,8 +51,8 @@ CHEXPERT5_METRICS = {"chexpert5_auroc": "CheXpert-5 AUROC"}
 LOWER_IS_BETTER = ("brier", "ece")
 PRETRAINED_HERE = ", pretrained here"  # the end of a row's name
 PAPER_NAMES = {"facebook/vit-mae-base": "MAE ViT", "microsoft/resnet-18": "ResNet"}
-# Flags that the table's name has, so that no row's name repeats them.
-IN_TABLE_NAMES = ("findings", "blank", "evaluation_level")
+# Flags that the names of the table or the row have, so that no row repeats them.
+IN_NAMES = ("findings", "blank", "evaluation_level", "recipe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,21 +371,21 @@ def labels_of_data(
 def split_by_setup(row: RowName, runs: list[Run], num_planned: int) -> RunsByRow:
     """Splits a row whose runs differ in flags into rows that have those flags in their names.
 
-    That a run has not recorded a flag, because it is older, is no difference.
+    A run that has not recorded a flag is older than the flag, and new flags are off by default.
     """
     # The model of a study's own pretraining has the seed in its path; any other is in the row's name.
-    free = {*record.FREE_TO_CHANGE, *IN_TABLE_NAMES, "seed", "model_name_or_path"}
+    free = {*record.FREE_TO_CHANGE, *IN_NAMES, "seed", "model_name_or_path"}
     setups = [
         {name: value for name, value in run.args.flags.items() if name not in free}
         | {"images_per_step": run.results.images_per_step}
         for run in runs
     ]
     names = sorted({name for setup in setups for name in setup})
-    recorded = {name: {str(setup[name]) for setup in setups if name in setup} for name in names}
-    differing = [name for name in names if len(recorded[name]) > 1]
+    setups = [{name: setup.get(name) or None for name in names} for setup in setups]  # 0 and False are off
+    differing = [name for name in names if len({str(setup[name]) for setup in setups}) > 1]
     groups: dict[str, list[Run]] = defaultdict(list)
     for run, setup in zip(runs, setups):
-        groups[", ".join(f"{name} {setup.get(name)}" for name in differing)].append(run)
+        groups[", ".join(f"{name} {setup[name]}" for name in differing)].append(run)
     if len(groups) == 1:
         return {dataclasses.replace(row, setup=next(iter(groups))): (runs, num_planned)}
     unfinished = {row: ([], num_planned - len(runs))} if len(runs) < num_planned else {}

@@ -108,7 +108,7 @@ def are_comparable(pretrained: Curve, other: Curve) -> bool:
 
 
 def compare(table: TableName, pretrained: Curve, other: Curve) -> Iterator[Worth]:
-    """Yields the comparison with each size of `pretrained`, over the seeds that it and all sizes have."""
+    """Yields the comparison with each size of `pretrained`, over its seeds that all sizes of `other` have."""
     for size, row in zip(pretrained.sizes, pretrained.rows):
         seeds = other.seeds & set(row.aurocs)
         if not seeds:

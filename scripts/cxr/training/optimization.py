@@ -1,12 +1,10 @@
 """Makes the optimizer, and computes the learning rate as a pure function of the optimizer step."""
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -14,12 +12,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from cxr.choices import RECIPES
 from cxr.choices import SCHEDULES
 from cxr.errors import UserError
 from cxr.models.layers import layer_ids
 
-logger = logging.getLogger(__name__)
 # Each maps the share of the steps after warm-up that are done, in [0, 1), to a factor of the peak learning
 # rate.
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -78,14 +74,12 @@ def make_schedule(
     num_epochs: int,
     max_steps: int | None,
     warmup: Warmup,
-    recipe: str = RECIPES[0],
     **learning_rate: float | str,
 ) -> Schedule:
     """Returns the schedule of a run over `num_images`; `learning_rate` are fields of `Schedule`.
 
-    A `recipe` other than the paper's has a minimum that few images per step may put above the peak: it is
-    lowered to the peak. Raises UserError if the images do not fill one step, if the warm-up takes all steps,
-    or if the learning rate would rise to its minimum.
+    Raises UserError if the images do not fill one step, if the warm-up takes all steps, or if the learning
+    rate would rise to its minimum.
     """
     if num_images < images_per_step:
         raise UserError(
@@ -112,9 +106,6 @@ def make_schedule(
     )
     least, peak = schedule.min_learning_rate, schedule.peak_learning_rate
     if schedule.kind != "constant" and least > peak:
-        if recipe != RECIPES[0]:
-            logger.info("Recipe %s: the minimum learning rate, %g, is lowered to the peak", recipe, least)
-            return replace(schedule, min_learning_rate=peak)
         raise UserError(
             f"--min_learning_rate {least:g}: found a peak of {peak:.3g}, expected one that is not lower; "
             "lower --min_learning_rate, or train with a higher learning rate"

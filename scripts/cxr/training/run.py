@@ -172,7 +172,6 @@ class Run:
             num_epochs=args.num_train_epochs,
             max_steps=args.max_train_steps,
             warmup=optimization.Warmup(ratio=args.warmup_ratio, epochs=args.warmup_epochs),
-            recipe=args.recipe,
             min_learning_rate=args.min_learning_rate,
             peak_learning_rate=args.learning_rate or args.base_learning_rate * images_per_step / 256,
             kind=args.lr_scheduler_type,
