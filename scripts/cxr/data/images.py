@@ -187,12 +187,14 @@ def load_images(
 
 def warn_of_copies(kept: pd.DataFrame, same: pd.DataFrame) -> None:
     """Warns of images to evaluate with that have the pixels of a training image; `same` lists SAME_PIXELS."""
-    pixels = kept["dicom_id"].map(same.drop_duplicates("dicom_id").set_index("dicom_id")["reason"])
-    of_train = kept[pixels.notna() & (kept["split"] == "train")]
-    copies = kept[pixels.isin(pixels[of_train.index]) & (kept["split"] != "train")]
+    if same.empty:
+        return
+    found = kept.merge(same[["dicom_id", "reason"]], on="dicom_id")
+    of_train = found[found["split"] == "train"]
+    copies = found[(found["split"] != "train") & found["reason"].isin(of_train["reason"])]
     if copies.empty:
         return
-    twin = of_train[pixels[of_train.index] == pixels[copies.index[0]]].iloc[0]
+    twin = of_train[of_train["reason"] == copies["reason"].iloc[0]].iloc[0]
     logger.warning(
         "%s validation and test images have the pixels of a training image, such as %s (%s): results on them "
         "say little; leave one of each two out",
