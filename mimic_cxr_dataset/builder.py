@@ -20,6 +20,7 @@ from .image_lists import BAD_IMAGES
 from .image_lists import DOUBTFUL_IMAGES
 from .image_lists import SAME_PIXELS
 from .image_lists import describe_doubtful
+from .image_lists import listing_of
 from .labels import MISSING_FILE
 from .radiographs import Reading
 from .radiographs import check_jpeg
@@ -108,7 +109,10 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
             csv.writer(file).writerows(rows)
 
     def _join_notes(self, kind: str, split: str) -> pd.DataFrame:
-        """Writes KIND_SPLIT.csv into the cache folder unless it would be empty; returns its rows."""
+        """Writes KIND_SPLIT.csv into the cache folder unless it would be empty; returns its rows.
+
+        Of SAME_PIXELS, for which all images are noted, it has those whose pixels occur again.
+        """
         names = ["row", "dicom_id", "path", "reason"]
         parts = sorted(Path(self._output_dir).glob(f"{kind}_{split}.*.part"))
         if not parts:
@@ -123,7 +127,7 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
         if notes.empty:
             return notes
         # Written without a temporary name: `datasets` renames the whole folder when it is complete.
-        path = Path(self._output_dir, f"{kind}_{split}.csv")
+        path = listing_of(Path(self._output_dir), kind, split)
         notes.sort_values("row", kind="stable").drop(columns="row").to_csv(path, index=False)
         return notes
 
@@ -139,12 +143,13 @@ class RadiographBuilder(datasets.GeneratorBasedBuilder):
         if len(bad):
             num_damaged = int((bad["reason"] != MISSING_FILE).sum())
             self.count_damaged(split, num_damaged)
-            listing = folder / f"{BAD_IMAGES}_{split}.csv"
+            listing = listing_of(folder, BAD_IMAGES, split)
             logger.warning(
                 f"{split}: bad images skipped: {len(bad):,} ({num_damaged:,} damaged), see {listing}"
             )
         if len(doubtful := self._join_notes(DOUBTFUL_IMAGES, split)):
-            logger.warning(describe_doubtful(doubtful, folder / f"{DOUBTFUL_IMAGES}_{split}.csv", split))
+            listing = listing_of(folder, DOUBTFUL_IMAGES, split)
+            logger.warning(describe_doubtful(doubtful, listing, split))
 
     # The methods below wrap private methods of `datasets` (tried with 3.6 and 5.2): it has no public hook.
 

@@ -11,9 +11,13 @@ LIST_COLUMNS = ("dicom_id", "path", "reason")
 MOST_REASONS = 3  # in a message
 
 
+def listing_of(folder: Path, kind: str, split: str) -> Path:
+    return folder / f"{kind}_{split}.csv"
+
+
 def read_listing(folder: Path, kind: str, split: str) -> pd.DataFrame:
     """Returns a list of images of a cache folder, with LIST_COLUMNS; empty if there is none."""
-    path = folder / f"{kind}_{split}.csv"
+    path = listing_of(folder, kind, split)
     if not path.is_file():
         return pd.DataFrame(columns=LIST_COLUMNS, dtype=str)
     return pd.read_csv(path, dtype=str, keep_default_na=False)  # "NA" may be an id
@@ -22,7 +26,7 @@ def read_listing(folder: Path, kind: str, split: str) -> pd.DataFrame:
 def describe_doubtful(doubtful: pd.DataFrame, listing: Path, split: str) -> str:
     """Returns in words how many images are used with a warning, and why."""
     reasons = doubtful["reason"].value_counts()
-    named = ", ".join(f'"{reason}" ({count:,})' for reason, count in reasons[:MOST_REASONS].items())
+    named = ", ".join(f'{count:,} "{reason}"' for reason, count in reasons[:MOST_REASONS].items())
     more = f" and {len(reasons) - MOST_REASONS} more reasons" * (len(reasons) > MOST_REASONS)
-    count = f"{doubtful['dicom_id'].nunique():,}"
-    return f"{split}: images used with a warning: {count}: {named}{more}, see {listing}"
+    num_images = doubtful["dicom_id"].nunique()
+    return f"{split}: images used with a warning: {num_images:,} ({named}{more}), see {listing}"

@@ -59,9 +59,8 @@ def describe_patients(rows: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFram
     """Returns the sex, age group and race of the patient of each image; `rows` has subject_id and study_date.
 
     The age is that in the year of the study: anchor_age + year of study_date - anchor_year. The date is as
-    `read_images` has it: YYYYMMDD, or "".
-    Below 18 it is UNKNOWN, as is the age without a date. A patient without a row in `patients`, the table of
-    `read_patients`, has sex and age UNKNOWN and race OTHER_RACE.
+    `read_images` has it: YYYYMMDD, or "". Below 18 the age is UNKNOWN, as without a date. A patient without a
+    row in `patients`, the table of `read_patients`, has sex and age UNKNOWN and race OTHER_RACE.
     """
     known = patients.reindex(rows["subject_id"]).set_axis(rows.index)
     year = rows["study_date"].str.extract("^([0-9]{4})[0-9]{4}$", expand=False).astype("float64")

@@ -134,8 +134,12 @@ def test_test_images_with_the_pixels_of_training_images_are_said_at_each_start(t
     for _ in range(2):
         caplog.clear()
         load(root, tmp_path / "cache")
-        said = f"2 validation and test images have the pixels of a training image, such as {root}"
-        assert said in caplog.text and of_train["path"] in caplog.text
+        assert (
+            "frontal: validation and test images with the pixels of a training image: 2; results"
+            in caplog.text
+        )
+        (listing,) = tmp_path.rglob("same_pixels_*.csv")
+        assert f"see {listing}" in caplog.text and len(pd.read_csv(listing)) == 3
 
 
 def test_header_with_another_view_and_other_doubts_are_said_at_each_start(root, tmp_path, caplog):
@@ -147,8 +151,8 @@ def test_header_with_another_view_and_other_doubts_are_said_at_each_start(root, 
     for _ in range(2):
         caplog.clear()
         load(root, tmp_path / "cache")
-        assert '"the table says frontal, the header says LL" (1)' in caplog.text
-        assert '"the header says that text is burned into the image" (1)' in caplog.text
+        assert '1 "the table says frontal, the header says LL"' in caplog.text
+        assert '1 "the header says that text is burned into the image"' in caplog.text
 
 
 def test_bad_image_with_an_id_that_looks_like_a_missing_value_is_left_out(tmp_path):

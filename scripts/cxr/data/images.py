@@ -33,6 +33,7 @@ from mimic_cxr_dataset.gray_levels import distance_from_uniform
 from mimic_cxr_dataset.image_lists import BAD_IMAGES
 from mimic_cxr_dataset.image_lists import LIST_COLUMNS
 from mimic_cxr_dataset.image_lists import SAME_PIXELS
+from mimic_cxr_dataset.image_lists import listing_of
 from mimic_cxr_dataset.image_lists import read_listing
 from mimic_cxr_dataset.label_rule import LabelRule
 from mimic_cxr_dataset.label_rule import check_options
@@ -164,7 +165,7 @@ def load_images(
         in_view = groups.eq(rule.view) | (rule.view == "all")
         if not in_view.any():
             raise UserError(f"{data_dir}: found no image of the view {rule.view}; name another")
-        pixels, bad, same = load_pixels(
+        pixels, bad = load_pixels(
             images.assign(group=groups)[in_view],
             data_dir,
             on_bad_image=on_bad_image,
@@ -172,7 +173,6 @@ def load_images(
         )
     kept = leave_out_bad_images(kept, bad, exclusions, on_bad_image=on_bad_image)
     logger.info("Images (%s):\n%s", rule, format_exclusions(exclusions))
-    warn_of_copies(kept, same)
     rows = {split: kept[kept["split"] == split] for split in SPLITS.values()}
     for split in needs:
         if rows[split].empty:
@@ -183,25 +183,6 @@ def load_images(
         of_test = images[(images["split"] == "test") & ~images["dicom_id"].isin(bad["dicom_id"])]
         rows[RADIOLOGIST], _ = label_images(of_test, of_radiologist, rule)
     return {split: with_pixels(of_split, pixels, rule) for split, of_split in rows.items() if len(of_split)}
-
-
-def warn_of_copies(kept: pd.DataFrame, same: pd.DataFrame) -> None:
-    """Warns of images to evaluate with that have the pixels of a training image; `same` lists SAME_PIXELS."""
-    if same.empty:
-        return
-    found = kept.merge(same[["dicom_id", "reason"]], on="dicom_id")
-    of_train = found[found["split"] == "train"]
-    copies = found[(found["split"] != "train") & found["reason"].isin(of_train["reason"])]
-    if copies.empty:
-        return
-    twin = of_train[of_train["reason"] == copies["reason"].iloc[0]].iloc[0]
-    logger.warning(
-        "%s validation and test images have the pixels of a training image, such as %s (%s): results on them "
-        "say little; leave one of each two out",
-        f"{len(copies):,}",
-        copies["path"].iloc[0],
-        twin["path"],
-    )
 
 
 def check_studies(splits: dict[str, LabelledImages]) -> None:
@@ -250,16 +231,16 @@ def load_pixels(
     shows_progress: bool,
     stage_dir: Path | None = None,
     **of_builder: Any,
-) -> tuple["datasets.Dataset", pd.DataFrame, pd.DataFrame]:
-    """Returns the pixels of images in Arrow format, and the lists of the bad ones and of SAME_PIXELS.
+) -> tuple["datasets.Dataset", pd.DataFrame]:
+    """Returns the pixels of images in Arrow format, and a table with LIST_COLUMNS of the bad ones.
 
-    `images` has dicom_id, path and group: frontal, lateral or other. The lists have LIST_COLUMNS. Bad images
-    have no pixels. With `stage_dir`, the pixels are read from a copy there. `of_builder` are the keywords of
-    `make_builder`. Raises UserError.
+    `images` has dicom_id, path, split and group: frontal, lateral or other. Bad images have no pixels. With
+    `stage_dir`, the pixels are read from a copy there. `of_builder` are the keywords of `make_builder`.
+    Raises UserError.
     """
     import datasets  # not at the top: some scripts use this file without it
 
-    caches, lists = {}, {BAD_IMAGES: [], SAME_PIXELS: []}
+    caches, bad = {}, []
     plumbing = {"num_proc": num_proc or num_cores(), "shows_progress": shows_progress}
     for group, files in images.groupby("group"):
         builder = make_builder(group, files, data_dir, **of_builder)
@@ -268,11 +249,11 @@ def load_pixels(
         except NoGoodImage as error:  # such as all lateral ones, of somebody who has downloaded the others
             logger.warning("%s", error)
             reasons = [DAMAGED_FILE if find_image(path) else MISSING_FILE for path in files["path"]]
-            lists[BAD_IMAGES].append(files.assign(reason=reasons)[[*LIST_COLUMNS]])
+            bad.append(files.assign(reason=reasons)[[*LIST_COLUMNS]])
             continue
         caches[builder] = cache
-        for kind, found in lists.items():
-            found.append(read_listing(cache, kind, group))
+        bad.append(read_listing(cache, BAD_IMAGES, group))
+        warn_of_copies(files, cache, group)
     folders = list(caches.values())
     if stage_dir:
         folders = stage_once(folders, stage_dir, shows_progress=shows_progress)
@@ -281,7 +262,25 @@ def load_pixels(
         view = images["group"].iloc[0] if images["group"].nunique() == 1 else "all"
         raise UserError(f"--view {view}: found no good image of this view; name another, or check the files")
     pixels = datasets.concatenate_datasets(parts).with_format("arrow")
-    return pixels, pd.concat(lists[BAD_IMAGES]), pd.concat(lists[SAME_PIXELS])
+    return pixels, pd.concat(bad)
+
+
+def warn_of_copies(files: pd.DataFrame, cache: Path, group: str) -> None:
+    """Warns of images to evaluate with that have the pixels of a training image; `files` has their split."""
+    same = read_listing(cache, SAME_PIXELS, group)
+    if same.empty:
+        return
+    found = files.merge(same[["dicom_id", "reason"]], on="dicom_id")
+    is_train = found["split"] == "train"
+    num_copies = (~is_train & found["reason"].isin(found.loc[is_train, "reason"])).sum()
+    if num_copies:
+        logger.warning(
+            "%s: validation and test images with the pixels of a training image: %s; results on them say "
+            "little: remove one of each pair, see %s",
+            group,
+            f"{num_copies:,}",
+            listing_of(cache, SAME_PIXELS, group),
+        )
 
 
 def make_builder(

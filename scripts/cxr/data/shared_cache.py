@@ -30,6 +30,7 @@ from mimic_cxr_dataset.errors import one_line
 from mimic_cxr_dataset.image_lists import BAD_IMAGES
 from mimic_cxr_dataset.image_lists import DOUBTFUL_IMAGES
 from mimic_cxr_dataset.image_lists import describe_doubtful
+from mimic_cxr_dataset.image_lists import listing_of
 from mimic_cxr_dataset.image_lists import read_listing
 from mimic_cxr_dataset.labels import MISSING_FILE
 from mimic_cxr_dataset.radiographs import find_image
@@ -118,7 +119,7 @@ def is_complete(cache: Path) -> bool:
 
 def warn_of_doubtful(cache: Path, group: str) -> None:
     if len(doubtful := read_listing(cache, DOUBTFUL_IMAGES, group)):
-        listing = cache / f"{DOUBTFUL_IMAGES}_{group}.csv"
+        listing = listing_of(cache, DOUBTFUL_IMAGES, group)
         logger.warning("%s", describe_doubtful(doubtful, listing, group))
 
 
@@ -147,7 +148,7 @@ def has_new_files(cache: Path, group: str) -> bool:
     bad_images = read_listing(cache, BAD_IMAGES, group)
     if bad_images.empty:
         return False
-    written = (cache / f"{BAD_IMAGES}_{group}.csv").stat().st_mtime
+    written = listing_of(cache, BAD_IMAGES, group).stat().st_mtime
     for bad in bad_images.itertuples():
         path = find_image(bad.path)
         changed = path and max(Path(path).stat().st_mtime, Path(path).stat().st_ctime) > written

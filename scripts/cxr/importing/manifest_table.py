@@ -22,9 +22,9 @@ from mimic_cxr_dataset.errors import one_line
 from mimic_cxr_dataset.labels import read_labels
 from mimic_cxr_dataset.manifest import COLUMNS
 from mimic_cxr_dataset.manifest import check_rows
+from mimic_cxr_dataset.radiographs import SUFFIXES
 from mimic_cxr_dataset.tables import read_images
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".dcm", ".dicom"}
 SHARES = ("test_share", "validation_share")  # the options by which splits that are missing are cut
 
 
@@ -183,7 +183,7 @@ def find_paths(source: Path, facts: Facts) -> tuple[list[str], Counter[str]]:
             if name.startswith("."):
                 continue
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - Path takes seconds
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in SUFFIXES:
                 found.append(os.path.join(os.path.abspath(folder), name))  # noqa: PTH100, PTH118
             else:
                 others[suffix] += 1

@@ -12,7 +12,6 @@ import pandas as pd
 
 from cxr.data.images import user_errors
 from cxr.errors import UserError
-from cxr.importing.manifest_table import IMAGE_SUFFIXES
 from cxr.importing.manifest_table import Facts
 from cxr.importing.manifest_table import Imported
 from cxr.importing.manifest_table import Options
@@ -28,6 +27,7 @@ from mimic_cxr_dataset.manifest import NORMAL
 from mimic_cxr_dataset.manifest import check_label_names
 from mimic_cxr_dataset.manifest import check_rows
 from mimic_cxr_dataset.manifest import label_name
+from mimic_cxr_dataset.radiographs import SUFFIXES
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validate": "validation"}
 SPLITS |= {"validation": "validation", "test": "test"}
@@ -120,13 +120,13 @@ def _describe_subfolders(num_images: Counter[str], *, most: int = 5) -> tuple[st
 
 
 def _describe_others(num_files: Counter[str], *, most: int = 5) -> tuple[str, ...]:
-    """Returns a note about the files without a suffix of IMAGE_SUFFIXES, given with their numbers."""
+    """Returns a note about the files without one of the SUFFIXES, given with their numbers."""
     if not num_files:
         return ()
     kinds = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in num_files.most_common(most)]
     return (
         f"files that are not used: {', '.join(kinds)}; if they are images, save them as "
-        f"{', '.join(sorted(IMAGE_SUFFIXES))}",
+        f"{', '.join(SUFFIXES)}",
     )
 
 

@@ -116,7 +116,7 @@ def new_parameters(config: PretrainedConfig) -> tuple[str, ...]:
 def set_input_size(model: PreTrainedModel, image_size: int) -> None:
     """Interpolates the position embeddings of a timm model that takes images of one size only.
 
-    Raises UserError if timm cannot, so that it makes the same network again of the stored arguments.
+    Raises UserError if timm cannot, or would not make the same network again from the stored arguments.
     """
     config = model.config
     if config.model_type != "timm_wrapper" or own_size(config) in (None, image_size):
